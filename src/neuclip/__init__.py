@@ -1,0 +1,1 @@
+"""neuclip: CLIP training with learned log-normalizers, for people with few GPUs."""

@@ -1,0 +1,269 @@
+"""The tree of settings of a run: frozen, typed, one section per component. Imports no torch.
+
+Field names are leaf-unique over all sections, since the command line shows them flat, by the names
+that users of open_clip and FastCLIP know. Ranges that one field can tell are declared on the field;
+what concerns several fields at once is in `RunConfig.check`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neuclip.errors import UserError
+from neuclip.methods import (
+    AnyMethodSettings,
+    MethodSettings,
+    MixingSettings,
+    NeuCLIPSettings,
+    gamma_floor,
+)
+
+Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """What is read for training."""
+
+    train_data: str | None = Field(
+        default=None,
+        description="training shards: a folder of .tar files or a brace pattern; '::' joins several",
+    )
+    train_num_samples: int | None = Field(
+        default=None, ge=1, description="samples in an epoch; none: as many as the shards hold"
+    )
+    data_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="bound of the samples' integer keys, which then are the sample ids; "
+        "none: ids are positions in the shard index",
+    )
+    caption_key: str | None = Field(
+        default=None,
+        description="take the caption from this key of the .json member instead of .txt",
+    )
+    batch_size: int = Field(default=64, ge=2, description="pairs per process and step")
+    workers: int = Field(default=2, ge=0, description="reading processes per training process")
+    max_bad_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="stop when more than this share of the samples read is damaged",
+    )
+
+
+class ModelConfig(Section):
+    """The towers."""
+
+    name: Annotated[str, tyro.conf.arg(name="model")] = Field(
+        default="ViT-B-32", description="an open_clip model, or glyph-tiny for the embedded data"
+    )
+    precision: Precision = Field(
+        default="auto", description="auto: amp_bf16 on a GPU that has bfloat16, fp32 elsewhere"
+    )
+
+
+class OptimConfig(Section):
+    """AdamW and its schedules."""
+
+    epochs: int = Field(default=32, ge=0, description="length of the schedule")
+    stop_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop after this many epochs, on the schedule of all of them",
+    )
+    lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
+    lr_min: float = Field(
+        default=0.0, ge=0, description="learning rate at the end of the cosine schedule"
+    )
+    lr_scheduler: Literal["cosine", "const"] = Field(
+        default="cosine", description="schedule after warm-up"
+    )
+    warmup: int = Field(default=10000, ge=0, description="steps of linear warm-up")
+    wd: float = Field(
+        default=0.2, ge=0, description="weight decay (not on gains, biases and logit_scale)"
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first decay rate")
+    beta2: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="second decay rate; none: 0.98 for ViT, 0.999 otherwise",
+    )
+    eps: float | None = Field(
+        default=None, gt=0, description="AdamW's epsilon; none: 1e-6 for ViT, 1e-8 otherwise"
+    )
+    grad_clip_norm: float | None = Field(
+        default=None, gt=0, description="largest norm of the gradient"
+    )
+    lr_tau: float | None = Field(
+        default=None, gt=0, description="learning rate of the temperature; none: as the towers'"
+    )
+    lr_tau_scheduler: Literal["const", "step_thresh", "same"] = Field(
+        default="same",
+        description="schedule of lr_tau: const, step_thresh (a third of it while the temperature "
+        "is at most 0.03), or same (the towers' schedule)",
+    )
+
+
+class EvaluationConfig(Section):
+    """What is judged during training, and how often."""
+
+    val_data: str | None = Field(
+        default=None, description="evaluation splits (folders of shards), several joined by '::'"
+    )
+    val_frequency: int = Field(default=1, ge=0, description="judge every so many epochs; 0: never")
+    val_batch_size: int = Field(
+        default=256, ge=1, description="pairs per forward pass when judging"
+    )
+
+
+class OutputConfig(Section):
+    """What is written, and how often."""
+
+    logs: str = Field(default="./logs", description="folder of the run folders")
+    save_frequency: int = Field(
+        default=1, ge=0, description="keep a checkpoint every so many epochs; 0: the latest only"
+    )
+    save_every_steps: int = Field(
+        default=0, ge=0, description="also save every so many steps; 0: never"
+    )
+    keep_step_checkpoints: int = Field(default=2, ge=1, description="step checkpoints to keep")
+    log_every_n_steps: int = Field(default=50, ge=1, description="steps between two records")
+    report_to: Literal["none", "tensorboard", "wandb", "all"] = Field(
+        default="none", description="also log to TensorBoard or Weights & Biases"
+    )
+    profile: bool = Field(default=False, description="save a torch profiler trace of ten steps")
+
+
+class RunConfig(Section):
+    """Everything that decides a run."""
+
+    name: str | None = Field(
+        default=None, description="name of the run folder; none: method, model and time"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of weights, order and augmentation")
+    resume: str | None = Field(
+        default=None,
+        description="checkpoint to continue from, or 'latest' for the newest of this run",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
+    method: AnyMethodSettings = Field(default_factory=NeuCLIPSettings)
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    output: OutputConfig = OutputConfig()
+
+    def check(self) -> "RunConfig":
+        """Rules over several fields.
+
+        Raises:
+            UserError: names the fields that contradict each other and what would be right.
+        """
+        optim, name = self.optim, self.name
+        if optim.lr_min > optim.lr:
+            raise UserError(
+                f"lr_min {optim.lr_min:g} is above lr {optim.lr:g}; it must be at most lr"
+            )
+        if optim.lr_tau is None and optim.lr_tau_scheduler == "step_thresh":
+            raise UserError("lr_tau_scheduler step_thresh needs lr_tau (for example --lr_tau 1e-4)")
+        if optim.stop_epochs is not None and optim.stop_epochs > optim.epochs:
+            raise UserError(
+                f"stop_epochs {optim.stop_epochs} is beyond the schedule of {optim.epochs} epochs; "
+                "it must be at most epochs"
+            )
+        if name is not None and (not name or name in {".", ".."} or "/" in name or "\\" in name):
+            raise UserError(
+                f"name {name!r} cannot be a folder's name; use letters, digits, '-', '_'"
+            )
+        return self
+
+    def resolved(self) -> "RunConfig":
+        """The same run with every default that depends on other fields filled in."""
+        vit = "vit" in self.model.name.lower()
+        optim = self.optim.model_copy(
+            update={
+                "beta2": _default(self.optim.beta2, 0.98 if vit else 0.999),
+                "eps": _default(self.optim.eps, 1e-6 if vit else 1e-8),
+            }
+        )
+        method: MethodSettings = self.method
+        if isinstance(method, MixingSettings):
+            epochs = max(self.optim.epochs, 1)
+            update = {
+                "gamma": _default(method.gamma, gamma_floor(epochs)),
+                "gamma_decay_epochs": _default(method.gamma_decay_epochs, float(epochs)),
+            }
+            method = method.model_copy(update=update)
+        return self.model_copy(update={"optim": optim, "method": method})
+
+    def to_yaml(self) -> str:
+        """The tree as YAML, one key per setting."""
+        tree = self.model_dump(mode="json")
+        tree["method"] = {"name": tree["method"].pop("name"), **tree["method"]}
+        return yaml.safe_dump(tree, sort_keys=False)
+
+
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`, section by section.
+
+    A section `method` of another name replaces the one below: settings do not leak between methods.
+    """
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            other = key == "method" and value.get("name", below.get("name")) != below.get("name")
+            merged[key] = dict(value) if other else merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def validate(tree: dict[str, Any], source: str) -> RunConfig:
+    """Builds the configuration from a tree of plain values.
+
+    Raises:
+        UserError: every wrong key or value, with its path, the value and the source.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"{source}: {'.'.join(str(part) for part in problem['loc'])}: {problem['msg']} "
+            f"(got {problem['input']!r})"
+            for problem in error.errors()
+        ]
+        raise UserError("\n".join(lines)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as a tree.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration {path} is not YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"configuration {path}: expected sections, found {type(tree).__name__}")
+    return tree

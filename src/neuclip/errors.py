@@ -1,0 +1,9 @@
+"""Mistakes that the user can mend: the command line prints them without a traceback."""
+
+
+class UserError(ValueError):
+    """A mistake in the user's input: what is wrong, where it came from, and what would be right.
+
+    The command line prints the message alone and exits with code 2; in a library call it is an
+    ordinary `ValueError`.
+    """
