@@ -6,9 +6,8 @@ what concerns several fields at once is in `RunConfig.check`.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import tyro
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,7 +26,9 @@ Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
 class Section(BaseModel):
     """Base of all sections: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
 
 class DataConfig(Section):
@@ -35,7 +36,7 @@ class DataConfig(Section):
 
     train_data: str | None = Field(
         default=None,
-        description="training shards: a folder of .tar files or a brace pattern; '::' joins several",
+        description="training shards: a folder of .tar files or a brace pattern; :: joins several",
     )
     train_num_samples: int | None = Field(
         default=None, ge=1, description="samples in an epoch; none: as many as the shards hold"
@@ -63,7 +64,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """The towers."""
 
-    name: Annotated[str, tyro.conf.arg(name="model")] = Field(
+    name: str = Field(
         default="ViT-B-32", description="an open_clip model, or glyph-tiny for the embedded data"
     )
     precision: Precision = Field(

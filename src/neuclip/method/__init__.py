@@ -1,0 +1,1 @@
+"""The mathematics: objectives, normalizers, losses. Plain keyword arguments, no configuration."""

@@ -1,0 +1,1 @@
+"""The losses: one objective a module."""

@@ -1,0 +1,1 @@
+"""Where the log-normalizers come from: one source a module."""

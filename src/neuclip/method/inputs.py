@@ -1,0 +1,51 @@
+"""What a loss checks of its inputs, so that a mistake is named before it becomes a NaN."""
+
+import torch
+from torch import Tensor
+
+from neuclip import distributed
+from neuclip.errors import UserError
+
+UNIT_NORM_TOLERANCE = 0.02
+"""bfloat16 towers end within 0.01 of unit norm."""
+
+
+def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) -> None:
+    """Shapes and batch size; reads no values, so it costs no wait for the device.
+
+    Raises:
+        UserError: names the shapes found and those expected.
+    """
+    shapes = (
+        f"image_features {list(image_features.shape)}, text_features {list(text_features.shape)}"
+    )
+    if image_features.ndim != 2 or image_features.shape != text_features.shape:
+        raise UserError(f"{shapes}: both must have the same shape [batch, {embed_dim}]")
+    if image_features.shape[1] != embed_dim:
+        raise UserError(f"{shapes}: this loss was made for embed_dim={embed_dim}")
+    if image_features.shape[0] * distributed.world_size() < 2:
+        raise UserError(f"{shapes}: a batch of one pair has no negatives; use at least two pairs")
+
+
+@torch.no_grad()
+def check_values(image_features: Tensor, text_features: Tensor) -> None:
+    """Finite, unit-norm embeddings. Waits for the device.
+
+    Raises:
+        UserError: names the first wrong row, and how far it is off.
+    """
+    for name, features in (("image_features", image_features), ("text_features", text_features)):
+        norms = torch.linalg.vector_norm(features.float(), dim=1)
+        bad = ~torch.isfinite(norms)
+        if bool(bad.any()):
+            raise UserError(
+                f"{name}: {int(bad.sum())} of {len(norms)} rows are not finite, the first is row "
+                f"{int(bad.nonzero()[0])}"
+            )
+        off = (norms - 1).abs()
+        if float(off.max()) > UNIT_NORM_TOLERANCE:
+            row = int(off.argmax())
+            raise UserError(
+                f"{name}: row {row} has norm {float(norms[row]):.4g}; embeddings must have unit "
+                f"norm (within {UNIT_NORM_TOLERANCE:g}): use torch.nn.functional.normalize"
+            )

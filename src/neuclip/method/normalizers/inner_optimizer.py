@@ -1,0 +1,88 @@
+"""The optimisers of the prototypes, written out: their gradients never pass through autograd.
+
+State tensors carry the same leading `side` axis as the prototypes. A matrix of prototypes may be
+shared out over ranks; only `adagrad_norm` needs to know, for its sum of squares runs over all rows.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neuclip import distributed
+
+Kind = Literal["adagrad_norm", "adagrad", "adam", "sgd"]
+
+_TINY = 1e-10
+_ADAM_BETA1, _ADAM_BETA2, _ADAM_EPS = 0.9, 0.999, 1e-8
+
+
+class InnerOptimizer(nn.Module):
+    """Steps one tensor of shape [2, rows, ...] by a given gradient.
+
+    Attributes:
+        kind: `adagrad_norm` (one scalar accumulator per side: AdaGrad-norm), `adagrad` (one per
+            coordinate), `adam`, or `sgd`.
+        lr: learning rate; for `adagrad_norm` the length of the first step.
+    """
+
+    accumulator: Tensor
+    momentum: Tensor
+    count: Tensor
+
+    def __init__(self, kind: Kind, lr: float, like: Tensor) -> None:
+        super().__init__()
+        self.kind: Kind = kind
+        self.lr = lr
+        per_side = torch.zeros(like.shape[0], *(1,) * (like.ndim - 1), dtype=like.dtype)
+        self.register_buffer(
+            "accumulator", torch.zeros_like(like) if kind in {"adagrad", "adam"} else per_side
+        )
+        self.register_buffer(
+            "momentum", torch.zeros_like(like) if kind == "adam" else per_side.clone()
+        )
+        self.register_buffer("count", torch.zeros((), dtype=like.dtype))
+
+    @property
+    def row_tensors(self) -> tuple[str, ...]:
+        """State tensors with one entry per prototype (shared out over ranks as they are)."""
+        return {"adagrad": ("accumulator",), "adam": ("accumulator", "momentum")}.get(self.kind, ())
+
+    @torch.no_grad()
+    def reset_rows(self, rows: slice) -> None:
+        """Forgets what belongs to prototypes that were replaced."""
+        for name in self.row_tensors:
+            getattr(self, name)[:, rows] = 0
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Forgets everything, as after a restart."""
+        self.accumulator.zero_()
+        self.momentum.zero_()
+        self.count.zero_()
+
+    @torch.no_grad()
+    def step(self, parameter: Float[Tensor, "2 ..."], grad: Float[Tensor, "2 ..."]) -> None:
+        """Moves the parameter against the gradient, in place; may overwrite `grad`."""
+        if self.kind == "adagrad_norm":
+            square = torch.linalg.vector_norm(grad.flatten(1), dim=1).square_()
+            self.accumulator += distributed.sum_over_ranks(square).view_as(self.accumulator)
+            parameter.sub_(grad.mul_(self.lr / (self.accumulator.sqrt() + _TINY)))
+        elif self.kind == "adagrad":
+            self.accumulator.addcmul_(grad, grad)
+            parameter.addcdiv_(grad, self.accumulator.sqrt().add_(_TINY), value=-self.lr)
+        elif self.kind == "adam":
+            self._adam(parameter, grad)
+        else:
+            parameter.sub_(grad, alpha=self.lr)
+
+    def _adam(self, parameter: Tensor, grad: Tensor) -> None:
+        self.count += 1
+        self.momentum.lerp_(grad, 1 - _ADAM_BETA1)
+        self.accumulator.mul_(_ADAM_BETA2).addcmul_(grad, grad, value=1 - _ADAM_BETA2)
+        # Bias corrections stay tensors: reading the count would wait for the device.
+        correction1 = 1 - _ADAM_BETA1**self.count
+        correction2 = 1 - _ADAM_BETA2**self.count
+        denominator = (self.accumulator / correction2).sqrt_().add_(_ADAM_EPS)
+        parameter.sub_(self.lr * self.momentum / correction1 / denominator)

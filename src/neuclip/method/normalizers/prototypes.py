@@ -1,0 +1,379 @@
+"""NeuCLIP's normalizer: a network of prototypes predicts the log-normalizer (arXiv 2511.08417).
+
+    alpha1_i = log( eps + 1/m sum_k exp((cos(e1_i, W1_k) - s_ii) / tau) )     W1: m text prototypes
+    alpha2_i = log( eps + 1/m sum_k exp((cos(e2_i, W2_k) - s_ii) / tau) )     W2: m image prototypes
+
+The prototypes are trained on CLIP's own objective (its conjugate form), T_u steps per batch, and
+restarted from recent embeddings every T_r steps. The prediction is mixed with the batch estimate:
+
+    normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
+
+The inner step is written out instead of left to autograd. With c_ik = cos(e_i, W_k) / tau,
+p_ik = softmax_k(c_ik), q_i = eps + g^_i and share_i = 1 - eps exp(-alpha_i):
+
+    dL/dW_k = 1/|W_k| (I - w_k w_k^T) 1/B sum_i (1 - exp(-alpha_i) q_i) share_i p_ik e_i
+
+with w = W/|W| (tau cancels). The projection is the gradient of the cosine; without it the rows
+drift and diverge.
+
+Over K ranks each owns m/K prototypes of each side: the sum over k becomes one all-reduce of B
+maxima and B sums per inner step, and the gradients of the prototypes stay where they are.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neuclip import distributed
+from neuclip.errors import UserError
+from neuclip.method.interfaces import Anchors
+from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
+from neuclip.method.normalizers.inner_optimizer import Kind as OptimizerKind
+from neuclip.method.objective import conjugate, log_plus, mix
+from neuclip.method.schedule import Gamma
+
+Gradient = Literal["detached", "full", "union"]
+Refresh = Literal["restart", "fifo", "rolling"]
+
+LOG_RATIO_LIMIT = 30.0
+"""Bound of log(q_i) - alpha_i inside the inner step: an anchor that meets its one hard negative may
+exceed it, and the square of its gradient would overflow float32. Its direction is kept."""
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """How the prototypes are kept and trained; the fields are those of `NeuCLIPSettings`."""
+
+    num_prototypes: int
+    inner_steps: int
+    restart_steps: int
+    prototype_lr: float
+    prototype_optimizer: OptimizerKind
+    refresh: Refresh
+    gradient: Gradient
+    log_weights: bool
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The network's answer for some anchors, with what the gradients need."""
+
+    directions: Float[Tensor, "2 owned dim"]
+    norms: Float[Tensor, "2 owned 1"]
+    weights: Float[Tensor, "2 batch owned"]
+    """p_ik over all ranks' prototypes; this rank's columns."""
+    log_mean: Float[Tensor, "2 batch"]
+    """log 1/m sum_k exp((cos_ik - s_ii) / tau)."""
+
+
+class EmbeddingRing(nn.Module):
+    """The newest embeddings of both sides, first in, first out; slots shared out over ranks.
+
+    Slot numbers run over the whole ring; this rank holds those of its slice. Row 0 keeps text
+    embeddings (candidates of image anchors), row 1 image embeddings.
+    """
+
+    slots: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.size = size
+        self.owned = distributed.owned_slice(size)
+        self.written = 0
+        self.register_buffer("slots", torch.zeros(2, len(self.owned), dim))
+
+    @property
+    def filled(self) -> int:
+        """Slots that hold an embedding."""
+        return min(self.written, self.size)
+
+    @torch.no_grad()
+    def push(self, candidates: Float[Tensor, "2 batch dim"]) -> list[slice]:
+        """Writes the embeddings of all ranks over the oldest; returns the local rows written."""
+        batch = candidates.shape[1]
+        count = min(batch, self.size)
+        written: list[slice] = []
+        for first, rows in self.window(self.written + batch - count, count):
+            start = batch - count + first
+            self.slots[:, rows] = candidates[:, start : start + (rows.stop - rows.start)]
+            written.append(rows)
+        self.written += batch
+        return written
+
+    def window(self, first: int, count: int) -> list[tuple[int, slice]]:
+        """This rank's part of `count` slots from number `first` on, going round the ring.
+
+        Returns:
+            Pieces (position within the window, local rows): slices, for an index tensor would have
+            to be copied to the device at every step.
+        """
+        pieces: list[tuple[int, slice]] = []
+        position = 0
+        while position < count:
+            number = (first + position) % self.size
+            length = min(count - position, self.size - number)
+            start = max(number, self.owned.start)
+            stop = min(number + length, self.owned.stop)
+            if start < stop:
+                rows = slice(start - self.owned.start, stop - self.owned.start)
+                pieces.append((position + start - number, rows))
+            position += length
+        return pieces
+
+
+class PrototypeNormalizer(nn.Module):
+    """The prototype network with its training: NeuCLIP's source of log-normalizers.
+
+    Args:
+        embed_dim: width of the embeddings.
+        settings: see `NetworkSettings`.
+        gamma: weight of the batch estimate over time.
+        epsilon: stabiliser of the objective.
+
+    The state (`state_dict`) always holds all prototypes, whatever the number of ranks: it can be
+    loaded with another one.
+    """
+
+    prototypes: Tensor
+    log_weights: Tensor
+
+    def __init__(
+        self, embed_dim: int, settings: NetworkSettings, gamma: Gamma, epsilon: float
+    ) -> None:
+        super().__init__()
+        if settings.num_prototypes < distributed.world_size():
+            raise UserError(
+                f"num_prototypes {settings.num_prototypes} is below the number of processes "
+                f"({distributed.world_size()}), each of which keeps a share of them"
+            )
+        self.settings = settings
+        self.gamma = gamma
+        self.epsilon = epsilon
+        self.step_count = 0
+        self.ring = EmbeddingRing(settings.num_prototypes, embed_dim)
+        owned = len(self.ring.owned)
+        self.register_buffer("prototypes", torch.zeros(2, owned, embed_dim))
+        self.register_buffer("log_weights", torch.zeros(2, owned if settings.log_weights else 0))
+        kind, lr = settings.prototype_optimizer, settings.prototype_lr
+        self.optimizer = InnerOptimizer(kind, lr, self.prototypes)
+        self.weight_optimizer = InnerOptimizer(kind, lr, self.log_weights)
+        self._last: dict[str, Tensor | float] = {}
+        self.register_state_dict_post_hook(_gather_rows)
+        self.register_load_state_dict_pre_hook(_own_rows)
+
+    @property
+    def direct(self) -> bool:
+        """Whether the estimate is itself the objective, not the alpha of the conjugate."""
+        return self.settings.gradient == "union"
+
+    # --- what the loss asks for -------------------------------------------------------------
+
+    def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
+        """Refreshes and trains the prototypes on the batch, and mixes their prediction with it."""
+        dtype = self.prototypes.dtype
+        features = anchors.global_features.to(dtype)
+        scale = anchors.logit_scale.detach().to(dtype)
+        positive = (features[0] * features[1]).sum(-1)
+        fresh = distributed.gather_constant(anchors.log_inner.T).T.to(dtype)
+        self._refresh(features.flip(0))
+        log_target = log_plus(fresh, self.epsilon)
+        for _ in range(self.settings.inner_steps):
+            self._inner_step(features, positive, scale, log_target)
+        readout = self.read(features, positive, scale)
+        gamma = self.gamma.at(self.step_count)
+        self.step_count += 1
+        self._note(readout.log_mean, log_target, gamma)
+        predicted = self._attach(readout, anchors)
+        batch = anchors.log_inner if self.direct else anchors.log_inner.detach()
+        return log_plus(mix(predicted, batch, gamma), self.epsilon)
+
+    @torch.no_grad()
+    def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
+        """Alpha of the anchors by the prototypes alone."""
+        dtype = self.prototypes.dtype
+        features = anchors.global_features.to(dtype)
+        positive = (features[0] * features[1]).sum(-1)
+        readout = self.read(features, positive, anchors.logit_scale.to(dtype))
+        local = self._local(readout.log_mean, anchors.positive.shape[0])
+        return log_plus(local, self.epsilon).to(anchors.features.dtype)
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        """Diagnostics of the last estimate."""
+        return self._last
+
+    # --- the network ------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def read(
+        self,
+        features: Float[Tensor, "2 batch dim"],
+        positive: Float[Tensor, " batch"],
+        logit_scale: Float[Tensor, ""],
+    ) -> Readout:
+        """The network's forward pass, for the anchors of all ranks."""
+        norms = torch.linalg.vector_norm(self.prototypes, dim=-1, keepdim=True)
+        directions = self.prototypes / norms.clamp_min(1e-30)
+        logits = torch.bmm(features, directions.transpose(1, 2)).mul_(logit_scale)
+        log_count = math.log(self.settings.num_prototypes)
+        if self.settings.log_weights:
+            logits += (self._log_shares() + log_count)[:, None, :]
+        top = distributed.max_over_ranks(logits.amax(-1, keepdim=True))
+        weights = logits.sub_(top).exp_()
+        total = distributed.sum_over_ranks(weights.sum(-1, keepdim=True))
+        log_mean = (total.log() + top).squeeze(-1) - log_count - positive * logit_scale
+        return Readout(directions, norms, weights.div_(total), log_mean)
+
+    @torch.no_grad()
+    def _inner_step(
+        self, features: Tensor, positive: Tensor, scale: Tensor, log_target: Tensor
+    ) -> None:
+        """One step of the prototypes on the objective, everything else fixed."""
+        readout = self.read(features, positive, scale)
+        slope = self._slope(readout, log_target)
+        if self.settings.log_weights:
+            shares = self._log_shares().exp()
+            grad = (slope[:, None] @ readout.weights).squeeze(1)
+            grad -= shares * slope.sum(-1, keepdim=True)
+            self.weight_optimizer.step(self.log_weights, grad / scale)
+        self.optimizer.step(self.prototypes, self._gradient(readout, features, slope))
+
+    def _slope(self, readout: Readout, log_target: Tensor) -> Float[Tensor, "2 batch"]:
+        """(1 - exp(-alpha_i) q_i) share_i / B: derivative by the log-mean, over tau."""
+        alpha = log_plus(readout.log_mean, self.epsilon)
+        ratio = (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_()
+        return (1 - ratio) * (readout.log_mean - alpha).exp_() / log_target.shape[-1]
+
+    def _gradient(
+        self, readout: Readout, features: Tensor, slope: Tensor
+    ) -> Float[Tensor, "2 owned dim"]:
+        """The gradient by the prototypes, through the cosine: without radial part."""
+        pull = torch.bmm(readout.weights.transpose(1, 2), features * slope[..., None])
+        radial = torch.linalg.vecdot(pull, readout.directions)[..., None]
+        return pull.addcmul_(readout.directions, radial, value=-1).div_(readout.norms)
+
+    def _log_shares(self) -> Float[Tensor, "2 owned"]:
+        """Logarithm of the normalised learned weights."""
+        top = distributed.max_over_ranks(self.log_weights.amax(-1, keepdim=True))
+        total = distributed.sum_over_ranks((self.log_weights - top).exp_().sum(-1, keepdim=True))
+        return self.log_weights - top - total.log()
+
+    def _attach(self, readout: Readout, anchors: Anchors) -> Float[Tensor, "2 local"]:
+        """This rank's log-means, carrying the anchors' gradient unless it is `detached`.
+
+        d log_mean_i = d( scale * (e_i . v_i - s_ii) ) with v_i = sum_k p_ik w_k held constant, so
+        adding that difference attaches the exact gradient, however the prototypes are shared out.
+        """
+        local = anchors.positive.shape[0]
+        value = self._local(readout.log_mean, local).to(anchors.features.dtype)
+        if self.settings.gradient == "detached":
+            return value
+        means = distributed.sum_over_ranks(torch.bmm(readout.weights, readout.directions))
+        centre = self._local(means, local).to(anchors.features.dtype)
+        linear = anchors.logit_scale * ((anchors.features * centre).sum(-1) - anchors.positive)
+        return value + (linear - linear.detach())
+
+    @staticmethod
+    def _local(whole: Tensor, local: int) -> Tensor:
+        """This rank's part of a tensor over the global batch (axis 1)."""
+        return whole.narrow(1, distributed.rank() * local, local)
+
+    # --- refreshing -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _refresh(self, candidates: Float[Tensor, "2 batch dim"]) -> None:
+        """Takes in the batch's embeddings, and replaces prototypes as the settings say."""
+        filled_before = self.ring.filled
+        rows = self.ring.push(candidates)
+        just_full = filled_before < self.ring.size == self.ring.filled
+        period = self.settings.restart_steps
+        if self.settings.refresh == "fifo":
+            self._replace(rows)
+            if self.step_count == 0:
+                self._restart()
+        elif self.step_count == 0 or just_full:
+            self._restart()
+        elif self.settings.refresh == "restart":
+            if self.step_count % period == 0:
+                self._restart()
+        else:
+            self._roll(period)
+
+    def _restart(self) -> None:
+        """All prototypes anew from the ring; while it is not full, the embeddings repeat."""
+        if self.ring.filled == self.ring.size:
+            self.prototypes.copy_(self.ring.slots)
+        else:
+            whole = distributed.gather_slices(self.ring.slots, self.ring.size, axis=1)
+            source = torch.arange(self.ring.owned.start, self.ring.owned.stop) % self.ring.filled
+            self.prototypes.copy_(whole[:, source.to(whole.device)])
+        self.log_weights.zero_()
+        self.optimizer.reset()
+        self.weight_optimizer.reset()
+
+    def _roll(self, period: int) -> None:
+        """Replaces a moving window of prototypes: each is renewed once in `period` steps."""
+        size = self.ring.size
+        start, stop = ((self.step_count + k) * size // period for k in (0, 1))
+        self._replace([rows for _, rows in self.ring.window(start, stop - start)])
+
+    def _replace(self, pieces: list[slice]) -> None:
+        for rows in pieces:
+            self.prototypes[:, rows] = self.ring.slots[:, rows]
+            if self.settings.log_weights:
+                self.log_weights[:, rows] = 0
+            self.optimizer.reset_rows(rows)
+
+    # --- state ------------------------------------------------------------------------------
+
+    def _note(self, log_mean: Tensor, log_target: Tensor, gamma: float) -> None:
+        alpha = log_plus(log_mean, self.epsilon)
+        self._last = {
+            "gamma": gamma,
+            "predicted_log_normalizer": alpha.mean(),
+            "prototype_objective": conjugate(log_target, alpha).mean(),
+            "prototype_ratio": (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_().mean(),
+        }
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The counters, for `state_dict`."""
+        return {"step_count": self.step_count, "written": self.ring.written}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restores the counters."""
+        self.step_count = int(state["step_count"])
+        self.ring.written = int(state["written"])
+
+
+_ROW_TENSORS = ("prototypes", "log_weights", "ring.slots")
+
+
+def _row_names(module: PrototypeNormalizer) -> list[str]:
+    """State entries with one row per prototype, shared out over ranks."""
+    names = [name for name in _ROW_TENSORS if name != "log_weights" or module.settings.log_weights]
+    names += [f"optimizer.{name}" for name in module.optimizer.row_tensors]
+    if module.settings.log_weights:
+        names += [f"weight_optimizer.{name}" for name in module.weight_optimizer.row_tensors]
+    return names
+
+
+def _gather_rows(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
+    """After `state_dict`: every rank's rows, so that a checkpoint holds the whole network."""
+    assert isinstance(module, PrototypeNormalizer)
+    for name in _row_names(module):
+        state[prefix + name] = distributed.gather_slices(
+            state[prefix + name], module.ring.size, axis=1
+        )
+
+
+def _own_rows(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before `load_state_dict`: keeps this rank's rows of the whole network."""
+    assert isinstance(module, PrototypeNormalizer)
+    owned = module.ring.owned
+    for name in _row_names(module):
+        key = prefix + name
+        if key in state and state[key].shape[1] == module.ring.size:
+            state[key] = state[key][:, owned.start : owned.stop]
