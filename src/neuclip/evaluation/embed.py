@@ -1,0 +1,99 @@
+"""Both towers over a split, once; every judge reads the result."""
+
+import hashlib
+from collections.abc import Hashable, Iterable, Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from neuclip.data.loader import Batch
+from neuclip.data.samples import Damage
+from neuclip.errors import UserError
+from neuclip.evaluation.interfaces import EncodedSplit, ImageTextEncoder
+
+
+def encode_split(
+    encoder: ImageTextEncoder, batches: Iterable[Batch], *, allow_damage: bool = False
+) -> EncodedSplit:
+    """Runs the towers over all batches.
+
+    Pictures count as identical when what the tower sees of them, the transformed tensor, is
+    identical in every byte.
+
+    Args:
+        encoder: The towers.
+        batches: The split in order.
+        allow_damage: Judge what is left of a split with damaged samples.
+
+    Raises:
+        UserError: the split is damaged (names shard and key), is empty, or a feature is not finite.
+    """
+    images: list[Tensor] = []
+    texts: list[Tensor] = []
+    sample_ids: list[Tensor] = []
+    classes: list[Tensor] = []
+    captions: list[str] = []
+    keys: list[str] = []
+    fingerprints: list[bytes] = []
+    for batch in batches:
+        if not allow_damage:
+            require_whole(batch.damage)
+        if len(batch.images) == 0:
+            continue
+        with torch.no_grad():
+            images.append(encoder.encode_image(batch.images))
+            texts.append(encoder.encode_text(batch.tokens))
+        # After the towers: on a GPU they work while this computes.
+        fingerprints += [_fingerprint(image) for image in batch.images]
+        sample_ids.append(batch.sample_ids)
+        classes.append(batch.class_indices)
+        captions += batch.captions
+        keys += batch.keys
+    if not keys:
+        raise UserError("the evaluation split is empty: no sample could be read")
+    return EncodedSplit(
+        image_features=_finite(torch.cat(images), "image", keys),
+        text_features=_finite(torch.cat(texts), "text", keys),
+        sample_ids=torch.cat(sample_ids),
+        class_indices=torch.cat(classes),
+        captions=captions,
+        keys=keys,
+        image_groups=_number(fingerprints),
+        text_groups=_number(captions),
+    )
+
+
+def require_whole(damage: Sequence[Damage]) -> None:
+    """Refuses damaged data: numbers from part of a benchmark are not the benchmark's.
+
+    Raises:
+        UserError: names shard and key of the first damage.
+    """
+    if damage:
+        raise UserError(
+            f"an evaluation split must be whole: {damage[0]}; mend or remove the sample"
+        )
+
+
+def _fingerprint(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
+
+
+def _number(values: Iterable[Hashable]) -> Int64[Tensor, " samples"]:
+    """Equal values get equal numbers, from 0 in order of first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])
+
+
+def _finite(
+    features: Float[Tensor, "samples dim"], side: str, keys: list[str]
+) -> Float[Tensor, "samples dim"]:
+    bad = (~features.isfinite().all(dim=1)).nonzero().flatten()
+    if len(bad):
+        raise UserError(
+            f"the {side} tower gives features that are not finite for {len(bad)} of {len(keys)} "
+            f"samples (first: {keys[int(bad[0])]!r}): the model has diverged or its weights are "
+            "damaged"
+        )
+    return features

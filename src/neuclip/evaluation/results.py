@@ -1,0 +1,165 @@
+"""What judging leaves in a run folder. Imports no torch, so that a report starts at once.
+
+`eval_results/epoch_N_eval_results.jsonl` is in DataComp's line format;
+`eval_results/gallery_SPLIT.json` holds a `Gallery`.
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from neuclip.errors import UserError
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """One line of results: the split's key, its name to display, and its metrics."""
+
+    key: str
+    dataset: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to show; `png` is base64."""
+
+    key: str
+    caption: str
+    png: str
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A picture that the model found: its cosine with the query, and whether it is right."""
+
+    picture: Picture
+    score: float
+    hit: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A caption, its own picture, and the pictures that the model found, best first."""
+
+    caption: str
+    answer: Picture
+    results: list[Retrieved]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Queries drawn at random from a split, with the seed of the draw."""
+
+    split: str
+    seed: int
+    queries: list[Query]
+
+
+_RESULT = TypeAdapter(EvalResult)
+_GALLERY = TypeAdapter(Gallery)
+
+
+def results_path(run_dir: Path, epoch: int) -> Path:
+    """Where the results of an epoch's checkpoint lie in a run folder."""
+    return run_dir / "eval_results" / f"epoch_{epoch}_eval_results.jsonl"
+
+
+def gallery_path(run_dir: Path, split: str) -> Path:
+    """Where a split's gallery lies in a run folder."""
+    return run_dir / "eval_results" / f"gallery_{split}.json"
+
+
+def write_eval_result(
+    path: Path, key: str, metrics: dict[str, float], dataset: str | None = None
+) -> None:
+    """Writes the line of one split, in place of an older one; all other lines stay as they are.
+
+    The file is replaced in one piece: a reader, or a kill, never meets half a file.
+
+    Args:
+        path: The results file; made with its folder if missing.
+        key: The split.
+        metrics: Its results.
+        dataset: Name to display; none: the key.
+
+    Raises:
+        UserError: a line of the file is no result, or there is no right or room to write.
+    """
+    result = EvalResult(key, dataset or key, metrics)
+    kept = [line for line, old in _lines(path) if old.key != key] if path.exists() else []
+    write_whole(path, "\n".join([*kept, json.dumps(dataclasses.asdict(result))]) + "\n")
+
+
+def read_eval_results(path: Path) -> list[EvalResult]:
+    """All results of a file.
+
+    Raises:
+        UserError: the file cannot be read, or a line is no result.
+    """
+    return [result for _, result in _lines(path)]
+
+
+def write_gallery(path: Path, gallery: Gallery) -> None:
+    """Writes a gallery, replacing an older one in one piece.
+
+    Raises:
+        UserError: there is no right or room to write.
+    """
+    write_whole(path, json.dumps(dataclasses.asdict(gallery), indent=1) + "\n")
+
+
+def read_gallery(path: Path) -> Gallery:
+    """Reads a gallery.
+
+    Raises:
+        UserError: the file cannot be read, or is no gallery.
+    """
+    try:
+        return _GALLERY.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{path} is no gallery: {_short(error)}") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file so that it is either the old one or the new one, never a part.
+
+    Raises:
+        UserError: there is no right or room to write.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        if partial.is_file():
+            partial.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _lines(path: Path) -> list[tuple[str, EvalResult]]:
+    """Lines as they stand, with what they say."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {_short(error)}") from None
+    found: list[tuple[str, EvalResult]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append((line, _RESULT.validate_json(line)))
+        except ValidationError as error:
+            raise UserError(f"{path}, line {number} is no result: {_short(error)}") from None
+    return found
+
+
+def _short(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,188 @@
+"""Plots as inline SVG that take their colours and letters from the page they stand in.
+
+matplotlib writes placeholder colours, which are then replaced by CSS variables: one drawing is
+readable on a light and on a dark page. Equal data give equal bytes.
+"""
+
+import io
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+INK, FAINT = "#0b0001", "#0b0002"
+SERIES = tuple(f"#0a000{number}" for number in range(1, 7))
+MARKERS = "osD^vP"
+POINTS_PER_CURVE = 200
+WIDTH = 5.0
+
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "grid.alpha": 0.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "axes.axisbelow": True,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line; `color` counts runs. A dotted line is a reference, and not in the legend."""
+
+    label: str
+    color: int
+    points: list[tuple[float, float]]
+    dotted: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One bar per label."""
+
+    label: str
+    color: int
+    values: list[float]
+
+
+def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool = False) -> str:
+    """Lines over samples seen; more than `POINTS_PER_CURVE` points are averaged in blocks.
+
+    Args:
+        name: Unique on the page; prefixes the drawing's ids.
+        lines: What to draw.
+        percent: The values are fractions.
+        marked: Mark every point.
+    """
+    with _style(name):
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        for line in lines:
+            points = _thin(line.points)
+            axes.plot(
+                [x for x, _ in points],
+                [y for _, y in points],
+                color=SERIES[line.color % len(SERIES)],
+                label="_reference" if line.dotted else _clip(line.label),
+                linestyle=":" if line.dotted else "-",
+                marker=MARKERS[(line.color + line.color // len(SERIES)) % len(MARKERS)],
+                markersize=4.5,
+                markevery=1 if marked else max(1, len(points) // 6),
+            )
+        axes.set_xlabel("samples seen")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if percent:
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+def stacked(name: str, labels: list[str], parts: list[Bars]) -> str:
+    """One horizontal bar per label, made of parts that are fractions."""
+    with _style(name, grid="x"):
+        figure = Figure(figsize=(WIDTH, 1.3 + 0.38 * len(labels)), layout="constrained")
+        axes = figure.add_subplot()
+        left = [0.0] * len(labels)
+        places = list(range(len(labels)))
+        for part in parts:
+            color = SERIES[part.color % len(SERIES)] if part.color >= 0 else FAINT
+            axes.barh(places, part.values, 0.62, left=left, color=color, label=part.label)
+            left = [a + b for a, b in zip(left, part.values, strict=True)]
+        axes.set_yticks(places, [_clip(label) for label in labels])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+def grouped(name: str, labels: list[str], groups: list[Bars]) -> str:
+    """Horizontal bars side by side: per label one of every group, each with its value."""
+    with _style(name, grid="x"):
+        height = 1.2 + 0.3 * len(labels) * len(groups)
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        thick = 0.8 / len(groups)
+        for number, group in enumerate(groups):
+            shift = (number - (len(groups) - 1) / 2) * thick
+            places = [place + shift for place in range(len(labels))]
+            color = SERIES[group.color] if group.color >= 0 else FAINT
+            bars = axes.barh(places, group.values, thick * 0.9, color=color, label=group.label)
+            axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=9)
+        axes.set_yticks(range(len(labels)), [_clip(label) for label in labels])
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        _legend(figure, axes)
+        return _svg(figure, name)
+
+
+def _style(name: str, grid: str = "y") -> AbstractContextManager[None]:
+    settings = {**STYLE, "svg.hashsalt": name, "axes.grid.axis": grid}
+    return rc_context(cast("dict[RcKeyType, Any]", settings))
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    block = -(-len(points) // POINTS_PER_CURVE)
+    if block <= 1:
+        return points
+    blocks = [points[start : start + block] for start in range(0, len(points), block)]
+    return [
+        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part))
+        for part in blocks
+    ]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        columns = 3 if max(map(len, labels)) <= 18 else 2
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
+
+
+def _clip(label: str) -> str:
+    # A "$" would start a formula.
+    short = label if len(label) <= 24 else f"{label[:22]}.."
+    return short.replace("$", r"\$")
+
+
+def _svg(figure: Figure, name: str) -> str:
+    """The drawing with colours of the page, ids of its own, and nothing but the `svg` element."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r' width="[\d.]+pt" height="[\d.]+pt"', "", svg, count=1)
+    svg = svg.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    for number, color in enumerate(SERIES, start=1):
+        svg = svg.replace(color, f"var(--series-{number})")
+    return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)

@@ -1,0 +1,249 @@
+"""The page: verdict, table, plots, pictures and settings."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from neuclip.evaluation.results import Gallery
+from neuclip.report.comparison import (
+    all_metrics,
+    comparison,
+    different_settings,
+    number,
+    splits_of,
+    verdicts,
+)
+from neuclip.report.figures import Bars, Curve, curves, grouped, stacked
+from neuclip.report.runs import Run, load_runs
+
+PARTS = ("data", "encode", "loss", "npn", "backward", "optimizer")
+MAIN_DIAGNOSTICS = ("gamma",)
+NO_DIAGNOSTICS = {"step", "epoch", "samples_seen", "seconds", "loss", "temperature", "logit_scale"}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing with its words."""
+
+    title: str
+    svg: Markup
+    summary: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A gallery with the run that it belongs to."""
+
+    run: Run
+    gallery: Gallery
+    hits: int
+
+
+def compose(run_dirs: list[Path]) -> str:
+    """The page over all runs.
+
+    Raises:
+        UserError: a folder is no run folder.
+    """
+    runs = load_runs(run_dirs)
+    environment = Environment(
+        loader=PackageLoader("neuclip"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        runs=runs,
+        title=_title(runs),
+        verdicts=verdicts(runs),
+        groups=comparison(runs),
+        all_groups=all_metrics(runs),
+        plots=_main_plots(runs),
+        more_plots=_diagnostic_plots(runs, main=False),
+        galleries=[(split, _galleries(runs, split)) for split in _gallery_splits(runs)],
+        different=different_settings(runs),
+    )
+
+
+def _title(runs: list[Run]) -> str:
+    if len(runs) == 1:
+        return runs[0].label
+    methods = list(dict.fromkeys(run.method for run in runs))
+    if len(methods) == 1:
+        return f"{len(runs)} runs of {methods[0]}"
+    return ", ".join(methods) if len(methods) <= 4 else f"{len(methods)} methods, {len(runs)} runs"
+
+
+def _main_plots(runs: list[Run]) -> list[Plot]:
+    return [
+        *_train_plot(
+            runs, "loss", "Training loss",
+            "Losses of different methods are not on one scale: compare the shape of the curves "
+            "here, and the methods by accuracy.",
+        ),
+        *_accuracy_plots(runs),
+        *_normalizer_plots(runs),
+        *_train_plot(runs, "temperature", "Temperature"),
+        *_diagnostic_plots(runs, main=True),
+        *_share_plot(runs),
+    ]  # fmt: skip
+
+
+def _train_plot(runs: list[Run], key: str, title: str, note: str = "") -> list[Plot]:
+    lines = [Curve(run.label, color, run.series(key)) for color, run in enumerate(runs)]
+    return _curve_plot(f"train-{key}", lines, title, note)
+
+
+def _curve_plot(
+    name: str, lines: list[Curve], title: str, note: str = "", *, percent: bool = False
+) -> list[Plot]:
+    """One plot, or none when no line has a point."""
+    drawn = [line for line in lines if line.points]
+    if not drawn:
+        return []
+    marked = max(len(line.points) for line in drawn) <= 40
+    svg = Markup(curves(_identifier(name), drawn, percent=percent, marked=marked))
+    ends = "; ".join(_ends(line, percent=percent) for line in drawn)
+    return [Plot(title, svg, f"{title} over samples seen. {ends}.", note)]
+
+
+def _ends(line: Curve, *, percent: bool) -> str:
+    first, last = (f"{value:.1%}" if percent else number(value) for value in _tips(line.points))
+    return f"{line.label}: from {first} to {last}"
+
+
+def _tips(points: list[tuple[float, float]]) -> tuple[float, float]:
+    return points[0][1], points[-1][1]
+
+
+def _accuracy_plots(runs: list[Run]) -> list[Plot]:
+    plots: list[Plot] = []
+    for split in splits_of(runs):
+        for key, title in (("acc1", "Zero-shot top-1"), ("mean_recall@1", "Mean recall@1")):
+            lines = [
+                Curve(run.label, color, run.eval_series(split, key))
+                for color, run in enumerate(runs)
+            ]
+            plot = _curve_plot(f"{key}-{split}", lines, f"{title}: {split}", percent=True)
+            if plot:
+                plots += plot
+                break
+    return plots
+
+
+def _normalizer_plots(runs: list[Run]) -> list[Plot]:
+    """Curves where the error was measured along the run, bars where only at its end."""
+    plots: list[Plot] = []
+    for split in splits_of(runs):
+        title = f"Error of the log-normalizers: {split}"
+        lines = [
+            Curve(
+                f"{run.label}, mini-batch estimate" if batch else run.label,
+                color,
+                run.eval_series(split, f"{'minibatch_' if batch else ''}normalizer_mae"),
+                dotted=batch,
+            )
+            for color, run in enumerate(runs)
+            for batch in (False, True)
+        ]
+        if any(len(line.points) > 1 for line in lines):
+            note = (
+                "Mean absolute error against the exact values. Solid: what the method predicts; "
+                "dotted: the mini-batch estimate at the same temperature."
+            )
+            plots += _curve_plot(f"normalizer-{split}", lines, title, note)
+        else:
+            plots += _normalizer_bars(runs, split, title)
+    return plots
+
+
+def _normalizer_bars(runs: list[Run], split: str, title: str) -> list[Plot]:
+    keys = ("normalizer_mae", "minibatch_normalizer_mae")
+    judged = [(run, run.final(split)) for run in runs]
+    judged = [(run, final) for run, final in judged if all(key in final for key in keys)]
+    if not judged:
+        return []
+    predicted, batch = ([final[key] for _, final in judged] for key in keys)
+    labels = [run.label for run, _ in judged]
+    svg = grouped(
+        _identifier(f"normalizer-{split}"),
+        labels,
+        [Bars("predicted by the method", 0, predicted), Bars("mini-batch estimate", -1, batch)],
+    )
+    summary = "; ".join(
+        f"{label}: {number(ours)} predicted, {number(theirs)} by the mini-batch"
+        for label, ours, theirs in zip(labels, predicted, batch, strict=True)
+    )
+    note = "Mean absolute error against the exact values, at each run's own last temperature."
+    return [Plot(title, Markup(svg), f"{title}. {summary}.", note)]
+
+
+def _diagnostic_plots(runs: list[Run], *, main: bool) -> list[Plot]:
+    """Whatever else the records hold; log-normalizers and gamma first, the rest on request."""
+    keys = dict.fromkeys(key for run in runs for record in run.train for key in record)
+    plots: list[Plot] = []
+    for key in keys:
+        if key not in NO_DIAGNOSTICS and _is_main(key) == main:
+            plots += _train_plot(runs, key, _words(key))
+    return plots
+
+
+def _words(key: str) -> str:
+    words = key.replace("log_normalizer", "log-normalizer").replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
+def _is_main(key: str) -> bool:
+    return key in MAIN_DIAGNOSTICS or "log_normalizer" in key
+
+
+def _share_plot(runs: list[Run]) -> list[Plot]:
+    """Where the time goes; what the records do not name is "other"."""
+    keys = {key for run in runs for record in run.train for key in record}
+    found = {key.removeprefix("share_") for key in keys if key.startswith("share_")}
+    parts = [part for part in PARTS if part in found] + sorted(found - {*PARTS, "other"})
+    timed = [run for run in runs if any(run.share(f"share_{part}") is not None for part in parts)]
+    if not timed:
+        return []
+    bars = [
+        Bars(part, color, [run.share(f"share_{part}") or 0.0 for run in timed])
+        for color, part in enumerate(parts)
+    ]
+    named = [sum(bar.values[place] for bar in bars) for place in range(len(timed))]
+    bars.append(Bars("other", -1, [max(0.0, 1 - total) for total in named]))
+    labels = [run.label for run in timed]
+    summary = "; ".join(
+        f"{label}: " + ", ".join(f"{bar.label} {bar.values[place]:.0%}" for bar in bars)
+        for place, label in enumerate(labels)
+    )
+    title = "Where the time goes"
+    svg = Markup(stacked("time-shares", labels, bars))
+    return [Plot(title, svg, f"{title}. {summary}.", "Shares of the time spent in training.")]
+
+
+def _gallery_splits(runs: list[Run]) -> list[str]:
+    return sorted({split for run in runs for split in run.galleries})
+
+
+def _galleries(runs: list[Run], split: str) -> list[Shown]:
+    """Galleries of a split, the best run's first."""
+    owners = [run for run in runs if split in run.galleries]
+    owners.sort(key=lambda run: -run.final(split).get("main_metric", 0.0))
+    return [Shown(run, run.galleries[split], _count_hits(run.galleries[split])) for run in owners]
+
+
+def _count_hits(gallery: Gallery) -> int:
+    return sum(any(result.hit for result in query.results) for query in gallery.queries)
+
+
+def _identifier(words: str) -> str:
+    return "".join(_safe(words))
+
+
+def _safe(words: str) -> Iterable[str]:
+    return (letter if letter.isascii() and letter.isalnum() else "-" for letter in words)

@@ -1,0 +1,73 @@
+import json
+
+import pytest
+
+from neuclip.errors import UserError
+from neuclip.evaluation.results import (
+    Gallery,
+    Picture,
+    Query,
+    Retrieved,
+    gallery_path,
+    read_eval_results,
+    read_gallery,
+    results_path,
+    write_eval_result,
+    write_gallery,
+)
+
+
+def test_lines_are_the_benchmarks(tmp_path):
+    path = results_path(tmp_path, 3)
+    assert path == tmp_path / "eval_results" / "epoch_3_eval_results.jsonl"
+    write_eval_result(path, "unseen_face", {"acc1": 0.25, "main_metric": 0.25})
+    write_eval_result(path, "vtab/cifar100", {"acc1": 0.5}, dataset="CIFAR-100")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [
+        {
+            "key": "unseen_face",
+            "dataset": "unseen_face",
+            "metrics": {"acc1": 0.25, "main_metric": 0.25},
+        },
+        {"key": "vtab/cifar100", "dataset": "CIFAR-100", "metrics": {"acc1": 0.5}},
+    ]
+
+
+def test_only_the_line_of_the_key_is_written_anew(tmp_path):
+    path = tmp_path / "results.jsonl"
+    odd = '{"key": "other",   "dataset": "Other", "metrics": {"acc1": 1}}'
+    path.write_text(odd + "\n")
+    for value in (0.1, 0.2):
+        write_eval_result(path, "mine", {"acc1": value})
+    assert path.read_text().splitlines()[0] == odd
+    assert [(r.key, r.metrics["acc1"]) for r in read_eval_results(path)] == [
+        ("other", 1.0),
+        ("mine", 0.2),
+    ]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"dataset": "x"}'])
+def test_a_line_that_is_no_result_is_not_thrown_away(tmp_path, line):
+    path = tmp_path / "results.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1 is no result"):
+        write_eval_result(path, "mine", {"acc1": 0.5})
+    assert path.read_text() == f"{line}\n"
+
+
+def test_no_way_to_write(tmp_path):
+    (tmp_path / "eval_results").write_text("a file, not a folder")
+    with pytest.raises(UserError, match="cannot write"):
+        write_eval_result(results_path(tmp_path, 1), "mine", {})
+
+
+def test_galleries_come_back_as_written(tmp_path):
+    picture = Picture("k", "a <caption>", "aGk=")
+    gallery = Gallery("s", 0, [Query("q", picture, [Retrieved(picture, 0.5, True)])])
+    path = gallery_path(tmp_path, "s")
+    write_gallery(path, gallery)
+    assert read_gallery(path) == gallery
+    path.write_text('{"split": "s"}')
+    with pytest.raises(UserError, match=r"gallery_s\.json is no gallery"):
+        read_gallery(path)

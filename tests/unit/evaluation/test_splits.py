@@ -1,0 +1,59 @@
+import pytest
+
+from neuclip.errors import UserError
+from neuclip.evaluation.splits import open_split
+
+SAMPLES = [("000", (1, 2, 3), "a caption", 0)]
+
+
+def test_reads_names_and_templates(small_split):
+    split = open_split(small_split)
+    assert split.name == "letters"
+    assert len(split.index) == 7
+    assert split.classnames[:2] == ["latin a", "greek alpha"]
+    assert split.templates == ["{c}", "the letter {c}"]
+
+
+def test_without_classes_it_is_for_retrieval(tmp_path, write_split):
+    split = open_split(write_split(tmp_path / "s", SAMPLES))
+    assert (split.classnames, split.templates) == ([], [])
+
+
+def test_names_may_have_dos_line_ends_and_letters_of_any_script(tmp_path, write_split):
+    folder = write_split(tmp_path / "s", SAMPLES, ["x"], ["{c}"])
+    (folder / "classnames.txt").write_bytes("\u00e9t\u00e9\r\nb\r\n".encode())
+    assert open_split(folder).classnames == ["\u00e9t\u00e9", "b"]
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such folder"):
+        open_split(tmp_path / "nowhere")
+
+
+def test_a_folder_without_shards(tmp_path):
+    (tmp_path / "classnames.txt").write_text("a\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("{c}\n")
+    with pytest.raises(UserError, match="no shard"):
+        open_split(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "text"),
+    [
+        ({"classnames": ["a"]}, r"has classnames\.txt but no zeroshot_classification_templates"),
+        ({"templates": ["{c}"]}, r"has zeroshot_classification_templates\.txt but no classnames"),
+        ({"classnames": ["a"], "templates": ["{c}", "a photo"]}, r"line 2: 'a photo' has no \{c\}"),
+        ({"classnames": ["a", "", "b"], "templates": ["{c}"]}, r"classnames\.txt, line 2 is empty"),
+        ({"classnames": [], "templates": ["{c}"]}, r"classnames\.txt, line 1 is empty"),
+    ],
+)
+def test_contradictions(tmp_path, write_split, files, text):
+    with pytest.raises(UserError, match=text):
+        open_split(write_split(tmp_path / "s", SAMPLES, **files))
+
+
+def test_names_that_are_no_utf8(tmp_path, write_split):
+    folder = write_split(tmp_path / "s", SAMPLES, ["x"], ["{c}"])
+    (folder / "classnames.txt").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(UserError, match=r"classnames\.txt cannot be read as UTF-8"):
+        open_split(folder)
