@@ -130,7 +130,12 @@ class EvaluationConfig(Section):
 class OutputConfig(Section):
     """What is written, and how often."""
 
-    logs: str = Field(default="./logs", description="folder of the run folders")
+    logs: str = Field(
+        default="./logs",
+        description="folder of the run folders",
+        # torchrun takes --logs, even after the script's name, for its own --logs-specs.
+        json_schema_extra={"flag": "--logs-dir"},
+    )
     save_frequency: int = Field(
         default=1, ge=0, description="keep a checkpoint every so many epochs; 0: the latest only"
     )
@@ -201,7 +206,7 @@ class RunConfig(Section):
         if isinstance(method, MixingSettings):
             epochs = max(self.optim.epochs, 1)
             update = {
-                "gamma": _default(method.gamma, gamma_floor(epochs)),
+                "gamma": _default(method.gamma, gamma_floor(float(epochs))),
                 "gamma_decay_epochs": _default(method.gamma_decay_epochs, float(epochs)),
             }
             method = method.model_copy(update=update)

@@ -7,3 +7,14 @@ class UserError(ValueError):
     The command line prints the message alone and exits with code 2; in a library call it is an
     ordinary `ValueError`.
     """
+
+
+class Preempted(Exception):
+    """The run was asked to stop (SIGTERM) and has written a checkpoint.
+
+    Attributes:
+        exit_code: what the command line exits with, for scripts that put the job back in the queue
+            (EX_TEMPFAIL: not finished, start it again).
+    """
+
+    exit_code = 75

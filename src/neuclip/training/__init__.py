@@ -1,0 +1,1 @@
+"""The machine: towers, optimiser, checkpoints, records, and the loop."""

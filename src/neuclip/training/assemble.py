@@ -1,0 +1,168 @@
+"""From settings to a run: the one place that puts the parts together, in the order that matters.
+
+1. the device and the process group     4. the loss, whose schedules count in epochs
+2. the model, with the method's first   5. the optimiser, over what the loss lets learn
+   temperature                          6. the run folder, once nothing else can be wrong
+3. the data, which fixes the epoch      7. the checkpoint to continue from
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from neuclip import distributed
+from neuclip.config import RunConfig
+from neuclip.data.loader import LoaderSettings, TrainLoader
+from neuclip.data.shards import ShardIndex, build_index, expand_patterns
+from neuclip.errors import UserError
+from neuclip.evaluation.splits import EvaluationSplit, open_split
+from neuclip.method.factory import Run, build_loss
+from neuclip.methods import METHODS
+from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
+from neuclip.training.optim import Optimizer
+from neuclip.training.parts import Parts
+from neuclip.training.run_folder import log_to, open_run_folder
+from neuclip.training.trainer import Trainer
+
+log = logging.getLogger("neuclip")
+
+
+def train(config: RunConfig) -> Path:
+    """Trains as the configuration says.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        UserError: whatever of the input cannot work, before the first batch where it can be known.
+        Preempted: SIGTERM came; a checkpoint is written.
+    """
+    config = config.resolved().check()
+    if config.data.train_data is None:
+        raise UserError(
+            "--train-data is not given: a folder of .tar shards or a pattern such as "
+            "'shards/{00000..00331}.tar' (neuclip data demo --out DIR makes a data set)"
+        )
+    launch = distributed.launch_environment()
+    device = choose_device(config.device, launch.local_rank)
+    with distributed.process_group(device.type):
+        return _train(config, config.data.train_data, device)
+
+
+def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
+    log_to(None)
+    name = (
+        config.name or f"{config.method.name}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    index = read_index(config, train_data)
+    splits = open_splits(config.evaluation.val_data)
+    clip = _build_clip(config, device)
+    loader = _build_loader(config, index, clip)
+    num_samples = config.data.data_size or len(index)
+    run = Run(clip.embed_dim, loader.steps_per_epoch, num_samples=num_samples)
+    loss = build_loss(config.method, run).to(device)
+    if not loss.learns_temperature:
+        _logit_scale(clip).requires_grad_(False)
+    total_steps = config.optim.epochs * loader.steps_per_epoch
+    optimizer = Optimizer(clip.towers, config.optim, total_steps)
+    folder, start = open_run_folder(config.output.logs, name, config.resume)
+    log_to(folder.log if distributed.is_main() else None)
+    parts = Parts(
+        config=config.model_copy(update={"name": name}),
+        folder=folder,
+        device=device,
+        clip=clip,
+        loss=loss,
+        optimizer=optimizer,
+        loader=loader,
+        splits=splits,
+        num_samples=num_samples,
+        shard_damage=index.damage,
+    )
+    trainer = Trainer(parts)
+    if start is not None:
+        trainer.load(start)
+    if distributed.is_main():
+        folder.config.write_text(parts.config.to_yaml(), encoding="utf-8")
+        _announce(parts, index)
+    trainer.fit()
+    log.info("finished: %s", folder.path)
+    return folder.path
+
+
+def _build_clip(config: RunConfig, device: torch.device) -> Clip:
+    """Fresh weights, equal on all ranks; afterwards every rank draws its own random numbers."""
+    torch.manual_seed(config.seed)
+    init = {
+        key: value
+        for key, value in config.method.model_dump().items()
+        if key in {"temperature", "logit_bias"}
+    }
+    clip = build_clip(
+        config.model.name, choose_precision(config.model.precision, device), device, init
+    )
+    torch.manual_seed(config.seed + distributed.rank())
+    return clip
+
+
+def _build_loader(config: RunConfig, index: ShardIndex, clip: Clip) -> TrainLoader:
+    settings = LoaderSettings(
+        batch_size=config.data.batch_size,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        seed=config.seed,
+        workers=config.data.workers,
+        num_samples=config.data.train_num_samples,
+        pin_memory=torch.cuda.is_available() and config.device != "cpu",
+    )
+    return TrainLoader(index, clip.train_transform, clip.tokenize, settings)
+
+
+def _logit_scale(clip: Clip) -> torch.Tensor:
+    scale = clip.towers.logit_scale
+    assert isinstance(scale, torch.Tensor)
+    return scale
+
+
+def _announce(parts: Parts, index: ShardIndex) -> None:
+    """What a user wants to know before the first step."""
+    config, steps = parts.config, parts.loader.steps_per_epoch
+    millions = sum(p.numel() for p in parts.clip.towers.parameters()) / 1e6
+    log.info(
+        "%s: method %s, model %s (%.1f M parameters), %s on %s",
+        parts.folder.path, config.method.name, parts.clip.name, millions,
+        parts.clip.precision, parts.device,
+    )  # fmt: skip
+    log.info(
+        "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", parts.loader.description
+    )
+    log.info(
+        "%d epochs of %d steps, batch %d = %d x %d processes",
+        parts.last_epoch, steps, parts.global_batch_size, config.data.batch_size,
+        distributed.world_size(),
+    )  # fmt: skip
+    if config.optim.warmup >= config.optim.epochs * steps:
+        log.warning(
+            "warm-up of %d steps is as long as the run (%d steps): the rate never reaches %g",
+            config.optim.warmup, config.optim.epochs * steps, config.optim.lr,
+        )  # fmt: skip
+
+
+def read_index(config: RunConfig, train_data: str) -> ShardIndex:
+    """The index of the training shards; sample ids are keys only where the method keeps a table."""
+    data = config.data
+    needs_ids = METHODS[config.method.name].needs_sample_ids
+    if data.data_size is not None and not needs_ids:
+        log.info("data_size is not needed: %s keeps no state per sample", config.method.name)
+    return build_index(
+        expand_patterns(train_data),
+        caption_key=data.caption_key,
+        data_size=data.data_size if needs_ids else None,
+    )
+
+
+def open_splits(val_data: str | None) -> list[EvaluationSplit]:
+    """The evaluation splits of `--val-data`, joined by '::'."""
+    return [open_split(Path(part)) for part in val_data.split("::")] if val_data else []

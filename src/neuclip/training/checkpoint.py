@@ -1,0 +1,148 @@
+"""Atomic checkpoints in open_clip's layout, read back without unpickling code.
+
+A checkpoint is a dict of plain values and tensors: `epoch`, `name`, `state_dict` and `optimizer`
+as open_clip and the DataComp tools read them, and `neuclip`, what an exact resume needs beside.
+"""
+
+import errno
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from neuclip.errors import UserError
+
+LATEST = "epoch_latest.pt"
+_STEP_NAME = re.compile(r"iter_(\d+)\.pt$")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, read, or used here."""
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint: the file is complete or not there at all.
+
+    Raises:
+        CheckpointError: no space, or no right to write; an older file of that name is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and not _is_write_failure(error):
+            raise
+        raise CheckpointError(
+            f"cannot write checkpoint {path}: {_reason(error)}; free some space or choose another "
+            "--logs folder; the checkpoints written before are complete"
+        ) from None
+
+
+def point_latest_at(path: Path) -> None:
+    """Makes `epoch_latest.pt` the same file as `path`: a hard link, or a copy."""
+    latest = path.with_name(LATEST)
+    partial = path.with_name(f".{LATEST}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        partial.write_bytes(path.read_bytes())
+    partial.replace(latest)
+
+
+def drop_old_step_checkpoints(folder: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` step checkpoints."""
+    numbered = sorted(
+        (int(match[1]), path)
+        for path in folder.glob("iter_*.pt")
+        if (match := _STEP_NAME.search(path.name))
+    )
+    for _, path in numbered[:-keep]:
+        path.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU, with `weights_only=True`.
+
+    Raises:
+        CheckpointError: missing, truncated or damaged, or a pickle of arbitrary objects.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}{_neighbours(path)}")
+    with path.open("rb") as file:
+        is_pickle = file.read(1) == b"\x80"
+    if is_pickle:
+        raise CheckpointError(_not_plain(path, "it is a bare pickle"))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(_not_plain(path, _reason(error))) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or incomplete ({path.stat().st_size:,} bytes): "
+            f"{_reason(error)}{_neighbours(path)}"
+        ) from None
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"checkpoint {path} has no 'state_dict': not a training checkpoint")
+    return content
+
+
+def load_weights(towers: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
+    """Puts a checkpoint's weights into the towers.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another architecture; names what differs.
+    """
+    weights = {key.removeprefix("module."): value for key, value in content["state_dict"].items()}
+    expected = {key: tuple(value.shape) for key, value in towers.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in weights.items()}
+    if expected != found:
+        missing = sorted(expected.keys() - found.keys())
+        extra = sorted(found.keys() - expected.keys())
+        other = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
+        details = [
+            f"{len(names)} {what} (first: {names[0]})"
+            for what, names in (("missing", missing), ("unknown", extra), ("of other shape", other))
+            if names
+        ]
+        raise CheckpointError(
+            f"checkpoint {path} is of another architecture: weights {', '.join(details)}; "
+            "give the --model it was trained with"
+        )
+    towers.load_state_dict(weights)
+
+
+def _not_plain(path: Path, reason: str) -> str:
+    return (
+        f"checkpoint {path} is not a file of plain tensors and values, and is not loaded (it could "
+        f"run code): {reason}"
+    )
+
+
+def _neighbours(path: Path) -> str:
+    found = sorted(other.name for other in path.parent.glob("*.pt") if other != path)
+    return f"; there are: {', '.join(found)}" if found else ""
+
+
+def _is_write_failure(error: RuntimeError) -> bool:
+    # torch reports a failed write of its zip archive as a RuntimeError, not as the OSError it was.
+    return any(
+        word in str(error) for word in ("PytorchStreamWriter", "file write failed", "iostream")
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            return "no space left on the device"
+        return error.strerror or str(error)
+    return next(iter(str(error).splitlines()), type(error).__name__)

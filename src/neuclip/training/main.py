@@ -1,0 +1,8 @@
+"""`python -m neuclip.training.main`: the published door to `neuclip train`."""
+
+import sys
+
+from neuclip.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,117 @@
+"""Parameter groups, AdamW, and schedules as pure functions of the step."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neuclip.config import OptimConfig
+
+STEP_THRESHOLD = 0.03
+"""FastCLIP: lr_tau is divided by three while the temperature is at most this."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then half a cosine to `floor`, or constant."""
+
+    peak: float
+    floor: float
+    warmup: int
+    total: int
+    kind: str
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step (counted from 0)."""
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        if self.kind == "const":
+            return self.peak
+        progress = min(1.0, (step - self.warmup) / max(1, self.total - self.warmup))
+        return self.floor + 0.5 * (1 + math.cos(math.pi * progress)) * (self.peak - self.floor)
+
+
+def temperature_rate(settings: OptimConfig, towers_rate: float, temperature: float) -> float:
+    """The learning rate of logit_scale at a step.
+
+    Args:
+        settings: `lr_tau` and its schedule.
+        towers_rate: the towers' rate at this step.
+        temperature: the temperature now.
+    """
+    if settings.lr_tau is None:
+        return towers_rate
+    if settings.lr_tau_scheduler == "same":
+        return settings.lr_tau * towers_rate / settings.lr
+    if settings.lr_tau_scheduler == "step_thresh" and temperature <= STEP_THRESHOLD:
+        return settings.lr_tau / 3
+    return settings.lr_tau
+
+
+def is_gain_or_bias(name: str, parameter: Tensor) -> bool:
+    """open_clip's rule for parameters without weight decay."""
+    marks = ("bn", "ln", "bias", "logit_scale")
+    return parameter.ndim < 2 or any(mark in name for mark in marks)
+
+
+class Optimizer:
+    """AdamW over three groups: gains and biases, weights, and the temperature.
+
+    Args:
+        towers: the model; parameters that do not require gradients are left out.
+        settings: the run's section.
+        total_steps: length of the schedule.
+    """
+
+    def __init__(self, towers: nn.Module, settings: OptimConfig, total_steps: int) -> None:
+        named = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
+        temperature = [p for name, p in named if name.endswith("logit_scale")]
+        others = [(name, p) for name, p in named if not name.endswith("logit_scale")]
+        plain = [p for name, p in others if is_gain_or_bias(name, p)]
+        decayed = [p for name, p in others if not is_gain_or_bias(name, p)]
+        groups = [
+            {"params": plain, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": settings.wd},
+            {"params": temperature, "weight_decay": 0.0, "is_temperature": True},
+        ]
+        assert settings.beta2 is not None
+        assert settings.eps is not None
+        self._settings = settings
+        self._schedule = Schedule(
+            settings.lr, settings.lr_min, settings.warmup, total_steps, settings.lr_scheduler
+        )
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            fused=True,
+        )
+        self.parameters = [p for _, p in named]
+
+    def set_rates(self, step: int, temperature: float) -> float:
+        """Sets the learning rates of a step and returns the towers'."""
+        rate = self._schedule.at(step)
+        for group in self.adamw.param_groups:
+            is_temperature = group.get("is_temperature", False)
+            tau_rate = temperature_rate(self._settings, rate, temperature)
+            group["lr"] = tau_rate if is_temperature else rate
+        return rate
+
+    def step(self, measure: bool = False) -> Tensor | None:
+        """Clips if asked, steps, and drops the gradients.
+
+        Args:
+            measure: return the norm of all gradients (before clipping).
+        """
+        norm: Tensor | None = None
+        if self._settings.grad_clip_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self._settings.grad_clip_norm)
+        elif measure:
+            norm = nn.utils.get_total_norm(
+                [p.grad for p in self.parameters if p.grad is not None], foreach=True
+            )
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        return norm

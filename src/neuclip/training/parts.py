@@ -1,0 +1,66 @@
+"""What a run is made of."""
+
+from dataclasses import dataclass
+
+import torch
+
+from neuclip import distributed
+from neuclip.config import RunConfig
+from neuclip.data.loader import TrainLoader
+from neuclip.data.samples import Damage
+from neuclip.evaluation.splits import EvaluationSplit
+from neuclip.method.losses.base import PairLoss
+from neuclip.training.model import Clip
+from neuclip.training.optim import Optimizer
+from neuclip.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts, put together by `neuclip.training.assemble`.
+
+    Attributes:
+        num_samples: rows of a table by sample id.
+        shard_damage: what the index of the training data could not read.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    device: torch.device
+    clip: Clip
+    loss: PairLoss
+    optimizer: Optimizer
+    loader: TrainLoader
+    splits: list[EvaluationSplit]
+    num_samples: int
+    shard_damage: tuple[Damage, ...]
+
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs in a step, over all processes."""
+        return self.config.data.batch_size * distributed.world_size()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return self.loader.steps_per_epoch
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch after which the run ends."""
+        return self.config.optim.stop_epochs or self.config.optim.epochs
+
+    @property
+    def temperature(self) -> float:
+        """The temperature now."""
+        scale = self.clip.towers.logit_scale
+        assert isinstance(scale, torch.Tensor)
+        return float((-scale.detach()).exp())
+
+    def position(self, step: int) -> dict[str, float]:
+        """Where a run is after a number of steps, as records say it."""
+        return {
+            "step": step,
+            "epoch": round(step / self.steps_per_epoch, 4),
+            "samples_seen": step * self.global_batch_size,
+        }

@@ -1,0 +1,91 @@
+"""A trained model back from its run folder or checkpoint, for judging and export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from neuclip.config import RunConfig, validate
+from neuclip.errors import UserError
+from neuclip.method.factory import Run, build_loss
+from neuclip.method.losses.base import PairLoss
+from neuclip.training import checkpoint
+from neuclip.training.model import Encoder, build_clip, choose_device, choose_precision
+from neuclip.training.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RestoredRun:
+    """What a checkpoint holds, ready to use.
+
+    Attributes:
+        folder: the run folder.
+        config: the run's settings.
+        encoder: the towers.
+        loss: the loss with its state, which can predict log-normalizers.
+        logit_scale: 1 / temperature.
+        epoch: whole epochs trained.
+        global_batch_size: pairs in a training step.
+        path: the checkpoint's file.
+    """
+
+    folder: Path
+    config: RunConfig
+    encoder: Encoder
+    loss: PairLoss
+    logit_scale: float
+    epoch: int
+    global_batch_size: int
+    path: Path
+
+
+def load_run(run: Path, *, epoch: int | None = None, device: str = "auto") -> RestoredRun:
+    """Loads a run's checkpoint.
+
+    Args:
+        run: a run folder, or one of its checkpoints.
+        epoch: which epoch's checkpoint of the folder; none: the newest.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: no such run or checkpoint; never another one in its place.
+    """
+    path = _checkpoint_of(run, epoch)
+    content = checkpoint.load(path)
+    own: dict[str, Any] | None = content.get("neuclip")
+    if own is None:
+        raise UserError(f"{path} was not written by neuclip: its model and method are not recorded")
+    config = validate(yaml.safe_load(own["config"]), str(path))
+    place = choose_device(device)
+    clip = build_clip(config.model.name, choose_precision(config.model.precision, place), place)
+    checkpoint.load_weights(clip.towers, content, path)
+    sizes = Run(clip.embed_dim, own["steps_per_epoch"], num_samples=own["num_samples"])
+    loss = build_loss(config.method, sizes).to(place)
+    loss.load_state_dict(own["loss"])
+    scale = clip.towers.logit_scale
+    assert isinstance(scale, torch.Tensor)
+    return RestoredRun(
+        folder=path.parent.parent,
+        config=config,
+        encoder=Encoder(clip, place),
+        loss=loss,
+        logit_scale=float(scale.detach().exp()),
+        epoch=int(content["epoch"]),
+        global_batch_size=int(own["global_batch_size"]),
+        path=path,
+    )
+
+
+def _checkpoint_of(run: Path, epoch: int | None) -> Path:
+    if run.is_file():
+        if epoch is not None:
+            raise UserError(
+                f"{run} is a checkpoint already: --epoch {epoch} goes with a run folder"
+            )
+        return run
+    folder = RunFolder(run)
+    if not folder.checkpoints.is_dir():
+        raise UserError(f"{run} is no run folder: it has no {folder.checkpoints.name} in it")
+    return folder.latest if epoch is None else folder.epoch_checkpoint(epoch)

@@ -1,0 +1,108 @@
+"""The folder of a run: which files it has, and how it is begun or continued."""
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuclip.errors import UserError
+from neuclip.training.checkpoint import LATEST
+
+log = logging.getLogger("neuclip")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`<logs>/<name>` and the files in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON record a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the console said."""
+        return self.path / "out.log"
+
+    @property
+    def data_report(self) -> Path:
+        """What was damaged in the data read."""
+        return self.path / "data_report.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def latest(self) -> Path:
+        """The newest checkpoint."""
+        return self.checkpoints / LATEST
+
+    def epoch_checkpoint(self, epoch: int) -> Path:
+        """The checkpoint after so many whole epochs."""
+        return self.checkpoints / f"epoch_{epoch}.pt"
+
+    def step_checkpoint(self, step: int) -> Path:
+        """The checkpoint after so many steps."""
+        return self.checkpoints / f"iter_{step}.pt"
+
+
+def open_run_folder(logs: str, name: str, resume: str | None) -> tuple[RunFolder, Path | None]:
+    """Makes the folder of a new run, or finds what to continue from.
+
+    Returns:
+        The folder, and the checkpoint to continue from (none: begin).
+
+    Raises:
+        UserError: the folder belongs to an earlier run and `resume` was not asked for, or there is
+            no right to write.
+    """
+    folder = RunFolder(Path(logs) / name)
+    checkpoint: Path | None = None
+    if resume == "latest":
+        checkpoint = folder.latest if folder.latest.exists() else None
+        if checkpoint is None:
+            log.info("nothing to resume in %s: a new run begins", folder.path)
+    elif resume is not None:
+        checkpoint = Path(resume)
+    begun = folder.config.exists() or folder.metrics.exists()
+    if begun and resume is None:
+        raise UserError(
+            f"{folder.path} already holds a run; continue it with --resume latest, or choose "
+            "another --name"
+        )
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        probe = folder.path / ".write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run folder {folder.path}: {error.strerror}; choose another --logs"
+        ) from None
+    return folder, checkpoint
+
+
+def log_to(file: Path | None) -> None:
+    """Sends the package's messages to the terminal (standard error) and to a file."""
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(terminal)
+    if file is not None:
+        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s"))
+        log.addHandler(to_file)

@@ -1,0 +1,205 @@
+"""One record per log step: JSON lines always; the console, TensorBoard and W&B as sinks."""
+
+import importlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from neuclip.errors import UserError
+
+log = logging.getLogger("neuclip")
+
+Record = Mapping[str, Any]
+Sink = Callable[[Record], None]
+
+
+class JsonLines:
+    """The run's records, one JSON object a line: the source of truth.
+
+    Args:
+        path: the file.
+        from_step: drop records of later steps and a torn last line: they belong to a run that was
+            killed after the checkpoint it continues from.
+    """
+
+    def __init__(self, path: Path, from_step: int) -> None:
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= from_step]
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def __call__(self, record: Record) -> None:
+        """Writes a record at once, so that a killed run keeps it. Not-a-number becomes null."""
+        plain = {key: _plain(value) for key, value in record.items()}
+        self._file.write(json.dumps(plain) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a run; a torn last line is left out."""
+    return [json.loads(line) for line in _whole_lines(path)]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n")]
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return value
+
+
+class ConsoleSink:
+    """A progress bar on a terminal, plain lines otherwise; plain lines go to the log file always.
+
+    Args:
+        total_steps: steps of the whole run.
+        done: steps done before (resumed runs).
+    """
+
+    def __init__(self, total_steps: int, done: int) -> None:
+        console = Console(stderr=True)
+        self._total = total_steps
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]{task.completed}/{task.total}"),
+                BarColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+                console=console,
+                transient=True,
+            )
+            self._task = self._progress.add_task("", total=total_steps, completed=done)
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step)
+
+    def __call__(self, record: Record) -> None:
+        """Shows a record."""
+        if record["kind"] == "eval":
+            log.info("%s", evaluation_line(record))
+            return
+        line = training_line(record)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=record["step"], description=line)
+        log.info("%6d/%d  %s", record["step"], self._total, line)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def training_line(record: Record) -> str:
+    """A training record for people."""
+    parts = [
+        f"epoch {record['epoch']:.2f}",
+        f"loss {record['loss']:.4f}",
+        f"tau {record['temperature']:.4f}",
+        f"lr {record['lr']:.2e}",
+    ]
+    if "gamma" in record:
+        parts.append(f"gamma {record['gamma']:.2f}")
+    parts.append(f"{record['samples_per_second']:.0f} samples/s")
+    shares = [(key[6:], value) for key, value in record.items() if key.startswith("share_")]
+    shares.sort(key=lambda item: -item[1])
+    parts.append(" ".join(f"{name} {value:.0%}" for name, value in shares if value >= 0.005))
+    return "  ".join(parts)
+
+
+def evaluation_line(record: Record) -> str:
+    """An evaluation record for people."""
+    metrics = record["metrics"]
+    shown = ("acc1", "acc5", "mean_recall@1", "text_retrieval_recall@1", "image_retrieval_recall@1")
+    parts = [f"{name} {metrics[name]:.2%}" for name in shown if name in metrics]
+    if "chance" in metrics:
+        parts.append(f"chance {metrics['chance']:.2%}")
+    if "normalizer_mse" in metrics:
+        batch = metrics.get("minibatch_normalizer_mse", math.nan)
+        parts.append(f"normalizer MSE {metrics['normalizer_mse']:.2f} (batch {batch:.2f})")
+    return f"{record['split']} after epoch {record['epoch']:g}: " + "  ".join(parts)
+
+
+def extra_sinks(report_to: str, run_dir: Path, config: dict[str, Any]) -> list[Sink]:
+    """TensorBoard and W&B, when asked for.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    sinks: list[Sink] = []
+    if report_to in {"tensorboard", "all"}:
+        sinks.append(_tensorboard(run_dir))
+    if report_to in {"wandb", "all"}:
+        sinks.append(_wandb(run_dir, config))
+    return sinks
+
+
+def _tensorboard(run_dir: Path) -> Sink:
+    module = _optional("torch.utils.tensorboard", "tensorboard")
+    writer = module.SummaryWriter(run_dir / "tensorboard")
+
+    def sink(record: Record) -> None:
+        for name, value in _scalars(record).items():
+            writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return sink
+
+
+def _wandb(run_dir: Path, config: dict[str, Any]) -> Sink:
+    module = _optional("wandb", "wandb")
+    # The run's own id makes a resumed run continue the same curve.
+    run = module.init(
+        project=os.environ.get("WANDB_PROJECT", "neuclip"),
+        name=run_dir.name,
+        id=run_dir.name,
+        resume="allow",
+        dir=str(run_dir),
+        config=config,
+    )
+
+    def sink(record: Record) -> None:
+        run.log(_scalars(record), step=record["step"])
+
+    return sink
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    prefix = f"{record['kind']}/" + (f"{record['split']}/" if record["kind"] == "eval" else "")
+    values = record.get("metrics", record)
+    return {
+        prefix + key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float)
+    }
+
+
+def _optional(module: str, package: str) -> Any:  # noqa: ANN401  a module
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(
+            f"--report-to needs the package {package}: pip install 'neuclip[{package}]'"
+        ) from None

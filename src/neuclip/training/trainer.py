@@ -1,0 +1,280 @@
+"""The loop. It knows batches, towers, a loss and an optimiser, and names no method.
+
+The state of a run is one number, the steps done: epoch and position in the data follow from it.
+"""
+
+import json
+import logging
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuclip import distributed
+from neuclip.data.damage import DamageLog
+from neuclip.data.loader import Batch
+from neuclip.errors import Preempted, UserError
+from neuclip.evaluation.results import write_whole
+from neuclip.method.inputs import NotFiniteError
+from neuclip.training import checkpoint
+from neuclip.training.checkpoint import CheckpointError
+from neuclip.training.judging import Judge
+from neuclip.training.model import clamp_logit_scale
+from neuclip.training.parts import Parts
+from neuclip.training.recorder import Recorder
+
+log = logging.getLogger("neuclip")
+
+
+class Trainer:
+    """Trains, records, judges, saves, and continues where a checkpoint was written.
+
+    Args:
+        parts: the run.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.step = 0
+        self.damage = DamageLog()
+        self.damage.add(parts.shard_damage)
+        self._towers = distributed.parallel(parts.clip.towers, parts.device)
+        self._recorder = Recorder(parts.config, parts.folder, parts.device)
+        self._judge = Judge(parts, self._recorder)
+        parts.loss.section = self._recorder.timer.section
+        self._stop_asked = False
+        self._rate = 0.0
+        self._gradient_norm: Tensor | None = None
+
+    # --- the run ----------------------------------------------------------------------------
+
+    def fit(self) -> None:
+        """Trains to the last epoch.
+
+        Raises:
+            UserError: the loss is not finite, or too much of the data is damaged.
+            Preempted: a signal asked to stop; a checkpoint is written.
+        """
+        parts, steps = self.parts, self.parts.steps_per_epoch
+        with (
+            self._recorder.open(self.step, parts.last_epoch * steps),
+            self._listening_to_signals(),
+            self._reporting_damage(),
+            self._profiler() as profiler,
+        ):
+            if self._judge.is_due(self.step) and not self._judge.has_judged(self.step):
+                self._judge.judge(self.step)
+            for epoch in range(self.step // steps, parts.last_epoch):
+                parts.loader.set_position(epoch, self.step % steps)
+                for batch in self._timed(iter(parts.loader)):
+                    loss = self.train_step(batch)
+                    self._after_step(batch, loss)
+                    profiler.step()
+                self._end_epoch()
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """One update of the towers (and of whatever the loss trains itself)."""
+        parts, section = self.parts, self._recorder.timer.section
+        self._rate = parts.optimizer.set_rates(self.step, self.parts.temperature)
+        with section("encode"), parts.clip.autocast(parts.device):
+            outputs = self._towers(batch.images.to(parts.clip.input_dtype), batch.tokens)
+        with section("loss"):
+            loss = self._finite_loss(outputs, batch)
+        with section("backward"):
+            loss.backward()
+        with section("optimizer"):
+            measure = self._recorder.is_due(self.step + 1)
+            self._gradient_norm = parts.optimizer.step(measure=measure)
+            clamp_logit_scale(parts.clip.towers)
+        self.step += 1
+        return loss.detach()
+
+    def _after_step(self, batch: Batch, loss: Tensor) -> None:
+        data, every = self.parts.config.data, self.parts.config.output.save_every_steps
+        for damage in self.damage.add(batch.damage):
+            log.warning("damaged: %s", damage)
+        self.damage.check(data.max_bad_fraction, self.step * data.batch_size)
+        self._recorder.advance(self.step)
+        if self._recorder.is_due(self.step):
+            self._record(loss)
+        if distributed.any_rank(self._stop_asked):
+            self._save_step()
+            raise Preempted(
+                f"stopped by a signal after step {self.step}; --resume latest continues "
+                f"{self.parts.folder.path}"
+            )
+        if every and self.step % every == 0 and self.step % self.parts.steps_per_epoch:
+            self._save_step()
+
+    def _end_epoch(self) -> None:
+        epoch = self.step // self.parts.steps_per_epoch
+        frequency = self.parts.config.output.save_frequency
+        if epoch == self.parts.last_epoch or (frequency and epoch % frequency == 0):
+            self._save(self.parts.folder.epoch_checkpoint(epoch))
+        else:
+            self._save(self.parts.folder.latest)
+        if self._judge.is_due(self.step):
+            self._judge.judge(self.step)
+
+    def _timed(self, batches: Iterator[Batch]) -> Generator[Batch]:
+        """The batches on the device, with the waiting counted as `data`."""
+        while True:
+            with self._recorder.timer.section("data"):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                batch = batch.to(self.parts.device, non_blocking=True)
+            yield batch
+
+    # --- records ----------------------------------------------------------------------------
+
+    def _record(self, loss: Tensor) -> None:
+        values = {
+            **self.parts.position(self.step),
+            "loss": float(distributed.mean_over_ranks(loss.clone())),
+            "temperature": self.parts.temperature,
+            "logit_scale": 1 / self.parts.temperature,
+            "lr": self._rate,
+            "grad_norm": None if self._gradient_norm is None else float(self._gradient_norm),
+            **self.parts.loss.metrics(),
+        }
+        self._recorder.training(values, self.parts.global_batch_size)
+
+    @contextmanager
+    def _reporting_damage(self) -> Generator[None]:
+        try:
+            yield
+        finally:
+            if distributed.is_main():
+                path = self.parts.folder.data_report
+                write_whole(path, json.dumps(self.damage.report(), indent=2) + "\n")
+                if self.damage.total:
+                    found = self.damage.summary()
+                    log.warning("damaged samples or shards met: %s; see %s", found, path)
+
+    def _profiler(self) -> AbstractContextManager[Any]:
+        """A trace of ten steps in `trace.json`, when asked for."""
+        if not (self.parts.config.output.profile and distributed.is_main()):
+            return nullcontext(_NoProfiler())
+        path = str(self.parts.folder.path / "trace.json")
+        return torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=10, warmup=2, active=10, repeat=1),
+            on_trace_ready=lambda profile: profile.export_chrome_trace(path),
+        )
+
+    # --- stopping ---------------------------------------------------------------------------
+
+    def _finite_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
+        """The loss of a step; advice where it is not finite."""
+        try:
+            loss = self.parts.loss(**outputs, sample_ids=batch.sample_ids)
+            assert isinstance(loss, Tensor)
+            if bool(torch.isfinite(loss)):
+                return loss
+            problem = f"the loss is {float(loss.detach())}"
+        except NotFiniteError as error:
+            problem = str(error)
+        raise UserError(
+            f"{problem}; step {self.step + 1}, temperature {self.parts.temperature:.4g}, learning "
+            f"rate {self._rate:.3g}, first keys {', '.join(batch.keys[:4])}. The last checkpoint "
+            "is intact. Lower --lr, raise --warmup, or clip with --grad-clip-norm 1.0"
+        )
+
+    @contextmanager
+    def _listening_to_signals(self) -> Generator[None]:
+        """SIGTERM only sets a flag: the step in flight ends, and a checkpoint is written."""
+
+        def ask(signum: int, frame: FrameType | None) -> None:
+            log.info("received %s: saving after this step", signal.Signals(signum).name)
+            self._stop_asked = True
+
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    # --- state ------------------------------------------------------------------------------
+
+    def _save_step(self) -> None:
+        path = self.parts.folder.step_checkpoint(self.step)
+        self._save(path)
+        if distributed.is_main():
+            keep = self.parts.config.output.keep_step_checkpoints
+            checkpoint.drop_old_step_checkpoints(path.parent, keep)
+
+    def _save(self, path: Path) -> None:
+        content = self.state_dict()
+        if distributed.is_main():
+            checkpoint.save(path, content)
+            if path != self.parts.folder.latest:
+                checkpoint.point_latest_at(path)
+        distributed.barrier()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a resume to be exact."""
+        return {
+            "method": self.parts.config.method.name,
+            "model": self.parts.clip.name,
+            "seed": self.parts.config.seed,
+            "global_batch_size": self.parts.global_batch_size,
+            "steps_per_epoch": self.parts.steps_per_epoch,
+            "num_samples": self.parts.num_samples,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything an exact resume needs, in open_clip's layout with our part beside it."""
+        parts, on_cuda = self.parts, self.parts.device.type == "cuda"
+        return {
+            "epoch": self.step // parts.steps_per_epoch,
+            "name": parts.folder.path.name,
+            "state_dict": parts.clip.towers.state_dict(),
+            "optimizer": parts.optimizer.adamw.state_dict(),
+            "neuclip": {
+                **self._identity(),
+                "step": self.step,
+                "config": parts.config.to_yaml(),
+                "loss": parts.loss.state_dict(),
+                "damage": self.damage.report(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state() if on_cuda else None,
+            },
+        }
+
+    def load(self, path: Path) -> None:
+        """Continues from a checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to another model, method, or data.
+        """
+        content, parts = checkpoint.load(path), self.parts
+        own = content.get("neuclip")
+        if own is None:
+            raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
+        for key, value in self._identity().items():
+            if own[key] != value:
+                raise CheckpointError(
+                    f"checkpoint {path} has {key} {own[key]!r}, this run has {value!r}; an exact "
+                    "resume needs them equal"
+                )
+        checkpoint.load_weights(parts.clip.towers, content, path)
+        parts.optimizer.adamw.load_state_dict(content["optimizer"])
+        parts.loss.load_state_dict(own["loss"])
+        self.damage = DamageLog.from_report(own["damage"])
+        torch.set_rng_state(own["rng"])
+        if own["cuda_rng"] is not None and parts.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda_rng"])
+        self.step = int(own["step"])
+        log.info("resumed %s at step %d", path, self.step)
+
+
+class _NoProfiler:
+    """Stands in for torch's profiler."""
+
+    def step(self) -> None:
+        """Does nothing."""

@@ -1,0 +1,152 @@
+"""A run that was stopped, however, and resumed equals one that was not: bit by bit."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from neuclip.cli import main
+from neuclip.training import checkpoint
+from neuclip.training.tracking import read_records
+
+from .conftest import kill_group, wait_for
+
+NEUCLIP = (
+    "--method",
+    "neuclip",
+    "--num-prototypes",
+    "40",
+    "--restart-steps",
+    "6",
+    "--gamma",
+    "0.4",
+)
+TIMES = {"samples_per_second", "memory_mb", "seconds"}
+
+
+def tensors(value, path=""):
+    """All tensors and plain values of a nested checkpoint, by path."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from tensors(inner, f"{path}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from tensors(inner, f"{path}/{number}")
+    else:
+        yield path, value
+
+
+def assert_same_checkpoint(one, other):
+    first, second = (dict(tensors(checkpoint.load(path))) for path in (one, other))
+    assert first.keys() == second.keys()
+    for path, value in first.items():
+        if path in {"/name", "/neuclip/config"}:
+            continue
+        same = torch.equal(value, second[path]) if torch.is_tensor(value) else value == second[path]
+        assert same, path
+
+
+def comparable(folder):
+    records = read_records(folder / "metrics.jsonl")
+    return [
+        {k: v for k, v in r.items() if k not in TIMES and not k.startswith("share_")}
+        for r in records
+    ]
+
+
+@pytest.fixture
+def whole(demo):
+    """The run that nothing interrupts."""
+    assert main(["train", *demo.flags("whole", *NEUCLIP, "--save-every-steps", "3")]) == 0
+    return demo.logs / "whole"
+
+
+def test_killed_in_mid_epoch_and_resumed(demo, whole):
+    flags = demo.flags("killed", *NEUCLIP, "--save-every-steps", "3")
+    process = demo.start(*flags)
+    folder = demo.logs / "killed"
+    wait_for((folder / "checkpoints" / "iter_12.pt").exists, process)
+    kill_group(process)
+    assert not (folder / "checkpoints" / "epoch_2.pt").exists()
+    # Another number of reading processes changes nothing.
+    assert main(["train", *flags, "--resume", "latest", "--workers", "0"]) == 0
+    assert_same_checkpoint(whole / "checkpoints/epoch_2.pt", folder / "checkpoints/epoch_2.pt")
+    assert comparable(folder) == comparable(whole)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "epoch_1.pt", "epoch_2.pt", "epoch_latest.pt", "iter_15.pt", "iter_18.pt",
+    ]  # fmt: skip
+
+
+def test_asked_to_stop_and_resumed(demo, whole):
+    flags = demo.flags("asked", *NEUCLIP, "--save-every-steps", "3")
+    process = demo.start(*flags)
+    folder = demo.logs / "asked"
+    wait_for((folder / "checkpoints" / "iter_3.pt").exists, process)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "--resume latest continues" in output
+    assert "Traceback" not in output
+    step = checkpoint.load(folder / "checkpoints/epoch_latest.pt")["neuclip"]["step"]
+    assert step >= 3
+    assert main(["train", *flags, "--resume", "latest"]) == 0
+    assert_same_checkpoint(whole / "checkpoints/epoch_2.pt", folder / "checkpoints/epoch_2.pt")
+
+
+def test_a_killed_judging_is_made_up_for(demo, whole):
+    """The checkpoint of an epoch is there, its judging is not: the resumed run judges first."""
+    folder = demo.logs / "whole"
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] < 20 or "train" in line]
+    (folder / "metrics.jsonl").write_text("".join(kept))
+    before = comparable(folder)
+    assert main(["train", *demo.flags("whole", *NEUCLIP, "--resume", "latest")]) == 0
+    added = comparable(folder)[len(before) :]
+    assert [(r["kind"], r["step"], r["split"]) for r in added] == [
+        ("eval", 20, "unseen_face"),
+        ("eval", 20, "unseen_character"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--method", "rgcl_batch"), "has method 'neuclip', this run has 'rgcl_batch'"),
+        (("--batch-size", "20"), "has global_batch_size 16, this run has 20"),
+        (("--seed", "4"), "has seed 3, this run has 4"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(demo, whole, capsys, change, message):
+    path = str(whole / "checkpoints" / "epoch_1.pt")
+    flags = demo.flags("other", "--resume", path)
+    assert main(["train", *flags, *([] if "--method" in change else NEUCLIP), *change]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_a_checkpoint_of_another_model_is_refused(demo, whole, capsys):
+    path = whole / "checkpoints" / "epoch_1.pt"
+    content = checkpoint.load(path)
+    content["state_dict"].pop("visual.conv1.weight")
+    checkpoint.save(demo.logs / "broken.pt", content)
+    flags = demo.flags("other", *NEUCLIP, "--resume", str(demo.logs / "broken.pt"))
+    assert main(["train", *flags]) == 2
+    assert "another architecture" in capsys.readouterr().err
+
+
+def test_a_truncated_checkpoint_is_refused(demo, whole, capsys):
+    latest = whole / "checkpoints" / "epoch_latest.pt"
+    content = latest.read_bytes()
+    latest.unlink()
+    latest.write_bytes(content[: len(content) // 2])
+    assert main(["train", *demo.flags("whole", *NEUCLIP, "--resume", "latest")]) == 2
+    error = capsys.readouterr().err
+    assert "damaged or incomplete" in error
+    assert "epoch_1.pt" in error
+
+
+def test_resume_latest_of_nothing_begins(demo, capsys):
+    flags = demo.flags("fresh", *NEUCLIP, "--epochs", "1", "--resume", "latest", "--workers", "0")
+    assert main(["train", *flags]) == 0
+    assert "nothing to resume" in capsys.readouterr().err

@@ -1,0 +1,182 @@
+"""Training through the command line, from shards to a report."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+
+import open_clip
+import pytest
+import torch
+
+from neuclip.cli import main
+from neuclip.methods import METHODS
+from neuclip.training import checkpoint
+from neuclip.training.restore import load_run
+from neuclip.training.tracking import read_records
+
+PUBLISHED = (
+    "--save-frequency 1 --train-data DATA --train-num-samples 96 --data_size 19270000 --warmup 5 "
+    "--batch-size 16 --epochs 1 --workers 1 --model glyph-tiny --name neuclip --seed 2026 --wd 0.2 "
+    "--local-loss --fastclip --multiply_tau --temperature_scheme global_learnable --temperature "
+    "0.07 --lr 5e-4 --lr_tau 6.25e-5 --lr_tau_scheduler step_thresh --rho 11.0 --fastclip_eps 1e-6 "
+    "--gamma 0.42 --gamma_schedule cosine --gamma_decay_epochs 24 --npn --npn_lr 1.0 "
+    "--npn_num_protos 4096 --npn_repetition 10 --npn_restart_iter 500"
+)
+
+
+def test_the_run_folder(demo):
+    assert main(["train", *demo.flags("run", "--method", "rgcl_batch")]) == 0
+    folder = demo.logs / "run"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoints", "config.yaml", "data_report.json", "eval_results", "metrics.jsonl",
+        "out.log",
+    ]  # fmt: skip
+    records = read_records(folder / "metrics.jsonl")
+    steps = [r["step"] for r in records if r["kind"] == "train"]
+    assert steps == [1, 5, 10, 15, 20]
+    first = records[0]
+    assert first["temperature"] == pytest.approx(0.07, rel=1e-2)
+    assert first["samples_seen"] == 16
+    shares = {key: value for key, value in first.items() if key.startswith("share_")}
+    assert {"share_data", "share_encode", "share_normalizer", "share_backward"} <= shares.keys()
+    assert sum(shares.values()) == pytest.approx(1, abs=0.01)
+    evaluations = [r for r in records if r["kind"] == "eval"]
+    assert [(r["split"], r["epoch"]) for r in evaluations] == [
+        ("unseen_face", 1.0), ("unseen_character", 1.0),
+        ("unseen_face", 2.0), ("unseen_character", 2.0),
+    ]  # fmt: skip
+    metrics = evaluations[-1]["metrics"]
+    assert {"acc1", "mean_per_class_recall", "text_retrieval_recall@1", "chance"} <= metrics.keys()
+    lines = (folder / "eval_results/epoch_2_eval_results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["unseen_face", "unseen_character"]
+    assert json.loads(lines[1])["metrics"] == metrics
+    assert json.loads((folder / "data_report.json").read_text())["total"] == 0
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(demo):
+    weights = []
+    for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
+        flags = demo.flags(name, "--epochs", "1", "--workers", "0", "--seed", seed)
+        assert main(["train", *flags, "--val-frequency", "0"]) == 0
+        weights.append(checkpoint.load(demo.logs / name / "checkpoints/epoch_1.pt")["state_dict"])
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not torch.equal(weights[0]["visual.conv1.weight"], weights[2]["visual.conv1.weight"])
+
+
+def test_open_clip_loads_the_checkpoint(demo):
+    assert main(["train", *demo.flags("run", "--epochs", "1", "--val-frequency", "0")]) == 0
+    path = demo.logs / "run" / "checkpoints" / "epoch_1.pt"
+    model, _, _ = open_clip.create_model_and_transforms("glyph-tiny", pretrained=str(path))
+    restored = load_run(demo.logs / "run")
+    tokens = open_clip.get_tokenizer("glyph-tiny")(["latin small letter a"])
+    with torch.no_grad():
+        ours, theirs = restored.encoder.encode_text(tokens), model.eval().encode_text(tokens, True)
+    assert torch.equal(ours, theirs)
+    assert restored.epoch == 1
+
+
+def test_methods_side_by_side(demo, tmp_path):
+    runs = []
+    for method in METHODS:
+        flags = demo.flags(method, "--method", method, "--epochs", "1")
+        assert main(["train", *flags]) == 0
+        runs.append(str(demo.logs / method))
+    assert main(["report", *runs, "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert all(method in page for method in METHODS)
+
+
+def test_the_published_line_trains(demo, capsys):
+    words = [str(demo.data / "train") if w == "DATA" else w for w in PUBLISHED.split()]
+    assert main(["train", *words, "--logs", str(demo.logs)]) == 0
+    said = capsys.readouterr().err
+    assert "--local-loss" in said
+    assert "data_size is not needed" in said
+    assert checkpoint.load(demo.logs / "neuclip/checkpoints/epoch_1.pt")["neuclip"]["step"] == 6
+
+
+def test_eval_of_a_run(demo, capsys):
+    assert main(["train", *demo.flags("run", "--val-frequency", "0")]) == 0
+    split = str(demo.data / "unseen_face")
+    capsys.readouterr()
+    assert main(["eval", str(demo.logs / "run"), "--epoch", "1", "--val-data", split]) == 0
+    assert "top-1" in capsys.readouterr().out
+    written = demo.logs / "run/eval_results/epoch_1_eval_results.jsonl"
+    (line,) = written.read_text().splitlines()
+    metrics = json.loads(line)["metrics"]
+    assert metrics["normalizer_mse"] >= 0
+    assert metrics["minibatch_normalizer_mse"] >= 0
+    assert main(["eval", str(demo.logs / "run"), "--epoch", "7", "--val-data", split]) == 2
+    assert "epoch_7.pt" in capsys.readouterr().err
+
+
+def test_training_learns(demo):
+    """More than chance on the glyphs of the training faces, after a minute of steps at most."""
+    flags = demo.flags("run", "--epochs", "8", "--method", "rgcl_batch", "--val-frequency", "8")
+    assert main(["train", *flags, "--train-num-samples", "640"]) == 0
+    evaluations = [r for r in read_records(demo.logs / "run/metrics.jsonl") if r["kind"] == "eval"]
+    metrics = evaluations[0]["metrics"]
+    assert metrics["acc1"] > 4 * metrics["chance"]
+
+
+def test_a_diverging_run_stops_with_advice(demo, capsys):
+    flags = demo.flags("run", "--lr", "1e30", "--warmup", "0", "--workers", "0")
+    assert main(["train", *flags]) == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error or "the loss is" in error
+    assert "Lower --lr" in error
+
+
+def test_mistakes_are_named_before_the_first_batch(demo, capsys):
+    def error(*flags):
+        assert main(["train", *flags]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "--train-data is not given" in error("--name", "x")
+    assert "less than one global batch" in error(*demo.flags("x", "--batch-size", "5000"))
+    assert "unknown model" in error(*demo.flags("x", "--model", "ViT-B32"))
+    assert "no such folder" in error(*demo.flags("x", "--val-data", "nowhere"))
+    assert not (demo.logs / "x").exists()
+
+
+def test_damage_is_counted_and_listed(demo, tmp_path, capsys):
+    """One broken picture and one empty caption: the run goes on, and says so."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    source = demo.data / "train" / "00000.tar"
+    with tarfile.open(source) as old, tarfile.open(folder / "00000.tar", "w") as new:
+        for number, member in enumerate(old):
+            content = old.extractfile(member).read()
+            if number == 0:
+                broken = member.name
+            if member.name == broken or number in {4, 5}:
+                content = b"" if member.name.endswith(".txt") else content[: len(content) // 2]
+            member.size = len(content)
+            new.addfile(member, io.BytesIO(content))
+    flags = demo.flags("run", "--train-data", str(folder), "--epochs", "1", "--workers", "0")
+    assert main(["train", *flags, "--max-bad-fraction", "0.2"]) == 0
+    report = json.loads((demo.logs / "run" / "data_report.json").read_text())
+    assert report["total"] >= 1
+    assert "damaged" in capsys.readouterr().err
+    assert main(["train", *flags, "--name", "strict", "--max-bad-fraction", "0"]) == 2
+    assert "00000.tar" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+def test_two_processes_train(demo):
+    flags = demo.flags("two", "--batch-size", "8", "--epochs", "1", "--val-frequency", "0")
+    # torchrun takes --logs for an abbreviation of its own --logs-specs, wherever it stands.
+    flags[flags.index("--logs")] = "--logs-dir"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*command, "-m", "neuclip.training.main", *flags],
+        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    saved = checkpoint.load(demo.logs / "two/checkpoints/epoch_1.pt")["neuclip"]
+    assert saved["global_batch_size"] == 16
+    assert saved["step"] == 10
+    assert saved["loss"]["normalizer.prototypes"].shape == (2, 4096, 128)

@@ -1,0 +1,90 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from neuclip.config import OptimConfig, RunConfig
+from neuclip.training.optim import Optimizer, Schedule, is_gain_or_bias, temperature_rate
+
+
+def resolved(**values):
+    return RunConfig(optim=OptimConfig(**values)).resolved().optim
+
+
+class Towers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ln_final = nn.LayerNorm(3)
+        self.proj = nn.Linear(3, 3)
+        self.logit_scale = nn.Parameter(torch.tensor(2.0))
+
+
+def test_warmup_is_linear_and_the_cosine_ends_at_the_floor():
+    schedule = Schedule(peak=1.0, floor=0.1, warmup=10, total=110, kind="cosine")
+    assert [schedule.at(s) for s in range(10)] == pytest.approx([(s + 1) / 10 for s in range(10)])
+    for step in range(10, 110):
+        expected = 0.1 + 0.5 * 0.9 * (1 + math.cos(math.pi * (step - 10) / 100))
+        assert schedule.at(step) == pytest.approx(expected)
+    assert schedule.at(110) == pytest.approx(0.1)
+    assert schedule.at(1000) == pytest.approx(0.1)
+
+
+def test_constant_schedule_stays_at_the_peak():
+    schedule = Schedule(peak=0.5, floor=0.0, warmup=2, total=10, kind="const")
+    assert [schedule.at(s) for s in (0, 1, 2, 9)] == [0.25, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("values", "temperature", "expected"),
+    [
+        ({}, 0.05, 2e-4),
+        ({"lr_tau": 1e-3, "lr_tau_scheduler": "const"}, 0.01, 1e-3),
+        ({"lr_tau": 1e-3, "lr_tau_scheduler": "same"}, 0.01, 1e-3 * 2e-4 / 5e-4),
+        ({"lr_tau": 3e-3, "lr_tau_scheduler": "step_thresh"}, 0.031, 3e-3),
+        ({"lr_tau": 3e-3, "lr_tau_scheduler": "step_thresh"}, 0.03, 1e-3),
+    ],
+)
+def test_temperature_rate(values, temperature, expected):
+    assert temperature_rate(resolved(**values), 2e-4, temperature) == pytest.approx(expected)
+
+
+def test_groups_are_open_clips_with_the_temperature_apart():
+    towers = Towers()
+    adamw = Optimizer(towers, resolved(wd=0.3, lr_tau=1e-4, lr_tau_scheduler="const"), 10).adamw
+    sizes = [[tuple(p.shape) for p in group["params"]] for group in adamw.param_groups]
+    assert sizes == [[(3,), (3,), (3,)], [(3, 3)], [()]]
+    assert [group["weight_decay"] for group in adamw.param_groups] == [0.0, 0.3, 0.0]
+
+
+def test_the_rule_for_decay():
+    matrix, vector = torch.zeros(2, 2), torch.zeros(2)
+    assert not is_gain_or_bias("visual.proj", matrix)
+    assert is_gain_or_bias("visual.proj", vector)
+    assert is_gain_or_bias("ln_pre.weight", matrix)
+    assert is_gain_or_bias("attn.in_proj_bias", matrix)
+
+
+def test_rates_reach_the_groups():
+    optimizer = Optimizer(
+        Towers(), resolved(lr=0.1, warmup=10, lr_tau=0.3, lr_tau_scheduler="step_thresh"), 100
+    )
+    assert optimizer.set_rates(4, temperature=0.02) == pytest.approx(0.05)
+    assert [g["lr"] for g in optimizer.adamw.param_groups] == pytest.approx([0.05, 0.05, 0.1])
+
+
+def test_a_frozen_temperature_is_left_out():
+    towers = Towers()
+    towers.logit_scale.requires_grad_(False)
+    assert len(Optimizer(towers, resolved(), 10).adamw.param_groups) == 2
+
+
+def test_clipping_bounds_the_step_and_returns_the_norm_before():
+    towers = Towers()
+    optimizer = Optimizer(towers, resolved(grad_clip_norm=1e-3), 10)
+    (towers.proj(torch.ones(1, 3)).sum() * 100).backward()
+    raw = torch.linalg.vector_norm(
+        torch.cat([p.grad.flatten() for p in towers.parameters() if p.grad is not None])
+    )
+    assert float(optimizer.step()) == pytest.approx(float(raw))
+    assert all(p.grad is None for p in towers.parameters())
