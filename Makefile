@@ -1,0 +1,38 @@
+# From a fresh clone with Python 3.11 and make: `make demo` or `make test`.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO ?= demo
+
+.PHONY: demo test lint types check format clean
+
+demo: $(INSTALLED)  ## build the embedded data, train NeuCLIP on it, judge it, write a report
+	$(BIN)/neuclip demo --out $(DEMO)
+
+test: $(INSTALLED)  ## the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)
+	$(BIN)/pyright
+
+check: lint types test  ## what CI runs
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# A second call finds the stamp newer than what it depends on, and installs nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "neuclip needs Python 3.11 or newer; call make with PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
