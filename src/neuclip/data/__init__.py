@@ -1,0 +1,1 @@
+"""From bytes to batches: shards, the loader, and the embedded data set."""

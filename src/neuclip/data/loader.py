@@ -1,0 +1,206 @@
+"""Batches from an index of shards, in an order that any step of any epoch can be resumed at.
+
+The plain torch `DataLoader` runs the workers. What travels to them is a whole batch's request
+(epoch, place, positions), so workers hold no state: their number changes nothing, they live on
+from epoch to epoch, and a run resumes at (epoch, step) with as many of them as it likes.
+
+Step t takes the places t*B ... (t+1)*B of the epoch's order, rank r its r-th part of them: the
+global batches are the same for any number of ranks.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from neuclip.data.batch import Batch, Reader, Request, Tokenize, Transform, Unreadable
+from neuclip.data.damage import DamageLog
+from neuclip.data.order import describe_epoch, epoch_order
+from neuclip.data.samples import Damage
+from neuclip.data.shards import ShardIndex
+from neuclip.errors import UserError
+
+__all__ = ["Batch", "DamageLog", "LoaderSettings", "TrainLoader", "evaluation_loader"]
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How a `TrainLoader` reads.
+
+    Attributes:
+        batch_size: samples per rank and step.
+        rank: which part of the global batches this process reads.
+        world_size: number of ranks.
+        seed: decides order, substitutes and random transforms.
+        workers: processes that read ahead; 0 reads in this one.
+        num_samples: length of an epoch; by default that of the data.
+        pin_memory: hand out batches in page-locked memory.
+    """
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    workers: int = 0
+    num_samples: int | None = None
+    pin_memory: bool = False
+
+
+class TrainLoader:
+    """Batches of an epoch from a position on; `len` is the number of steps in an epoch.
+
+    Iterating yields what is left of the epoch and then stands at the start of the next one.
+
+    Attributes:
+        description: what an epoch visits, repeats and leaves out, in one sentence.
+    """
+
+    def __init__(
+        self, index: ShardIndex, transform: Transform, tokenize: Tokenize, settings: LoaderSettings
+    ) -> None:
+        """Set up reading; worker processes start with the first iteration.
+
+        Raises:
+            UserError: an epoch has fewer samples than one global batch.
+        """
+        self._settings = settings
+        length = len(index) if settings.num_samples is None else settings.num_samples
+        global_batch = settings.batch_size * settings.world_size
+        self._requests = _TrainRequests(len(index), length, settings)
+        if len(self._requests) == 0:
+            raise UserError(
+                f"an epoch of {length} samples is less than one global batch of {global_batch} "
+                f"({settings.batch_size} x {settings.world_size} processes): "
+                "lower --batch-size, or read more data"
+            )
+        self.description = describe_epoch(len(index), length, global_batch)
+        reader = Reader(index, transform, tokenize, settings.seed)
+        self._loader = _data_loader(reader, self._requests, settings)
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch; an incomplete last one is left out."""
+        return len(self)
+
+    def set_position(self, epoch: int, step: int) -> None:
+        """Continue with batch `step` of `epoch`, both counted from 0."""
+        if epoch < 0 or not 0 <= step <= len(self):
+            raise ValueError(f"no epoch {epoch}, step {step}: an epoch has {len(self)} steps")
+        self._requests.epoch, self._requests.step = epoch, step
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._requests.epoch
+        for result in self._loader:
+            if isinstance(result, Unreadable):
+                raise _too_much_damage(result.damage)
+            yield result
+        self.set_position(epoch + 1, 0)
+
+
+def evaluation_loader(
+    index: ShardIndex,
+    transform: Transform,
+    tokenize: Tokenize,
+    batch_size: int,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """All samples of `index`, once, in order; the last batch may be smaller.
+
+    A damaged sample is left out and named in `Batch.damage`.
+
+    Raises:
+        UserError: no sample can be read.
+    """
+    positions = np.arange(len(index), dtype=np.int64)
+    starts = range(0, len(index), batch_size)
+    requests = [Request(0, start, positions[start : start + batch_size], False) for start in starts]
+    settings = LoaderSettings(batch_size, workers=workers)
+    reader = Reader(index, transform, tokenize, settings.seed)
+    ready: Batch | None = None
+    lost: tuple[Damage, ...] = ()
+    for result in _data_loader(reader, requests, settings, lasting=False):
+        # A batch is held back by one, so that batches lost entirely find one to be named in.
+        if isinstance(result, Unreadable):
+            lost += result.damage
+        else:
+            if ready is not None:
+                yield ready
+            ready, lost = replace(result, damage=lost + result.damage), ()
+    if ready is None:
+        raise _too_much_damage(lost)
+    yield replace(ready, damage=ready.damage + lost)
+
+
+def _too_much_damage(damage: Sequence[Damage]) -> UserError:
+    shown = "".join(f"\n  {found}" for found in damage[:5])
+    return UserError(f"none of {len(damage)} samples tried could be read:{shown}")
+
+
+class _TrainRequests:
+    """The sampler: requests for the rest of an epoch."""
+
+    def __init__(self, samples: int, length: int, settings: LoaderSettings) -> None:
+        self.epoch, self.step = 0, 0
+        self._samples, self._length, self._settings = samples, length, settings
+
+    def __len__(self) -> int:
+        return self._length // (self._settings.batch_size * self._settings.world_size)
+
+    def __iter__(self) -> Iterator[Request]:
+        epoch, size = self.epoch, self._settings.batch_size
+        order = epoch_order(self._samples, self._length, self._settings.seed, epoch)
+        for step in range(self.step, len(self)):
+            place = (step * self._settings.world_size + self._settings.rank) * size
+            yield Request(epoch, place, order[place : place + size].copy(), True)
+
+
+def _data_loader(
+    reader: Reader,
+    requests: _TrainRequests | list[Request],
+    settings: LoaderSettings,
+    lasting: bool = True,
+) -> DataLoader[Batch | Unreadable]:
+    return DataLoader(
+        reader,
+        batch_size=None,  # a request is a whole batch
+        sampler=requests,
+        collate_fn=_as_it_is,
+        num_workers=settings.workers,
+        worker_init_fn=_leave_signals_to_the_trainer,
+        persistent_workers=lasting and settings.workers > 0,
+        pin_memory=settings.pin_memory,
+        generator=torch.Generator(),  # by default it would draw from the training's own
+    )
+
+
+def _as_it_is(result: object) -> object:
+    return result
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Let a worker live on when a scheduler or Ctrl-C signals the whole process group.
+
+    The main process still needs batches to get to its checkpoint. A SIGTERM from that process
+    itself is obeyed: it is how Python ends workers at exit, and it then waits for them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":  # elsewhere a process cannot learn who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+
+
+def _end_when_the_parent_says() -> None:
+    parent = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
