@@ -212,6 +212,19 @@ class RunConfig(Section):
             method = method.model_copy(update=update)
         return self.model_copy(update={"optim": optim, "method": method})
 
+    def smoke(self) -> "RunConfig":
+        """The same run with a tiny model, 4 epochs of 5 steps, and no trace: seconds on a CPU."""
+        data = {"batch_size": 16, "train_num_samples": 80, "data_size": None, "workers": 0}
+        optim = {"epochs": 4, "stop_epochs": None, "warmup": min(self.optim.warmup, 2)}
+        return self.model_copy(
+            update={
+                "data": self.data.model_copy(update=data),
+                "model": self.model.model_copy(update={"name": "glyph-tiny"}),
+                "optim": self.optim.model_copy(update=optim),
+                "output": self.output.model_copy(update={"profile": False}),
+            }
+        )
+
     def to_yaml(self) -> str:
         """The tree as YAML, one key per setting."""
         tree = self.model_dump(mode="json")

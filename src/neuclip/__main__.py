@@ -1,0 +1,8 @@
+"""`python -m neuclip`."""
+
+import sys
+
+from neuclip.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""The command line: `neuclip COMMAND`. A command imports itself what needs torch."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional, arg
+
+from neuclip import __version__, terminal
+from neuclip.config import RunConfig
+from neuclip.errors import Preempted, UserError
+from neuclip.flags import DEFAULT_METHOD, parse_train
+from neuclip.methods import method_info, nearest
+from neuclip.published import Switch
+
+T = TypeVar("T")
+Run = Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
+Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
+MethodName = Annotated[str, arg(metavar="NAME")]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns the exit code.
+
+    Raises:
+        SystemExit: tyro printed a help (0) or refused a flag (2).
+    """
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        terminal.say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        terminal.say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader left (`neuclip methods | head`): let the flush at exit find an open stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv and argv[0] == "--version":
+        print(f"neuclip {__version__}")
+        return 0
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(_overview(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    for words in (2, 1):
+        name = " ".join(argv[:words])
+        if name in COMMANDS:
+            return COMMANDS[name].run(argv[words:])
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    given = " ".join(argv[: 2 if argv[0] in groups else 1])
+    raise UserError(f"unknown command {given!r}; {nearest(given, list(COMMANDS))}")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            "usage: neuclip COMMAND ...",
+            "",
+            "CLIP training with learned log-normalizers, for people with few GPUs.",
+            "",
+            *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            "neuclip COMMAND --help shows the options of a command; neuclip --version the version.",
+        ]
+    )
+
+
+def _call(function: Callable[..., T], argv: Sequence[str], prog: str) -> T:
+    """Calls a function with what the flags say; its docstring is the help."""
+    return tyro.cli(function, args=list(argv), prog=f"neuclip {prog}")
+
+
+# train ------------------------------------------------------------------------------------------
+
+
+def _train(argv: Sequence[str]) -> int:
+    command = parse_train(argv)
+    for note in command.notes:
+        terminal.say(note)
+    if command.dry_run:
+        print(command.config.to_yaml(), end="")
+        return 0
+    _fit(command.config)
+    return 0
+
+
+def _fit(config: RunConfig) -> Path:
+    """Trains; a run that was asked to stop says by its exit code that it is not finished."""
+    from neuclip.training.assemble import train
+
+    try:
+        return train(config)
+    except Preempted as stop:
+        terminal.say(str(stop))
+        raise SystemExit(stop.exit_code) from None
+
+
+# eval -------------------------------------------------------------------------------------------
+
+
+def _evaluate(
+    run: Run,
+    val_data: Annotated[
+        str | None, arg(metavar="DIR[::DIR]", help_behavior_hint="(default: the run's)")
+    ] = None,
+    epoch: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")
+    ] = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    device: Device = "auto",
+) -> int:
+    """Judge a checkpoint: zero-shot classification, retrieval, error of the log-normalizers.
+
+    Args:
+        run: run folder, or one of its checkpoints
+        val_data: evaluation splits (folders of shards), several joined by ::
+        epoch: checkpoint of this epoch
+        batch_size: pairs per forward pass
+        workers: reading processes
+        device: where to compute
+    """
+    for flag, value, least in (("batch-size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise UserError(f"--{flag}: {value} is out of range; it must be >= {least}")
+    from neuclip.evaluation.judge import JudgeSettings, judge_split
+    from neuclip.evaluation.results import gallery_path, results_path, write_eval_result
+    from neuclip.training.assemble import open_splits
+    from neuclip.training.restore import load_run
+
+    restored = load_run(run, epoch=epoch, device=device)
+    folders = val_data or restored.config.evaluation.val_data
+    if not folders:
+        raise UserError(f"run {run} was trained without evaluation splits: name some, --val-data")
+    settings = JudgeSettings(
+        batch_size=batch_size, workers=workers, normalizer_batch_size=restored.global_batch_size
+    )
+    path = results_path(restored.folder, restored.epoch)
+    found: dict[str, Mapping[str, float]] = {}
+    print(f"judging {restored.path}", flush=True)
+    for split in open_splits(folders):
+        metrics = judge_split(
+            restored.encoder,
+            split,
+            settings,
+            restored.loss,
+            restored.logit_scale,
+            gallery_path(restored.folder, split.name),
+        )
+        write_eval_result(path, split.name, metrics)
+        found[split.name] = metrics
+    terminal.print_metrics(found)
+    print(f"written to {path}")
+    return 0
+
+
+# report, data demo, demo ------------------------------------------------------------------------
+
+
+def _report(
+    runs: Runs,
+    out: Path = Path("report.html"),
+) -> int:
+    """Write one self-contained HTML page: curves, table of methods, retrieved pictures.
+
+    Args:
+        runs: run folders
+        out: the page
+    """
+    from neuclip.report import write_report
+
+    if not runs:
+        raise UserError("report needs at least one run folder, for example ./logs/my-run")
+    print(write_report(list(runs), out))
+    return 0
+
+
+def _data_demo(
+    out: Path,
+    fonts: Annotated[tuple[Path, ...], arg(metavar="DIR [DIR ...]", help_behavior_hint="")] = (),
+    size: int = 32,
+    seed: int = 0,
+    overwrite: Switch = False,
+) -> int:
+    """Build the embedded data: pictures of characters with their Unicode names, as tar shards.
+
+    Args:
+        out: folder to make
+        fonts: folders with more fonts to draw from
+        size: width and height of the pictures in pixels
+        seed: seed of captions and splits
+        overwrite: build again over an older build
+    """
+    from neuclip.data.demo import build_demo
+
+    with terminal.progress() as progress:
+        summary = build_demo(
+            out, fonts=fonts, size=size, seed=seed, overwrite=overwrite, progress=progress
+        )
+    for split, pairs in summary.pairs.items():
+        print(f"{split:16}  {pairs:7,} pairs  {summary.classes[split]:6,} names")
+    print(f"in {summary.path}" + (" (was there already)" if summary.reused else ""))
+    return 0
+
+
+def _demo(
+    method: MethodName = DEFAULT_METHOD,
+    out: Path = Path("neuclip-demo"),
+    seed: int = 0,
+    epochs: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")
+    ] = None,
+) -> int:
+    """Build the embedded data, train, judge and report: minutes on two CPU cores.
+
+    Args:
+        method: training method, see `neuclip methods`
+        out: folder of everything that is made
+        seed: seed of the run
+        epochs: length of the run
+    """
+    method_info(method)
+    from neuclip.data.demo import build_demo
+    from neuclip.report import write_report
+
+    data, runs = out / "data", out / "runs"
+    flags = ["--recipe", f"demo-{method}", "--seed", str(seed)]
+    flags += ["--train-data", str(data / "train"), "--logs", str(runs)]
+    flags += ["--val-data", f"{data / 'unseen_face'}::{data / 'unseen_character'}"]
+    flags += ["--name", fresh_name(runs, f"demo-{method}")]
+    flags += ["--epochs", str(epochs)] if epochs is not None else []
+    config = parse_train(flags).config
+    print(f"1/3  embedded data in {data}", flush=True)
+    with terminal.progress() as progress:
+        build_demo(data, progress=progress)
+    print(f"2/3  training {method} for {config.optim.epochs} epochs", flush=True)
+    run = _fit(config)
+    print("3/3  report", flush=True)
+    page = write_report([run], run / "report.html")
+    terminal.print_demo(run, config.optim.stop_epochs or config.optim.epochs, page)
+    return 0
+
+
+def fresh_name(runs: Path, name: str) -> str:
+    """The name, numbered if a run of that name exists."""
+    number, fresh = 1, name
+    while (runs / fresh).exists():
+        number += 1
+        fresh = f"{name}-{number}"
+    return fresh
+
+
+# methods ----------------------------------------------------------------------------------------
+
+
+def _methods(
+    name: Annotated[
+        Positional[str | None], arg(metavar="[NAME]", help_behavior_hint="(default: all)")
+    ] = None,
+) -> int:
+    """List the training methods, or show one: formula, settings and paper.
+
+    Args:
+        name: a method
+    """
+    if name is None:
+        terminal.print_methods()
+    else:
+        terminal.print_method(method_info(name))
+    return 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the program."""
+
+    summary: str
+    run: Callable[[Sequence[str]], int]
+
+
+COMMANDS: Mapping[str, Command] = {
+    "demo": Command(
+        "build the embedded data, train, judge and report: minutes on a laptop",
+        lambda argv: _call(_demo, argv, "demo"),
+    ),
+    "train": Command("train a model; takes the published command lines", _train),
+    "eval": Command(
+        "judge a checkpoint on evaluation splits", lambda argv: _call(_evaluate, argv, "eval")
+    ),
+    "report": Command("write runs as one HTML page", lambda argv: _call(_report, argv, "report")),
+    "methods": Command(
+        "list the training methods, or show one", lambda argv: _call(_methods, argv, "methods")
+    ),
+    "data demo": Command(
+        "build the embedded data", lambda argv: _call(_data_demo, argv, "data demo")
+    ),
+}
