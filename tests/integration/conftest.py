@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from neuclip.data.demo import tiny_demo
-
 
 @dataclass(frozen=True)
 class Demo:
@@ -41,16 +39,9 @@ class Demo:
         )
 
 
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory):
-    out = tmp_path_factory.mktemp("tiny") / "data"
-    tiny_demo(out, characters=48, seed=1)
-    return out
-
-
 @pytest.fixture
-def demo(tiny_data, tmp_path):
-    return Demo(tiny_data, tmp_path / "logs")
+def demo(demo_dir, tmp_path):
+    return Demo(demo_dir, tmp_path / "logs")
 
 
 def wait_for(condition, process, seconds=120):

@@ -121,6 +121,22 @@ def load_weights(towers: torch.nn.Module, content: dict[str, Any], path: Path) -
     towers.load_state_dict(weights)
 
 
+def load_loss(loss: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
+    """Puts a checkpoint's state of the loss (prototypes, tables, counters) back.
+
+    Raises:
+        CheckpointError: the state is of other settings, or of another version of the package.
+    """
+    try:
+        loss.load_state_dict(state)
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"checkpoint {path}: the state of its loss does not fit this run's method settings "
+            f"(num_prototypes, data_size, ... must be those it was trained with): {reason}"
+        ) from None
+
+
 def _not_plain(path: Path, reason: str) -> str:
     return (
         f"checkpoint {path} is not a file of plain tensors and values, and is not loaded (it could "

@@ -63,7 +63,7 @@ def load_run(run: Path, *, epoch: int | None = None, device: str = "auto") -> Re
     checkpoint.load_weights(clip.towers, content, path)
     sizes = Run(clip.embed_dim, own["steps_per_epoch"], num_samples=own["num_samples"])
     loss = build_loss(config.method, sizes).to(place)
-    loss.load_state_dict(own["loss"])
+    checkpoint.load_loss(loss, own["loss"], path)
     scale = clip.towers.logit_scale
     assert isinstance(scale, torch.Tensor)
     return RestoredRun(

@@ -40,14 +40,19 @@ class StepTimer:
             self._open.pop()
             self._mark(self._open[-1])
 
-    def shares(self) -> dict[str, float]:
-        """Share of each section in the time since `reset`, 0 to 1."""
+    def seconds(self) -> dict[str, float]:
+        """Seconds in each section since `reset`. Waits for the device."""
         self._mark(OTHER)
         if self._cuda:
             torch.cuda.synchronize()
         seconds: dict[str, float] = {}
         for (name, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
             seconds[name] = seconds.get(name, 0.0) + self._between(start, stop)
+        return seconds
+
+    def shares(self) -> dict[str, float]:
+        """Share of each section in the time since `reset`, 0 to 1. Waits for the device."""
+        seconds = self.seconds()
         total = sum(seconds.values())
         return {name: value / total for name, value in seconds.items()} if total > 0 else {}
 
@@ -63,6 +68,6 @@ class StepTimer:
     def _between(start: float | torch.cuda.Event, stop: float | torch.cuda.Event) -> float:
         if isinstance(start, torch.cuda.Event):
             assert isinstance(stop, torch.cuda.Event)
-            return start.elapsed_time(stop)
+            return start.elapsed_time(stop) / 1000
         assert not isinstance(stop, torch.cuda.Event)
         return stop - start

@@ -264,7 +264,7 @@ class Trainer:
                 )
         checkpoint.load_weights(parts.clip.towers, content, path)
         parts.optimizer.adamw.load_state_dict(content["optimizer"])
-        parts.loss.load_state_dict(own["loss"])
+        checkpoint.load_loss(parts.loss, own["loss"], path)
         self.damage = DamageLog.from_report(own["damage"])
         torch.set_rng_state(own["rng"])
         if own["cuda_rng"] is not None and parts.device.type == "cuda":
