@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuclip.errors import UserError
 
@@ -214,3 +214,11 @@ def any_rank(flag: bool) -> bool:
         return flag
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     return bool(max_over_ranks(torch.tensor(int(flag), device=device)).item())
+
+
+def parallel(towers: nn.Module, device: torch.device) -> nn.Module:
+    """The towers with gradients averaged over ranks (DDP); unchanged for a single process."""
+    if not is_active():
+        return towers
+    device_ids = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(towers, device_ids=device_ids)

@@ -1,6 +1,6 @@
-"""The catalogue of training methods: their names, settings, formulas and papers. Imports no torch.
+"""The catalogue of training methods: their names, formulas and papers. Imports no torch.
 
-A method is a *name*; its settings are one frozen model per method, declared here once. The command
+A method is a *name*; its settings are one frozen model per method (`neuclip.settings`). The command
 line, the configuration files, `neuclip methods` and `neuclip.create_loss` all read this table, so a
 default or a range exists in exactly one place.
 """
@@ -8,109 +8,43 @@ default or a range exists in exactly one place.
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from neuclip.errors import UserError
+from neuclip.settings import (
+    AmorLIPSettings,
+    FastCLIPv0Settings,
+    FastCLIPv1Settings,
+    FastCLIPv2Settings,
+    FastCLIPv3Settings,
+    GlobalContrastiveSettings,
+    ISogCLRSettings,
+    MethodSettings,
+    MixingSettings,
+    NeuCLIPSettings,
+    OpenCLIPSettings,
+    RGCLBatchSettings,
+    ScentSettings,
+    SigLIPSettings,
+    SogCLRSettings,
+)
 
-Gradient = Literal["detached", "full", "union"]
-Refresh = Literal["restart", "fifo", "rolling"]
-PrototypeOptimizer = Literal["adagrad_norm", "adagrad", "adam", "sgd"]
-GammaSchedule = Literal["cosine", "constant"]
-TemperatureGradient = Literal["exact", "fastclip"]
-
-
-def setting(
-    default: Any, description: str, *, unit: str = "", flag: str = "", **bounds: Any
-) -> Any:
-    """A settings field: default, description, unit, published flag, and range."""
-    return Field(
-        default, description=description, json_schema_extra={"unit": unit, "flag": flag}, **bounds
-    )
-
-
-class MethodSettings(BaseModel):
-    """Settings that every method has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    temperature: float = setting(0.07, "temperature at the start of training", gt=0, le=1)
-
-
-class OpenCLIPSettings(MethodSettings):
-    """Mini-batch InfoNCE, as open_clip's ClipLoss."""
-
-    name: Literal["openclip"] = "openclip"
-
-
-class GlobalContrastiveSettings(MethodSettings):
-    """What every method on the robust global contrastive objective shares."""
-
-    rho: float = setting(6.5, "temperature regulariser: rho * tau is added to the loss", ge=0)
-    epsilon: float = setting(
-        1e-14, "stabiliser inside log(epsilon + g)", flag="--fastclip-eps", ge=0, le=1
-    )
-    temperature_gradient: TemperatureGradient = setting(
-        "exact", "exact, or counting one term twice as the published FastCLIP code does"
-    )
-
-
-class RGCLBatchSettings(GlobalContrastiveSettings):
-    """Global contrastive objective, normalizer from the current batch."""
-
-    name: Literal["rgcl_batch"] = "rgcl_batch"
-
-
-class MixingSettings(GlobalContrastiveSettings):
-    """Mixing of a remembered or predicted normalizer with the fresh batch estimate."""
-
-    gamma: float | None = setting(
-        None,
-        "final weight of the batch estimate; none: min(1, 4.177 * epochs^-0.7265)",
-        ge=0,
-        le=1,
-    )
-    gamma_schedule: GammaSchedule = setting(
-        "cosine", "how gamma goes from 1 in the first epoch to its final value"
-    )
-    gamma_decay_epochs: float | None = setting(
-        None, "epochs until gamma reaches its final value; none: the whole run", unit="epochs", gt=0
-    )
-
-
-class NeuCLIPSettings(MixingSettings):
-    """Prototype network that predicts the log-normalizer."""
-
-    name: Literal["neuclip"] = "neuclip"
-    num_prototypes: int = setting(
-        4096, "prototypes of each side, over all processes", flag="--npn-num-protos", ge=1
-    )
-    inner_steps: int = setting(
-        10, "prototype steps per training step (T_u)", unit="steps", flag="--npn-repetition", ge=0
-    )
-    restart_steps: int = setting(
-        500,
-        "training steps between restarts of the prototypes from recent embeddings (T_r)",
-        unit="steps",
-        flag="--npn-restart-iter",
-        ge=1,
-    )
-    prototype_lr: float = setting(1.0, "learning rate of the prototypes", flag="--npn-lr", gt=0)
-    prototype_optimizer: PrototypeOptimizer = setting(
-        "adagrad_norm", "adagrad_norm keeps one scalar accumulator for each matrix of prototypes"
-    )
-    refresh: Refresh = setting(
-        "restart",
-        "restart: all prototypes every restart_steps; fifo: the newest embeddings replace the "
-        "oldest at every step; rolling: a share of 1/restart_steps is replaced at every step",
-    )
-    gradient: Gradient = setting(
-        "detached",
-        "detached: the prediction is a constant for the towers; full: the objective is "
-        "differentiated through the prediction; union: prototypes act as extra negatives",
-    )
-    log_weights: bool = setting(False, "learn one log-weight per prototype")
+__all__ = [
+    "CATALOGUE",
+    "METHODS",
+    "AnyMethodSettings",
+    "GlobalContrastiveSettings",
+    "MethodInfo",
+    "MethodSettings",
+    "MixingSettings",
+    "NeuCLIPSettings",
+    "gamma_floor",
+    "method_info",
+    "method_settings",
+    "nearest",
+]
 
 
 @dataclass(frozen=True)
@@ -132,10 +66,29 @@ class MethodInfo:
         return str(self.settings.model_fields["name"].default)
 
 
-_ROBUST = """\
+_INNER = """\
   g_i      = mean over j != i of exp((s_ij - s_ii) / tau)       all other samples
+"""
+_ROBUST = (
+    _INNER
+    + """\
   loss     = tau/2 * mean_i [ log(eps + g1_i) + log(eps + g2_i) ] + rho * tau
 """
+)
+_WITHOUT_TAU = (
+    _INNER
+    + """\
+  loss     = 1/2 * mean_i [ log(eps + g1_i) + log(eps + g2_i) ]
+"""
+)
+_AVERAGE = """\
+  estimate : u_i = (1 - gamma_t) u_i + gamma_t g^_i, one per image and per text; u_i = g^_i at the
+             first visit; the gradient of exp(-alpha_i) (eps + g^_i), alpha_i = log(eps + u_i)"""
+_FASTCLIP = (
+    "Wei et al., FastCLIP: A Suite of Optimization Techniques to Accelerate CLIP Training with "
+    "Limited Resources (arXiv 2407.01445)"
+)
+_AVERAGE_STATE = "2 numbers per sample: 8 bytes"
 
 CATALOGUE: tuple[MethodInfo, ...] = (
     MethodInfo(
@@ -150,6 +103,16 @@ CATALOGUE: tuple[MethodInfo, ...] = (
         "Supervision, ICML 2021 (arXiv 2103.00020)",
     ),
     MethodInfo(
+        settings=SigLIPSettings,
+        summary="pairwise sigmoid loss with a learnable bias (open_clip's SigLipLoss)",
+        normalizer="none",
+        state="none",
+        formula="""\
+  loss     = mean_i sum_j log(1 + exp(-z_ij (s_ij/tau + bias))),  z_ii = 1, z_ij = -1 otherwise""",
+        paper="Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023 "
+        "(arXiv 2303.15343)",
+    ),
+    MethodInfo(
         settings=RGCLBatchSettings,
         summary="robust global contrastive objective, normalizer from the current batch",
         normalizer="the current batch, positive excluded (gamma = 1)",
@@ -158,8 +121,106 @@ CATALOGUE: tuple[MethodInfo, ...] = (
         + """\
   estimate : alpha_i = log(eps + g^_i), g^_i over the current batch; the gradient of
              tau * [ exp(-alpha_i) (eps + g^_i) + alpha_i - 1 ], alpha_i held constant""",
-        paper="Wei et al., FastCLIP: A Suite of Optimization Techniques to Accelerate CLIP "
-        "Training with Limited Resources (arXiv 2407.01445), objective RGCL-g",
+        paper=_FASTCLIP + ", objective RGCL-g",
+    ),
+    MethodInfo(
+        settings=SogCLRSettings,
+        summary="moving average with a constant rate, constant temperature",
+        normalizer="a moving average per sample, constant gamma",
+        state=_AVERAGE_STATE,
+        formula=_INNER
+        + """\
+  loss     = tau/2 * mean_i [ log(eps + g1_i) + log(eps + g2_i) ]
+"""
+        + _AVERAGE,
+        paper="Yuan et al., Provable Stochastic Optimization for Global Contrastive Learning: "
+        "Small Batch Does Not Harm Performance, ICML 2022 (arXiv 2202.12387); LibAUC",
+        needs_sample_ids=True,
+    ),
+    MethodInfo(
+        settings=ISogCLRSettings,
+        summary="moving average with a constant rate, one temperature per image and per text",
+        normalizer="a moving average per sample, constant gamma",
+        state="6 numbers per sample: 24 bytes",
+        formula=_INNER
+        + """\
+  loss     = 1/2 * mean_i [ tau1_i (log(eps + g1_i) + rho) + tau2_i (log(eps + g2_i) + rho) ]
+"""
+        + _AVERAGE
+        + """
+  tau_i    : a momentum step on its own gradient at every visit, within bounds""",
+        paper="Qiu et al., Not All Semantics are Created Equal: Contrastive Self-supervised "
+        "Learning with Automatic Temperature Individualization, ICML 2023 (arXiv 2305.11965); "
+        "LibAUC",
+        needs_sample_ids=True,
+    ),
+    MethodInfo(
+        settings=FastCLIPv0Settings,
+        summary="moving average, learnable temperature, objective without the factor tau",
+        normalizer="a moving average per sample, gamma by schedule",
+        state=_AVERAGE_STATE,
+        formula=_WITHOUT_TAU + _AVERAGE,
+        paper=_FASTCLIP,
+        needs_sample_ids=True,
+        counts_epochs=True,
+    ),
+    MethodInfo(
+        settings=FastCLIPv1Settings,
+        summary="moving average, constant temperature",
+        normalizer="a moving average per sample, gamma by schedule",
+        state=_AVERAGE_STATE,
+        formula=_WITHOUT_TAU + _AVERAGE,
+        paper=_FASTCLIP,
+        needs_sample_ids=True,
+        counts_epochs=True,
+    ),
+    MethodInfo(
+        settings=FastCLIPv2Settings,
+        summary="moving average, one temperature per image and per text",
+        normalizer="a moving average per sample, gamma by schedule",
+        state="8 numbers per sample: 32 bytes",
+        formula=_WITHOUT_TAU
+        + _AVERAGE
+        + """
+  tau_i    : an Adam step on the gradient of tau_i (log(eps + g_i) + rho) at every visit""",
+        paper=_FASTCLIP,
+        needs_sample_ids=True,
+        counts_epochs=True,
+    ),
+    MethodInfo(
+        settings=FastCLIPv3Settings,
+        summary="moving average on the robust global contrastive objective",
+        normalizer="a moving average per sample, gamma by schedule",
+        state=_AVERAGE_STATE,
+        formula=_ROBUST + _AVERAGE,
+        paper=_FASTCLIP,
+        needs_sample_ids=True,
+        counts_epochs=True,
+    ),
+    MethodInfo(
+        settings=ScentSettings,
+        summary="moving average with a rate per anchor, from its own value",
+        normalizer="a moving average per sample, a gamma of its own for each anchor",
+        state=_AVERAGE_STATE,
+        formula=_ROBUST
+        + """\
+  estimate : alpha_i = log( (1 - gamma_i) exp(alpha_i) + gamma_i (eps + g^_i) ),
+             gamma_i = 1 / (1 + exp(-alpha_i - c)); log(eps + g^_i) at the first visit""",
+        paper="SCENT: stochastic proximal mirror descent on the dual (arXiv 2602.02877)",
+        needs_sample_ids=True,
+    ),
+    MethodInfo(
+        settings=AmorLIPSettings,
+        summary="partition functions amortised by small networks",
+        normalizer="an MLP per side with an EMA copy, mixed with the batch",
+        state="8 * (2 d^2 + ...) numbers: the networks, their Adam state and two copies",
+        formula="""\
+  Z_i      = c exp(s_ii / tau) + sum over j != i of exp(s_ij / tau)        over the batch
+  fit      : log lambda(e_i) to log z_i = log( beta lambda_before(e_i) + (1 - beta) Z_i )
+  loss     = tau~ * mean_i [ -2 s_ii/tau + Z1_i / z1_i + Z2_i / z2_i ] + rho tau
+             tau~, z held constant; without fit_previous z is the EMA network's lambda""",
+        paper="AmorLIP: Efficient Language-Image Pretraining via Amortization (arXiv 2505.18983)",
+        counts_epochs=True,
     ),
     MethodInfo(
         settings=NeuCLIPSettings,
@@ -182,7 +243,19 @@ CATALOGUE: tuple[MethodInfo, ...] = (
 METHODS: Mapping[str, MethodInfo] = {info.name: info for info in CATALOGUE}
 
 AnyMethodSettings = Annotated[
-    OpenCLIPSettings | RGCLBatchSettings | NeuCLIPSettings, Field(discriminator="name")
+    OpenCLIPSettings
+    | SigLIPSettings
+    | RGCLBatchSettings
+    | SogCLRSettings
+    | ISogCLRSettings
+    | FastCLIPv0Settings
+    | FastCLIPv1Settings
+    | FastCLIPv2Settings
+    | FastCLIPv3Settings
+    | ScentSettings
+    | AmorLIPSettings
+    | NeuCLIPSettings,
+    Field(discriminator="name"),
 ]
 
 

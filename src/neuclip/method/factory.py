@@ -1,34 +1,58 @@
 """Losses by name: the one place that knows which modules make up a method."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
-
 from neuclip.errors import UserError
+from neuclip.method.interfaces import Normalizer
+from neuclip.method.losses.amorlip import AmorLIPLoss
 from neuclip.method.losses.base import PairLoss
-from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
+from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss, Objective
+from neuclip.method.losses.individual import IndividualContrastiveLoss
 from neuclip.method.losses.infonce import InfoNCELoss
+from neuclip.method.losses.sigmoid import SigmoidLoss
+from neuclip.method.normalizers.amortized import AmortizedNormalizer, AmortizedSettings
 from neuclip.method.normalizers.minibatch import MinibatchNormalizer
+from neuclip.method.normalizers.moving_average import AnchorRate, MovingAverageNormalizer, Rate
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
 from neuclip.method.schedule import Gamma
-from neuclip.methods import (
-    METHODS,
+from neuclip.method.temperature import IndividualTemperature, Kind, TemperatureRule
+from neuclip.methods import method_settings
+from neuclip.settings import (
+    AmorLIPSettings,
+    FastCLIPv0Settings,
+    FastCLIPv1Settings,
+    FastCLIPv2Settings,
+    FastCLIPv3Settings,
     GlobalContrastiveSettings,
+    IndividualTemperatureSettings,
+    ISogCLRSettings,
     MethodSettings,
     MixingSettings,
     NeuCLIPSettings,
-    method_settings,
+    OpenCLIPSettings,
+    RGCLBatchSettings,
+    ScentSettings,
+    SigLIPSettings,
+    SogCLRSettings,
+    StabilisedSettings,
 )
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a loss must know of the run it serves."""
+    """What a loss must know of the run it serves.
+
+    Attributes:
+        embed_dim: width of the embeddings.
+        steps_per_epoch: training steps in an epoch, for schedules in epochs.
+        num_samples: bound of the sample ids, for methods with a state per sample.
+    """
 
     embed_dim: int
     steps_per_epoch: int | None = None
+    num_samples: int | None = None
 
 
 def create_loss(
@@ -36,6 +60,7 @@ def create_loss(
     *,
     embed_dim: int,
     steps_per_epoch: int | None = None,
+    num_samples: int | None = None,
     **settings: Any,  # noqa: ANN401  validated by the method's settings
 ) -> PairLoss:
     """Builds the loss of a method, ready for anybody's training loop.
@@ -43,7 +68,8 @@ def create_loss(
     Args:
         name: a method of `neuclip methods`.
         embed_dim: width of the embeddings.
-        steps_per_epoch: training steps in an epoch, for methods with a schedule in epochs (gamma).
+        steps_per_epoch: training steps in an epoch, for methods with a schedule in epochs.
+        num_samples: sample ids run from 0 to num_samples - 1, for methods with a state per sample.
         settings: the method's settings that differ from the defaults (`neuclip methods NAME`).
 
     Returns:
@@ -52,25 +78,129 @@ def create_loss(
 
     Raises:
         UserError: unknown method or setting (lists what exists), a value out of range, or a missing
-            length of the schedule.
+            length of the schedule or number of samples.
     """
-    return build_loss(method_settings(name, settings), Run(embed_dim, steps_per_epoch))
+    run = Run(embed_dim, steps_per_epoch, num_samples)
+    return build_loss(method_settings(name, settings), run)
 
 
 def build_loss(settings: MethodSettings, run: Run) -> PairLoss:
-    """Builds the loss of validated settings."""
-    if run.embed_dim < 1:
-        raise UserError(f"embed_dim {run.embed_dim}: must be at least 1")
+    """Builds the loss of validated settings.
+
+    Raises:
+        UserError: the run does not say what the method must know.
+    """
+    for key in ("embed_dim", "steps_per_epoch", "num_samples"):
+        value = getattr(run, key)
+        if value is not None and value < 1:
+            raise UserError(f"{key} {value}: must be at least 1")
     return _BUILDERS[type(settings)](settings, run)
+
+
+# --- one builder per method -----------------------------------------------------------------
 
 
 def _openclip(_: MethodSettings, run: Run) -> PairLoss:
     return InfoNCELoss(run.embed_dim)
 
 
+def _siglip(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, SigLIPSettings)
+    return SigmoidLoss(run.embed_dim, settings.logit_bias)
+
+
 def _rgcl_batch(settings: MethodSettings, run: Run) -> PairLoss:
-    assert isinstance(settings, GlobalContrastiveSettings)
-    return _global_contrastive(settings, run, MinibatchNormalizer(settings.epsilon))
+    assert isinstance(settings, RGCLBatchSettings)
+    return GlobalContrastiveLoss(
+        run.embed_dim, MinibatchNormalizer(settings.epsilon), _robust(settings)
+    )
+
+
+def _sogclr(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, SogCLRSettings)
+    return GlobalContrastiveLoss(
+        run.embed_dim,
+        _moving_average(settings, run, settings.gamma),
+        Objective(epsilon=settings.epsilon, learns_temperature=False),
+    )
+
+
+def _isogclr(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, ISogCLRSettings)
+    rule = _rule(settings, "momentum")
+    return IndividualContrastiveLoss(
+        run.embed_dim,
+        _moving_average(settings, run, settings.gamma),
+        IndividualTemperature(
+            _num_samples(settings, run), replace(rule, beta=settings.temperature_beta)
+        ),
+        epsilon=settings.epsilon,
+        times_temperature=True,
+    )
+
+
+def _fastclip_v0(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, FastCLIPv0Settings)
+    objective = Objective(
+        epsilon=settings.epsilon,
+        temperature_gradient=settings.temperature_gradient,
+        times_temperature=False,
+    )
+    normalizer = _moving_average(settings, run, _gamma(settings, run))
+    return GlobalContrastiveLoss(run.embed_dim, normalizer, objective)
+
+
+def _fastclip_v1(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, FastCLIPv1Settings)
+    objective = Objective(
+        epsilon=settings.epsilon, times_temperature=False, learns_temperature=False
+    )
+    normalizer = _moving_average(settings, run, _gamma(settings, run))
+    return GlobalContrastiveLoss(run.embed_dim, normalizer, objective)
+
+
+def _fastclip_v2(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, FastCLIPv2Settings)
+    gamma = _gamma(settings, run)
+    published = settings.temperature_gradient == "fastclip"
+    rule = replace(
+        _rule(settings, "fastclip" if published else "adam"),
+        clip=5.0,
+        steps_per_epoch=gamma.steps_per_epoch,
+    )
+    return IndividualContrastiveLoss(
+        run.embed_dim,
+        _moving_average(settings, run, gamma),
+        IndividualTemperature(_num_samples(settings, run), rule),
+        epsilon=settings.epsilon,
+        times_temperature=False,
+    )
+
+
+def _fastclip_v3(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, FastCLIPv3Settings)
+    normalizer = _moving_average(settings, run, _gamma(settings, run))
+    return GlobalContrastiveLoss(run.embed_dim, normalizer, _robust(settings))
+
+
+def _scent(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, ScentSettings)
+    normalizer = _moving_average(settings, run, AnchorRate(settings.gamma))
+    return GlobalContrastiveLoss(run.embed_dim, normalizer, _robust(settings))
+
+
+def _amorlip(settings: MethodSettings, run: Run) -> PairLoss:
+    assert isinstance(settings, AmorLIPSettings)
+    networks = AmortizedSettings(
+        **settings.model_dump(include=set(AmortizedSettings.__dataclass_fields__))
+    )
+    normalizer = AmortizedNormalizer(run.embed_dim, networks, _steps_per_epoch(settings, run))
+    return AmorLIPLoss(
+        run.embed_dim,
+        normalizer,
+        rho=(settings.rho, settings.late_rho),
+        late_from=settings.late_rho_epoch,
+    )
 
 
 def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
@@ -81,19 +211,61 @@ def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
     normalizer = PrototypeNormalizer(
         run.embed_dim, network, _gamma(settings, run), settings.epsilon
     )
-    return _global_contrastive(settings, run, normalizer)
+    return GlobalContrastiveLoss(run.embed_dim, normalizer, _robust(settings))
 
 
-def _global_contrastive(
-    settings: GlobalContrastiveSettings, run: Run, normalizer: nn.Module
-) -> PairLoss:
-    return GlobalContrastiveLoss(
-        run.embed_dim,
-        normalizer,  # pyright: ignore[reportArgumentType]  a module that keeps the protocol
+# --- their parts ----------------------------------------------------------------------------
+
+
+def _robust(settings: GlobalContrastiveSettings) -> Objective:
+    return Objective(
         epsilon=settings.epsilon,
         rho=settings.rho,
         temperature_gradient=settings.temperature_gradient,
     )
+
+
+def _moving_average(settings: StabilisedSettings, run: Run, rate: Rate) -> Normalizer:
+    return MovingAverageNormalizer(_num_samples(settings, run), rate, settings.epsilon)
+
+
+def _rule(settings: IndividualTemperatureSettings, kind: Kind) -> TemperatureRule:
+    """How individual temperatures move.
+
+    Raises:
+        UserError: they start outside their bounds.
+    """
+    low, high = settings.temperature_min, settings.temperature_max
+    if not low <= settings.temperature <= high:
+        raise UserError(
+            f"method {_name(settings)!r}: temperature {settings.temperature:g} must lie between "
+            f"temperature_min {low:g} and temperature_max {high:g}"
+        )
+    return TemperatureRule(
+        initial=settings.temperature,
+        lr=settings.temperature_lr,
+        low=low,
+        high=high,
+        rho=settings.rho,
+        kind=kind,
+    )
+
+
+def _num_samples(settings: MethodSettings, run: Run) -> int:
+    if run.num_samples is None:
+        raise UserError(
+            f"method {_name(settings)!r} keeps a state per sample: pass num_samples=..., one more "
+            "than the largest sample id"
+        )
+    return run.num_samples
+
+
+def _steps_per_epoch(settings: MethodSettings, run: Run) -> int:
+    if run.steps_per_epoch is None:
+        raise UserError(
+            f"method {_name(settings)!r} has a schedule in epochs: pass steps_per_epoch=..."
+        )
+    return run.steps_per_epoch
 
 
 def _gamma(settings: MixingSettings, run: Run) -> Gamma:
@@ -102,9 +274,7 @@ def _gamma(settings: MixingSettings, run: Run) -> Gamma:
     Raises:
         UserError: the schedule's lengths or its final value are not known.
     """
-    name = str(settings.model_dump()["name"])
-    if run.steps_per_epoch is None:
-        raise UserError(f"method {name!r} changes gamma once an epoch: pass steps_per_epoch=...")
+    steps_per_epoch, name = _steps_per_epoch(settings, run), _name(settings)
     if settings.gamma is None:
         raise UserError(
             f"method {name!r}: pass gamma=... (for 24 epochs, the published rule gives 0.42)"
@@ -118,12 +288,25 @@ def _gamma(settings: MixingSettings, run: Run) -> Gamma:
         final=settings.gamma,
         schedule=settings.gamma_schedule,
         decay_epochs=settings.gamma_decay_epochs or 1.0,
-        steps_per_epoch=run.steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
     )
 
 
+def _name(settings: MethodSettings) -> str:
+    return str(settings.model_dump()["name"])
+
+
 _BUILDERS: dict[type[MethodSettings], Callable[[MethodSettings, Run], PairLoss]] = {
-    METHODS["openclip"].settings: _openclip,
-    METHODS["rgcl_batch"].settings: _rgcl_batch,
-    METHODS["neuclip"].settings: _neuclip,
+    OpenCLIPSettings: _openclip,
+    SigLIPSettings: _siglip,
+    RGCLBatchSettings: _rgcl_batch,
+    SogCLRSettings: _sogclr,
+    ISogCLRSettings: _isogclr,
+    FastCLIPv0Settings: _fastclip_v0,
+    FastCLIPv1Settings: _fastclip_v1,
+    FastCLIPv2Settings: _fastclip_v2,
+    FastCLIPv3Settings: _fastclip_v3,
+    ScentSettings: _scent,
+    AmorLIPSettings: _amorlip,
+    NeuCLIPSettings: _neuclip,
 }

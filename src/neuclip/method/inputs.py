@@ -10,6 +10,10 @@ UNIT_NORM_TOLERANCE = 0.02
 """bfloat16 towers end within 0.01 of unit norm."""
 
 
+class NotFiniteError(UserError):
+    """Embeddings that are infinite or not a number: the towers have diverged."""
+
+
 def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) -> None:
     """Shapes and batch size; reads no values, so it costs no wait for the device.
 
@@ -38,7 +42,7 @@ def check_values(image_features: Tensor, text_features: Tensor) -> None:
         norms = torch.linalg.vector_norm(features.float(), dim=1)
         bad = ~torch.isfinite(norms)
         if bool(bad.any()):
-            raise UserError(
+            raise NotFiniteError(
                 f"{name}: {int(bad.sum())} of {len(norms)} rows are not finite, the first is row "
                 f"{int(bad.nonzero()[0])}"
             )

@@ -15,7 +15,7 @@ index 0 for image anchors (against texts), index 1 for text anchors (against ima
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -46,18 +46,25 @@ class Anchors:
     """s_ii."""
     log_inner: Float[Tensor, "2 local"]
     """log g^_i over the global batch."""
-    logit_scale: Float[Tensor, ""]
+    logit_scale: Float[Tensor, "*scales"]
+    """One for all, or one per side and anchor."""
     global_features: Float[Tensor, "2 batch dim"]
     """Anchors of all ranks, without gradient."""
     sample_ids: Int64[Tensor, " local"] | None = None
 
 
+@runtime_checkable
 class Normalizer(Protocol):
     """Where the log-normalizers come from."""
 
     @property
     def direct(self) -> bool:
         """Whether the estimate is a differentiable objective itself, not the conjugate's alpha."""
+        ...
+
+    @property
+    def needs_sample_ids(self) -> bool:
+        """Whether `Anchors.sample_ids` must be there for an `estimate`."""
         ...
 
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
@@ -73,6 +80,7 @@ class Normalizer(Protocol):
         ...
 
 
+@runtime_checkable
 class ContrastiveLoss(Protocol):
     """A loss that drops into anybody's training loop (open_clip's calling convention)."""
 

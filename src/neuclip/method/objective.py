@@ -12,6 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+LOG_RATIO_LIMIT = 30.0
+"""Where exp(log q_i - alpha_i) goes on along its tangent: an anchor that meets its one hard
+negative may exceed it, and in float32 the exponential or its square would overflow."""
+
 
 def log_inner(
     similarity: Float[Tensor, "anchors candidates"],
@@ -26,29 +30,56 @@ def log_inner(
         logit_scale: 1 / temperature, one for all, or one per anchor.
         offset: column of the first anchor's positive.
     """
-    anchors, candidates = similarity.shape
+    others, positive = _other_logits(similarity, logit_scale, offset)
+    return torch.logsumexp(others, dim=1) - positive - math.log(similarity.shape[1] - 1)
+
+
+@torch.no_grad()
+def log_inner_slope(
+    similarity: Float[Tensor, "anchors candidates"],
+    logit_scale: Float[Tensor, "*scales"],
+    offset: int = 0,
+) -> Float[Tensor, " anchors"]:
+    """Derivative of log g^_i by logit_scale.
+
+    It is the mean of s_ij - s_ii under the softmax over j != i; arguments as for `log_inner`.
+    """
+    others, _ = _other_logits(similarity, logit_scale, offset)
+    positive = similarity.diagonal(offset)[: similarity.shape[0]]
+    return (torch.softmax(others, dim=1) * similarity).sum(1) - positive
+
+
+def _other_logits(similarity: Tensor, logit_scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """The scaled similarities with the positives at -inf, and the positives."""
+    anchors = similarity.shape[0]
     scale = logit_scale if logit_scale.ndim == 0 else logit_scale[:, None]
     logits = similarity * scale
     positive = logits.diagonal(offset)[:anchors]
     own = torch.zeros_like(similarity, dtype=torch.bool)
     own.diagonal(offset)[:anchors] = True
     # Filled after the scaling: 0 * inf in the gradient of the scale would be NaN.
-    others = logits.masked_fill(own, -math.inf)
-    return torch.logsumexp(others, dim=1) - positive - math.log(candidates - 1)
+    return logits.masked_fill(own, -math.inf), positive
 
 
 def log_plus(log_value: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
     """Gives log(epsilon + exp(log_value)), in log space."""
     if epsilon == 0:
         return log_value
-    return torch.logaddexp(log_value, log_value.new_tensor(math.log(epsilon)))
+    # Filled on the device: copying a number there would wait for it.
+    return torch.logaddexp(log_value, log_value.new_full((), math.log(epsilon)))
+
+
+def bounded_exp(exponent: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The exponential up to `LOG_RATIO_LIMIT`, then its tangent: finite, gradient kept."""
+    capped = exponent.clamp_max(LOG_RATIO_LIMIT)
+    return capped.exp() * (1 + exponent - capped)
 
 
 def conjugate(
     log_value: Float[Tensor, "*shape"], log_normalizer: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
     """exp(-alpha) * value + alpha - 1: at least log(value), equal where alpha = log(value)."""
-    return torch.exp(log_value - log_normalizer) + log_normalizer - 1
+    return bounded_exp(log_value - log_normalizer) + log_normalizer - 1
 
 
 def mix(

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from neuclip import distributed
 from neuclip.errors import UserError
 from neuclip.method.inputs import check_shapes, check_values
-from neuclip.method.interfaces import LogNormalizers, Section, no_section
+from neuclip.method.interfaces import Anchors, LogNormalizers, Section, no_section
+from neuclip.method.objective import log_inner
 
 
 class PairLoss(nn.Module):
@@ -21,11 +22,15 @@ class PairLoss(nn.Module):
     Attributes:
         epsilon: stabiliser inside log(epsilon + g).
         needs_sample_ids: whether `sample_ids` must be passed.
+        learns_temperature: whether `logit_scale` is to be trained; if not, freeze it.
+        initial_logit_bias: where a learnable `logit_bias` starts, for losses that need one.
+        learns_temperature: whether a trainer should let `logit_scale` learn.
         section: called with a name around the parts whose time a trainer wants to know.
     """
 
     epsilon: float = 0.0
     needs_sample_ids: bool = False
+    learns_temperature: bool = True
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -55,12 +60,12 @@ class PairLoss(nn.Module):
 
     def forward(
         self,
-        image_features: Float[Tensor, "local dim"],
-        text_features: Float[Tensor, "local2 dim2"],
+        image_features: Float[Tensor, "*images"],
+        text_features: Float[Tensor, "*texts"],
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None = None,
         *,
-        sample_ids: Int64[Tensor, " local3"] | None = None,
+        sample_ids: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """The loss of a batch of pairs.
@@ -70,13 +75,20 @@ class PairLoss(nn.Module):
             text_features: those of their texts, same shape.
             logit_scale: 1 / temperature (not its logarithm), as open_clip's models return it.
             logit_bias: only for sigmoid losses.
-            sample_ids: stable ids of the pairs, for methods with per-sample state.
+            sample_ids: stable ids of the pairs (int64, [local]), for methods with a state per
+                sample. Best left on the CPU: there their bounds are checked at every call.
             output_dict: return `{"contrastive_loss": loss}` as open_clip's losses do.
 
         Raises:
-            UserError: shapes that do not fit, a single pair, values that are not finite or not of
-                unit norm (checked at every call on the CPU, at the first on other devices).
+            UserError: shapes that do not fit, a single pair, ids missing or out of range, values
+                that are not finite or not of unit norm (values are checked at every call on the
+                CPU, at the first on other devices).
         """
+        if self.needs_sample_ids and sample_ids is None:
+            raise UserError(
+                f"{type(self).__name__} keeps a state per sample: pass sample_ids, a tensor of "
+                f"{len(image_features)} integers"
+            )
         features = self._prepare(image_features, text_features, sample_ids)
         scale = logit_scale.to(features.dtype)
         with torch.autocast(features.device.type, enabled=False):
@@ -86,17 +98,19 @@ class PairLoss(nn.Module):
     @torch.no_grad()
     def predict_log_normalizers(
         self,
-        image_features: Float[Tensor, "local dim"],
-        text_features: Float[Tensor, "local2 dim2"],
+        image_features: Float[Tensor, "*images"],
+        text_features: Float[Tensor, "*texts"],
         logit_scale: Float[Tensor, ""],
-        sample_ids: Int64[Tensor, " local3"] | None = None,
+        sample_ids: Tensor | None = None,
     ) -> LogNormalizers:
         """log(epsilon + g) of these anchors as the method predicts it; changes no state.
 
-        Methods that know only the batch estimate it from the batch given.
+        Methods that know only the batch estimate it from the batch given, and so do methods that
+        remember samples, for samples they have not seen or without `sample_ids`.
         """
         features = self._prepare(image_features, text_features, sample_ids)
-        predicted = self.predict(features, logit_scale.to(features.dtype), sample_ids)
+        with torch.autocast(features.device.type, enabled=False):
+            predicted = self.predict(features, logit_scale.to(features.dtype), sample_ids)
         return LogNormalizers(image=predicted[0], text=predicted[1])
 
     def metrics(self) -> dict[str, float]:
@@ -117,14 +131,12 @@ class PairLoss(nn.Module):
         if image_features.device.type == "cpu" or not self._checked_values:
             check_values(image_features, text_features)
             self._checked_values = True
-        if self.needs_sample_ids and sample_ids is None:
+        if sample_ids is not None and (
+            sample_ids.shape != image_features.shape[:1] or sample_ids.dtype != torch.int64
+        ):
             raise UserError(
-                f"{type(self).__name__} keeps a state per sample: pass sample_ids, a tensor of "
-                f"{len(image_features)} integers"
-            )
-        if sample_ids is not None and sample_ids.shape != image_features.shape[:1]:
-            raise UserError(
-                f"sample_ids {list(sample_ids.shape)}: expected [{len(image_features)}], one a pair"
+                f"sample_ids {list(sample_ids.shape)} of {sample_ids.dtype}: expected "
+                f"[{len(image_features)}] of torch.int64, one a pair"
             )
         both = torch.stack([image_features, text_features])
         return both if both.dtype == torch.float64 else both.float()
@@ -150,3 +162,28 @@ def similarities(
 def gathered_constant(features: Float[Tensor, "2 local dim"]) -> Float[Tensor, "2 batch dim"]:
     """Everybody's features without gradient."""
     return distributed.gather_constant(features.transpose(0, 1)).transpose(0, 1)
+
+
+def anchors_of(
+    features: Float[Tensor, "2 local dim"],
+    logit_scale: Float[Tensor, "*scales"],
+    sample_ids: Int64[Tensor, " local"] | None,
+) -> Anchors:
+    """The batch with its estimates log g^_i.
+
+    Args:
+        features: images, texts.
+        logit_scale: one for all, or [2, local].
+        sample_ids: stable ids of the pairs.
+    """
+    image, text, offset = similarities(features)
+    scales = logit_scale.expand(2) if logit_scale.ndim == 0 else logit_scale
+    inner = [log_inner(image, scales[0], offset), log_inner(text, scales[1], offset)]
+    return Anchors(
+        features=features,
+        positive=image.diagonal(offset)[: image.shape[0]],
+        log_inner=torch.stack(inner),
+        logit_scale=logit_scale,
+        global_features=gathered_constant(features),
+        sample_ids=sample_ids,
+    )

@@ -8,8 +8,11 @@ A *direct* normalizer instead returns a differentiable log(eps + g), which is mi
 The temperature's gradient is `exact`, or `fastclip`: the published FastCLIP code multiplies by a
 detached tau, adds tau (rho + mean alpha) and lets the scale enter both of its two terms, so that
 the part through g^ counts twice. Published values of rho and lr_tau were tuned with the latter.
+(The published code takes log u where we take alpha = log(eps + u): the same while u >> eps.)
+FastCLIP-v0 and v1 leave out the factor tau and rho; v1 and SogCLR hold tau constant.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,38 +20,48 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neuclip.method.interfaces import Anchors, Normalizer
-from neuclip.method.losses.base import PairLoss, gathered_constant, similarities
-from neuclip.method.objective import conjugate, count_gradient, log_inner, log_plus
+from neuclip.method.losses.base import PairLoss, anchors_of
+from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient, log_plus
 
 TemperatureGradient = Literal["exact", "fastclip"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """Which objective is minimised.
+
+    Attributes:
+        epsilon: stabiliser inside log(epsilon + g).
+        rho: regulariser of the temperature.
+        temperature_gradient: see the module.
+        times_temperature: whether the objective has the factor tau.
+        learns_temperature: whether the temperature gets a gradient.
+    """
+
+    epsilon: float
+    rho: float = 0.0
+    temperature_gradient: TemperatureGradient = "exact"
+    times_temperature: bool = True
+    learns_temperature: bool = True
+
+
 class GlobalContrastiveLoss(PairLoss):
-    """RGCL-g with a normalizer.
+    """The global contrastive objective with a normalizer and one temperature.
 
     Args:
         embed_dim: width of the embeddings.
         normalizer: where the log-normalizers come from; an `nn.Module`, whose state is the loss's.
-        epsilon: stabiliser inside log(epsilon + g).
-        rho: regulariser of the temperature.
-        temperature_gradient: see the module.
+        objective: which objective is minimised.
     """
 
-    def __init__(
-        self,
-        embed_dim: int,
-        normalizer: Normalizer,
-        *,
-        epsilon: float,
-        rho: float,
-        temperature_gradient: TemperatureGradient = "exact",
-    ) -> None:
+    def __init__(self, embed_dim: int, normalizer: Normalizer, objective: Objective) -> None:
         super().__init__(embed_dim)
         assert isinstance(normalizer, nn.Module)
         self.normalizer = normalizer
-        self.epsilon = epsilon
-        self.rho = rho
-        self.temperature_gradient: TemperatureGradient = temperature_gradient
+        self.objective = objective
+        self.epsilon = objective.epsilon
+        self.learns_temperature = objective.learns_temperature
+        self.needs_sample_ids = normalizer.needs_sample_ids
 
     def pair_loss(
         self,
@@ -58,24 +71,30 @@ class GlobalContrastiveLoss(PairLoss):
         sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
         """See the module."""
-        doubled = self.temperature_gradient == "fastclip"
+        if not self.learns_temperature:
+            logit_scale = logit_scale.detach()
+        doubled = self.objective.temperature_gradient == "fastclip"
         counted = count_gradient(logit_scale, 2.0 if doubled else 1.0)
-        anchors = self._anchors(features, counted, sample_ids)
+        anchors = anchors_of(features, counted, sample_ids)
         with self.section("normalizer"):
             log_normalizer = self.normalizer.estimate(anchors)
         if self.normalizer.direct:
             surrogate = log_normalizer
         else:
             surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
-        temperature = 1 / logit_scale
-        if doubled:
-            loss = temperature.detach() * surrogate.mean()
-            constant = log_normalizer.detach().mean()
-            loss = loss + (temperature - temperature.detach()) * constant
-        else:
-            loss = temperature * surrogate.mean()
         self._note(anchors, log_normalizer)
-        return loss + self.rho * temperature
+        return self._weigh(surrogate.mean(), log_normalizer.detach().mean(), logit_scale)
+
+    def _weigh(self, surrogate: Tensor, log_normalizer: Tensor, logit_scale: Tensor) -> Tensor:
+        """The factor tau and the regulariser."""
+        if not self.objective.times_temperature:
+            return surrogate
+        temperature = 1 / logit_scale
+        regulariser = self.objective.rho * temperature
+        if self.objective.temperature_gradient == "exact":
+            return temperature * surrogate + regulariser
+        constant = temperature.detach()
+        return constant * surrogate + (temperature - constant) * log_normalizer + regulariser
 
     def predict(
         self,
@@ -84,19 +103,7 @@ class GlobalContrastiveLoss(PairLoss):
         sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, "2 local"]:
         """The normalizer's own answer."""
-        return self.normalizer.predict(self._anchors(features, logit_scale, sample_ids))
-
-    def _anchors(self, features: Tensor, logit_scale: Tensor, sample_ids: Tensor | None) -> Anchors:
-        image, text, offset = similarities(features)
-        inner = [log_inner(side, logit_scale, offset) for side in (image, text)]
-        return Anchors(
-            features=features,
-            positive=image.diagonal(offset)[: image.shape[0]],
-            log_inner=torch.stack(inner),
-            logit_scale=logit_scale,
-            global_features=gathered_constant(features),
-            sample_ids=sample_ids,
-        )
+        return self.normalizer.predict(anchors_of(features, logit_scale, sample_ids))
 
     @torch.no_grad()
     def _note(self, anchors: Anchors, log_normalizer: Tensor) -> None:
@@ -105,7 +112,7 @@ class GlobalContrastiveLoss(PairLoss):
             {
                 "log_normalizer": log_normalizer.mean(),
                 "batch_log_normalizer": anchors.log_inner.mean(),
-                "weight_max": ratio.max().exp(),
+                "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
                 **self.normalizer.metrics(),
             }
         )

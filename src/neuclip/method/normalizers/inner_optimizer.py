@@ -42,18 +42,29 @@ class InnerOptimizer(nn.Module):
         self.register_buffer(
             "momentum", torch.zeros_like(like) if kind == "adam" else per_side.clone()
         )
-        self.register_buffer("count", torch.zeros((), dtype=like.dtype))
+        per_row = torch.zeros(*like.shape[:2], *(1,) * (like.ndim - 2), dtype=like.dtype)
+        self.register_buffer("count", per_row if kind == "adam" else per_side.clone())
 
     @property
     def row_tensors(self) -> tuple[str, ...]:
         """State tensors with one entry per prototype (shared out over ranks as they are)."""
-        return {"adagrad": ("accumulator",), "adam": ("accumulator", "momentum")}.get(self.kind, ())
+        per_kind = {"adagrad": ("accumulator",), "adam": ("accumulator", "momentum", "count")}
+        return per_kind.get(self.kind, ())
 
     @torch.no_grad()
-    def reset_rows(self, rows: slice) -> None:
-        """Forgets what belongs to prototypes that were replaced."""
-        for name in self.row_tensors:
-            getattr(self, name)[:, rows] = 0
+    def forget(self, pieces: list[slice], share: float) -> None:
+        """Forgets what belongs to prototypes that were replaced.
+
+        Args:
+            pieces: their rows on this rank.
+            share: their share of all rows; a scalar accumulator forgets as much of its sum, for
+                otherwise its steps would shrink for ever.
+        """
+        for rows in pieces:
+            for name in self.row_tensors:
+                getattr(self, name)[:, rows] = 0
+        if self.kind == "adagrad_norm":
+            self.accumulator *= 1 - share
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -15,6 +15,7 @@ class MinibatchNormalizer(nn.Module):
     """
 
     direct = False
+    needs_sample_ids = False
 
     def __init__(self, epsilon: float) -> None:
         super().__init__()

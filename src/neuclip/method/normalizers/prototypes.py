@@ -31,17 +31,14 @@ from torch import Tensor, nn
 from neuclip import distributed
 from neuclip.errors import UserError
 from neuclip.method.interfaces import Anchors
+from neuclip.method.normalizers.embedding_ring import EmbeddingRing
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.normalizers.inner_optimizer import Kind as OptimizerKind
-from neuclip.method.objective import conjugate, log_plus, mix
+from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus, mix
 from neuclip.method.schedule import Gamma
 
 Gradient = Literal["detached", "full", "union"]
 Refresh = Literal["restart", "fifo", "rolling"]
-
-LOG_RATIO_LIMIT = 30.0
-"""Bound of log(q_i) - alpha_i inside the inner step: an anchor that meets its one hard negative may
-exceed it, and the square of its gradient would overflow float32. Its direction is kept."""
 
 
 @dataclass(frozen=True)
@@ -70,61 +67,6 @@ class Readout:
     """log 1/m sum_k exp((cos_ik - s_ii) / tau)."""
 
 
-class EmbeddingRing(nn.Module):
-    """The newest embeddings of both sides, first in, first out; slots shared out over ranks.
-
-    Slot numbers run over the whole ring; this rank holds those of its slice. Row 0 keeps text
-    embeddings (candidates of image anchors), row 1 image embeddings.
-    """
-
-    slots: Tensor
-
-    def __init__(self, size: int, dim: int) -> None:
-        super().__init__()
-        self.size = size
-        self.owned = distributed.owned_slice(size)
-        self.written = 0
-        self.register_buffer("slots", torch.zeros(2, len(self.owned), dim))
-
-    @property
-    def filled(self) -> int:
-        """Slots that hold an embedding."""
-        return min(self.written, self.size)
-
-    @torch.no_grad()
-    def push(self, candidates: Float[Tensor, "2 batch dim"]) -> list[slice]:
-        """Writes the embeddings of all ranks over the oldest; returns the local rows written."""
-        batch = candidates.shape[1]
-        count = min(batch, self.size)
-        written: list[slice] = []
-        for first, rows in self.window(self.written + batch - count, count):
-            start = batch - count + first
-            self.slots[:, rows] = candidates[:, start : start + (rows.stop - rows.start)]
-            written.append(rows)
-        self.written += batch
-        return written
-
-    def window(self, first: int, count: int) -> list[tuple[int, slice]]:
-        """This rank's part of `count` slots from number `first` on, going round the ring.
-
-        Returns:
-            Pieces (position within the window, local rows): slices, for an index tensor would have
-            to be copied to the device at every step.
-        """
-        pieces: list[tuple[int, slice]] = []
-        position = 0
-        while position < count:
-            number = (first + position) % self.size
-            length = min(count - position, self.size - number)
-            start = max(number, self.owned.start)
-            stop = min(number + length, self.owned.stop)
-            if start < stop:
-                rows = slice(start - self.owned.start, stop - self.owned.start)
-                pieces.append((position + start - number, rows))
-            position += length
-        return pieces
-
-
 class PrototypeNormalizer(nn.Module):
     """The prototype network with its training: NeuCLIP's source of log-normalizers.
 
@@ -135,8 +77,10 @@ class PrototypeNormalizer(nn.Module):
         epsilon: stabiliser of the objective.
 
     The state (`state_dict`) always holds all prototypes, whatever the number of ranks: it can be
-    loaded with another one.
+    loaded with another one. With several ranks, all must ask for it: it is gathered.
     """
+
+    needs_sample_ids = False
 
     prototypes: Tensor
     log_weights: Tensor
@@ -176,16 +120,23 @@ class PrototypeNormalizer(nn.Module):
         """Refreshes and trains the prototypes on the batch, and mixes their prediction with it."""
         dtype = self.prototypes.dtype
         features = anchors.global_features.to(dtype)
+        assert anchors.logit_scale.ndim == 0
         scale = anchors.logit_scale.detach().to(dtype)
         positive = (features[0] * features[1]).sum(-1)
         fresh = distributed.gather_constant(anchors.log_inner.T).T.to(dtype)
-        self._refresh(features.flip(0))
+        candidates = features.flip(0)
+        first = self.ring.filled == 0
+        if first:
+            self.ring.push(candidates)
+        self._refresh(first)
         log_target = log_plus(fresh, self.epsilon)
         for _ in range(self.settings.inner_steps):
             self._inner_step(features, positive, scale, log_target)
         readout = self.read(features, positive, scale)
         gamma = self.gamma.at(self.step_count)
         self.step_count += 1
+        if not first:
+            self._remember(candidates)
         self._note(readout.log_mean, log_target, gamma)
         predicted = self._attach(readout, anchors)
         batch = anchors.log_inner if self.direct else anchors.log_inner.detach()
@@ -284,23 +235,28 @@ class PrototypeNormalizer(nn.Module):
     # --- refreshing -------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _refresh(self, candidates: Float[Tensor, "2 batch dim"]) -> None:
-        """Takes in the batch's embeddings, and replaces prototypes as the settings say."""
-        filled_before = self.ring.filled
-        rows = self.ring.push(candidates)
-        just_full = filled_before < self.ring.size == self.ring.filled
+    def _refresh(self, first: bool) -> None:
+        """Renews prototypes from the embeddings of earlier batches, as the settings say.
+
+        Not from the batch to be read: an anchor's own positive is no negative, and as one of m
+        prototypes it would hold alpha_i above -log(m). Only the first batch has no earlier one.
+        """
         period = self.settings.restart_steps
-        if self.settings.refresh == "fifo":
-            self._replace(rows)
-            if self.step_count == 0:
-                self._restart()
-        elif self.step_count == 0 or just_full:
+        due = self.settings.refresh == "restart" and self.step_count % period == 0
+        if first or due:
             self._restart()
-        elif self.settings.refresh == "restart":
-            if self.step_count % period == 0:
-                self._restart()
-        else:
+        elif self.settings.refresh == "rolling" and self.ring.filled == self.ring.size:
             self._roll(period)
+
+    @torch.no_grad()
+    def _remember(self, candidates: Float[Tensor, "2 batch dim"]) -> None:
+        """Takes in the batch's embeddings, after it was read."""
+        full_before = self.ring.filled == self.ring.size
+        rows = self.ring.push(candidates)
+        if self.settings.refresh == "fifo":
+            self._replace(rows, min(candidates.shape[1], self.ring.size))
+        elif self.ring.filled == self.ring.size and not full_before:
+            self._restart()
 
     def _restart(self) -> None:
         """All prototypes anew from the ring; while it is not full, the embeddings repeat."""
@@ -318,14 +274,16 @@ class PrototypeNormalizer(nn.Module):
         """Replaces a moving window of prototypes: each is renewed once in `period` steps."""
         size = self.ring.size
         start, stop = ((self.step_count + k) * size // period for k in (0, 1))
-        self._replace([rows for _, rows in self.ring.window(start, stop - start)])
+        self._replace([rows for _, rows in self.ring.window(start, stop - start)], stop - start)
 
-    def _replace(self, pieces: list[slice]) -> None:
+    def _replace(self, pieces: list[slice], count: int) -> None:
+        """Renews prototypes: this rank's rows `pieces`, over all ranks `count` of them."""
         for rows in pieces:
             self.prototypes[:, rows] = self.ring.slots[:, rows]
             if self.settings.log_weights:
                 self.log_weights[:, rows] = 0
-            self.optimizer.reset_rows(rows)
+        for optimizer in (self.optimizer, self.weight_optimizer):
+            optimizer.forget(pieces, count / self.ring.size)
 
     # --- state ------------------------------------------------------------------------------
 
@@ -372,8 +330,14 @@ def _gather_rows(module: nn.Module, state: dict[str, Any], prefix: str, _: objec
 def _own_rows(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Before `load_state_dict`: keeps this rank's rows of the whole network."""
     assert isinstance(module, PrototypeNormalizer)
-    owned = module.ring.owned
+    owned, size = module.ring.owned, module.ring.size
     for name in _row_names(module):
         key = prefix + name
-        if key in state and state[key].shape[1] == module.ring.size:
-            state[key] = state[key][:, owned.start : owned.stop]
+        if key not in state:
+            continue
+        if state[key].shape[1] != size:
+            raise UserError(
+                f"the saved state has {state[key].shape[1]} prototypes, this loss has {size}: "
+                f"create it with num_prototypes={state[key].shape[1]}"
+            )
+        state[key] = state[key][:, owned.start : owned.stop]

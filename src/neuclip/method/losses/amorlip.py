@@ -1,0 +1,93 @@
+"""AmorLIP's loss (arXiv 2505.18983) over amortised partition functions.
+
+    Z_i = c exp(s_ii / tau) + sum over j != i of exp(s_ij / tau)
+    L   = tau~ mean_i [ -2 s_ii / tau + Z1_i / z1_i + Z2_i / z2_i ] + rho tau
+
+tau~ and z are held constant, so that the gradient by the features is that of -2 s_ii / tau +
+log Z1_i + log Z2_i where z is right: twice CLIP's. Everything is kept as logarithms.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from neuclip.method.losses.base import PairLoss, similarities
+from neuclip.method.normalizers.amortized import AmortizedNormalizer
+from neuclip.method.objective import bounded_exp
+
+
+class AmorLIPLoss(PairLoss):
+    """The conditional exponential loss with predicted partition functions.
+
+    Args:
+        embed_dim: width of the embeddings.
+        normalizer: the networks.
+        rho: regulariser of the temperature, and the one from epoch `late_from` on.
+        late_from: see `rho`.
+    """
+
+    epsilon = 1e-14
+
+    def __init__(
+        self,
+        embed_dim: int,
+        normalizer: AmortizedNormalizer,
+        *,
+        rho: tuple[float, float],
+        late_from: int,
+    ) -> None:
+        super().__init__(embed_dim)
+        self.normalizer = normalizer
+        self.rho = rho
+        self.late_from = late_from
+        self.candidates = 0
+
+    def pair_loss(
+        self,
+        features: Float[Tensor, "2 local dim"],
+        logit_scale: Float[Tensor, ""],
+        logit_bias: Float[Tensor, ""] | None,
+        sample_ids: Int64[Tensor, " local"] | None,
+    ) -> Float[Tensor, ""]:
+        """See the module."""
+        image, text, offset = similarities(features)
+        logits = torch.stack([image, text]) * logit_scale
+        positive = logits.diagonal(offset, 1, 2)[:, : features.shape[1]]
+        own = torch.zeros_like(logits)
+        own.diagonal(offset, 1, 2)[:, : features.shape[1]] = math.log(
+            self.normalizer.settings.positive_weight
+        )
+        logits = logits + own
+        epoch = self.normalizer.step_count // self.normalizer.steps_per_epoch
+        rho = self.rho[epoch >= self.late_from]
+        self.candidates = logits.shape[-1]
+        with self.section("normalizer"):
+            log_target = self.normalizer.estimate(features.detach(), logits.detach())
+        weights = bounded_exp(torch.logsumexp(logits, dim=-1) - log_target)
+        loss = (weights - positive).mean(-1).sum() / logit_scale.detach()
+        self.note({"rho": rho, "weight_max": weights.max(), **self.normalizer.metrics()})
+        return loss + rho / logit_scale
+
+    def predict(
+        self,
+        features: Float[Tensor, "2 local dim"],
+        logit_scale: Float[Tensor, ""],
+        sample_ids: Int64[Tensor, " local"] | None,
+    ) -> Float[Tensor, "2 local"]:
+        """The log g of the EMA networks: log lambda_i - s_ii / tau - log(B - 1), B as in training.
+
+        The positive, which lambda counts with weight c, is not taken out.
+        """
+        positive = (features[0] * features[1]).sum(-1) * logit_scale
+        candidates = self.candidates or features.shape[1]
+        return self.normalizer.log_lambda(features) - positive - math.log(candidates - 1)
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The size of the training batch, for `state_dict`."""
+        return {"candidates": self.candidates}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restores the size of the training batch."""
+        self.candidates = int(state["candidates"])

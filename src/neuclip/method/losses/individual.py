@@ -1,0 +1,100 @@
+"""The global contrastive loss with one temperature per image and per text (iSogCLR, FastCLIP-v2).
+
+    L = 1/2 mean_i [ w1_i (exp(-alpha1_i)(eps + g^1_i) + alpha1_i - 1)  +  same for texts ]
+
+with w_i = tau_i for iSogCLR and w_i = 1 for FastCLIP-v2, as published. The temperatures are the
+loss's own state and step inside it, after the batch was read with the old ones.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from neuclip.method.interfaces import Normalizer
+from neuclip.method.losses.base import PairLoss, anchors_of, similarities
+from neuclip.method.objective import (
+    LOG_RATIO_LIMIT,
+    conjugate,
+    log_inner_slope,
+    log_plus,
+)
+from neuclip.method.temperature import IndividualTemperature
+
+
+class IndividualContrastiveLoss(PairLoss):
+    """The global contrastive objective with individual temperatures.
+
+    `logit_scale` has no effect on the loss: freeze it.
+
+    Args:
+        embed_dim: width of the embeddings.
+        normalizer: where the log-normalizers come from; an `nn.Module`, whose state is the loss's.
+        temperature: the temperatures.
+        epsilon: stabiliser inside log(epsilon + g).
+        times_temperature: whether anchors weigh by their temperature.
+    """
+
+    needs_sample_ids = True
+    learns_temperature = False
+
+    def __init__(
+        self,
+        embed_dim: int,
+        normalizer: Normalizer,
+        temperature: IndividualTemperature,
+        *,
+        epsilon: float,
+        times_temperature: bool,
+    ) -> None:
+        super().__init__(embed_dim)
+        assert isinstance(normalizer, nn.Module)
+        self.normalizer = normalizer
+        self.temperature = temperature
+        self.epsilon = epsilon
+        self.times_temperature = times_temperature
+
+    def pair_loss(
+        self,
+        features: Float[Tensor, "2 local dim"],
+        logit_scale: Float[Tensor, ""],
+        logit_bias: Float[Tensor, ""] | None,
+        sample_ids: Int64[Tensor, " local"] | None,
+    ) -> Float[Tensor, ""]:
+        """See the module."""
+        assert sample_ids is not None
+        temperature = self.temperature.read(sample_ids).to(features.dtype)
+        anchors = anchors_of(features, 1 / temperature, sample_ids)
+        with self.section("normalizer"):
+            log_normalizer = self.normalizer.estimate(anchors)
+            image, text, offset = similarities(features.detach())
+            slope = [
+                log_inner_slope(image, 1 / temperature[0], offset),
+                log_inner_slope(text, 1 / temperature[1], offset),
+            ]
+            self.temperature.step(
+                sample_ids, log_normalizer, anchors.log_inner.detach(), torch.stack(slope)
+            )
+        surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
+        ratio = log_plus(anchors.log_inner.detach(), self.epsilon) - log_normalizer
+        self.note(
+            {
+                "log_normalizer": log_normalizer.mean(),
+                "batch_log_normalizer": anchors.log_inner.mean(),
+                "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
+                "individual_temperature": temperature.mean(),
+                **self.normalizer.metrics(),
+            }
+        )
+        return (temperature * surrogate if self.times_temperature else surrogate).mean()
+
+    def predict(
+        self,
+        features: Float[Tensor, "2 local dim"],
+        logit_scale: Float[Tensor, ""],
+        sample_ids: Int64[Tensor, " local"] | None,
+    ) -> Float[Tensor, "2 local"]:
+        """The normalizer's own answer; at `logit_scale` where no ids are given."""
+        scale = logit_scale
+        if sample_ids is not None:
+            scale = 1 / self.temperature.read(sample_ids).to(features.dtype)
+        return self.normalizer.predict(anchors_of(features, scale, sample_ids))

@@ -1,0 +1,62 @@
+"""The newest embeddings of both sides, first in, first out: what prototypes are renewed from."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from neuclip import distributed
+
+
+class EmbeddingRing(nn.Module):
+    """A ring of slots, shared out over ranks.
+
+    Slot numbers run over the whole ring; this rank holds those of its slice. Row 0 keeps text
+    embeddings (candidates of image anchors), row 1 image embeddings.
+    """
+
+    slots: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.size = size
+        self.owned = distributed.owned_slice(size)
+        self.written = 0
+        self.register_buffer("slots", torch.zeros(2, len(self.owned), dim))
+
+    @property
+    def filled(self) -> int:
+        """Slots that hold an embedding."""
+        return min(self.written, self.size)
+
+    @torch.no_grad()
+    def push(self, candidates: Float[Tensor, "2 batch dim"]) -> list[slice]:
+        """Writes the embeddings of all ranks over the oldest; returns the local rows written."""
+        batch = candidates.shape[1]
+        count = min(batch, self.size)
+        written: list[slice] = []
+        for first, rows in self.window(self.written + batch - count, count):
+            start = batch - count + first
+            self.slots[:, rows] = candidates[:, start : start + (rows.stop - rows.start)]
+            written.append(rows)
+        self.written += batch
+        return written
+
+    def window(self, first: int, count: int) -> list[tuple[int, slice]]:
+        """This rank's part of `count` slots from number `first` on, going round the ring.
+
+        Returns:
+            Pieces (position within the window, local rows): slices, for an index tensor would have
+            to be copied to the device at every step.
+        """
+        pieces: list[tuple[int, slice]] = []
+        position = 0
+        while position < count:
+            number = (first + position) % self.size
+            length = min(count - position, self.size - number)
+            start = max(number, self.owned.start)
+            stop = min(number + length, self.owned.stop)
+            if start < stop:
+                rows = slice(start - self.owned.start, stop - self.owned.start)
+                pieces.append((position + start - number, rows))
+            position += length
+        return pieces

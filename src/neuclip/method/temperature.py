@@ -1,0 +1,130 @@
+"""One temperature for every image and every text, with an optimiser of its own (iSogCLR, FastCLIP).
+
+    F(tau_i) = tau_i (log(eps + g_i) + rho)
+    dF/dtau_i = alpha_i + rho - exp(log g^_i - alpha_i) d log g^_i / d s_i / tau_i,  s_i = 1 / tau_i
+
+Three ways to step, all at a sample's visit only:
+
+    momentum   m <- (1 - beta) m + beta grad;  tau <- tau - lr m                          iSogCLR
+    adam       m, v from the first gradient on with rates 0.9, 0.999;  - lr m / (sqrt(v) + 1e-8)
+    fastclip   the published FastCLIP-v2 code: the rates are 0 in the first epoch, moments are
+               divided by 1 - rate^(epoch + 1), and the step is lr m / (v + 1e-8), without root
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from neuclip.method.sample_table import SampleTable
+
+Kind = Literal["momentum", "adam", "fastclip"]
+
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class TemperatureRule:
+    """How individual temperatures move.
+
+    Attributes:
+        initial: where they start.
+        lr: learning rate.
+        low: lower bound.
+        high: upper bound.
+        rho: regulariser.
+        kind: see the module.
+        beta: for `momentum`, the weight of the newest gradient.
+        clip: bound of the absolute gradient.
+        steps_per_epoch: for `fastclip`.
+    """
+
+    initial: float
+    lr: float
+    low: float
+    high: float
+    rho: float
+    kind: Kind
+    beta: float = 0.9
+    clip: float = math.inf
+    steps_per_epoch: int = 1
+
+
+class IndividualTemperature(nn.Module):
+    """The temperatures of all samples: 2 numbers a sample, and 2 (momentum) or 4 of the optimiser.
+
+    Args:
+        num_samples: ids run from 0 to num_samples - 1.
+        rule: how they move.
+    """
+
+    def __init__(self, num_samples: int, rule: TemperatureRule) -> None:
+        super().__init__()
+        self.rule = rule
+        self.step_count = 0
+        moments = 1 if rule.kind == "momentum" else 2
+        self.table = SampleTable(num_samples, (rule.initial,) * 2 + (0.0,) * 2 * moments)
+
+    def read(self, sample_ids: Int64[Tensor, " local"]) -> Float[Tensor, "2 local"]:
+        """Temperatures of the image anchors and of the text anchors.
+
+        Raises:
+            UserError: an id is out of range.
+        """
+        self.table.check(sample_ids)
+        return self.table.read(sample_ids)[:2]
+
+    @torch.no_grad()
+    def step(
+        self,
+        sample_ids: Int64[Tensor, " local"],
+        log_normalizer: Float[Tensor, "2 local"],
+        log_inner: Float[Tensor, "2 local"],
+        slope: Float[Tensor, "2 local"],
+    ) -> None:
+        """Moves the temperatures of a batch.
+
+        Args:
+            sample_ids: whose.
+            log_normalizer: alpha_i.
+            log_inner: log g^_i.
+            slope: d log g^_i / d s_i.
+        """
+        dtype = log_inner.dtype
+        temperature, *moments = self.table.read(sample_ids).to(dtype).split(2)
+        ratio = (log_inner - log_normalizer).exp()
+        grad = log_normalizer + self.rule.rho - ratio * slope / temperature
+        move, moments = self._move(grad.clamp(-self.rule.clip, self.rule.clip), moments)
+        temperature = (temperature - self.rule.lr * move).clamp(self.rule.low, self.rule.high)
+        self.table.write(sample_ids, torch.cat([temperature, *moments]))
+        self.step_count += 1
+
+    def _move(self, grad: Tensor, moments: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The direction of the step, and the new moments."""
+        if self.rule.kind == "momentum":
+            (first,) = moments
+            first = first + self.rule.beta * (grad - first)
+            return first, [first]
+        first, second = moments
+        if self.rule.kind == "adam":
+            new = second == 0
+            first = torch.where(new, grad, _BETA1 * first + (1 - _BETA1) * grad)
+            second = torch.where(new, grad**2, _BETA2 * second + (1 - _BETA2) * grad**2)
+            return first / (second.sqrt() + _EPS), [first, second]
+        epoch = self.step_count // self.rule.steps_per_epoch
+        beta1, beta2 = (_BETA1, _BETA2) if epoch > 0 else (0.0, 0.0)
+        first = beta1 * first + (1 - beta1) * grad
+        second = beta2 * second + (1 - beta2) * grad**2
+        corrected = first / (1 - beta1 ** (epoch + 1)), second / (1 - beta2 ** (epoch + 1))
+        return corrected[0] / (corrected[1] + _EPS), [first, second]
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The step counter, for `state_dict`."""
+        return {"step_count": self.step_count}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restores the step counter."""
+        self.step_count = int(state["step_count"])

@@ -1,0 +1,88 @@
+"""Real gloo processes, started once: each waits for tasks, and forms a new group for every one."""
+
+import os
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT = 60.0
+"""Seconds until a task that does not answer counts as hanging."""
+
+
+def _serve(pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    while True:
+        task = pipe.recv()
+        if task is None:
+            return
+        function, rank, size, store, arguments = task
+        try:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=size
+            )
+            try:
+                pipe.send((True, function(*arguments)))
+            finally:
+                dist.destroy_process_group()
+        except Exception:
+            pipe.send((False, traceback.format_exc()))
+
+
+class GlooPool:
+    """Up to `size` processes; a hanging task kills them and fails."""
+
+    def __init__(self, size: int, folder: Path) -> None:
+        self.size = size
+        self.folder = folder
+        self.tasks = 0
+        self.workers: list[tuple[Any, Connection]] = []
+
+    def _start(self) -> None:
+        context = mp.get_context("spawn")
+        for _ in range(self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            self.workers.append((process, ours))
+
+    def run(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """The function's results on ranks 0 to size - 1 of a group of its own."""
+        if not self.workers:
+            self._start()
+        self.tasks += 1
+        store = self.folder / str(self.tasks)
+        pipes = [pipe for _, pipe in self.workers[:size]]
+        for rank, pipe in enumerate(pipes):
+            pipe.send((function, rank, size, store, arguments))
+        results = []
+        for rank, pipe in enumerate(pipes):
+            if not pipe.poll(TIMEOUT):
+                self.close()
+                raise AssertionError(f"rank {rank} of {size} did not answer in {TIMEOUT:g} s")
+            try:
+                fine, result = pipe.recv()
+            except EOFError:
+                self.close()
+                raise AssertionError(f"rank {rank} of {size} died") from None
+            if not fine:
+                # The others may wait for this rank for ever: begin anew.
+                self.close()
+                raise AssertionError(f"rank {rank} of {size}:\n{result}")
+            results.append(result)
+        return results
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, pipe in self.workers:
+            process.kill()
+            process.join()
+            pipe.close()
+        self.workers = []

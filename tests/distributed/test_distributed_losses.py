@@ -1,0 +1,131 @@
+"""K processes with a share of the batch each do what one process does with all of it."""
+
+import pytest
+import torch
+from loss_tasks import Result, Task, collectives, too_few_prototypes, train
+
+from neuclip.methods import METHODS
+
+pytestmark = pytest.mark.distributed
+
+MIXING = {"gamma": 0.3, "gamma_decay_epochs": 2.0}
+NETWORK = {
+    **MIXING,
+    "num_prototypes": 7,  # divisible by neither 2 nor 3, and more than a batch
+    "inner_steps": 2,
+    "restart_steps": 3,
+    "prototype_lr": 0.3,
+}
+
+
+def task(name: str, **settings) -> Task:
+    if name == "neuclip":
+        return Task(name, {**NETWORK, **settings})
+    mixes = "gamma_schedule" in METHODS[name].settings.model_fields and name != "scent"
+    return Task(name, {**(MIXING if mixes else {}), **settings})
+
+
+TASKS = {name: task(name) for name in METHODS} | {
+    "full": task("neuclip", gradient="full"),
+    "union": task("neuclip", gradient="union"),
+    "fifo-adagrad": task("neuclip", refresh="fifo", prototype_optimizer="adagrad"),
+    "rolling-adam-weights": task(
+        "neuclip", refresh="rolling", prototype_optimizer="adam", log_weights=True
+    ),
+    "union-sgd-weights-small": task(
+        "neuclip", gradient="union", prototype_optimizer="sgd", log_weights=True, num_prototypes=4
+    ),
+    "fastclip-gradient": task("fastclip_v3", temperature_gradient="fastclip"),
+    "amorlip-js": task("amorlip", amortization="js_div", fit_previous=False),
+    "amorlip-kl": task("amorlip", amortization="kl_div_asym"),
+}
+
+
+def same_state(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        if torch.is_tensor(value):
+            torch.testing.assert_close(value, other[key], rtol=1e-9, atol=1e-10, msg=key)
+        else:
+            assert value == other[key], key
+
+
+def same_run(ranks: list[Result], alone: Result, *, first: int = 0) -> None:
+    """The ranks' mean loss and averaged gradients are those of one process."""
+    size = len(ranks)
+    for step, expected in enumerate(alone.losses[first:]):
+        mean = torch.stack([rank.losses[step] for rank in ranks]).mean()
+        torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-10)
+        grads = torch.cat([rank.feature_grads[step] for rank in ranks], 1) / size
+        torch.testing.assert_close(grads, alone.feature_grads[first + step], rtol=1e-8, atol=1e-10)
+        for name in ("scale_grads", "bias_grads"):
+            grad = torch.stack([getattr(rank, name)[step] for rank in ranks]).mean()
+            torch.testing.assert_close(grad, getattr(alone, name)[first + step])
+    if alone.predicted is not None:
+        predicted = torch.cat([rank.predicted for rank in ranks], 1)
+        torch.testing.assert_close(predicted, alone.predicted)
+    for rank in ranks:
+        same_state(rank.state, alone.state)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("case", TASKS)
+def test_many_processes_equal_one(pool, case, size):
+    same_run(pool.run(size, train, TASKS[case]), train(TASKS[case]))
+
+
+@pytest.mark.parametrize(
+    "case", ["neuclip", "rolling-adam-weights", "fifo-adagrad", "fastclip_v2", "amorlip"]
+)
+def test_a_state_of_two_processes_goes_on_with_one_and_with_three(pool, case):
+    whole = TASKS[case]
+    before = Task(whole.name, whole.settings, whole.steps[:2])
+    after = Task(whole.name, whole.settings, whole.steps[2:])
+    alone = train(whole)
+    state = pool.run(2, train, before)[0].state
+    same_run([train(after, state)], alone, first=2)
+    same_run(pool.run(3, train, after, state), alone, first=2)
+
+
+def test_the_prototypes_are_shared_out(pool):
+    states = [rank.state for rank in pool.run(3, train, TASKS["neuclip"])]
+    assert {state["normalizer.prototypes"].shape[1] for state in states} == {7}
+
+
+def test_more_processes_than_prototypes(pool):
+    messages = pool.run(3, too_few_prototypes)
+    assert all("num_prototypes 1 is below the number of processes (3)" in m for m in messages)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_collectives(pool, size):
+    results = pool.run(size, collectives)
+    total = size * (size + 1) / 2
+    for rank, result in enumerate(results):
+        assert result["rank"] == rank
+        assert result["main"] == (rank == 0)
+        assert result["gather"][:, 0].tolist() == [float(r) for r in range(size) for _ in range(2)]
+        # Every rank weighed the whole with rank + 1: the gradients are summed over ranks.
+        own = torch.arange(6.0 * size).view(-1, 3)[2 * rank : 2 * rank + 2].double() * total
+        torch.testing.assert_close(result["grad"], own)
+        assert result["constant"].tolist() == [v for r in range(size) for v in (r, -r)]
+        assert result["sum"].item() == total
+        assert result["mean"].item() == total / size
+        assert result["max"].item() == size
+        assert result["slices"].tolist() == [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
+        assert result["any"] == (True, False)
+    assert sum(result["slice"][2] for result in results) == 7
+    assert results[-1]["slice"][1] == 7
+
+
+def test_one_process_is_the_identity():
+    result = collectives()
+    assert result["gather"].shape == (2, 3)
+    assert result["slice"] == (0, 7, 7)
+    assert result["any"] == (True, False)
+
+
+def test_a_dead_rank_fails_instead_of_hanging(pool):
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        pool.run(2, divmod, 1, 0)
+    assert len(pool.run(2, collectives)) == 2

@@ -1,0 +1,37 @@
+"""Float64 losses of every method, ready to be called."""
+
+from collections.abc import Callable
+
+import pytest
+
+from neuclip.method.factory import create_loss
+from neuclip.method.losses.base import PairLoss
+from neuclip.methods import METHODS
+
+DIM = 8
+SAMPLES = 48
+NETWORK = {"num_prototypes": 7, "restart_steps": 3, "inner_steps": 2, "prototype_lr": 0.3}
+
+BuildLoss = Callable[..., PairLoss]
+
+
+@pytest.fixture
+def build() -> BuildLoss:
+    """A float64 loss by name; schedules and sizes are filled in where the method needs them."""
+
+    def build(name: str, *, steps_per_epoch: int = 2, double: bool = True, **settings) -> PairLoss:
+        fields = METHODS[name].settings.model_fields
+        if "gamma_schedule" in fields and name != "scent":
+            settings = {"gamma": 0.3, "gamma_decay_epochs": 4.0, **settings}
+        if name == "neuclip":
+            settings = {**NETWORK, **settings}
+        loss = create_loss(
+            name,
+            embed_dim=DIM,
+            steps_per_epoch=steps_per_epoch,
+            num_samples=SAMPLES,
+            **settings,
+        )
+        return loss.double() if double else loss
+
+    return build

@@ -1,0 +1,195 @@
+"""The prototype network: its answer, its inner step, and the gradients through it."""
+
+import copy
+
+import pytest
+import torch
+from naive_reference import inners, pairs, prototype_log_normalizers, surrogate
+
+SCALE = 9.0
+EPSILON = 1e-5
+OPTIMIZERS = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.3),
+    "adagrad": lambda params: torch.optim.Adagrad(params, lr=0.3),
+    "adam": lambda params: torch.optim.Adam(params, lr=0.3),
+}
+
+
+class AdagradNorm:
+    """One accumulator for a whole matrix: x <- x - lr grad / sqrt(sum of squared norms)."""
+
+    def __init__(self, params):
+        self.params, self.sums = params, [0.0 for _ in params]
+
+    def step(self):
+        for k, param in enumerate(self.params):
+            self.sums[k] += float(param.grad.square().sum())
+            with torch.no_grad():
+                param -= 0.3 * param.grad / self.sums[k] ** 0.5
+
+
+def scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def prepared(build, **settings):
+    """A loss whose network stands somewhere else than the batch, and a batch for it."""
+    loss = build("neuclip", epsilon=EPSILON, num_prototypes=5, **settings)
+    first, batch = pairs(6, seed=1), pairs(6, seed=2)
+    loss(first[0], first[1], scalar(SCALE))
+    return loss, batch
+
+
+def test_the_answer_equals_the_double_loop(build):
+    loss, batch = prepared(build)
+    predicted = loss.predict_log_normalizers(batch[0], batch[1], scalar(SCALE))
+    expected = prototype_log_normalizers(batch, loss.normalizer.prototypes, SCALE, EPSILON)
+    torch.testing.assert_close(torch.stack([predicted.image, predicted.text]), expected)
+
+
+@pytest.mark.parametrize("log_weights", [False, True])
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, "adagrad_norm"])
+def test_inner_steps_equal_autograd_of_the_objective(build, kind, log_weights):
+    loss, batch = prepared(
+        build,
+        prototype_optimizer=kind,
+        log_weights=log_weights,
+        inner_steps=3,
+        restart_steps=100,
+    )
+    normalizer = loss.normalizer
+    normalizer.optimizer.reset()
+    normalizer.weight_optimizer.reset()
+    # Both sides apart, for adagrad_norm has one accumulator per side.
+    prototypes = [side.clone().requires_grad_() for side in normalizer.prototypes]
+    weights = [side.clone().requires_grad_() for side in normalizer.log_weights]
+    params = prototypes + (weights if log_weights else [])
+    optimizer = AdagradNorm(params) if kind == "adagrad_norm" else OPTIMIZERS[kind](params)
+    target = inners(batch, SCALE)
+    for _ in range(3):
+        for param in params:
+            param.grad = None
+        alpha = prototype_log_normalizers(
+            batch,
+            torch.stack(prototypes),
+            SCALE,
+            EPSILON,
+            torch.stack(weights) if log_weights else None,
+        )
+        objective = torch.exp(-alpha) * (EPSILON + target) + alpha - 1
+        (objective.mean(1).sum() / SCALE).backward()
+        optimizer.step()
+    loss(batch[0], batch[1], scalar(SCALE))
+    torch.testing.assert_close(
+        normalizer.prototypes, torch.stack(prototypes).detach(), atol=1e-7, rtol=1e-6
+    )
+    if log_weights:
+        torch.testing.assert_close(
+            normalizer.log_weights, torch.stack(weights).detach(), atol=1e-7, rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("log_weights", [False, True])
+@pytest.mark.parametrize("gradient", ["detached", "full", "union"])
+def test_gradients_equal_autograd_through_the_plain_formula(build, gradient, log_weights):
+    gamma, rho = 0.3, 2.0
+    loss, batch = prepared(
+        build,
+        gradient=gradient,
+        log_weights=log_weights,
+        rho=rho,
+        gamma=gamma,
+        gamma_schedule="constant",
+        steps_per_epoch=1,
+        restart_steps=100,
+    )
+    leaf, scale = batch.clone().requires_grad_(), scalar(SCALE).requires_grad_()
+    value = loss(leaf[0], leaf[1], scale)
+    got = torch.autograd.grad(value, (leaf, scale))
+    # The batch was pushed into the ring after it was read: the prototypes are those it met.
+    prototypes = loss.normalizer.prototypes
+    weights = loss.normalizer.log_weights if log_weights else None
+    same, s = batch.clone().requires_grad_(), scalar(SCALE).requires_grad_()
+    predicted = prototype_log_normalizers(same, prototypes, s, 0.0, weights).exp()
+    estimate = inners(same, s)
+    if gradient == "union":
+        mean = (EPSILON + gamma * estimate + (1 - gamma) * predicted).log().mean()
+    else:
+        fixed = gamma * estimate.detach() + EPSILON
+        if gradient == "full":
+            alpha = (fixed + (1 - gamma) * predicted).log()
+        else:
+            alpha = (fixed + (1 - gamma) * predicted.detach()).log()
+        mean = surrogate(same, s, alpha, EPSILON).mean()
+    expected = mean / s + rho / s
+    torch.testing.assert_close(value.detach(), expected.detach())
+    for one, other in zip(got, torch.autograd.grad(expected, (same, s)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("gradient", ["detached", "full", "union"])
+def test_gamma_one_is_rgcl_batch(build, gradient):
+    settings = {"rho": 3.0, "epsilon": 1e-6}
+    ours = build("neuclip", gradient=gradient, gamma=1.0, **settings)
+    plain = build("rgcl_batch", **settings)
+    for step in range(6):
+        results = []
+        for loss in (ours, plain):
+            leaf, scale = pairs(5, seed=step).requires_grad_(), scalar(SCALE).requires_grad_()
+            value = loss(leaf[0], leaf[1], scale)
+            results.append((value.detach(), *torch.autograd.grad(value, (leaf, scale))))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+def test_all_other_embeddings_as_prototypes_are_exact(build):
+    features = pairs(12, noise=0.4)
+    loss = build("neuclip", num_prototypes=11, inner_steps=0, epsilon=EPSILON)
+    exact = (EPSILON + inners(features, SCALE)).log()
+    for i in range(12):
+        others = [j for j in range(12) if j != i]
+        loss.normalizer.prototypes.copy_(features.flip(0)[:, others])
+        pair = features[:, [i, i]]
+        predicted = loss.predict_log_normalizers(pair[0], pair[1], scalar(SCALE))
+        got = torch.stack([predicted.image[0], predicted.text[0]])
+        torch.testing.assert_close(got, exact[:, i])
+
+
+def test_a_fit_on_frozen_features_lowers_objective_and_error(build):
+    count, batch = 256, 16
+    features = pairs(count, noise=0.7)
+    scale = scalar(12.0)
+    image, text = features
+    similarity = image @ text.T * 12.0
+    own = similarity.diagonal().clone()
+    similarity.fill_diagonal_(-torch.inf)
+    exact = torch.stack([similarity.logsumexp(1), similarity.logsumexp(0)]) - own
+    exact -= torch.log(torch.tensor(count - 1.0))
+    loss = build("neuclip", num_prototypes=16, inner_steps=2, restart_steps=10**6, epsilon=0.0)
+
+    def judge() -> tuple[float, float]:
+        predicted = loss.predict_log_normalizers(image, text, scale)
+        alpha = torch.stack([predicted.image, predicted.text])
+        objective = (exact - alpha).exp() + alpha - 1
+        return float(objective.mean()), float((alpha - exact).square().mean())
+
+    generator = torch.Generator().manual_seed(0)
+    judged = []
+    for step in range(301):
+        chosen = torch.randperm(count, generator=generator)[:batch]
+        loss(image[chosen], text[chosen], scale)
+        if step in {0, 30, 300}:
+            judged.append(judge())
+    objectives, errors = zip(*judged, strict=True)
+    assert objectives[0] > objectives[1] > objectives[2]
+    assert errors[2] < errors[0] / 2
+
+
+def test_the_prediction_alone_changes_no_state(build):
+    loss, batch = prepared(build)
+    before = copy.deepcopy(loss.state_dict())
+    loss.predict_log_normalizers(batch[0], batch[1], scalar(SCALE))
+    after = loss.state_dict()
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert torch.equal(value, after[key]) if torch.is_tensor(value) else value == after[key]

@@ -1,0 +1,120 @@
+"""What a loss says of wrong inputs: each message names shapes and values."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from neuclip import create_loss
+from neuclip.errors import UserError
+from neuclip.methods import METHODS
+
+SCALE = torch.tensor(10.0)
+
+
+def unit(count: int, dim: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return functional.normalize(torch.randn(count, dim, generator=generator), dim=-1)
+
+
+@pytest.fixture(params=list(METHODS))
+def loss(request):
+    settings = {}
+    if (
+        "gamma_schedule" in METHODS[request.param].settings.model_fields
+        and request.param != "scent"
+    ):
+        settings = {"gamma": 0.5, "gamma_decay_epochs": 2.0}
+    return create_loss(request.param, embed_dim=4, steps_per_epoch=3, num_samples=10, **settings)
+
+
+def call(loss, image, text, ids=None, bias=True):
+    ids = torch.arange(len(image)) if ids is None else ids
+    return loss(image, text, SCALE, torch.tensor(-10.0) if bias else None, sample_ids=ids)
+
+
+def test_unequal_batches(loss):
+    with pytest.raises(UserError, match=r"image_features \[3, 4\], text_features \[5, 4\]"):
+        call(loss, unit(3), unit(5))
+
+
+def test_wrong_rank(loss):
+    with pytest.raises(UserError, match=r"\[2, 3, 4\].*same shape \[batch, 4\]"):
+        call(loss, torch.stack([unit(3)] * 2), torch.stack([unit(3)] * 2))
+
+
+def test_embed_dim_mismatch(loss):
+    with pytest.raises(UserError, match=r"\[3, 5\].*embed_dim=4"):
+        call(loss, unit(3, 5), unit(3, 5))
+
+
+def test_a_single_pair(loss):
+    with pytest.raises(UserError, match=r"\[1, 4\].*one pair has no negatives"):
+        call(loss, unit(1), unit(1))
+
+
+def test_not_unit_norm_says_how_far(loss):
+    image = unit(3)
+    image[1] *= 1.5
+    with pytest.raises(UserError, match=r"image_features: row 1 has norm 1\.5;.*normalize"):
+        call(loss, image, unit(3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_not_finite_names_the_row(loss, bad):
+    text = unit(4)
+    text[2, 1] = bad
+    with pytest.raises(UserError, match=r"text_features: 1 of 4 rows are not finite.*row 2"):
+        call(loss, unit(4), text)
+
+
+def test_bfloat16_towers_are_near_enough_to_unit_norm(loss):
+    image, text = unit(6).bfloat16(), unit(7)[:6].bfloat16()
+    assert torch.isfinite(call(loss, image, text))
+
+
+def test_sample_ids_are_asked_for_where_they_are_needed(loss):
+    if loss.needs_sample_ids:
+        with pytest.raises(UserError, match=r"pass sample_ids, a tensor of 3 integers"):
+            loss(unit(3), unit(3), SCALE)
+    else:
+        loss(unit(3), unit(3), SCALE, torch.tensor(-10.0))
+
+
+def test_wrong_sample_ids(loss):
+    with pytest.raises(UserError, match=r"sample_ids \[2\] of torch.int64: expected \[3\]"):
+        call(loss, unit(3), unit(3), torch.arange(2))
+    with pytest.raises(UserError, match=r"sample_ids \[3\] of torch.float32: .*int64"):
+        call(loss, unit(3), unit(3), torch.zeros(3))
+
+
+@pytest.mark.parametrize(("wrong", "position"), [(10, 1), (-1, 2)])
+def test_ids_out_of_range_name_id_position_and_bound(loss, wrong, position):
+    ids = torch.tensor([4, 5, 6])
+    ids[position] = wrong
+    if not loss.needs_sample_ids:
+        call(loss, unit(3), unit(3), ids)
+        return
+    with pytest.raises(
+        UserError,
+        match=rf"1 of 3 .*first is {wrong} at position {position}; .*num_samples=10.*0 to 9",
+    ):
+        call(loss, unit(3), unit(3), ids)
+
+
+def test_the_sigmoid_loss_asks_for_its_bias():
+    loss = create_loss("siglip", embed_dim=4)
+    assert loss.initial_logit_bias == -10.0
+    with pytest.raises(UserError, match=r"needs a learnable logit_bias.*-10"):
+        call(loss, unit(3), unit(3), bias=False)
+    with pytest.raises(UserError, match="no log-normalizers"):
+        loss.predict_log_normalizers(unit(3), unit(3), SCALE)
+
+
+def test_output_dict_and_metrics(loss):
+    image, text = unit(4), unit(5)[:4]
+    result = loss(
+        image, text, SCALE, torch.tensor(-10.0), sample_ids=torch.arange(4), output_dict=True
+    )
+    assert list(result) == ["contrastive_loss"]
+    assert all(isinstance(value, float) for value in loss.metrics().values())
+    assert loss.metrics()
