@@ -65,6 +65,7 @@ class Contender:
         with self.timer.section("backward"):
             loss.backward()
         with self.timer.section("optimizer"):
+            optimizer.gradient_norm()
             optimizer.step()
         if self.device.type == "cuda":
             torch.cuda.synchronize()

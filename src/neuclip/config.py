@@ -51,6 +51,15 @@ class DataConfig(Section):
         default=None,
         description="take the caption from this key of the .json member instead of .txt",
     )
+    max_image_pixels: int = Field(
+        default=178_956_970,
+        ge=1,
+        description="a picture of more pixels counts as damaged, and is not decoded",
+    )
+    full_decode: bool = Field(
+        default=False,
+        description="decode every JPEG at full scale, also where the model sees less than half",
+    )
     batch_size: int = Field(default=64, ge=2, description="pairs per process and step")
     workers: int = Field(default=2, ge=0, description="reading processes per training process")
     max_bad_fraction: float = Field(
@@ -108,6 +117,11 @@ class OptimConfig(Section):
     lr_tau: float | None = Field(
         default=None, gt=0, description="learning rate of the temperature; none: as the towers'"
     )
+    max_nonfinite_steps: int = Field(
+        default=0,
+        ge=0,
+        description="skip so many steps whose loss or gradient is not finite before stopping",
+    )
     lr_tau_scheduler: Literal["const", "step_thresh", "same"] = Field(
         default="same",
         description="schedule of lr_tau: const, step_thresh (a third of it while the temperature "
@@ -159,7 +173,8 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, description="seed of weights, order and augmentation")
     resume: str | None = Field(
         default=None,
-        description="checkpoint to continue from, or 'latest' for the newest of this run",
+        description="checkpoint to continue from; latest: the newest of this run; auto: the newest "
+        "that is whole, or a new run where there is none",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
     method: AnyMethodSettings = Field(default_factory=NeuCLIPSettings)

@@ -208,6 +208,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def gather_integers(value: int) -> list[int]:
+    """Every rank's integer, of any size, in rank order."""
+    if not is_active():
+        return [value]
+    values: list[int] = [0] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
     if not is_active():

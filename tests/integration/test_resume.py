@@ -75,7 +75,7 @@ def test_killed_in_mid_epoch_and_resumed(demo, whole):
     assert_same_checkpoint(whole / "checkpoints/epoch_2.pt", folder / "checkpoints/epoch_2.pt")
     assert comparable(folder) == comparable(whole)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
-        "epoch_1.pt", "epoch_2.pt", "epoch_latest.pt", "iter_15.pt", "iter_18.pt",
+        "SHA256SUMS", "epoch_1.pt", "epoch_2.pt", "epoch_latest.pt", "iter_15.pt", "iter_18.pt",
     ]  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_asked_to_stop_and_resumed(demo, whole):
     os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
-    assert "--resume latest continues" in output
+    assert "--resume auto continues" in output
     assert "Traceback" not in output
     step = checkpoint.load(folder / "checkpoints/epoch_latest.pt")["neuclip"]["step"]
     assert step >= 3
@@ -150,3 +150,30 @@ def test_resume_latest_of_nothing_begins(demo, capsys):
     flags = demo.flags("fresh", *NEUCLIP, "--epochs", "1", "--resume", "latest", "--workers", "0")
     assert main(["train", *flags]) == 0
     assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys):
+    """One flipped bit in the newest: the one before continues, and the run ends the same."""
+    before = tensors(checkpoint.load(whole / "checkpoints" / "epoch_2.pt"))
+    wanted = {path: value.clone() if torch.is_tensor(value) else value for path, value in before}
+    for name in ("epoch_2.pt", "epoch_latest.pt"):
+        path = whole / "checkpoints" / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.unlink()
+        path.write_bytes(content)
+    capsys.readouterr()
+    assert main(["train", *demo.flags("whole", *NEUCLIP, "--resume", "auto")]) == 0
+    said = capsys.readouterr().err
+    assert "left out: checkpoint" in said
+    assert "iter_18.pt at step 18" in said
+    found = dict(tensors(checkpoint.load(whole / "checkpoints" / "epoch_2.pt")))
+    for path, value in wanted.items():
+        if path not in {"/name", "/neuclip/config"}:
+            same = torch.equal(value, found[path]) if torch.is_tensor(value) else True
+            assert same, path
+
+
+def test_auto_of_nothing_begins(demo):
+    flags = demo.flags("fresh", "--method", "rgcl_batch", "--epochs", "1", "--resume", "auto")
+    assert main(["train", *flags, "--val-frequency", "0", "--workers", "0"]) == 0

@@ -126,8 +126,18 @@ def test_a_diverging_run_stops_with_advice(demo, capsys):
     flags = demo.flags("run", "--lr", "1e30", "--warmup", "0", "--workers", "0")
     assert main(["train", *flags]) == 2
     error = capsys.readouterr().err
-    assert "not finite" in error or "the loss is" in error
-    assert "Lower --lr" in error
+    assert "not finite" in error or "the loss is" in error or "the gradient's norm is" in error
+    assert "Lower" in error
+    (listed,) = (demo.logs / "run").glob("nonfinite_step_*_rank_0.json")
+    assert len(json.loads(listed.read_text())["keys"]) == 16
+
+
+def test_steps_that_are_not_finite_can_be_skipped(demo, capsys):
+    flags = demo.flags("run", "--lr", "1e30", "--warmup", "0", "--workers", "0", "--epochs", "1")
+    assert main(["train", *flags, "--max-nonfinite-steps", "100", "--val-frequency", "0"]) == 0
+    assert "skipped: " in capsys.readouterr().err
+    records = read_records(demo.logs / "run" / "metrics.jsonl")
+    assert records[-1]["skipped_steps"] > 0
 
 
 def test_mistakes_are_named_before_the_first_batch(demo, capsys):

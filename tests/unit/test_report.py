@@ -31,7 +31,7 @@ def train(step, **more):
     record = {"kind": "train", "step": step, "epoch": step / 100, "samples_seen": step * 64}
     record |= {"loss": 4 / step, "temperature": 0.05, "logit_scale": 20.0, "seconds": 2.0}
     record |= {"samples_per_second": 900.0 + step, "share_data": 0.1, "share_encode": 0.7}
-    return record | {"share_npn": 0.05, "log_normalizer_mean": -step / 100, "memory_mb": 800} | more
+    return record | {"share_normalizer": 0.05, "log_normalizer_mean": -step / 100, "memory_mb": 800} | more
 
 
 def evaluation(step, acc1, split="unseen_face", **more):
@@ -144,14 +144,14 @@ def test_verdict_and_table(two_runs):
     assert (best["unseen_face"].chance, best["unseen_face"].times_chance) == ("0.1 %", "500")
     assert best["unseen_face"].scale == "1,000 pictures, 1,000 classes"
     groups = {group.title: group for group in comparison(runs)}
-    assert list(groups) == ["other", "unseen_face", "Training"]
+    assert list(groups) == ["unseen_face", "other", "Training"]
     top1 = {row.label: row for row in groups["unseen_face"].rows}["Zero-shot top-1"]
     assert [(cell.text, cell.best) for cell in top1.cells] == [("40.0 %", False), ("50.0 %", True)]
     alone = {row.label: row for row in groups["other"].rows}["Zero-shot top-1"]
     assert [(cell.text, cell.best) for cell in alone.cells] == [("", False), ("10.0 %", False)]
     cost = {row.label: [cell.text for cell in row.cells] for row in groups["Training"].rows}
     assert cost["Samples seen"] == ["12,800", "12,800"]
-    assert cost["NPN's share of the time"] == ["5.0 %", "5.0 %"]
+    assert cost["Share of time in the normalizer"] == ["5.0 %", "5.0 %"]
     assert len(all_metrics(runs)) == 2
 
 

@@ -88,14 +88,14 @@ COST_METRICS = (
     (_Metric("samples_seen", "Samples seen", "neither", percent=False), Run.last),
     (_Metric("temperature", "Temperature at the end", "neither", percent=False), Run.last),
     (_Metric("samples_per_second", "Samples per second", "high", percent=False), Run.median),
-    (_Metric("share_npn", "NPN's share of the time", "neither"), Run.share),
+    (_Metric("share_normalizer", "Share of time in the normalizer", "neither"), Run.share),
     (_Metric("memory_mb", "Memory, MB", "low", percent=False), Run.last),
 )
 
 
 def splits_of(runs: list[Run]) -> list[str]:
-    """All splits that any run was judged on, by name."""
-    return sorted({evaluation.split for run in runs for evaluation in run.evaluations})
+    """All splits that any run was judged on, in the order they were judged in."""
+    return list(dict.fromkeys(e.split for run in runs for e in run.evaluations))
 
 
 def verdicts(runs: list[Run]) -> list[Verdict]:

@@ -19,7 +19,7 @@ from neuclip.report.comparison import (
 from neuclip.report.figures import Bars, Curve, curves, grouped, stacked
 from neuclip.report.runs import Run, load_runs
 
-PARTS = ("data", "encode", "loss", "npn", "backward", "optimizer")
+PARTS = ("data", "encode", "loss", "normalizer", "backward", "optimizer")
 MAIN_DIAGNOSTICS = ("gamma",)
 NO_DIAGNOSTICS = {"step", "epoch", "samples_seen", "seconds", "loss", "temperature", "logit_scale"}
 

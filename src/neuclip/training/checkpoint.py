@@ -2,21 +2,32 @@
 
 A checkpoint is a dict of plain values and tensors: `epoch`, `name`, `state_dict` and `optimizer`
 as open_clip and the DataComp tools read them, and `neuclip`, what an exact resume needs beside.
+
+`SHA256SUMS` in the same folder has a line per checkpoint, as sha256sum reads it. The line is
+written before the file appears, so a complete file always has one.
 """
 
 import errno
+import hashlib
+import logging
 import os
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from neuclip.errors import UserError
 
+log = logging.getLogger("neuclip")
+
 LATEST = "epoch_latest.pt"
+SUMS = "SHA256SUMS"
 _STEP_NAME = re.compile(r"iter_(\d+)\.pt$")
+_SUMS_KEPT = (
+    4  # newest lines that stay whatever is deleted: `epoch_latest.pt` is one of those files
+)
 
 
 class CheckpointError(UserError):
@@ -33,9 +44,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            torch.save(content, file)
+            hashing = _HashingFile(file)
+            torch.save(content, hashing)  # pyright: ignore[reportArgumentType]  it needs `write`
             file.flush()
             os.fsync(file.fileno())
+        _note_sum(path, hashing.digest())
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
@@ -68,6 +81,80 @@ def drop_old_step_checkpoints(folder: Path, keep: int) -> None:
     )
     for _, path in numbered[:-keep]:
         path.unlink(missing_ok=True)
+    sums = folder / SUMS
+    if sums.exists():
+        lines = sums.read_text(encoding="utf-8").splitlines(keepends=True)
+        old = [line for line in lines[:-_SUMS_KEPT] if (folder / line.split()[-1]).exists()]
+        write_text(sums, "".join(old + lines[-_SUMS_KEPT:]))
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The checkpoint of a run that went furthest; damaged ones are left out with a warning."""
+    if not folder.is_dir():
+        return None
+    # Files are written in the order of steps: the newest that is whole went furthest.
+    for path in sorted(folder.glob("*.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        try:
+            load(path)
+        except CheckpointError as error:
+            log.warning("left out: %s", error)
+        else:
+            return path
+    return None
+
+
+class _HashingFile:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Writes and hashes."""
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Flushes the file."""
+        self._file.flush()
+
+    def digest(self) -> str:
+        """SHA-256 of all that was written."""
+        return self._hash.hexdigest()
+
+
+def _note_sum(path: Path, digest: str) -> None:
+    with (path.parent / SUMS).open("a", encoding="utf-8") as file:
+        file.write(f"{digest}  {path.name}\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_sum(path: Path) -> None:
+    """Compares a file with the sums beside it; a file taken elsewhere has none.
+
+    Raises:
+        CheckpointError: the file is none of those that were written.
+    """
+    sums = path.parent / SUMS
+    if not sums.exists():
+        return
+    known = {line.split()[0] for line in sums.read_text(encoding="utf-8").splitlines() if line}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest not in known:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or incomplete ({path.stat().st_size:,} bytes): its "
+            f"SHA-256 is none of those in {sums.name}{_neighbours(path)}"
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a text file in one piece."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -82,6 +169,7 @@ def load(path: Path) -> dict[str, Any]:
         is_pickle = file.read(1) == b"\x80"
     if is_pickle:
         raise CheckpointError(_not_plain(path, "it is a bare pickle"))
+    _check_sum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -99,19 +99,18 @@ class Optimizer:
             group["lr"] = tau_rate if is_temperature else rate
         return rate
 
-    def step(self, measure: bool = False) -> Tensor | None:
-        """Clips if asked, steps, and drops the gradients.
-
-        Args:
-            measure: return the norm of all gradients (before clipping).
-        """
-        norm: Tensor | None = None
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients; clips them if asked. Not finite as soon as one of them is not."""
         if self._settings.grad_clip_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self._settings.grad_clip_norm)
-        elif measure:
-            norm = nn.utils.get_total_norm(
-                [p.grad for p in self.parameters if p.grad is not None], foreach=True
-            )
+            return nn.utils.clip_grad_norm_(self.parameters, self._settings.grad_clip_norm)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients, foreach=True)
+
+    def step(self) -> None:
+        """Steps, and drops the gradients."""
         self.adamw.step()
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Forgets the gradients, as after a step that is skipped."""
         self.adamw.zero_grad(set_to_none=True)
-        return norm

@@ -71,7 +71,7 @@ class Recorder:
         self._start = time.perf_counter()
         self._steps = 0
 
-    def training(self, values: Mapping[str, float | None], global_batch_size: int) -> None:
+    def training(self, values: Mapping[str, float | str | None], global_batch_size: int) -> None:
         """Writes a training record, with speed, shares of time, and memory; starts a new period."""
         shares = self.timer.shares()
         seconds = time.perf_counter() - self._start

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuclip.errors import UserError
-from neuclip.training.checkpoint import LATEST
+from neuclip.training.checkpoint import LATEST, newest_complete
 
 log = logging.getLogger("neuclip")
 
@@ -68,8 +68,11 @@ def open_run_folder(logs: str, name: str, resume: str | None) -> tuple[RunFolder
     """
     folder = RunFolder(Path(logs) / name)
     checkpoint: Path | None = None
-    if resume == "latest":
-        checkpoint = folder.latest if folder.latest.exists() else None
+    if resume in {"latest", "auto"}:
+        if resume == "auto":
+            checkpoint = newest_complete(folder.checkpoints)
+        elif folder.latest.exists():
+            checkpoint = folder.latest
         if checkpoint is None:
             log.info("nothing to resume in %s: a new run begins", folder.path)
     elif resume is not None:
@@ -77,7 +80,7 @@ def open_run_folder(logs: str, name: str, resume: str | None) -> tuple[RunFolder
     begun = folder.config.exists() or folder.metrics.exists()
     if begun and resume is None:
         raise UserError(
-            f"{folder.path} already holds a run; continue it with --resume latest, or choose "
+            f"{folder.path} already holds a run; continue it with --resume auto, or choose "
             "another --name"
         )
     try:

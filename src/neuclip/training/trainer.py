@@ -23,12 +23,15 @@ from neuclip.evaluation.results import write_whole
 from neuclip.method.inputs import NotFiniteError
 from neuclip.training import checkpoint
 from neuclip.training.checkpoint import CheckpointError
+from neuclip.training.fingerprint import add_to_fingerprint
 from neuclip.training.judging import Judge
 from neuclip.training.model import clamp_logit_scale
 from neuclip.training.parts import Parts
 from neuclip.training.recorder import Recorder
 
 log = logging.getLogger("neuclip")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Trainer:
@@ -47,6 +50,8 @@ class Trainer:
         self._recorder = Recorder(parts.config, parts.folder, parts.device)
         self._judge = Judge(parts, self._recorder)
         parts.loss.section = self._recorder.timer.section
+        self.skipped = 0
+        self.fingerprint = 0
         self._stop_asked = False
         self._rate = 0.0
         self._gradient_norm: Tensor | None = None
@@ -83,32 +88,58 @@ class Trainer:
         self._rate = parts.optimizer.set_rates(self.step, self.parts.temperature)
         with section("encode"), parts.clip.autocast(parts.device):
             outputs = self._towers(batch.images.to(parts.clip.input_dtype), batch.tokens)
-        with section("loss"):
-            loss = self._finite_loss(outputs, batch)
-        with section("backward"):
-            loss.backward()
-        with section("optimizer"):
-            measure = self._recorder.is_due(self.step + 1)
-            self._gradient_norm = parts.optimizer.step(measure=measure)
-            clamp_logit_scale(parts.clip.towers)
+        loss, problem = self._loss(outputs, batch)
+        # All processes agree before the backward pass, which waits for all of them.
+        if distributed.any_rank(problem is not None):
+            problem = problem or "another process met a loss that is not finite"
+        else:
+            with section("backward"):
+                loss.backward()
+            with section("optimizer"):
+                problem = self._update()
+        if problem is not None:
+            self._skip(problem, batch)
         self.step += 1
         return loss.detach()
 
+    def _update(self) -> str | None:
+        """Steps the towers, unless the gradient (the same on all processes) is not finite."""
+        norm = self.parts.optimizer.gradient_norm()
+        self._gradient_norm = norm
+        if not bool(torch.isfinite(norm)):
+            return f"the gradient's norm is {float(norm)}"
+        self.parts.optimizer.step()
+        clamp_logit_scale(self.parts.clip.towers)
+        return None
+
+    def _loss(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, str | None]:
+        """The loss of a step, and what is wrong with it if it is not finite."""
+        try:
+            with self._recorder.timer.section("loss"):
+                loss = self.parts.loss(**outputs, sample_ids=batch.sample_ids)
+        except NotFiniteError as error:
+            if distributed.is_active():
+                raise  # the other processes wait inside the loss: only ending the run frees them
+            return torch.tensor(torch.nan, device=self.parts.device), str(error)
+        assert isinstance(loss, Tensor)
+        finite = bool(torch.isfinite(loss))
+        return loss, None if finite else f"the loss is {float(loss.detach())}"
+
     def _after_step(self, batch: Batch, loss: Tensor) -> None:
         data, every = self.parts.config.data, self.parts.config.output.save_every_steps
+        self.fingerprint = add_to_fingerprint(self.fingerprint, batch.sample_ids)
         for damage in self.damage.add(batch.damage):
             log.warning("damaged: %s", damage)
         self.damage.check(data.max_bad_fraction, self.step * data.batch_size)
         self._recorder.advance(self.step)
         if self._recorder.is_due(self.step):
             self._record(loss)
-        if distributed.any_rank(self._stop_asked):
+        if self.step % self.parts.steps_per_epoch == 0:
+            return  # the end of the epoch saves
+        if self._asked_to_stop():
             self._save_step()
-            raise Preempted(
-                f"stopped by a signal after step {self.step}; --resume latest continues "
-                f"{self.parts.folder.path}"
-            )
-        if every and self.step % every == 0 and self.step % self.parts.steps_per_epoch:
+            raise self._preempted()
+        if every and self.step % every == 0:
             self._save_step()
 
     def _end_epoch(self) -> None:
@@ -117,9 +148,20 @@ class Trainer:
         if epoch == self.parts.last_epoch or (frequency and epoch % frequency == 0):
             self._save(self.parts.folder.epoch_checkpoint(epoch))
         else:
-            self._save(self.parts.folder.latest)
+            self._save_step()
+        if self._asked_to_stop():
+            raise self._preempted()
         if self._judge.is_due(self.step):
             self._judge.judge(self.step)
+
+    def _asked_to_stop(self) -> bool:
+        return distributed.any_rank(self._stop_asked)
+
+    def _preempted(self) -> Preempted:
+        return Preempted(
+            f"stopped by a signal after step {self.step}; --resume auto continues "
+            f"{self.parts.folder.path}"
+        )
 
     def _timed(self, batches: Iterator[Batch]) -> Generator[Batch]:
         """The batches on the device, with the waiting counted as `data`."""
@@ -141,9 +183,14 @@ class Trainer:
             "logit_scale": 1 / self.parts.temperature,
             "lr": self._rate,
             "grad_norm": None if self._gradient_norm is None else float(self._gradient_norm),
+            "skipped_steps": self.skipped,
+            "samples_fingerprint": f"{self._global_fingerprint():016x}",
             **self.parts.loss.metrics(),
         }
         self._recorder.training(values, self.parts.global_batch_size)
+
+    def _global_fingerprint(self) -> int:
+        return sum(distributed.gather_integers(self.fingerprint)) % 2**64
 
     @contextmanager
     def _reporting_damage(self) -> Generator[None]:
@@ -169,35 +216,47 @@ class Trainer:
 
     # --- stopping ---------------------------------------------------------------------------
 
-    def _finite_loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
-        """The loss of a step; advice where it is not finite."""
-        try:
-            loss = self.parts.loss(**outputs, sample_ids=batch.sample_ids)
-            assert isinstance(loss, Tensor)
-            if bool(torch.isfinite(loss)):
-                return loss
-            problem = f"the loss is {float(loss.detach())}"
-        except NotFiniteError as error:
-            problem = str(error)
-        raise UserError(
-            f"{problem}; step {self.step + 1}, temperature {self.parts.temperature:.4g}, learning "
-            f"rate {self._rate:.3g}, first keys {', '.join(batch.keys[:4])}. The last checkpoint "
-            "is intact. Lower --lr, raise --warmup, or clip with --grad-clip-norm 1.0"
+    def _skip(self, problem: str, batch: Batch) -> None:
+        """Leaves the towers as they are; stops when that was too often.
+
+        Raises:
+            UserError: says where it happened and what usually helps.
+        """
+        self.parts.optimizer.drop_gradients()
+        self.skipped += 1
+        step, limit = self.step + 1, self.parts.config.optim.max_nonfinite_steps
+        where = (
+            f"{problem}; step {step}, temperature {self.parts.temperature:.4g}, learning rate "
+            f"{self._rate:.3g}"
         )
+        path = self.parts.folder.path / f"nonfinite_step_{step}_rank_{distributed.rank()}.json"
+        found = {"problem": where, "keys": batch.keys, "sample_ids": batch.sample_ids.tolist()}
+        write_whole(path, json.dumps(found, indent=1) + "\n")
+        if self.skipped > limit:
+            raise UserError(
+                f"{where}; the batch is listed in {path}. The last checkpoint is intact. Lower "
+                "--lr, raise --warmup, clip with --grad-clip-norm 1.0, or let some steps be "
+                f"skipped with --max-nonfinite-steps (now {limit})"
+            )
+        log.warning("skipped: %s (%d of at most %d); see %s", where, self.skipped, limit, path)
 
     @contextmanager
     def _listening_to_signals(self) -> Generator[None]:
-        """SIGTERM only sets a flag: the step in flight ends, and a checkpoint is written."""
+        """A signal only sets a flag: the step in flight ends, and a checkpoint is written.
+
+        SIGTERM is what schedulers send before they kill; SIGUSR1 what Slurm's --signal asks for.
+        """
 
         def ask(signum: int, frame: FrameType | None) -> None:
             log.info("received %s: saving after this step", signal.Signals(signum).name)
             self._stop_asked = True
 
-        before = signal.signal(signal.SIGTERM, ask)
+        before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     # --- state ------------------------------------------------------------------------------
 
@@ -212,8 +271,7 @@ class Trainer:
         content = self.state_dict()
         if distributed.is_main():
             checkpoint.save(path, content)
-            if path != self.parts.folder.latest:
-                checkpoint.point_latest_at(path)
+            checkpoint.point_latest_at(path)
         distributed.barrier()
 
     def _identity(self) -> dict[str, Any]:
@@ -238,6 +296,8 @@ class Trainer:
             "neuclip": {
                 **self._identity(),
                 "step": self.step,
+                "skipped": self.skipped,
+                "fingerprint": self.fingerprint,
                 "config": parts.config.to_yaml(),
                 "loss": parts.loss.state_dict(),
                 "damage": self.damage.report(),
@@ -270,6 +330,8 @@ class Trainer:
         if own["cuda_rng"] is not None and parts.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda_rng"])
         self.step = int(own["step"])
+        self.skipped = int(own["skipped"])
+        self.fingerprint = int(own["fingerprint"])
         log.info("resumed %s at step %d", path, self.step)
 
 

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -25,7 +26,7 @@ def test_round_trip(tmp_path):
     loaded = checkpoint.load(tmp_path / "new" / "epoch_1.pt")
     assert loaded["epoch"] == 1
     assert torch.equal(loaded["state_dict"]["weight"], saved["state_dict"]["weight"])
-    assert names(tmp_path / "new") == ["epoch_1.pt"]
+    assert names(tmp_path / "new") == ["SHA256SUMS", "epoch_1.pt"]
 
 
 def test_a_missing_checkpoint_names_the_others(tmp_path):
@@ -36,12 +37,15 @@ def test_a_missing_checkpoint_names_the_others(tmp_path):
         checkpoint.load(tmp_path / "epoch_3.pt")
 
 
+@pytest.mark.parametrize("summed", [True, False])
 @pytest.mark.parametrize("kept", [0, 10, 400, -1])
-def test_a_truncated_checkpoint_is_damaged(tmp_path, kept):
+def test_a_truncated_checkpoint_is_damaged(tmp_path, kept, summed):
     path = tmp_path / "epoch_1.pt"
     checkpoint.save(path, content())
     whole = path.read_bytes()
     path.write_bytes(whole[:kept])
+    if not summed:
+        (tmp_path / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=r"damaged or incomplete|not a file of plain"):
         checkpoint.load(path)
 
@@ -96,7 +100,7 @@ def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="no space left"):
         checkpoint.save(path, content())
     assert path.read_bytes() == before
-    assert names(tmp_path) == ["epoch_latest.pt"]
+    assert names(tmp_path) == ["SHA256SUMS", "epoch_latest.pt"]
 
 
 def test_a_real_full_disk(tmp_path):
@@ -114,7 +118,9 @@ def test_latest_is_the_same_file_and_old_steps_go(tmp_path):
         checkpoint.save(path, {**content(), "epoch": step})
         checkpoint.point_latest_at(path)
     checkpoint.drop_old_step_checkpoints(tmp_path, keep=2)
-    assert names(tmp_path) == ["epoch_latest.pt", "iter_10.pt", "iter_20.pt"]
+    assert names(tmp_path) == [
+        "SHA256SUMS", "epoch_latest.pt", "iter_10.pt", "iter_20.pt",
+    ]  # fmt: skip
     assert checkpoint.load(tmp_path / "epoch_latest.pt")["epoch"] == 20
     checkpoint.drop_old_step_checkpoints(tmp_path, keep=1)
     assert checkpoint.load(tmp_path / "epoch_latest.pt")["epoch"] == 20
@@ -128,3 +134,35 @@ def test_latest_is_copied_where_links_are_not_possible(tmp_path, monkeypatch):
     checkpoint.save(tmp_path / "epoch_1.pt", content())
     checkpoint.point_latest_at(tmp_path / "epoch_1.pt")
     assert checkpoint.load(tmp_path / "epoch_latest.pt")["epoch"] == 1
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "epoch_1.pt"
+    checkpoint.save(path, {**content(), "weights": torch.zeros(1000)})
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointError, match="its SHA-256 is none of those in SHA256SUMS"):
+        checkpoint.load(path)
+
+
+def test_sums_are_as_sha256sum_reads_them_and_do_not_pile_up(tmp_path):
+    for step in range(20):
+        checkpoint.save(tmp_path / f"iter_{step}.pt", content())
+        checkpoint.drop_old_step_checkpoints(tmp_path, keep=2)
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    assert len(lines) <= 6
+    digest, name = lines[-1].split("  ")
+    assert name == "iter_19.pt"
+    assert digest == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_the_newest_whole_checkpoint(tmp_path):
+    assert checkpoint.newest_complete(tmp_path / "nothing") is None
+    assert checkpoint.newest_complete(tmp_path) is None
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path / f"iter_{step}.pt", content())
+        os.utime(tmp_path / f"iter_{step}.pt", (step, step))
+    assert checkpoint.newest_complete(tmp_path) == tmp_path / "iter_3.pt"
+    (tmp_path / "iter_3.pt").write_bytes(b"half")
+    assert checkpoint.newest_complete(tmp_path) == tmp_path / "iter_2.pt"

@@ -86,5 +86,8 @@ def test_clipping_bounds_the_step_and_returns_the_norm_before():
     raw = torch.linalg.vector_norm(
         torch.cat([p.grad.flatten() for p in towers.parameters() if p.grad is not None])
     )
-    assert float(optimizer.step()) == pytest.approx(float(raw))
+    assert float(optimizer.gradient_norm()) == pytest.approx(float(raw))
+    clipped = [p.grad for p in towers.parameters() if p.grad is not None]
+    assert float(nn.utils.get_total_norm(clipped)) == pytest.approx(1e-3, rel=1e-4)
+    optimizer.step()
     assert all(p.grad is None for p in towers.parameters())

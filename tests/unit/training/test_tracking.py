@@ -74,7 +74,7 @@ def test_an_existing_run_needs_resume(tmp_path):
     folder, start = open_run_folder(str(tmp_path), "run", None)
     assert start is None
     folder.config.write_text("name: run\n")
-    with pytest.raises(UserError, match="already holds a run; continue it with --resume latest"):
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
         open_run_folder(str(tmp_path), "run", None)
     assert open_run_folder(str(tmp_path), "run", "latest") == (folder, None)
     folder.latest.write_bytes(b"x")

@@ -1,0 +1,134 @@
+"""Runs killed (`kill -9`) at random moments and resumed must end as one that was never killed.
+
+    python benchmarks/chaos.py --kills 20
+
+One run is left alone. Another is started and killed, loaders and checkpoint writers included, after
+a random time, again and again, each time continued with `--resume auto`; at last it is left to
+finish. Final weights, optimiser, prototypes, records and the multiset of samples read are compared.
+Writes a dated JSON file into benchmarks/results/.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from neuclip.data.demo import tiny_demo
+from neuclip.training import checkpoint
+from neuclip.training.tracking import read_records
+
+RESULTS = Path(__file__).parent / "results"
+TIMES = {"samples_per_second", "memory_mb", "seconds"}
+
+
+def flags(folder: Path, name: str, method: str) -> list[str]:
+    return [
+        "--method", method, "--train-data", str(folder / "data" / "train"),
+        "--val-data", str(folder / "data" / "unseen_face"), "--model", "glyph-tiny",
+        "--batch-size", "16", "--epochs", "6", "--warmup", "5", "--lr", "1e-3", "--workers", "2",
+        "--save-every-steps", "4", "--log-every-n-steps", "3", "--device", "cpu",
+        "--logs", str(folder / "logs"), "--name", name, "--resume", "auto",
+    ]  # fmt: skip
+
+
+def start(words: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "neuclip.training.main", *words],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}/{number}")
+    else:
+        yield path, value
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two run folders; times excepted."""
+    found = []
+    first, second = (dict(leaves(checkpoint.load(run / "checkpoints/epoch_6.pt")))
+                     for run in (one, other))  # fmt: skip
+    for path, value in first.items():
+        same = torch.equal(value, second[path]) if torch.is_tensor(value) else value == second[path]
+        if not same and path not in {"/name", "/neuclip/config"}:
+            found.append(path)
+    records = [
+        [{k: v for k, v in r.items() if k not in TIMES and not k.startswith("share_")}
+         for r in read_records(run / "metrics.jsonl")]
+        for run in (one, other)
+    ]  # fmt: skip
+    if records[0] != records[1]:
+        found.append("metrics.jsonl")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--method", default="neuclip")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    draw = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_demo(folder / "data", characters=64)
+        begin = time.monotonic()
+        assert start(flags(folder, "whole", args.method)).wait() == 0
+        length = time.monotonic() - begin
+        kills, after = 0, []
+        while True:
+            process = start(flags(folder, "killed", args.method))
+            if kills == args.kills:
+                assert process.wait() == 0
+                break
+            # From the middle of start-up to some way beyond the first checkpoint.
+            pause = draw.uniform(0.3, 1.0) * min(length, 12.0)
+            try:
+                process.wait(pause)
+                print(f"finished before kill {kills + 1}")
+                break
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            kills += 1
+            records = read_records(folder / "logs/killed/metrics.jsonl")
+            after.append(records[-1]["step"] if records else 0)
+            print(f"kill {kills} after {pause:.1f} s, last recorded step {after[-1]}", flush=True)
+        found = differences(folder / "logs/whole", folder / "logs/killed")
+        last = read_records(folder / "logs/killed/metrics.jsonl")
+        fingerprint = [r for r in last if r["kind"] == "train"][-1]["samples_fingerprint"]
+    result = {
+        "date": datetime.date.today().isoformat(),
+        "command": f"python benchmarks/chaos.py --kills {args.kills} --method {args.method}",
+        "torch": torch.__version__,
+        "kills": kills,
+        "last_recorded_step_at_each_kill": after,
+        "samples_fingerprint": fingerprint,
+        "differences": found,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"chaos_{args.method}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print("differences:", found or "none")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
