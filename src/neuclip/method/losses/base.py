@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from neuclip import distributed
 from neuclip.errors import UserError
+from neuclip.method.blocks import log_inner_of_pairs, log_inner_of_rows
 from neuclip.method.inputs import check_shapes, check_values
 from neuclip.method.interfaces import Anchors, LogNormalizers, Section, no_section
-from neuclip.method.objective import log_inner
 
 
 class PairLoss(nn.Module):
@@ -159,6 +159,25 @@ def similarities(
     return image @ whole[:, 1].T, text @ whole[:, 0].T, offset
 
 
+def log_inner(
+    features: Float[Tensor, "2 local dim"], logit_scale: Float[Tensor, "*scales"]
+) -> Float[Tensor, "2 local"]:
+    """Log g^ of this rank's anchors over the global batch, without its matrix.
+
+    Args:
+        features: images, texts.
+        logit_scale: one for all, or [2, local].
+    """
+    if not distributed.is_active():
+        return log_inner_of_pairs(features, logit_scale)
+    local = features.shape[1]
+    whole = distributed.gather(features.transpose(0, 1).contiguous())
+    scales, offset = logit_scale.expand(2, local), distributed.rank() * local
+    image = log_inner_of_rows(features[0], whole[:, 1], scales[0], offset)
+    text = log_inner_of_rows(features[1], whole[:, 0], scales[1], offset)
+    return torch.stack([image, text])
+
+
 def gathered_constant(features: Float[Tensor, "2 local dim"]) -> Float[Tensor, "2 batch dim"]:
     """Everybody's features without gradient."""
     return distributed.gather_constant(features.transpose(0, 1)).transpose(0, 1)
@@ -176,13 +195,10 @@ def anchors_of(
         logit_scale: one for all, or [2, local].
         sample_ids: stable ids of the pairs.
     """
-    image, text, offset = similarities(features)
-    scales = logit_scale.expand(2) if logit_scale.ndim == 0 else logit_scale
-    inner = [log_inner(image, scales[0], offset), log_inner(text, scales[1], offset)]
     return Anchors(
         features=features,
-        positive=image.diagonal(offset)[: image.shape[0]],
-        log_inner=torch.stack(inner),
+        positive=(features[0] * features[1]).sum(-1),
+        log_inner=log_inner(features, logit_scale),
         logit_scale=logit_scale,
         global_features=gathered_constant(features),
         sample_ids=sample_ids,

@@ -6,13 +6,14 @@ It is the family's member whose normalizer is the batch with eps = 1/(B-1):
 log sum_j exp((s_ij - s_ii)/tau) = log(B-1) + log(1/(B-1) + g^_i).
 """
 
-import torch
+import math
+
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
-from neuclip.method.losses.base import PairLoss, similarities
-from neuclip.method.objective import log_inner, log_plus
+from neuclip import distributed
+from neuclip.method.losses.base import PairLoss, log_inner
+from neuclip.method.objective import log_plus
 
 
 class InfoNCELoss(PairLoss):
@@ -32,11 +33,11 @@ class InfoNCELoss(PairLoss):
         sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
         """See the module."""
-        image, text, offset = similarities(features)
-        labels = torch.arange(offset, offset + image.shape[0], device=image.device)
-        losses = [functional.cross_entropy(side * logit_scale, labels) for side in (image, text)]
+        negatives = features.shape[1] * distributed.world_size() - 1
+        inner = log_inner(features, logit_scale)
+        losses = log_plus(inner, 1 / negatives).mean(1) + math.log(negatives)
         self.note({"image_loss": losses[0], "text_loss": losses[1]})
-        return (losses[0] + losses[1]) / 2
+        return losses.mean()
 
     def predict(
         self,
@@ -45,6 +46,4 @@ class InfoNCELoss(PairLoss):
         sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, "2 local"]:
         """The batch's estimate of log(eps + g), positive excluded, as other methods give it."""
-        image, text, offset = similarities(features)
-        inner = [log_inner(side, logit_scale, offset) for side in (image, text)]
-        return log_plus(torch.stack(inner), self.epsilon)
+        return log_plus(log_inner(features, logit_scale), self.epsilon)
