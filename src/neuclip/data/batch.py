@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neuclip.data.order import draw
+from neuclip.data.decode import Decode, decode_image
+from neuclip.data.order import Order, draw
 from neuclip.data.samples import Damage, RawSample, SampleError
-from neuclip.data.shards import ShardIndex
+from neuclip.data.sources import Source
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
@@ -36,6 +37,7 @@ class Batch:
         captions: the captions as read.
         keys: the keys of the samples.
         damage: what could not be read and was replaced (in evaluation: left out).
+        metadata: content of the samples' `.npy`, where a split has them.
     """
 
     images: Float[Tensor, "batch 3 height width"]
@@ -45,6 +47,7 @@ class Batch:
     captions: list[str]
     keys: list[str]
     damage: tuple[Damage, ...] = ()
+    metadata: tuple[bytes | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -85,16 +88,21 @@ class Reader(Dataset[Batch | Unreadable]):
     """Fills requests; works the same in any process."""
 
     def __init__(
-        self, index: ShardIndex, transform: Transform, tokenize: Tokenize, seed: int
+        self,
+        source: Source,
+        transform: Transform,
+        tokenize: Tokenize,
+        order: Order,
+        decode: Decode = decode_image,
     ) -> None:
-        self._index, self._transform, self._tokenize = index, transform, tokenize
-        self._seed = seed
+        self._source, self._transform, self._tokenize = source, transform, tokenize
+        self._order, self._decode = order, decode
         self._cached_tokens: dict[str, NDArray[np.int32]] = {}
 
     def __getitem__(self, request: Request) -> Batch | Unreadable:
         damage: list[Damage] = []
         samples: list[RawSample] = []
-        images: list[Tensor] = []
+        images: Tensor | None = None
         ids: list[int] = []
         with _random_state_restored():
             for offset, position in enumerate(request.positions.tolist()):
@@ -105,22 +113,27 @@ class Reader(Dataset[Batch | Unreadable]):
                         return Unreadable(tuple(damage[-_ATTEMPTS:]))
                     continue
                 sample, position = found
-                _seed_transforms(draw(self._seed, request.epoch, place))
+                _seed_transforms(draw(self._order.seed, request.epoch, place))
+                image = self._transform(sample.image)
+                if images is None:
+                    images = image.new_empty((len(request.positions), *image.shape))
+                # At once to its place: a list to stack at the end is a second batch in memory.
+                images[len(samples)] = image
                 samples.append(sample)
-                images.append(self._transform(sample.image))
-                ids.append(self._index.sample_id(position))
-        if not samples:
+                ids.append(self._source.sample_id(position))
+        if images is None:
             return Unreadable(tuple(damage))
         captions = [sample.caption for sample in samples]
         classes = [-1 if s.class_index is None else s.class_index for s in samples]
         return Batch(
-            images=torch.stack(images),
+            images=images[: len(samples)],
             tokens=self._tokens(captions),
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             class_indices=torch.tensor(classes, dtype=torch.int64),
             captions=captions,
             keys=[sample.key for sample in samples],
             damage=tuple(damage),
+            metadata=tuple(sample.metadata for sample in samples),
         )
 
     def _first_readable(
@@ -129,9 +142,9 @@ class Reader(Dataset[Batch | Unreadable]):
         """The sample asked for or a substitute, with its position; adds to `damage`."""
         for attempt in range(_ATTEMPTS if request.replace_damaged else 1):
             if attempt:
-                position = draw(self._seed, request.epoch, place, attempt) % len(self._index)
+                position = self._order.substitute(request.epoch, place, attempt)
             try:
-                return self._index.read(position), position
+                return self._source.read(position, self._decode), position
             except SampleError as error:
                 damage.append(error.damage)
         return None

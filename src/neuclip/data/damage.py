@@ -2,13 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
-from typing import TypedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TypedDict, cast
 
-from neuclip.data.samples import Damage
+from neuclip.data.samples import INDEX_KINDS, Damage, DamageKind
 from neuclip.errors import UserError
 
-_EXAMPLES = 100
+_LISTED = 10_000
+_NAMED = 100
 
 
 class DamageReport(TypedDict):
@@ -21,15 +23,16 @@ class DamageReport(TypedDict):
 
 
 class DamageLog:
-    """Counts damage by kind and by shard, and keeps the first examples.
+    """Counts damage by kind and by shard, and lists the first ten thousand.
 
-    A damaged sample counts each time it is met, as a good one counts each time it is seen.
+    A damaged sample counts each time it is met, as a good one counts each time it is seen. What a
+    scan of the shards finds (`INDEX_KINDS`) counts once.
     """
 
     def __init__(self) -> None:
         self._kinds: Counter[str] = Counter()
         self._shards: Counter[str] = Counter()
-        self._examples: list[dict[str, str]] = []
+        self._examples: dict[Damage, None] = {}  # in the order of the first meeting
 
     @property
     def total(self) -> int:
@@ -37,40 +40,33 @@ class DamageLog:
         return self._kinds.total()
 
     def add(self, damage: Iterable[Damage]) -> list[Damage]:
-        """Record damage; returns what became an example, to be named in the log."""
+        """Record damage; returns what is new, of the first hundred, to be named in the log."""
         named: list[Damage] = []
         for found in damage:
             self._kinds[found.kind] += 1
             self._shards[found.shard] += 1
-            example = {
-                "shard": found.shard,
-                "key": found.key,
-                "kind": found.kind,
-                "detail": found.detail,
-            }
-            if len(self._examples) < _EXAMPLES and example not in self._examples:
-                self._examples.append(example)
-                named.append(found)
+            if len(self._examples) < _LISTED and found not in self._examples:
+                self._examples[found] = None
+                if len(self._examples) <= _NAMED:
+                    named.append(found)
         return named
 
     def check(self, max_bad_fraction: float, seen: int) -> None:
-        """Stop when more than `max_bad_fraction` of the samples are damaged.
+        """Stop when more than `max_bad_fraction` of the samples read are damaged.
 
-        A limit of 0 stops at the first damage. Above that, three standard deviations of chance
-        are allowed on top, so that one damaged sample in the first batch stops nothing.
+        What a scan of the shards found is not counted here, but by `check_index`. A limit of 0
+        stops at the first damage. Above that, three standard deviations of chance are allowed on
+        top, so that one damaged sample in the first batch stops nothing.
 
         Raises:
             UserError: too much damage; the message names the worst shards.
         """
-        allowed = max_bad_fraction * seen
-        if max_bad_fraction > 0:
-            allowed += 3 * math.sqrt(allowed) + 1
-        if self.total > allowed:
-            worst = ", ".join(f"{shard} ({count})" for shard, count in self._shards.most_common(5))
+        met = sum(count for kind, count in self._kinds.items() if kind not in INDEX_KINDS)
+        if met > _allowed(max_bad_fraction, seen):
             raise UserError(
-                f"{self.total} damaged samples or shards met while reading {seen} samples: more "
-                f"than --max-bad-fraction {max_bad_fraction:g} allows. Worst: {worst}. "
-                "Mend or remove them, or raise the limit"
+                f"{met} damaged samples met while reading {seen} samples: more than "
+                f"--max-bad-fraction {max_bad_fraction:g} allows. Worst: "
+                f"{_worst(self._shards)}. Mend or remove them, or raise the limit"
             )
 
     def summary(self) -> str:
@@ -83,7 +79,7 @@ class DamageLog:
             "total": self.total,
             "by_kind": dict(self._kinds.most_common()),
             "by_shard": dict(self._shards.most_common()),
-            "examples": [dict(example) for example in self._examples],
+            "examples": [asdict(example) for example in self._examples],
         }
 
     @classmethod
@@ -92,5 +88,43 @@ class DamageLog:
         log = cls()
         log._kinds.update(report["by_kind"])
         log._shards.update(report["by_shard"])
-        log._examples.extend(dict(example) for example in report["examples"])
+        for example in report["examples"]:
+            kind = cast(DamageKind, example["kind"])
+            found = Damage(example["shard"], example["key"], kind, example["detail"])
+            log._examples[found] = None
         return log
+
+
+def check_index(
+    damage: Sequence[Damage], max_bad_fraction: float, *, samples: int, shards: int
+) -> None:
+    """Stop when too much of the shards is lost before the first sample is read.
+
+    The limit holds for the share of damaged shards, and for the share of samples and members left
+    out of the others; `DamageLog.check` says how much chance is allowed on top.
+
+    Raises:
+        UserError: too much damage; the message names the worst shards.
+    """
+    broken = sum(found.kind == "shard" for found in damage)
+    for lost, number, what in (
+        (broken, shards, f"of {shards} shards are damaged"),
+        (len(damage) - broken, samples, f"members are left out of shards of {samples} samples"),
+    ):
+        if lost > _allowed(max_bad_fraction, number):
+            by_shard = Counter(found.shard for found in damage)
+            raise UserError(
+                f"{lost} {what}: more than --max-bad-fraction {max_bad_fraction:g} allows. "
+                f"Worst: {_worst(by_shard)}. The first: {damage[0]}. "
+                "Mend or remove them, or raise the limit (neuclip data inspect lists all)"
+            )
+
+
+def _allowed(max_bad_fraction: float, number: int) -> float:
+    """How much damage a limit lets pass among so many."""
+    allowed = max_bad_fraction * number
+    return allowed + 3 * math.sqrt(allowed) + 1 if max_bad_fraction > 0 else 0
+
+
+def _worst(by_shard: Counter[str]) -> str:
+    return ", ".join(f"{shard} ({count})" for shard, count in by_shard.most_common(5))

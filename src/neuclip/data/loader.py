@@ -1,4 +1,4 @@
-"""Batches from an index of shards, in an order that any step of any epoch can be resumed at.
+"""Batches from a source, in an order that any step of any epoch can be resumed at.
 
 The plain torch `DataLoader` runs the workers. What travels to them is a whole batch's request
 (epoch, place, positions), so workers hold no state: their number changes nothing, they live on
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,12 +21,17 @@ from torch.utils.data import DataLoader
 
 from neuclip.data.batch import Batch, Reader, Request, Tokenize, Transform, Unreadable
 from neuclip.data.damage import DamageLog
-from neuclip.data.order import describe_epoch, epoch_order
+from neuclip.data.decode import Decode, decode_image
+from neuclip.data.order import Order, describe_epoch
 from neuclip.data.samples import Damage
-from neuclip.data.shards import ShardIndex
+from neuclip.data.sources import Source
 from neuclip.errors import UserError
 
 __all__ = ["Batch", "DamageLog", "LoaderSettings", "TrainLoader", "evaluation_loader"]
+
+
+_LARGEST_SHUFFLE = 2**26  # samples: half a gigabyte per process for the order of an epoch
+_LARGE_WINDOW = 64  # shards shuffled together beyond that
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,10 @@ class LoaderSettings:
         seed: decides order, substitutes and random transforms.
         workers: processes that read ahead; 0 reads in this one.
         num_samples: length of an epoch; by default that of the data.
+        window: blocks of the source (shards) that are shuffled together, 0: all; by default what
+            suits the source.
         pin_memory: hand out batches in page-locked memory.
+        decode: makes pictures of image files.
     """
 
     batch_size: int
@@ -49,7 +57,9 @@ class LoaderSettings:
     seed: int = 0
     workers: int = 0
     num_samples: int | None = None
+    window: int | None = None
     pin_memory: bool = False
+    decode: Decode = decode_image
 
 
 class TrainLoader:
@@ -62,7 +72,7 @@ class TrainLoader:
     """
 
     def __init__(
-        self, index: ShardIndex, transform: Transform, tokenize: Tokenize, settings: LoaderSettings
+        self, source: Source, transform: Transform, tokenize: Tokenize, settings: LoaderSettings
     ) -> None:
         """Set up reading; worker processes start with the first iteration.
 
@@ -70,17 +80,18 @@ class TrainLoader:
             UserError: an epoch has fewer samples than one global batch.
         """
         self._settings = settings
-        length = len(index) if settings.num_samples is None else settings.num_samples
-        global_batch = settings.batch_size * settings.world_size
-        self._requests = _TrainRequests(len(index), length, settings)
+        window = _window(source, settings)
+        order = Order(source.layout, settings.seed, length=settings.num_samples, window=window)
+        length, global_batch = order.length, settings.batch_size * settings.world_size
+        self._requests = _TrainRequests(order, settings, source.expect)
         if len(self._requests) == 0:
             raise UserError(
                 f"an epoch of {length} samples is less than one global batch of {global_batch} "
                 f"({settings.batch_size} x {settings.world_size} processes): "
                 "lower --batch-size, or read more data"
             )
-        self.description = describe_epoch(len(index), length, global_batch)
-        reader = Reader(index, transform, tokenize, settings.seed)
+        self.description = describe_epoch(source.layout, length, global_batch)
+        reader = Reader(source, transform, tokenize, order, settings.decode)
         self._loader = _data_loader(reader, self._requests, settings)
 
     def __len__(self) -> int:
@@ -107,24 +118,24 @@ class TrainLoader:
 
 
 def evaluation_loader(
-    index: ShardIndex,
+    source: Source,
     transform: Transform,
     tokenize: Tokenize,
     batch_size: int,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """All samples of `index`, once, in order; the last batch may be smaller.
+    """All samples of `source`, once, in order; the last batch may be smaller.
 
     A damaged sample is left out and named in `Batch.damage`.
 
     Raises:
         UserError: no sample can be read.
     """
-    positions = np.arange(len(index), dtype=np.int64)
-    starts = range(0, len(index), batch_size)
+    positions = np.arange(len(source), dtype=np.int64)
+    starts = range(0, len(source), batch_size)
     requests = [Request(0, start, positions[start : start + batch_size], False) for start in starts]
     settings = LoaderSettings(batch_size, workers=workers)
-    reader = Reader(index, transform, tokenize, settings.seed)
+    reader = Reader(source, transform, tokenize, Order(source.layout, settings.seed))
     ready: Batch | None = None
     lost: tuple[Damage, ...] = ()
     for result in _data_loader(reader, requests, settings, lasting=False):
@@ -145,22 +156,37 @@ def _too_much_damage(damage: Sequence[Damage]) -> UserError:
     return UserError(f"none of {len(damage)} samples tried could be read:{shown}")
 
 
-class _TrainRequests:
-    """The sampler: requests for the rest of an epoch."""
+def _window(source: Source, settings: LoaderSettings) -> int:
+    """The window that was asked for, or that suits the source."""
+    if settings.window is not None:
+        return settings.window
+    if source.shuffle_window == 0 and len(source) > _LARGEST_SHUFFLE:
+        return _LARGE_WINDOW
+    return source.shuffle_window
 
-    def __init__(self, samples: int, length: int, settings: LoaderSettings) -> None:
+
+class _TrainRequests:
+    """The sampler: requests for the rest of an epoch. It tells what will be read next."""
+
+    def __init__(
+        self, order: Order, settings: LoaderSettings, expect: Callable[[list[int]], None]
+    ) -> None:
         self.epoch, self.step = 0, 0
-        self._samples, self._length, self._settings = samples, length, settings
+        self._order, self._settings, self._expect = order, settings, expect
 
     def __len__(self) -> int:
-        return self._length // (self._settings.batch_size * self._settings.world_size)
+        return self._order.length // (self._settings.batch_size * self._settings.world_size)
 
     def __iter__(self) -> Iterator[Request]:
-        epoch, size = self.epoch, self._settings.batch_size
-        order = epoch_order(self._samples, self._length, self._settings.seed, epoch)
+        epoch, size, ranks = self.epoch, self._settings.batch_size, self._settings.world_size
+        known = 0  # up to this place of the epoch, what is read was told
         for step in range(self.step, len(self)):
-            place = (step * self._settings.world_size + self._settings.rank) * size
-            yield Request(epoch, place, order[place : place + size].copy(), True)
+            first = step * ranks * size
+            if first >= known:
+                self._expect(self._order.blocks_ahead(epoch, first))
+                known = self._order.window_end(epoch, first)
+            place = first + self._settings.rank * size
+            yield Request(epoch, place, self._order.positions(epoch, place, place + size), True)
 
 
 def _data_loader(

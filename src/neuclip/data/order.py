@@ -1,17 +1,269 @@
 """In which order an epoch visits the samples, and every other choice that is left to chance.
 
-Pure functions of (seed, epoch, position): nothing depends on worker processes, ranks or history,
-so any place in any epoch can be reached without replaying what came before it.
+Pure functions of (seed, epoch, place): nothing depends on worker processes, ranks or history, so
+any place in any epoch can be reached without replaying what came before it.
+
+Samples lie in blocks (a shard, a row group of a table). Without a window an epoch is one shuffle of
+all samples. With a window of k blocks the blocks are shuffled, and then the samples inside of each
+k blocks that follow each other: what is read at a time is bounded and known in advance.
 """
 
 import hashlib
 import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Positions = NDArray[np.int64]
 
-def epoch_order(samples: int, length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+_BLOCKS, _SAMPLES, _EXTRAS = 1, 2, 3  # what a shuffle is for; 0 would be lost in a SeedSequence
+_KEPT_WINDOWS = 2  # a batch may lie across two
+
+
+@dataclass(frozen=True)
+class Part:
+    """A source in a mixture.
+
+    Attributes:
+        name: what the user calls it.
+        blocks: how many blocks it has.
+        samples: how many samples they hold.
+        factor: how often a round visits a sample; 1.5: all once, and half of them once more.
+    """
+
+    name: str
+    blocks: int
+    samples: int
+    factor: float = 1.0
+
+    @property
+    def whole(self) -> int:
+        """Visits that every sample gets in a round."""
+        return int(self.factor)
+
+    @property
+    def extra(self) -> int:
+        """Samples that get one visit more in a round, others in each."""
+        return round((self.factor - self.whole) * self.samples)
+
+    @property
+    def visits(self) -> int:
+        """Visits in a round."""
+        return self.whole * self.samples + self.extra
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the samples lie.
+
+    Attributes:
+        ends: [blocks] block b holds the positions from `ends[b - 1]`, or 0, to `ends[b]`.
+        parts: the sources they come from, in order.
+    """
+
+    ends: Positions
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, name: str, sizes: Iterable[int]) -> "Layout":
+        """The layout of one source whose blocks hold so many samples."""
+        ends = np.cumsum(np.fromiter(sizes, dtype=np.int64), dtype=np.int64)
+        return cls(ends, (Part(name, len(ends), int(ends[-1]) if len(ends) else 0),))
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def visits(self) -> int:
+        """Length of a round, in which every sample gets its share of visits."""
+        return sum(part.visits for part in self.parts)
+
+    @cached_property
+    def starts(self) -> Positions:
+        """[blocks] first position of every block."""
+        return np.concatenate([np.zeros(1, dtype=np.int64), self.ends[:-1]])
+
+    def block(self, position: int) -> int:
+        """The block that holds a position."""
+        return int(np.searchsorted(self.ends, position, side="right"))
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """A block in a round: all of its samples, or `take` of them."""
+
+    block: int
+    take: int | None
+    size: int
+
+
+@dataclass(frozen=True)
+class _Round:
+    """The windows of a round: window w has the places from `ends[w - 1]` to `ends[w]`."""
+
+    windows: list[list[_Visit]]
+    ends: Positions
+
+
+class Order:
+    """The order in which epochs visit the samples of a layout.
+
+    Attributes:
+        length: visits in an epoch.
+        window: blocks that are shuffled together; 0: all of them.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, layout: Layout, seed: int, *, length: int | None = None, window: int = 0
+    ) -> None:
+        """An order; `length` is one round of the layout unless it is given."""
+        self.layout, self.seed, self.window = layout, seed, window
+        self.length = layout.visits if length is None else length
+        self._plain = all(part.factor == 1 for part in layout.parts)
+        self._epoch: tuple[int, Positions] | None = None
+        self._rounds: dict[tuple[int, int], _Round] = {}
+        self._shuffled: dict[tuple[int, int, int], Positions] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "_epoch": None, "_rounds": {}, "_shuffled": {}}
+
+    def positions(self, epoch: int, start: int, stop: int) -> Positions:
+        """The samples at the places `start` to `stop` of an epoch."""
+        if not self.window:
+            return self._whole_epoch(epoch)[start:stop].copy()
+        parts: list[Positions] = []
+        while start < stop:
+            number, window, first, last = self._window_at(epoch, start)
+            shuffled = self._samples(epoch, number, window)
+            parts.append(shuffled[start - first : min(stop, last) - first])
+            start = min(stop, last)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def substitute(self, epoch: int, place: int, attempt: int) -> int:
+        """A sample for a place whose own is damaged, from the same window."""
+        number = draw(self.seed, epoch, place, attempt)
+        if not self.window:
+            return number % self.layout.samples
+        blocks = self._blocks_of(epoch, *self._window_at(epoch, place)[:2])
+        ends = np.cumsum(self.layout.ends[blocks] - self.layout.starts[blocks])
+        offset = number % int(ends[-1])
+        which = int(np.searchsorted(ends, offset, side="right"))
+        return int(self.layout.ends[blocks[which]]) - (int(ends[which]) - offset)
+
+    def blocks_ahead(self, epoch: int, place: int) -> list[int]:
+        """The blocks of the window at a place and of the one after it, in order of use."""
+        if not self.window:
+            return list(range(len(self.layout.ends)))
+        number, window, _, last = self._window_at(epoch, place)
+        following = (epoch, last) if last < self.length else (epoch + 1, 0)
+        then = self._window_at(*following)[:2]
+        blocks = [*self._blocks_of(epoch, number, window), *self._blocks_of(following[0], *then)]
+        return list(dict.fromkeys(blocks))
+
+    def window_end(self, epoch: int, place: int) -> int:
+        """The place at which the next window begins."""
+        return self._window_at(epoch, place)[3] if self.window else self.length
+
+    def _whole_epoch(self, epoch: int) -> Positions:
+        if self._epoch is None or self._epoch[0] != epoch:
+            visits = self.layout.visits
+            order = epoch_order(visits, self.length, self.seed, epoch)
+            if not self._plain:
+                for number in range(-(-self.length // visits)):
+                    part = order[number * visits : (number + 1) * visits]
+                    part[:] = self._visited(epoch, number, self._visits())[part]
+            self._epoch = epoch, order
+        return self._epoch[1]
+
+    def _window_at(self, epoch: int, place: int) -> tuple[int, int, int, int]:
+        """Round and window of a place, with the places where the window begins and ends."""
+        number, rest = divmod(place, self.layout.visits)
+        before = place - rest
+        ends = self._round(epoch, number).ends
+        window = int(np.searchsorted(ends, rest, side="right"))
+        first = before + (int(ends[window - 1]) if window else 0)
+        return number, window, first, before + int(ends[window])
+
+    def _blocks_of(self, epoch: int, number: int, window: int) -> list[int]:
+        return [visit.block for visit in self._round(epoch, number).windows[window]]
+
+    def _round(self, epoch: int, number: int) -> _Round:
+        found = self._rounds.get((epoch, number))
+        if found is None:
+            visits = self._visits()
+            keys = self._bits(epoch, number, _BLOCKS).random_raw(len(visits))
+            shuffled = [visits[index] for index in np.argsort(keys, kind="stable").tolist()]
+            windows = [
+                shuffled[start : start + self.window]
+                for start in range(0, len(shuffled), self.window)
+            ]
+            ends = np.cumsum([sum(visit.size for visit in window) for window in windows])
+            found = _Round(windows, ends)
+            _remember(self._rounds, (epoch, number), found)
+        return found
+
+    def _samples(self, epoch: int, number: int, window: int) -> Positions:
+        found = self._shuffled.get((epoch, number, window))
+        if found is None:
+            visited = self._visited(epoch, number, self._round(epoch, number).windows[window])
+            bits = self._bits(epoch, number, _SAMPLES, 1 + window)
+            found = visited[np.argsort(bits.random_raw(len(visited)), kind="stable")]
+            _remember(self._shuffled, (epoch, number, window), found)
+        return found
+
+    def _visits(self) -> list[_Visit]:
+        """What a round visits, block by block."""
+        sizes = (self.layout.ends - self.layout.starts).tolist()
+        visits: list[_Visit] = []
+        block = 0
+        for part in self.layout.parts:
+            seen = 0
+            for size in sizes[block : block + part.blocks]:
+                visits += [_Visit(block, None, size)] * (part.whole if size else 0)
+                # The extra visits are spread evenly over the blocks, and their sum is exact.
+                take = part.extra * (seen + size) // max(part.samples, 1)
+                take -= part.extra * seen // max(part.samples, 1)
+                if take:
+                    visits.append(_Visit(block, take, take))
+                seen += size
+                block += 1
+        return visits
+
+    def _visited(self, epoch: int, number: int, visits: Sequence[_Visit]) -> Positions:
+        """The samples of visits, in their order on disk."""
+        parts: list[Positions] = []
+        for visit in visits:
+            start, end = int(self.layout.starts[visit.block]), int(self.layout.ends[visit.block])
+            inside = np.arange(start, end, dtype=np.int64)
+            if visit.take is not None:
+                bits = self._bits(epoch, number, _EXTRAS, 1 + visit.block)
+                chosen = np.argsort(bits.random_raw(end - start), kind="stable")[: visit.take]
+                inside = inside[np.sort(chosen)]
+            parts.append(inside)
+        return np.concatenate(parts)
+
+    def _bits(self, epoch: int, number: int, *what: int) -> np.random.PCG64:
+        return np.random.PCG64(np.random.SeedSequence([self.seed, epoch, 1 + number, *what]))
+
+
+def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """Add to a cache of a few entries."""
+    if len(known) >= _KEPT_WINDOWS:
+        del known[next(iter(known))]
+    known[key] = value
+
+
+def epoch_order(samples: int, length: int, seed: int, epoch: int) -> Positions:
     """The samples that an epoch of `length` visits, in order.
 
     One shuffle of all samples after another, cut at `length`: no sample comes a second time
@@ -36,14 +288,38 @@ def draw(seed: int, epoch: int, position: int, attempt: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "little")
 
 
-def describe_epoch(samples: int, length: int, global_batch: int) -> str:
+def describe_epoch(layout: Layout, length: int, global_batch: int) -> str:
     """What an epoch visits, repeats and leaves out, in one sentence for the log."""
     steps, rest = divmod(length, global_batch)
-    used = length - rest
+    used, visits = length - rest, layout.visits
     text = f"an epoch is {used:,} samples: {steps:,} steps of {global_batch:,}"
-    if used > samples:
-        often, more = divmod(used, samples)
-        text += f"; each of the {samples:,} samples comes {often:,} time(s), {more:,} once more"
-    elif used < samples:
-        text += f"; {samples - used:,} of the {samples:,} samples are left out, others each epoch"
+    if any(part.factor != 1 for part in layout.parts):
+        return f"{text}; {_describe_round(layout, used)}"
+    if used > visits:
+        often, more = divmod(used, visits)
+        text += f"; each of the {visits:,} samples comes {often:,} time(s), {more:,} once more"
+    elif used < visits:
+        text += f"; {visits - used:,} of the {visits:,} samples are left out, others each epoch"
     return text
+
+
+def _describe_round(layout: Layout, used: int) -> str:
+    """How often a mixture visits the samples of each source."""
+    visits = layout.visits
+    told = [_describe_part(part) for part in layout.parts]
+    rounds, rest = divmod(used, visits)
+    many = f"{rounds:,} round(s)" + (f" and {rest:,} visits of the next" if rest else "")
+    if not rounds:
+        many = f"{used:,} visits of a round"
+    return f"that is {many}; a round is {visits:,} visits: {', '.join(told)}"
+
+
+def _describe_part(part: Part) -> str:
+    """The visits of a source in a round, in a few words."""
+    samples = f"{part.samples:,} samples"
+    if not part.extra:
+        return f"{part.name}: each of {samples} {part.whole:,} time(s)"
+    if not part.whole:
+        left = part.samples - part.extra
+        return f"{part.name}: {part.extra:,} of {samples} once, {left:,} left out, others each time"
+    return f"{part.name}: each of {samples} {part.whole:,} time(s), {part.extra:,} once more"

@@ -1,22 +1,33 @@
 """What a sample is, what can be wrong with one, and how its parts are decoded."""
 
-import io
 import json
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 DamageKind = Literal[
     "image",
     "image_missing",
+    "image_truncated",
+    "image_too_large",
     "caption_missing",
     "caption_empty",
     "caption_encoding",
     "caption_json",
     "class",
+    "duplicate_key",
+    "member_name",
+    "member_type",
     "shard",
+    "shard_changed",
 ]
+INDEX_KINDS: frozenset[DamageKind] = frozenset(
+    ("duplicate_key", "member_name", "member_type", "shard")
+)
+"""What a scan of the shards finds, once; all else shows when a sample is read, each time."""
+
+_CAPTION_LENGTH = 4096  # characters; the longest token of open_clip's vocabulary has 25
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,13 @@ class SampleError(Exception):
 
 @dataclass(frozen=True)
 class RawSample:
-    """A decoded sample: the image is RGB, the class index that of an evaluation split's `.cls`."""
+    """A decoded sample: an RGB image; class index and metadata from a split's `.cls`, `.npy`."""
 
     key: str
     image: Image.Image
     caption: str
     class_index: int | None
+    metadata: bytes | None = None
 
 
 class Unusable(Exception):
@@ -67,14 +79,16 @@ class Unusable(Exception):
         self.detail = detail
 
 
-def decode_image(content: bytes) -> Image.Image:
-    """The RGB picture in an image file; raises `Unusable`."""
-    try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise Unusable("image", f"no known image format ({len(content)} bytes)") from error
-    except Exception as error:  # on damaged files decoders raise nearly everything
-        raise Unusable("image", f"{type(error).__name__}: {error}") from error
+def bounded_caption(text: str) -> str:
+    """A caption without surrounding space; what no model reads of a very long one is left out.
+
+    Tokenizers cut at some 77 tokens, but only after all the work: seconds for a megabyte.
+    """
+    text = text.strip()
+    if len(text) > _CAPTION_LENGTH:
+        # Space first: a tokenizer drops it, and words may follow after much of it.
+        text = " ".join(text.split(None, _CAPTION_LENGTH)[:_CAPTION_LENGTH])[:_CAPTION_LENGTH]
+    return text
 
 
 def caption_of_json(text: str, key: str) -> str:

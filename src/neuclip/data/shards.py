@@ -17,25 +17,27 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
+from neuclip.data.order import Layout
 from neuclip.data.samples import (
     Damage,
     DamageKind,
     RawSample,
     SampleError,
     Unusable,
+    bounded_caption,
     caption_of_json,
-    decode_image,
 )
+from neuclip.data.sources import Content, Source, damaged
+from neuclip.data.tar_headers import BLOCK, parse_header
 from neuclip.data.tar_index import (
-    BLOCK,
     CLASS,
     IMAGE,
     JSON,
+    METADATA,
     TEXT,
     TarIndex,
     index_shard,
     key_of,
-    parse_header,
 )
 from neuclip.errors import UserError
 
@@ -115,12 +117,14 @@ def build_index(
         if progress is not None:
             progress(done, len(shards))
         part = _index_or_damage(shard)
-        if part.damage is not None:
-            damage.append(Damage(str(shard), "", "shard", part.damage))
-            _log.warning("%s", damage[-1])
+        found = part.found(shard)
+        damage += found
+        if found:
+            more = f" (and {len(found) - 1} more in this shard)" if len(found) > 1 else ""
+            _log.warning("%s%s", found[0], more)
         # A group with neither image nor caption is no sample but some other file in the tar.
         is_sample = (part.blocks[:, IMAGE] > 0) | (part.blocks[:, text] > 0)
-        parts.append(part.select(is_sample, [IMAGE, text, CLASS]))
+        parts.append(part.select(is_sample, [IMAGE, text, CLASS, METADATA]))
     if not any(len(part.blocks) for part in parts):
         reasons = "".join(f"\n  {found}" for found in damage[:5])
         raise UserError(
@@ -138,9 +142,14 @@ def _index_or_damage(shard: Path) -> TarIndex:
     try:
         return index_shard(shard)
     except OSError as error:
-        nothing = np.zeros((0, 4), dtype=np.uint32)
+        nothing = np.zeros((0, METADATA + 1), dtype=np.uint32)
         problem = f"cannot be read: {error.strerror or error}"
         return TarIndex(nothing, nothing, np.zeros(0, dtype=np.int64), {}, problem)
+
+
+def _name(shards: Sequence[Path]) -> str:
+    """The shards in a word."""
+    return str(shards[0]) if len(shards) == 1 else str(shards[0].parent)
 
 
 @dataclass(frozen=True)
@@ -149,14 +158,11 @@ class _Reading:
     captions_required: bool
 
 
-class ShardIndex:
+class ShardIndex(Source):
     """All samples of some shards, by position: make one with `build_index`.
-
-    It may be forked and pickled; each process opens the shards it reads.
 
     Attributes:
         shards: the tar files.
-        damage: what is wrong with whole shards; what is wrong with a sample shows on reading it.
     """
 
     def __init__(
@@ -169,21 +175,19 @@ class ShardIndex:
         self.shards = tuple(shards)
         self.damage = damage
         self._reading = reading
-        has_classes = any(part.blocks[:, 2].any() for part in parts)
-        columns = slice(3 if has_classes else 2)
+        # The last columns belong to evaluation splits: no memory for them in training.
+        used = [c for c in (_CLASS, _METADATA) if any(part.blocks[:, c].any() for part in parts)]
+        columns = slice(max(used, default=_CAPTION) + 1)
         self._blocks = np.concatenate([part.blocks[:, columns] for part in parts])
         self._sizes = np.concatenate([part.sizes[:, columns] for part in parts])
-        self._ends = np.cumsum([len(part.blocks) for part in parts])
+        self.layout = Layout.of(_name(shards), [len(part.blocks) for part in parts])
         self._long_keys = {
             int(end) - len(part.blocks) + row: key
-            for end, part in zip(self._ends, parts, strict=True)
+            for end, part in zip(self.layout.ends, parts, strict=True)
             for row, key in part.long_keys.items()
         }
         self._ids: NDArray[np.int64] | None = None
         self._files = _OpenFiles(self.shards)
-
-    def __len__(self) -> int:
-        return len(self._blocks)
 
     @property
     def sample_ids(self) -> NDArray[np.int64]:
@@ -211,18 +215,14 @@ class ShardIndex:
         column = _IMAGE if self._blocks[position, _IMAGE] else _CAPTION
         return self.shards[self._shard(position)], self._key_and_content(position, column)[0]
 
-    def read(self, position: int) -> RawSample:
-        """Read and decode one sample.
-
-        Raises:
-            SampleError: the sample cannot be used.
-        """
+    def content(self, position: int) -> Content:
+        """One sample as it is stored; see `Source.content`."""
         if not self._blocks[position, _IMAGE]:
             raise self._error(position, self.locate(position)[1], "image_missing", "no image")
-        key, content = self._key_and_content(position, _IMAGE)
+        key, image = self._key_and_content(position, _IMAGE)
         try:
-            caption = self._caption(position)
-            return RawSample(key, decode_image(content), caption, self._class_index(position))
+            caption, class_index = self._caption(position), self._class_index(position)
+            return Content(key, image, caption, class_index, self._part(position, _METADATA))
         except Unusable as error:
             raise self._error(position, key, error.kind, error.detail) from error.__cause__
 
@@ -237,18 +237,24 @@ class ShardIndex:
             raise Unusable("caption_encoding", f"not UTF-8 ({error.reason})") from error
         if self._reading.caption_key is not None:
             text = caption_of_json(text, self._reading.caption_key)
-        text = text.strip()
+        text = bounded_caption(text)
         if not text and self._reading.captions_required:
             raise Unusable("caption_empty", "the caption is empty")
         return text
 
     def _class_index(self, position: int) -> int | None:
-        if self._blocks.shape[1] <= _CLASS or not self._blocks[position, _CLASS]:
+        content = self._part(position, _CLASS)
+        if content is None:
             return None
-        content = self._bytes(position, _CLASS).strip()
+        content = content.strip()
         if not content.isdigit():
             raise Unusable("class", f"the .cls holds {content[:40]!r}, not a class index")
         return int(content)
+
+    def _part(self, position: int, column: int) -> bytes | None:
+        if self._blocks.shape[1] <= column or not self._blocks[position, column]:
+            return None
+        return self._bytes(position, column)
 
     def _key_and_content(self, position: int, column: int) -> tuple[str, bytes]:
         """A member with its key: the header lies right before the content."""
@@ -273,16 +279,16 @@ class ShardIndex:
 
     def _changed(self, position: int, detail: str) -> SampleError:
         detail = f"changed or vanished since it was indexed: {detail}"
-        return self._error(position, "", "shard", detail)
+        return self._error(position, "", "shard_changed", detail)
 
     def _shard(self, position: int) -> int:
-        return int(np.searchsorted(self._ends, position, side="right"))
+        return self.layout.block(position)
 
     def _error(self, position: int, key: str, kind: DamageKind, detail: str) -> SampleError:
-        return SampleError(Damage(str(self.shards[self._shard(position)]), key, kind, detail))
+        return damaged(self.shards[self._shard(position)], key, kind, detail)
 
 
-_IMAGE, _CAPTION, _CLASS = range(3)  # columns of a ShardIndex
+_IMAGE, _CAPTION, _CLASS, _METADATA = range(4)  # columns of a ShardIndex
 
 
 class _OpenFiles:

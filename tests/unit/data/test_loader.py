@@ -15,7 +15,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from neuclip.data.batch import Reader, _random_state_restored
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import LoaderSettings, TrainLoader, evaluation_loader
-from neuclip.data.order import describe_epoch, draw, epoch_order
+from neuclip.data.order import Layout, describe_epoch, draw, epoch_order
 from neuclip.data.samples import Damage
 from neuclip.data.shards import build_index
 from neuclip.errors import UserError
@@ -93,19 +93,19 @@ def test_order_is_the_same_everywhere():
 
 
 def test_what_an_epoch_is_in_words():
-    assert describe_epoch(100, 100, 32) == (
+    assert describe_epoch(Layout.of("x", [100]), 100, 32) == (
         "an epoch is 96 samples: 3 steps of 32; 4 of the 100 samples are left out, "
         "others each epoch"
     )
-    assert describe_epoch(100, 64, 32) == (
+    assert describe_epoch(Layout.of("x", [100]), 64, 32) == (
         "an epoch is 64 samples: 2 steps of 32; 36 of the 100 samples are left out, "
         "others each epoch"
     )
-    assert describe_epoch(100, 256, 32) == (
+    assert describe_epoch(Layout.of("x", [100]), 256, 32) == (
         "an epoch is 256 samples: 8 steps of 32; each of the 100 samples comes 2 time(s), "
         "56 once more"
     )
-    assert describe_epoch(64, 64, 32) == "an epoch is 64 samples: 2 steps of 32"
+    assert describe_epoch(Layout.of("x", [64]), 64, 32) == "an epoch is 64 samples: 2 steps of 32"
 
 
 # --- batches
@@ -198,6 +198,32 @@ def test_random_numbers_of_transforms_are_their_own():
         random.random()
         assert random.getstate() != before
     assert random.getstate() == before
+
+
+def blocks_read(train):
+    """The shard (of 14 samples) of every sample, in order."""
+    return [int(key) // 14 for batch in train for key in batch.keys]
+
+
+def test_windows_of_a_loader(index, monkeypatch):
+    assert len(set(blocks_read(loader(index, 7, window=1))[:14])) == 1
+    assert len(set(blocks_read(loader(index, 7))[:14])) > 1
+    # Too many samples to shuffle as one: some blocks at a time, unless everything is asked for.
+    monkeypatch.setattr("neuclip.data.loader._LARGEST_SHUFFLE", 41)
+    monkeypatch.setattr("neuclip.data.loader._LARGE_WINDOW", 1)
+    assert len(set(blocks_read(loader(index, 7))[:14])) == 1
+    assert len(set(blocks_read(loader(index, 7, window=0))[:14])) > 1
+
+
+def test_source_is_told_what_comes_next(index, monkeypatch):
+    told = []
+    monkeypatch.setattr(index, "expect", told.append, raising=False)
+    train = loader(index, 7, window=1)
+    order = blocks_read(train)[::14]
+    assert [blocks[0] for blocks in told] == order
+    assert [blocks[1] for blocks in told[:-1]] == order[1:]
+    train.set_position(1, 0)
+    assert blocks_read(train)[0] == told[2][-1] == told[3][0]
 
 
 def test_positions_outside_an_epoch(index):
@@ -316,9 +342,9 @@ def test_damage_log_stops_a_run():
 
 def test_damage_log_keeps_a_bounded_number_of_examples():
     log = DamageLog()
-    log.add(Damage("a.tar", str(n), "image", "no picture") for n in range(1000))
-    assert len(log.report()["examples"]) == 100
-    assert log.total == 1000
+    log.add(Damage("a.tar", str(n), "image", "no picture") for n in range(10_500))
+    assert len(log.report()["examples"]) == 10_000
+    assert log.total == 10_500
 
 
 # --- processes

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from neuclip.data import shards, tar_index
+from neuclip.data import shards, tar_headers, tar_index
 from neuclip.data.shards import SampleError, build_index, expand_patterns
 from neuclip.errors import UserError
 
@@ -108,7 +108,7 @@ def test_images_of_any_mode_become_rgb(tmp_path, write_tar, mode):
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize(
     "key",
-    ["a", "./a", "deep/er/a", "/absolute", "../up", "d" * 60 + "/" + "k" * 70, "\u00e9\u4e2d"],
+    ["a", "./a", "deep/er/a", "a..b/c", "d" * 60 + "/" + "k" * 70, "\u00e9\u4e2d"],
 )
 def test_keys_of_every_tar_format(tmp_path, write_tar, picture, format, key):
     members = [(f"{key}.png", picture(3)), (f"{key}.txt", b"x")]
@@ -203,8 +203,8 @@ def _cut(content):
 DAMAGED = {
     "garbage image": ("image", lambda p: [("d.png", b"not a picture"), ("d.txt", b"x")]),
     "empty image": ("image", lambda p: [("d.png", b""), ("d.txt", b"x")]),
-    "cut png": ("image", lambda p: [("d.png", _cut(p(1, "png", 64))), ("d.txt", b"x")]),
-    "cut jpeg": ("image", lambda p: [("d.jpg", _cut(p(1, "jpg", 64))), ("d.txt", b"x")]),
+    "cut png": ("image_truncated", lambda p: [("d.png", _cut(p(1, "png", 64))), ("d.txt", b"x")]),
+    "cut jpeg": ("image_truncated", lambda p: [("d.jpg", _cut(p(1, "jpg", 64))), ("d.txt", b"x")]),
     "no image": ("image_missing", lambda p: [("d.txt", b"x")]),
     "no caption": ("caption_missing", lambda p: [("d.png", p(1))]),
     "empty caption": ("caption_empty", lambda p: [("d.png", p(1)), ("d.txt", b" \n")]),
@@ -305,7 +305,7 @@ def test_shard_that_changes_after_it_was_indexed(tmp_path, write_tar, pairs, cha
         shard.write_bytes(b"x" * (100 if change == "shorten" else 10**5))
     with pytest.raises(SampleError) as error:
         index.read(2)
-    assert error.value.damage.kind == "shard"
+    assert error.value.damage.kind == "shard_changed"
     assert "since it was indexed" in error.value.damage.detail
 
 
@@ -344,7 +344,7 @@ def test_scan_agrees_with_tarfile(tmp_path_factory, write_tar, members, format):
     except ValueError:
         return  # a name too long for USTAR
     with path.open("rb") as file, tarfile.open(path) as tar:
-        ours = list(tar_index._members(file, path.stat().st_size))
+        ours = list(tar_headers.members(file, path.stat().st_size))
         theirs = tar.getmembers()
     assert [(m.path, m.block * 512, m.size) for m in ours] == [
         (m.name, m.offset_data, m.size) for m in theirs
@@ -387,7 +387,7 @@ def test_damaged_index_file_is_made_again(tmp_path, write_tar, pairs, spoil):
     good = saved.read_bytes()
     saved.write_bytes(spoil(good))
     assert len(build_index([shard])) == 3
-    assert np.load(saved)["blocks"].shape == (3, 4)
+    assert np.load(saved)["blocks"].shape == (3, 5)
 
 
 def test_folder_that_cannot_be_written(tmp_path, write_tar, pairs, own_cache, monkeypatch):

@@ -1,0 +1,55 @@
+"""Tar shards of JPEGs of a given size, as large and as hard to decode as photographs."""
+
+import io
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from neuclip.data.writing import write_shards
+
+WORDS = (
+    *("a", "an", "the", "of", "on", "in", "with", "photo", "picture", "view", "red", "small"),
+    *("old", "wooden", "street", "house", "cat", "dog", "woman", "man", "car", "boat", "river"),
+    *("mountain", "sunset", "table", "flowers", "vintage", "summer", "city", "market", "kitchen"),
+)
+
+
+def photograph(side: int, chance: np.random.Generator) -> bytes:
+    """A JPEG of quality 95 whose spectrum falls as that of natural images does: with 1/f."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
+    frequency[0, 0] = 1 / side
+    channels = []
+    shared = chance.normal(size=(side, side))
+    for _ in range(3):  # colours go mostly together
+        noise = shared + 0.25 * chance.normal(size=(side, side))
+        field = np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.5, s=(side, side))
+        channels.append((field - field.mean()) / field.std())
+    pixels = (128 + 50 * np.stack(channels, axis=-1)).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "jpeg", quality=95)
+    return buffer.getvalue()
+
+
+def make_shards(folder: Path, samples: int, side: int, per_shard: int = 500) -> float:
+    """Write the shards; returns the mean size of a JPEG in bytes."""
+    chance, words = np.random.default_rng(0), random.Random(0)
+    # Drawing takes longer than decoding: a few hundred pictures repeat, under new captions.
+    pictures = [photograph(side, chance) for _ in range(min(samples, 200))]
+
+    def pairs():
+        for number in range(samples):
+            caption = " ".join(words.choices(WORDS, k=words.randint(5, 20)))
+            yield (
+                f"{number:08d}",
+                {
+                    "jpg": pictures[number % len(pictures)],
+                    "txt": caption.encode(),
+                    "json": json.dumps({"caption": caption, "key": f"{number:08d}"}).encode(),
+                },
+            )
+
+    write_shards(folder, pairs(), per_shard)
+    return sum(map(len, pictures)) / len(pictures)
