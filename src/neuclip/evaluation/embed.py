@@ -1,7 +1,8 @@
-"""Both towers over a split, once; every judge reads the result."""
+"""The towers over a split, once; every judge reads the result."""
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import fields
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,13 +11,13 @@ from torch import Tensor
 from neuclip.data.loader import Batch
 from neuclip.data.samples import Damage
 from neuclip.errors import UserError
-from neuclip.evaluation.interfaces import EncodedSplit, ImageTextEncoder
+from neuclip.evaluation.interfaces import EncodedImages, EncodedSplit, ImageTextEncoder
 
 
 def encode_split(
     encoder: ImageTextEncoder, batches: Iterable[Batch], *, allow_damage: bool = False
 ) -> EncodedSplit:
-    """Runs the towers over all batches.
+    """Runs both towers over all batches.
 
     Pictures count as identical when what the tower sees of them, the transformed tensor, is
     identical in every byte.
@@ -29,39 +30,91 @@ def encode_split(
     Raises:
         UserError: the split is damaged (names shard and key), is empty, or a feature is not finite.
     """
-    images: list[Tensor] = []
     texts: list[Tensor] = []
+    fingerprints: list[bytes] = []
+
+    def also(batch: Batch) -> None:
+        texts.append(encoder.encode_text(batch.tokens))
+        # After the towers: on a GPU they work while this computes.
+        fingerprints.extend(_fingerprint(image) for image in batch.images)
+
+    images = encode_images(encoder, batches, allow_damage=allow_damage, also=also)
+    return EncodedSplit(
+        **{field.name: getattr(images, field.name) for field in fields(images)},
+        text_features=_finite(torch.cat(texts), "text", images.keys),
+        image_groups=_number(fingerprints),
+        text_groups=_number(images.captions),
+    )
+
+
+def encode_images(
+    encoder: ImageTextEncoder,
+    batches: Iterable[Batch],
+    *,
+    allow_damage: bool = False,
+    also: Callable[[Batch], None] | None = None,
+) -> EncodedImages:
+    """Runs the image tower over all batches.
+
+    Args:
+        encoder: The towers.
+        batches: The split in order.
+        allow_damage: Judge what is left of a split with damaged samples.
+        also: What else to do with each batch, without gradient.
+
+    Raises:
+        UserError: the split is damaged (counts, and names shard and key), is empty, or a feature is
+            not finite.
+    """
+    images: list[Tensor] = []
     sample_ids: list[Tensor] = []
     classes: list[Tensor] = []
     captions: list[str] = []
     keys: list[str] = []
-    fingerprints: list[bytes] = []
+    metadata: list[bytes | None] = []
+    damage: list[Damage] = []
     for batch in batches:
-        if not allow_damage:
-            require_whole(batch.damage)
-        if len(batch.images) == 0:
-            continue
+        damage += batch.damage
+        if len(batch.images) == 0 or (damage and not allow_damage):
+            continue  # of a damaged split the rest is read only to count
         with torch.no_grad():
             images.append(encoder.encode_image(batch.images))
-            texts.append(encoder.encode_text(batch.tokens))
-        # After the towers: on a GPU they work while this computes.
-        fingerprints += [_fingerprint(image) for image in batch.images]
+            if also is not None:
+                also(batch)
         sample_ids.append(batch.sample_ids)
         classes.append(batch.class_indices)
         captions += batch.captions
         keys += batch.keys
-    if not keys:
+        metadata += batch.metadata
+    if not allow_damage:
+        require_whole(damage)
+    if not images:
         raise UserError("the evaluation split is empty: no sample could be read")
-    return EncodedSplit(
+    return EncodedImages(
         image_features=_finite(torch.cat(images), "image", keys),
-        text_features=_finite(torch.cat(texts), "text", keys),
         sample_ids=torch.cat(sample_ids),
         class_indices=torch.cat(classes),
         captions=captions,
         keys=keys,
-        image_groups=_number(fingerprints),
-        text_groups=_number(captions),
+        metadata=metadata,
+        damage=tuple(damage),
     )
+
+
+def encode_texts(
+    encoder: ImageTextEncoder, texts: list[str], batch_size: int
+) -> Float[Tensor, "texts dim"]:
+    """Unit-norm features of texts.
+
+    Raises:
+        UserError: a feature is not finite.
+    """
+    features: list[Tensor] = []
+    for start in range(0, len(texts), batch_size):
+        with torch.no_grad():
+            tokens = encoder.tokenize(texts[start : start + batch_size])
+            features.append(encoder.encode_text(tokens))
+    return _finite(torch.cat(features), "text", texts)
 
 
 def require_whole(damage: Sequence[Damage]) -> None:
@@ -71,8 +124,9 @@ def require_whole(damage: Sequence[Damage]) -> None:
         UserError: names shard and key of the first damage.
     """
     if damage:
+        more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
         raise UserError(
-            f"an evaluation split must be whole: {damage[0]}; mend or remove the sample"
+            f"an evaluation split must be whole: {damage[0]}{more}; mend or remove the sample"
         )
 
 

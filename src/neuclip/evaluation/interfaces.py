@@ -4,7 +4,7 @@ All scores are fractions in 0..1. Log-normalizers are natural logarithms.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 from torch import Tensor
 
+from neuclip.data.samples import Damage
 from neuclip.method.interfaces import LogNormalizers
 
 RECALL_AT = (1, 5, 10)
@@ -62,33 +63,46 @@ class LogNormalizerPredictor(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class EncodedSplit:
-    """A split after both towers ran over it once: all that the judges read.
+@dataclass(frozen=True, kw_only=True)
+class EncodedImages:
+    """A split after the image tower ran over it once.
 
     Attributes:
         image_features: Unit-norm features of every sample's picture.
-        text_features: Unit-norm features of every sample's caption.
         sample_ids: Position of every sample in the split's index.
         class_indices: Class of every sample, -1 where it has none.
-        captions: Caption of every sample.
+        captions: Caption of every sample, empty where it has none.
         keys: Key of every sample in its shard, for messages.
+        metadata: Content of every sample's `.npy`, where there is one.
+        damage: What could not be read and was left out.
+    """
+
+    image_features: Float[Tensor, "samples dim"]
+    sample_ids: Int64[Tensor, " samples"]
+    class_indices: Int64[Tensor, " samples"]
+    captions: list[str]
+    keys: list[str]
+    metadata: list[bytes | None] = field(default_factory=list[bytes | None])
+    damage: tuple[Damage, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSplit(EncodedImages):
+    """A split after both towers ran over it once: all that the judges read.
+
+    Attributes:
+        text_features: Unit-norm features of every sample's caption.
         image_groups: Samples with pixel-identical pictures share a number; numbered from 0 in
             order of first appearance.
         text_groups: The same for captions that are equal as strings.
     """
 
-    image_features: Float[Tensor, "samples dim"]
     text_features: Float[Tensor, "samples dim"]
-    sample_ids: Int64[Tensor, " samples"]
-    class_indices: Int64[Tensor, " samples"]
-    captions: list[str]
-    keys: list[str]
     image_groups: Int64[Tensor, " samples"]
     text_groups: Int64[Tensor, " samples"]
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 def first_of_each(groups: Int64[Tensor, " samples"]) -> Int64[Tensor, " groups"]:

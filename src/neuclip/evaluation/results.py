@@ -16,12 +16,33 @@ from neuclip.errors import UserError
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """What a result of the benchmark was made from; it may be reused only where all are equal.
+
+    Attributes:
+        suite: Version of the suite.
+        checkpoint: SHA-256 of architecture and weights.
+        data: SHA-256 of the task's texts and of name, size and time of its shards.
+        precision: `fp32`, or `amp` (on CUDA, as the benchmark).
+    """
+
+    suite: str
+    checkpoint: str
+    data: str
+    precision: str
+
+
+@dataclass(frozen=True)
 class EvalResult:
-    """One line of results: the split's key, its name to display, and its metrics."""
+    """One line of results: the split's key, its name to display, and its metrics.
+
+    Lines of the benchmark also say what they were made from.
+    """
 
     key: str
     dataset: str
     metrics: dict[str, float]
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)
@@ -90,9 +111,20 @@ def write_eval_result(
     Raises:
         UserError: a line of the file is no result, or there is no right or room to write.
     """
-    result = EvalResult(key, dataset or key, metrics)
-    kept = [line for line, old in _lines(path) if old.key != key] if path.exists() else []
-    write_whole(path, "\n".join([*kept, json.dumps(dataclasses.asdict(result))]) + "\n")
+    write_result(path, EvalResult(key, dataset or key, metrics))
+
+
+def write_result(path: Path, result: EvalResult) -> None:
+    """Writes a result as `write_eval_result` does.
+
+    Raises:
+        UserError: a line of the file is no result, or there is no right or room to write.
+    """
+    kept = [line for line, old in _lines(path) if old.key != result.key] if path.exists() else []
+    record = dataclasses.asdict(result)
+    if result.provenance is None:
+        del record["provenance"]
+    write_whole(path, "\n".join([*kept, json.dumps(record)]) + "\n")
 
 
 def read_eval_results(path: Path) -> list[EvalResult]:

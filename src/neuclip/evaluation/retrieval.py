@@ -14,17 +14,17 @@ from neuclip.evaluation.interfaces import (
     RetrievalResult,
     first_of_each,
 )
-from neuclip.evaluation.ranking import wrong_ahead
+from neuclip.evaluation.ranking import Ties, wrong_ahead
 
 
-def retrieve(encoded: EncodedSplit) -> RetrievalResult:
+def retrieve(encoded: EncodedSplit, ties: Ties = "against") -> RetrievalResult:
     """recall@1, @5 and @10 both ways. Ties count against the model (see `ranking`)."""
     images = encoded.image_features[first_of_each(encoded.image_groups)]
     texts = encoded.text_features[first_of_each(encoded.text_groups)]
     pairs = torch.stack([encoded.text_groups, encoded.image_groups], dim=1)
     return RetrievalResult(
-        image_recall=_recalls(wrong_ahead(texts, images, pairs), len(images)),
-        text_recall=_recalls(wrong_ahead(images, texts, pairs.flip(1)), len(texts)),
+        image_recall=_recalls(wrong_ahead(texts, images, pairs, ties), len(images)),
+        text_recall=_recalls(wrong_ahead(images, texts, pairs.flip(1), ties), len(texts)),
         num_images=len(images),
         num_texts=len(texts),
     )

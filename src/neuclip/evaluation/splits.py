@@ -39,6 +39,19 @@ def open_split(folder: Path) -> EvaluationSplit:
     """
     if not folder.is_dir():
         raise UserError(f"evaluation split {folder}: no such folder")
+    classnames, templates = read_classes(folder)
+    index = build_index(expand_patterns(str(folder)))
+    if len(index) == 0:
+        raise UserError(f"evaluation split {folder}: its shards hold no sample")
+    return EvaluationSplit(folder.resolve().name, index, classnames, templates)
+
+
+def read_classes(folder: Path) -> tuple[list[str], list[str]]:
+    """Class names and templates of a folder; both empty if it has neither.
+
+    Raises:
+        UserError: one without the other, an empty line, or a template without `{c}`.
+    """
     classnames, templates = _lines(folder / CLASSNAMES), _lines(folder / TEMPLATES)
     if (classnames is None) != (templates is None):
         present, absent = (TEMPLATES, CLASSNAMES) if classnames is None else (CLASSNAMES, TEMPLATES)
@@ -52,10 +65,7 @@ def open_split(folder: Path) -> EvaluationSplit:
                 f"{folder / TEMPLATES}, line {number}: {template!r} has no {{c}}, "
                 "which stands for the class name (for example: a photo of a {c}.)"
             )
-    index = build_index(expand_patterns(str(folder)))
-    if len(index) == 0:
-        raise UserError(f"evaluation split {folder}: its shards hold no sample")
-    return EvaluationSplit(folder.resolve().name, index, classnames or [], templates or [])
+    return classnames or [], templates or []
 
 
 def _lines(path: Path) -> list[str] | None:

@@ -6,6 +6,8 @@ Several names can have one picture (Latin A and Greek Alpha). The labels of a pi
 classes of all samples of the split whose pictures are pixel-identical to it; any of them is right.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,12 +15,14 @@ from torch.nn.functional import normalize
 
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import (
+    EncodedImages,
     EncodedSplit,
     ImageTextEncoder,
     ZeroShotResult,
     first_of_each,
 )
-from neuclip.evaluation.ranking import wrong_ahead
+from neuclip.evaluation.metrics import Choices, accuracy, mean_per_class_recall
+from neuclip.evaluation.ranking import best_candidate, wrong_ahead
 
 
 def class_vectors(
@@ -33,14 +37,15 @@ def class_vectors(
         batch_size: Prompts per forward pass (or the prompts of one class, if that is more).
     """
     at_once = max(1, batch_size // len(templates))
+    groups = [classnames[i : i + at_once] for i in range(0, len(classnames), at_once)]
+    prompts = [[t.replace("{c}", name) for name in group for t in templates] for group in groups]
     vectors: list[Tensor] = []
-    for start in range(0, len(classnames), at_once):
-        names = classnames[start : start + at_once]
-        prompts = [template.replace("{c}", name) for name in names for template in templates]
-        with torch.no_grad():
-            features = normalize(encoder.encode_text(encoder.tokenize(prompts)).float(), dim=-1)
-        means = features.view(len(names), len(templates), -1).mean(dim=1)
-        vectors.append(normalize(means, dim=-1))
+    # Of ImageNet's 80,000 prompts the next are cut into tokens while the towers work on the last.
+    with ThreadPoolExecutor(1) as ahead, torch.no_grad():
+        for tokens in ahead.map(encoder.tokenize, prompts):
+            features = normalize(encoder.encode_text(tokens).float(), dim=-1)
+            means = features.unflatten(0, (-1, len(templates))).mean(dim=1)
+            vectors.append(normalize(means, dim=-1))
     return torch.cat(vectors)
 
 
@@ -60,22 +65,38 @@ def classify(
     labels = torch.stack([encoded.image_groups, classes], dim=1).unique(dim=0)
     pictures = encoded.image_features[first_of_each(encoded.image_groups)]
     ahead = wrong_ahead(pictures, vectors.to(pictures.device), labels)[encoded.image_groups]
-    right = (ahead < 1).double()
     labels_of_picture = torch.bincount(labels[:, 0])[encoded.image_groups].double()
-    per_class = torch.zeros(len(classnames), dtype=torch.double).index_add_(0, classes, right)
-    samples_of_class = torch.bincount(classes, minlength=len(classnames))
-    occurs = samples_of_class > 0
     return ZeroShotResult(
-        acc1=float(right.mean()),
-        acc5=float((ahead < 5).double().mean()) if len(classnames) >= 5 else None,
-        mean_per_class_recall=float((per_class[occurs] / samples_of_class[occurs]).mean()),
+        acc1=accuracy(ahead < 1),
+        acc5=accuracy(ahead < 5) if len(classnames) >= 5 else None,
+        mean_per_class_recall=mean_per_class_recall(ahead < 1, classes),
         num_classes=len(classnames),
         num_samples=len(encoded),
         chance=float(labels_of_picture.mean()) / len(classnames),
     )
 
 
-def _check_classes(encoded: EncodedSplit, classnames: list[str]) -> None:
+def choose_classes(
+    encoded: EncodedImages, vectors: Float[Tensor, "classes dim"], classnames: list[str]
+) -> Choices:
+    """What the benchmarks count: one label for each sample, of equal scores the first class.
+
+    Raises:
+        UserError: a sample has no class, or one that has no name.
+    """
+    _check_classes(encoded, classnames)
+    target = encoded.class_indices
+    right = torch.stack([torch.arange(len(target)), target], dim=1)
+    vectors = vectors.to(encoded.image_features.device)
+    return Choices(
+        ahead=wrong_ahead(encoded.image_features, vectors, right, ties="first"),
+        chosen=best_candidate(encoded.image_features, vectors),
+        target=target,
+        num_classes=len(classnames),
+    )
+
+
+def _check_classes(encoded: EncodedImages, classnames: list[str]) -> None:
     classes = encoded.class_indices
     bad = ((classes < 0) | (classes >= len(classnames))).nonzero().flatten()
     if len(bad) == 0:

@@ -8,14 +8,19 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from neuclip import distributed
 from neuclip.config import RunConfig
+from neuclip.data.damage import check_index
+from neuclip.data.decode import ImageDecoder
 from neuclip.data.loader import LoaderSettings, TrainLoader
-from neuclip.data.shards import ShardIndex, build_index, expand_patterns
+from neuclip.data.opening import OpenSettings, open_source
+from neuclip.data.sources import Source
+from neuclip.data.tables import Columns
 from neuclip.errors import UserError
 from neuclip.evaluation.splits import EvaluationSplit, open_split
 from neuclip.method.factory import Run, build_loss
@@ -56,7 +61,9 @@ def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
     name = (
         config.name or f"{config.method.name}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
-    index = read_index(config, train_data)
+    index = _in_turn(lambda: read_index(config, train_data))
+    limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
+    check_index(index.damage, limit, samples=len(index), shards=shards)
     splits = open_splits(config.evaluation.val_data)
     clip = _build_clip(config, device)
     loader = _build_loader(config, index, clip)
@@ -87,7 +94,10 @@ def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
     if distributed.is_main():
         folder.config.write_text(parts.config.to_yaml(), encoding="utf-8")
         _announce(parts, index)
-    trainer.fit()
+    try:
+        trainer.fit()
+    finally:
+        index.close()
     log.info("finished: %s", folder.path)
     return folder.path
 
@@ -107,7 +117,7 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
     return clip
 
 
-def _build_loader(config: RunConfig, index: ShardIndex, clip: Clip) -> TrainLoader:
+def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
     settings = LoaderSettings(
         batch_size=config.data.batch_size,
         rank=distributed.rank(),
@@ -115,7 +125,13 @@ def _build_loader(config: RunConfig, index: ShardIndex, clip: Clip) -> TrainLoad
         seed=config.seed,
         workers=config.data.workers,
         num_samples=config.data.train_num_samples,
+        window=config.data.shuffle_window,
         pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        decode=ImageDecoder.for_model(
+            clip.image_size,
+            max_pixels=config.data.max_image_pixels,
+            full=config.data.full_decode,
+        ),
     )
     return TrainLoader(index, clip.train_transform, clip.tokenize, settings)
 
@@ -126,7 +142,7 @@ def _logit_scale(clip: Clip) -> torch.Tensor:
     return scale
 
 
-def _announce(parts: Parts, index: ShardIndex) -> None:
+def _announce(parts: Parts, index: Source) -> None:
     """What a user wants to know before the first step."""
     config, steps = parts.config, parts.loader.steps_per_epoch
     millions = sum(p.numel() for p in parts.clip.towers.parameters()) / 1e6
@@ -150,17 +166,45 @@ def _announce(parts: Parts, index: ShardIndex) -> None:
         )  # fmt: skip
 
 
-def read_index(config: RunConfig, train_data: str) -> ShardIndex:
-    """The index of the training shards; sample ids are keys only where the method keeps a table."""
+def read_index(config: RunConfig, train_data: str) -> Source:
+    """The training data; sample ids are keys only where the method keeps a table."""
     data = config.data
     needs_ids = METHODS[config.method.name].needs_sample_ids
     if data.data_size is not None and not needs_ids:
         log.info("data_size is not needed: %s keeps no state per sample", config.method.name)
-    return build_index(
-        expand_patterns(train_data),
+    settings = OpenSettings(
+        data_format=data.data_format,
         caption_key=data.caption_key,
         data_size=data.data_size if needs_ids else None,
+        columns=Columns(data.csv_img_key, data.csv_caption_key, data.csv_separator),
+        factors=data.train_data_upsampling_factors,
+        window=data.shuffle_window,
+        cache_dir=data.cache_dir,
+        cache_size_gb=data.cache_size_gb,
+        allow_pipe=data.allow_pipe,
     )
+    return open_source(train_data, settings)
+
+
+def _in_turn(open_data: Callable[[], Source]) -> Source:
+    """Opens the data on the main process first; the others find its indexes and fetched shards.
+
+    On every machine but the first, its first process then does the same for its neighbours.
+    """
+    launch = distributed.launch_environment()
+    turn = 0 if distributed.is_main() else 1 if launch.local_rank == 0 else 2
+    source: Source | None = None
+    try:
+        for now in range(3):
+            if now == turn:
+                source = open_data()
+            distributed.barrier()
+    except UserError:
+        for _ in range(turn, 3):  # the others are not left waiting: they meet the same
+            distributed.barrier()
+        raise
+    assert source is not None
+    return source
 
 
 def open_splits(val_data: str | None) -> list[EvaluationSplit]:

@@ -157,8 +157,12 @@ def write_text(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path, *, bare: bool = False) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU, with `weights_only=True`.
+
+    Args:
+        path: the file.
+        bare: take a file of weights alone, too, as the `state_dict`.
 
     Raises:
         CheckpointError: missing, truncated or damaged, or a pickle of arbitrary objects.
@@ -179,9 +183,15 @@ def load(path: Path) -> dict[str, Any]:
             f"checkpoint {path} is damaged or incomplete ({path.stat().st_size:,} bytes): "
             f"{_reason(error)}{_neighbours(path)}"
         ) from None
+    if bare and isinstance(content, dict) and _are_weights(content):
+        return {"state_dict": content}
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"checkpoint {path} has no 'state_dict': not a training checkpoint")
     return content
+
+
+def _are_weights(content: dict[str, Any]) -> bool:
+    return bool(content) and all(isinstance(v, torch.Tensor) for v in content.values())
 
 
 def load_weights(towers: torch.nn.Module, content: dict[str, Any], path: Path) -> None:
@@ -204,7 +214,7 @@ def load_weights(towers: torch.nn.Module, content: dict[str, Any], path: Path) -
         ]
         raise CheckpointError(
             f"checkpoint {path} is of another architecture: weights {', '.join(details)}; "
-            "give the --model it was trained with"
+            "give the --model (in judging: --arch) it was trained with"
         )
     towers.load_state_dict(weights)
 

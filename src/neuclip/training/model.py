@@ -6,7 +6,7 @@ open_clip keeps it (`logit_scale`, its logarithm), so checkpoints load in open_c
 
 import logging
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,12 @@ class Clip:
         return nullcontext()
 
     @property
+    def image_size(self) -> int:
+        """Longer side in pixels of what the image tower takes."""
+        size = cast(int | tuple[int, int], self.towers.visual.image_size)  # type: ignore[union-attr]
+        return max(size) if isinstance(size, tuple) else size
+
+    @property
     def input_dtype(self) -> torch.dtype:
         """What the image tower takes."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
@@ -94,7 +100,7 @@ def build_clip(
     """Builds a model with fresh weights.
 
     Args:
-        name: an open_clip model, or glyph-tiny.
+        name: an open_clip model, glyph-tiny, or `local-dir:` and a Hugging Face repository on disk.
         precision: arithmetic of the towers.
         device: where the parameters live.
         init: first `temperature`, and `logit_bias` for losses that learn one.
@@ -102,7 +108,7 @@ def build_clip(
     Raises:
         UserError: unknown model (names the nearest), or one whose parts are not on this machine.
     """
-    if name not in model_names():
+    if name not in model_names() and not name.startswith("local-dir:"):
         raise UserError(f"unknown model {name!r}; {nearest(name, model_names())}")
     init = init or {}
     keywords: dict[str, Any] = {}
@@ -117,7 +123,7 @@ def build_clip(
                 name, precision=lowered, device=device, output_dict=True, **keywords
             )
             tokenize = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ImportError) as error:
+    except (OSError, RuntimeError, ImportError, ValueError) as error:
         raise UserError(
             f"model {name!r} needs parts that are not on this machine (its text tower or tokenizer "
             f"comes from a hub): {str(error).splitlines()[0]}"
@@ -133,6 +139,14 @@ def build_clip(
         embed_dim=int(config["embed_dim"]),
         precision=precision,
     )
+
+
+def init_for(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    """The `init` of `build_clip` for towers that take these weights: a bias if they have one.
+
+    Losses that learn a bias keep it in the towers; its value comes with the weights.
+    """
+    return {"logit_bias": 0.0} if any(key.endswith("logit_bias") for key in weights) else {}
 
 
 def clamp_logit_scale(towers: nn.Module) -> None:

@@ -12,7 +12,7 @@ from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss
 from neuclip.method.losses.base import PairLoss
 from neuclip.training import checkpoint
-from neuclip.training.model import Encoder, build_clip, choose_device, choose_precision
+from neuclip.training.model import Encoder, build_clip, choose_device, choose_precision, init_for
 from neuclip.training.run_folder import RunFolder
 
 
@@ -59,7 +59,8 @@ def load_run(run: Path, *, epoch: int | None = None, device: str = "auto") -> Re
         raise UserError(f"{path} was not written by neuclip: its model and method are not recorded")
     config = validate(yaml.safe_load(own["config"]), str(path))
     place = choose_device(device)
-    clip = build_clip(config.model.name, choose_precision(config.model.precision, place), place)
+    precision = choose_precision(config.model.precision, place)
+    clip = build_clip(config.model.name, precision, place, init_for(content["state_dict"]))
     checkpoint.load_weights(clip.towers, content, path)
     sizes = Run(clip.embed_dim, own["steps_per_epoch"], num_samples=own["num_samples"])
     loss = build_loss(config.method, sizes).to(place)

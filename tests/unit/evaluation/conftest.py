@@ -1,6 +1,7 @@
 """Small stand-ins: an encoder of fixed random projections, and encoded splits made by hand."""
 
 import io
+import logging
 import tarfile
 import zlib
 
@@ -69,6 +70,15 @@ def _make_split(
         image_groups=groups,
         text_groups=text_groups,
     )
+
+
+@pytest.fixture
+def log(caplog):
+    """What the package logs, whether or not its messages go to the root logger."""
+    logger = logging.getLogger("neuclip")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

@@ -1,0 +1,112 @@
+"""What zero-shot judging costs beside the encoder: reading, class vectors, scores, metrics.
+
+    python benchmarks/zero_shot.py --samples 50000 --rate 500 --workers 8
+
+The encoder is a stand-in that takes a given time for each picture and does nothing else, as a GPU
+does for the process that waits for it. The set has 1000 classes, 80 templates, and JPEGs of 224
+pixels in DataComp's layout. Prints the whole time over the encoder's, and writes a JSON file with a
+date into benchmarks/results/.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from photographs import photograph
+from torch.nn.functional import normalize
+
+from neuclip.data.writing import write_shards
+from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.suite import load_suite
+from neuclip.evaluation.task_sets import open_task
+from neuclip.training.model import build_clip
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES, TEMPLATES, DIM = 1000, 80, 512
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--rate", type=float, default=500, help="pictures a second of the encoder")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--no-save", action="store_true")
+    return parser.parse_args()
+
+
+class Waiting:
+    """An encoder that takes its time; texts take a tenth of a picture's."""
+
+    def __init__(self, rate: float) -> None:
+        clip = build_clip("ViT-B-32", "fp32", torch.device("meta"))
+        self.transform, self.tokenize = clip.eval_transform, clip.tokenize
+        self.rate, self.seconds = rate, 0.0
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        return self._wait(len(images), len(images) / self.rate)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._wait(len(tokens), len(tokens) / self.rate / 10)
+
+    def _wait(self, rows: int, seconds: float) -> torch.Tensor:
+        start = time.perf_counter()
+        features = normalize(torch.randn(rows, DIM), dim=-1)
+        time.sleep(max(0.0, start + seconds - time.perf_counter()))
+        self.seconds += time.perf_counter() - start
+        return features
+
+
+def make_set(folder: Path, samples: int) -> None:
+    import numpy as np
+
+    chance = np.random.default_rng(0)
+    pictures = [photograph(224, chance) for _ in range(min(samples, 200))]
+    folder.mkdir(parents=True)
+    rows = (
+        (f"s{n:07}", {"jpg": pictures[n % len(pictures)], "cls": str(n % CLASSES).encode()})
+        for n in range(samples)
+    )
+    sizes = write_shards(folder / "test", rows, 5000)
+    for number, name in enumerate(sorted(sizes)):
+        (folder / "test" / name).rename(folder / "test" / f"{number}.tar")
+    (folder / "test" / "nshards.txt").write_text(str(len(sizes)))
+    names = "\n".join(f"class number {n}" for n in range(CLASSES))
+    (folder / "classnames.txt").write_text(names + "\n")
+    templates = "\n".join(f"picture {n} of a {{c}}." for n in range(TEMPLATES))
+    (folder / "zeroshot_classification_templates.txt").write_text(templates + "\n")
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(1)
+    task = dataclasses.replace(load_suite().tasks["imagenet1k"], size=args.samples)
+    with tempfile.TemporaryDirectory() as folder:
+        make_set(Path(folder) / task.folder, args.samples)
+        encoder = Waiting(args.rate)
+        settings = BenchmarkSettings(batch_size=args.batch_size, workers=args.workers)
+        start = time.perf_counter()
+        Benchmark(encoder, settings).judge(open_task(Path(folder), task))
+        whole = time.perf_counter() - start
+    found = {
+        "date": datetime.date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        **{key: vars(args)[key] for key in ("samples", "rate", "workers", "batch_size")},
+        "seconds": round(whole, 2),
+        "encoder_seconds": round(encoder.seconds, 2),
+        "over_encoder": round(whole / encoder.seconds, 4),
+    }
+    print(json.dumps(found, indent=1))
+    if not args.no_save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "zero_shot.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,317 @@
+"""DataComp's suite on small sets of all 38 keys: library, commands, reuse, kill and resume."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from datacomp_sets import CodedTowers, write_suite
+from integration.conftest import kill_group, wait_for
+from neuclip.cli import main
+from neuclip.errors import UserError
+from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.results import read_eval_results
+from neuclip.evaluation.suite import load_suite
+from neuclip.evaluation.suite_run import main_scores, open_sets, run_benchmark
+from neuclip.training.model import build_clip
+
+SUITE = load_suite()
+SETTINGS = BenchmarkSettings(batch_size=8, workers=0)
+
+
+@pytest.fixture
+def log(caplog):
+    """What the package logs, whether or not its messages go to the root logger."""
+    logger = logging.getLogger("neuclip")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The sets, and what each must score."""
+    folder = tmp_path_factory.mktemp("datacomp")
+    return folder, write_suite(folder)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """What open_clip leaves of a run: a checkpoint, and no word on the architecture."""
+    folder = tmp_path / "logs" / "name"
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    towers = build_clip("glyph-tiny", "fp32", torch.device("cpu")).towers
+    content = {"epoch": 2, "name": "name", "state_dict": towers.state_dict()}
+    torch.save(content, folder / "checkpoints" / "epoch_2.pt")
+    return folder
+
+
+def published(run_folder, data_dir, *more):
+    """DataComp's own words."""
+    return [
+        "--train_output_dir", str(run_folder), "--data_dir", str(data_dir), "--epoch", "2",
+        "--arch", "glyph-tiny", "--device", "cpu", "--workers", "0", *more,
+    ]  # fmt: skip
+
+
+def results_of(run_folder):
+    return run_folder / "eval_results" / "epoch_2_eval_results.jsonl"
+
+
+def test_all_38_tasks_give_the_known_answers(data, tmp_path):
+    data_dir, answers = data
+    towers = CodedTowers()
+    sets = open_sets(data_dir, SUITE.select())
+    out = tmp_path / "results.jsonl"
+    found = run_benchmark(Benchmark(towers, SETTINGS), sets, "c" * 64, out)
+    assert found.keys() == answers.keys() == SUITE.tasks.keys()
+    for key, answer in answers.items():
+        metrics = found[key].metrics
+        assert {k: metrics[k] for k in answer} == pytest.approx(answer, abs=1e-7), key
+        assert metrics["main_metric"] == metrics[SUITE.tasks[key].metric]
+        assert all(type(value) is float for value in metrics.values())
+    # One pass: each picture goes through the tower once.
+    assert towers.images_seen == sum(len(task_set.index) for task_set in sets)
+    main_metrics = [found[key].metrics["main_metric"] for key in answers]
+    assert 0.1 < sum(main_metrics) / 38 < 0.9  # sets that any model gets right would prove nothing
+    average = SUITE.average("datacomp", main_scores(out))
+    assert average.value == pytest.approx(sum(main_metrics) / 38)
+    assert (average.done, average.total) == (38, 38)
+
+
+def test_lines_are_as_datacomp_reads_them(data, tmp_path):
+    data_dir, _ = data
+    tasks = SUITE.select(["cifar100", "fmow"])
+    out = tmp_path / "results.jsonl"
+    run_benchmark(Benchmark(CodedTowers(), SETTINGS), open_sets(data_dir, tasks), "c", out)
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["key"] for line in lines] == ["vtab/cifar100", "wilds/fmow"]
+    assert [line["dataset"] for line in lines] == ["CIFAR-100", "FMoW"]
+    assert lines[1]["metrics"]["main_metric"] == lines[1]["metrics"]["acc_worst_region"]
+    assert lines[0]["provenance"]["suite"] == SUITE.version
+
+
+def test_class_vectors_of_one_list_are_computed_once(data, tmp_path):
+    data_dir, _ = data
+    for name in ("wds_imagenet1k_test", "wds_imagenetv2_test"):
+        shutil.copytree(data_dir / "wds_imagenet1k_test", tmp_path / "sets" / name)
+    towers = CodedTowers()
+    sets = open_sets(tmp_path / "sets", SUITE.select(["imagenet1k", "imagenetv2"]))
+    run_benchmark(Benchmark(towers, SETTINGS), sets, "c", tmp_path / "r.jsonl")
+    assert towers.texts_seen == 2 * len(sets[0].classnames)  # two templates
+
+
+class TestReuse:
+    @pytest.fixture
+    def judge(self, data, tmp_path):
+        sets = tmp_path / "sets"
+        for name in ("wds_cifar10_test", "wds_mnist_test"):
+            shutil.copytree(data[0] / name, sets / name)
+
+        def judge(checkpoint="c", settings=SETTINGS):
+            towers = CodedTowers()
+            opened = open_sets(sets, SUITE.select(["cifar10", "mnist"]))
+            run_benchmark(Benchmark(towers, settings), opened, checkpoint, tmp_path / "r.jsonl")
+            return towers.images_seen
+
+        judge.sets, judge.results = sets, tmp_path / "r.jsonl"
+        return judge
+
+    def test_nothing_changed(self, judge):
+        assert judge() == 28
+        before = judge.results.read_bytes()
+        assert judge() == 0
+        assert judge.results.read_bytes() == before
+
+    def test_another_checkpoint(self, judge):
+        judge()
+        assert judge("d") == 28
+        assert len(read_eval_results(judge.results)) == 2
+
+    def test_other_data(self, judge):
+        judge()
+        os.utime(judge.sets / "wds_mnist_test" / "test" / "1.tar", (1, 1))
+        assert judge() == 14
+        names = judge.sets / "wds_cifar10_test" / "classnames.txt"
+        names.write_text(names.read_text().replace("number 0", "the number 0"))
+        assert judge() == 14
+
+    def test_another_suite(self, judge, log):
+        judge()
+        text = judge.results.read_text().replace(SUITE.version, "datacomp-38/0", 1)
+        judge.results.write_text(text)
+        with pytest.raises(UserError, match=r"cifar10 is of suite datacomp-38/0, this is"):
+            main_scores(judge.results)
+        assert judge() == 14
+        assert "result of suite datacomp-38/0 is judged anew" in log.text
+        assert main_scores(judge.results).keys() == {"cifar10", "mnist"}
+
+    def test_results_of_several_checkpoints_are_not_averaged(self, judge):
+        judge()
+        judge.results.write_text(judge.results.read_text().replace('"c"', '"d"', 1))
+        with pytest.raises(UserError, match="several checkpoints"):
+            main_scores(judge.results)
+
+
+def test_the_published_command(data, run_folder, capsys):
+    data_dir, answers = data
+    words = published(run_folder, data_dir)
+    assert main(["eval", *words]) == 0
+    out = capsys.readouterr().out
+    assert "[38/38] WinoGAViL: jaccard_score_10-12" in out
+    assert "DataComp average" in out
+    assert "mean of 38" in out
+    results = results_of(run_folder)
+    assert [line.key for line in read_eval_results(results)] == list(answers)
+    before = results.read_bytes()
+    assert main(["eval", *words]) == 0
+    assert capsys.readouterr().out.count("(was there already)") == 38
+    assert results.read_bytes() == before
+
+
+def test_killed_and_started_again(data, run_folder):
+    """By its module's name; nothing that was written is judged twice or lost."""
+    command = [sys.executable, "-m", "neuclip.evaluation.datacomp"]
+    command += published(run_folder, data[0])
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+    results = results_of(run_folder)
+    wait_for(lambda: results.exists() and results.read_text().count("\n") >= 3, process)
+    os.killpg(process.pid, signal.SIGSTOP)
+    kill_group(process)
+    done = results.read_text().splitlines()
+    assert 3 <= len(done) < 38
+    again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert again.stdout.count("(was there already)") == len(done)
+    lines = results.read_text().splitlines()
+    assert len(lines) == 38
+    assert lines[: len(done)] == done
+
+
+@pytest.mark.distributed
+def test_two_processes_killed_and_started_again(data, run_folder, capsys):
+    """They share the tasks out; one process then gives the same numbers."""
+    words = published(run_folder, data[0], "--out", str(run_folder / "two.jsonl"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["-m", "neuclip.evaluation.datacomp", *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+
+    def parts():
+        return sorted(run_folder.glob("two.jsonl.part-*"))
+
+    wait_for(lambda: len(parts()) == 2, process)
+    os.killpg(process.pid, signal.SIGSTOP)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for pid in (int(child) for child in children):  # torchrun's workers lead groups of their own
+        os.kill(pid, signal.SIGKILL)
+    kill_group(process)
+    done = {line.key for part in parts() for line in read_eval_results(part)}
+    assert 2 <= len(done) < 38
+    again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    assert again.stdout.count("(was there already)") == len(done)
+    assert "mean of 38" in again.stdout
+    assert not parts()
+    assert main(["eval", *words[:-2]]) == 0
+    shared, alone = (
+        {line.key: line.metrics for line in read_eval_results(path)}
+        for path in (run_folder / "two.jsonl", results_of(run_folder))
+    )
+    assert shared == alone
+    assert len(shared) == 38
+
+
+def test_tasks_and_groups(data, run_folder, capsys):
+    path = run_folder / "checkpoints" / "epoch_2.pt"
+    words = [
+        "eval",
+        str(path),
+        "--arch",
+        "glyph-tiny",
+        "--data-dir",
+        str(data[0]),
+        "--workers",
+        "0",
+    ]
+    assert main([*words, "--tasks", "mnist", "--groups", "retrieval"]) == 0
+    out = capsys.readouterr().out
+    keys = [line.key for line in read_eval_results(results_of(run_folder))]
+    assert keys == ["mnist", *SUITE.members["retrieval"].tasks]
+    rows = {line.split("  ")[0].strip(): line for line in out.splitlines()}
+    assert "mean of 2" in rows["Retrieval (Flickr + MSCOCO)"]
+    assert "refused: 3 of 38 tasks" in rows["DataComp average"]
+    assert "refused: 2 of 3 tasks" in rows["Retrieval (with WinoGAViL)"]
+    assert main([*words, "--tasks", "mnist", "--groups", "retrieval", "--partial"]) == 0
+    rows = {line.split("  ")[0].strip(): line for line in capsys.readouterr().out.splitlines()}
+    assert "mean of 3 of 38" in rows["DataComp average"]
+
+
+def test_partial_leaves_out_sets_that_are_not_there(data, run_folder, tmp_path, capsys):
+    sets = tmp_path / "sets"
+    shutil.copytree(data[0] / "wds_mnist_test", sets / "wds_mnist_test")
+    words = ["eval", *published(run_folder, sets)]
+    assert main(words) == 2
+    assert "imagenet1k: no evaluation set at" in capsys.readouterr().err
+    assert not results_of(run_folder).exists()
+    assert main([*words, "--partial"]) == 0
+    captured = capsys.readouterr()
+    assert "37 sets are not there and left out: imagenet1k," in captured.err
+    assert "mean of 1 of 38" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--epoch", "3"], r"no checkpoint at .*epoch_3.pt; there are: epoch_2.pt"),
+        (["--epoch", "-1"], r"no checkpoint at .*epoch_latest.pt; there are: epoch_2.pt"),
+        (["--epoch", "-1", "--iter", "7"], r"no checkpoint at .*iter_7.pt"),
+        (["--iter", "7"], r"--epoch and --iter name two checkpoints"),
+        (["--arch", "ViT-B-32"], r"checkpoint .* is of another architecture.*--arch"),
+        (["--arch", "ViT-B-33"], r"unknown model 'ViT-B-33'; did you mean 'ViT-B-32'"),
+        (["--tasks", "cifar-100"], r"unknown task 'cifar-100'; did you mean 'cifar100'"),
+        (["--groups", "imagenets"], r"unknown group 'imagenets'; did you mean 'imagenet'"),
+        (["--val-data", "x"], r"--val-data and --data-dir judge on different data"),
+    ],
+)
+def test_bad_input_of_the_command(data, run_folder, capsys, more, text):
+    words = published(run_folder, data[0], "--tasks", "mnist")
+    for flag in more[::2]:
+        if flag in words:
+            place = words.index(flag)
+            del words[place : place + 2]
+    assert main(["eval", *words, *more]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    assert re.search(text, message), message
+    assert not results_of(run_folder).exists()
+
+
+def test_without_an_architecture(data, run_folder, capsys):
+    words = ["eval", str(run_folder), "--epoch", "2", "--data-dir", str(data[0])]
+    assert main(words) == 2
+    assert "does not say of which architecture it is: give it, --arch" in capsys.readouterr().err
+    (run_folder / "params.txt").write_text("logs: ./logs\nmodel: glyph-tiny\nname: name\n")
+    assert main([*words, "--tasks", "mnist", "--workers", "0", "--device", "cpu"]) == 0
+
+
+def test_words_that_need_the_other_data(run_folder, capsys):
+    assert main(["eval", "--train_output_dir", str(run_folder)]) == 2
+    assert "--data-dir is missing" in capsys.readouterr().err
+    assert main(["eval", str(run_folder), "--tasks", "mnist"]) == 2
+    assert "--tasks goes with --data-dir" in capsys.readouterr().err
+    assert main(["eval", "--data-dir", "x"]) == 2
+    assert "needs one run folder or checkpoint" in capsys.readouterr().err
