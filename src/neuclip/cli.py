@@ -5,23 +5,23 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import tyro
 from tyro.conf import Positional, arg
 
 from neuclip import __version__, terminal
 from neuclip.config import RunConfig
+from neuclip.data_cli import Bench, Inspect, Pack, bench_data, inspect_data, pack_data
 from neuclip.errors import Preempted, UserError
+from neuclip.eval_cli import Download, Eval, download, evaluate
 from neuclip.flags import DEFAULT_METHOD, parse_train
 from neuclip.methods import method_info, nearest
 from neuclip.published import Switch
 
 T = TypeVar("T")
-Run = Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
 Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
 MethodName = Annotated[str, arg(metavar="NAME")]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -107,65 +107,6 @@ def _fit(config: RunConfig) -> Path:
         raise SystemExit(stop.exit_code) from None
 
 
-# eval -------------------------------------------------------------------------------------------
-
-
-def _evaluate(
-    run: Run,
-    val_data: Annotated[
-        str | None, arg(metavar="DIR[::DIR]", help_behavior_hint="(default: the run's)")
-    ] = None,
-    epoch: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")
-    ] = None,
-    batch_size: int = 256,
-    workers: int = 2,
-    device: Device = "auto",
-) -> int:
-    """Judge a checkpoint: zero-shot classification, retrieval, error of the log-normalizers.
-
-    Args:
-        run: run folder, or one of its checkpoints
-        val_data: evaluation splits (folders of shards), several joined by ::
-        epoch: checkpoint of this epoch
-        batch_size: pairs per forward pass
-        workers: reading processes
-        device: where to compute
-    """
-    for flag, value, least in (("batch-size", batch_size, 1), ("workers", workers, 0)):
-        if value < least:
-            raise UserError(f"--{flag}: {value} is out of range; it must be >= {least}")
-    from neuclip.evaluation.judge import JudgeSettings, judge_split
-    from neuclip.evaluation.results import gallery_path, results_path, write_eval_result
-    from neuclip.training.assemble import open_splits
-    from neuclip.training.restore import load_run
-
-    restored = load_run(run, epoch=epoch, device=device)
-    folders = val_data or restored.config.evaluation.val_data
-    if not folders:
-        raise UserError(f"run {run} was trained without evaluation splits: name some, --val-data")
-    settings = JudgeSettings(
-        batch_size=batch_size, workers=workers, normalizer_batch_size=restored.global_batch_size
-    )
-    path = results_path(restored.folder, restored.epoch)
-    found: dict[str, Mapping[str, float]] = {}
-    print(f"judging {restored.path}", flush=True)
-    for split in open_splits(folders):
-        metrics = judge_split(
-            restored.encoder,
-            split,
-            settings,
-            restored.loss,
-            restored.logit_scale,
-            gallery_path(restored.folder, split.name),
-        )
-        write_eval_result(path, split.name, metrics)
-        found[split.name] = metrics
-    terminal.print_metrics(found)
-    print(f"written to {path}")
-    return 0
-
-
 # report, data demo, demo ------------------------------------------------------------------------
 
 
@@ -222,6 +163,7 @@ def _demo(
     epochs: Annotated[
         int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")
     ] = None,
+    smoke: Switch = False,
 ) -> int:
     """Build the embedded data, train, judge and report: minutes on two CPU cores.
 
@@ -230,9 +172,10 @@ def _demo(
         out: folder of everything that is made
         seed: seed of the run
         epochs: length of the run
+        smoke: a few characters and 20 steps, in seconds: does everything work here?
     """
     method_info(method)
-    from neuclip.data.demo import build_demo
+    from neuclip.data.demo import build_demo, tiny_demo
     from neuclip.report import write_report
 
     data, runs = out / "data", out / "runs"
@@ -241,10 +184,14 @@ def _demo(
     flags += ["--val-data", f"{data / 'unseen_face'}::{data / 'unseen_character'}"]
     flags += ["--name", fresh_name(runs, f"demo-{method}")]
     flags += ["--epochs", str(epochs)] if epochs is not None else []
+    flags += ["--smoke"] if smoke else []
     config = parse_train(flags).config
     print(f"1/3  embedded data in {data}", flush=True)
-    with terminal.progress() as progress:
-        build_demo(data, progress=progress)
+    if smoke:
+        tiny_demo(data)
+    else:
+        with terminal.progress() as progress:
+            build_demo(data, progress=progress)
     print(f"2/3  training {method} for {config.optim.epochs} epochs", flush=True)
     run = _fit(config)
     print("3/3  report", flush=True)
@@ -297,13 +244,30 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "train": Command("train a model; takes the published command lines", _train),
     "eval": Command(
-        "judge a checkpoint on evaluation splits", lambda argv: _call(_evaluate, argv, "eval")
+        "judge a checkpoint on evaluation splits or DataComp's tasks",
+        lambda argv: evaluate(_call(Eval, argv, "eval")),
     ),
     "report": Command("write runs as one HTML page", lambda argv: _call(_report, argv, "report")),
     "methods": Command(
         "list the training methods, or show one", lambda argv: _call(_methods, argv, "methods")
     ),
+    "data download-evalsets": Command(
+        "fetch DataComp's evaluation sets",
+        lambda argv: download(_call(Download, argv, "data download-evalsets")),
+    ),
     "data demo": Command(
         "build the embedded data", lambda argv: _call(_data_demo, argv, "data demo")
+    ),
+    "data inspect": Command(
+        "show what data hold: sizes, captions, damage, examples",
+        lambda argv: inspect_data(_call(Inspect, argv, "data inspect")),
+    ),
+    "data pack": Command(
+        "write any data as tar shards with a manifest",
+        lambda argv: pack_data(_call(Pack, argv, "data pack")),
+    ),
+    "data bench": Command(
+        "time reading, decoding, resizing, tokenizing: what limits?",
+        lambda argv: bench_data(_call(Bench, argv, "data bench")),
     ),
 }

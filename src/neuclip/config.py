@@ -20,6 +20,7 @@ from neuclip.methods import (
     gamma_floor,
 )
 
+DataFormat = Literal["auto", "webdataset", "csv", "parquet", "folder", "huggingface"]
 Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
 
 
@@ -36,7 +37,22 @@ class DataConfig(Section):
 
     train_data: str | None = Field(
         default=None,
-        description="training shards: a folder of .tar files or a brace pattern; :: joins several",
+        description="training data: tar shards (a folder, a brace pattern, an address), a table, "
+        "or a folder of images; :: joins several",
+    )
+    data_format: DataFormat = Field(
+        default="auto", description="what the training data are; auto: told from name and content"
+    )
+    train_data_upsampling_factors: str | None = Field(
+        default=None,
+        description="visits per sample and round for each of several sources, as in 1::2.5; "
+        "none: every sample once",
+    )
+    shuffle_window: int | None = Field(
+        default=None,
+        ge=0,
+        description="shards that are shuffled together; 0: all; none: all of local data, 16 of "
+        "remote data",
     )
     train_num_samples: int | None = Field(
         default=None, ge=1, description="samples in an epoch; none: as many as the shards hold"
@@ -50,6 +66,32 @@ class DataConfig(Section):
     caption_key: str | None = Field(
         default=None,
         description="take the caption from this key of the .json member instead of .txt",
+    )
+    csv_separator: str | None = Field(
+        default=None,
+        description="between the columns of a table; none: a tab if its first line has one, else a "
+        "comma",
+    )
+    csv_img_key: str | None = Field(
+        default=None,
+        description="column of a table with the image; none: filepath, image, ... whichever is "
+        "there",
+    )
+    csv_caption_key: str | None = Field(
+        default=None,
+        description="column of a table with the caption; none: title, caption, ... whichever is "
+        "there",
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        description="folder for shards fetched from other machines; none: neuclip/shards in "
+        "$XDG_CACHE_HOME or ~/.cache",
+    )
+    cache_size_gb: float = Field(
+        default=50.0, gt=0, description="GiB of fetched shards to keep at most"
+    )
+    allow_pipe: bool = Field(
+        default=False, description="run the shell commands that 'pipe:' data consist of"
     )
     max_image_pixels: int = Field(
         default=178_956_970,
@@ -228,9 +270,9 @@ class RunConfig(Section):
         return self.model_copy(update={"optim": optim, "method": method})
 
     def smoke(self) -> "RunConfig":
-        """The same run with a tiny model, 4 epochs of 5 steps, and no trace: seconds on a CPU."""
-        data = {"batch_size": 16, "train_num_samples": 80, "data_size": None, "workers": 0}
-        optim = {"epochs": 4, "stop_epochs": None, "warmup": min(self.optim.warmup, 2)}
+        """The same run with a tiny model, 2 epochs of 10 steps, and no trace: seconds on a CPU."""
+        data = {"batch_size": 16, "train_num_samples": 160, "data_size": None, "workers": 0}
+        optim = {"epochs": 2, "stop_epochs": None, "warmup": min(self.optim.warmup, 2)}
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update=data),

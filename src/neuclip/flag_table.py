@@ -52,6 +52,12 @@ class Flag:
         """The flag as it may be typed, ours first."""
         return (f"--{self.name}", *self.aliases)
 
+    def names_for(self, method: str) -> tuple[str, ...]:
+        """The names under which one method's users know it."""
+        extra = self.fields[method].json_schema_extra
+        alias = str(extra.get("flag", "")) if isinstance(extra, dict) else ""
+        return (f"--{self.name}", alias) if alias else (f"--{self.name}",)
+
     def annotation(self) -> object:
         """The field as tyro parses it."""
         kind = _union(field.annotation for field in self.fields.values())

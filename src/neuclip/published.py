@@ -29,7 +29,7 @@ class Published:
         nu_update: rule of the moving average
         local_loss: accepted without effect, the gradient over the global batch is always exact
         gather_with_grad: accepted without effect, as --local-loss
-        dataset_type: accepted without effect, shards are read either way
+        dataset_type: as --data-format
         imagenet_val: an evaluation split, as --val-data
         zeroshot_frequency: as --val-frequency
     """
@@ -50,8 +50,8 @@ class Published:
     local_loss: Switch = False
     gather_with_grad: Switch = False
     dataset_type: Annotated[
-        Literal["webdataset", "auto"] | None,
-        arg(help_behavior_hint="", metavar="{webdataset,auto}"),
+        Literal["webdataset", "csv", "auto"] | None,
+        arg(help_behavior_hint="", metavar="{webdataset,csv,auto}"),
     ] = None
     imagenet_val: Annotated[str | None, arg(help_behavior_hint="", metavar="TEXT")] = None
     zeroshot_frequency: Annotated[int | None, arg(help_behavior_hint="", metavar="INT")] = None
@@ -106,13 +106,13 @@ SPELLINGS: Mapping[str, Mapping[str, object]] = {
 
 # Published flags that say what a setting of ours says, and those that say nothing here.
 SAME_AS: Mapping[str, tuple[str, str]] = {
+    "dataset_type": ("data", "data_format"),
     "imagenet_val": ("evaluation", "val_data"),
     "zeroshot_frequency": ("evaluation", "val_frequency"),
 }
 WITHOUT_EFFECT: Mapping[str, str] = {
     "local_loss": "the gradient over the global batch is always exact",
     "gather_with_grad": "the gradient over the global batch is always exact",
-    "dataset_type": "shards are read either way",
 }
 
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from neuclip.evaluation.suite import Average, Task
 from neuclip.flag_table import bounds, default_text, table
 from neuclip.methods import CATALOGUE, MethodInfo
 
@@ -70,10 +71,51 @@ def print_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
     _console().print(shown)
 
 
+def print_benchmark(scores: Iterable[tuple[Task, float]], averages: Iterable[Average]) -> None:
+    """Main metric of every task, then the averages; one that is not complete says so."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("task")
+    shown.add_column("metric")
+    shown.add_column("score", justify="right")
+    for task, score in scores:
+        shown.add_row(task.name, task.metric, f"{score:.4f}")
+    shown.add_row()
+    for average in averages:
+        part = f"{average.done} of {average.total}"
+        if average.value is None:
+            refused = " (--partial averages them)" if average.done else ""
+            shown.add_row(average.name, f"refused: {part} tasks{refused}", "-")
+        else:
+            what = f"mean of {average.total}" if not average.missing else f"mean of {part}"
+            shown.add_row(average.name, what, f"{average.value:.4f}")
+    _console().print(shown)
+
+
 def _number(value: float | None, *, share: bool) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.2f} %" if share else f"{value:.3f}"
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Names and values, one a line."""
+    width = max(len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        _line(f"{name:{width}}{value}", bold=len(name), hang=width)
+
+
+def print_stages(seconds: Mapping[str, float]) -> None:
+    """Time per sample by stage, what one core would do of each stage alone, and its share."""
+    total = sum(seconds.values())
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("stage")
+    for head in ("ms per sample", "samples/s alone", "share"):
+        shown.add_column(head, justify="right")
+    for stage, value in seconds.items():
+        alone = f"{1 / value:,.0f}" if value else "-"
+        shown.add_row(stage, f"{1000 * value:.3f}", alone, f"{value / total:.1%}")
+    shown.add_row("all", f"{1000 * total:.3f}", f"{1 / total:,.0f}", "")
+    _console().print(shown)
 
 
 def print_demo(run: Path, epoch: int, page: Path) -> None:
@@ -117,7 +159,7 @@ def print_method(info: MethodInfo) -> None:
         if flag.path[0] == "method" and info.name in flag.fields:
             field = flag.fields[info.name]
             values = "; ".join(filter(None, [default_text(field), bounds(field)]))
-            flags = ", ".join(flag.names)
+            flags = ", ".join(flag.names_for(info.name))
             _line(f"  {flag.path[1]} = {values}", bold=2 + len(flag.path[1]))
             _line(f"      {field.description or ''}", hang=6)
             _line(f"      {flags}", hang=6)

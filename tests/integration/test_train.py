@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -190,3 +191,24 @@ def test_two_processes_train(demo):
     assert saved["global_batch_size"] == 16
     assert saved["step"] == 10
     assert saved["loss"]["normalizer.prototypes"].shape == (2, 4096, 128)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_demo_of_every_method(method, tmp_path, capsys):
+    assert main(["demo", "--method", method, "--smoke", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "unseen_face" in printed
+    assert (tmp_path / "runs" / f"demo-{method}" / "report.html").exists()
+    shutil.rmtree(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("precision", ["amp_bf16", "bf16"])
+def test_low_precision_trains(demo, precision):
+    flags = demo.flags("run", "--epochs", "1", "--precision", precision, "--workers", "0")
+    assert main(["train", *flags, "--val-data", str(demo.data / "unseen_character")]) == 0
+    losses = [r["loss"] for r in read_records(demo.logs / "run/metrics.jsonl") if "loss" in r]
+    assert losses[-1] < losses[0]
+    weights = checkpoint.load(demo.logs / "run/checkpoints/epoch_1.pt")["state_dict"]
+    kept = torch.bfloat16 if precision == "bf16" else torch.float32
+    assert weights["text_projection"].dtype == kept
+    assert weights["logit_scale"].dtype == torch.float32

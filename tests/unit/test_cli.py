@@ -94,7 +94,7 @@ def test_version(capsys):
     ("line", "message"),
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
-        ("data", "unknown command 'data'; did you mean 'data demo'?"),
+        ("data", "unknown command 'data'; did you mean 'data pack'?"),
         ("data dmo", "unknown command 'data dmo'; did you mean 'data demo'?"),
         ("methods nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
         ("demo --method nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),

@@ -182,7 +182,6 @@ def test_method_and_temperature_gradient(line, method, gradient):
             "--local-loss has no effect: the gradient over the global batch is always",
         ),
         ("--gather_with_grad", "--gather-with-grad has no effect"),
-        ("--dataset-type webdataset --npn", "--dataset-type webdataset has no effect"),
         ("--npn", "method neuclip, spelled --npn"),
         ("--npn", "temperature_gradient fastclip"),
         ("--precision amp", "--precision amp is called amp_bf16 here"),
@@ -424,6 +423,17 @@ def test_individual_temperatures_take_lr_tau():
     config = parse(published_lines()["FastCLIP-v2 on CC3M using 8 GPUs"])
     assert config.method.model_dump()["temperature_lr"] == 0.0133
     assert config.optim.lr_tau is None
+
+
+def test_open_clips_flags_for_tables():
+    data = parse(
+        "--train-data t.csv --dataset-type csv --csv-separator , --csv-img-key a "
+        "--csv-caption-key b --train-data-upsampling-factors 1"
+    ).data
+    assert (data.data_format, data.csv_separator, data.csv_img_key) == ("csv", ",", "a")
+    assert (data.csv_caption_key, data.train_data_upsampling_factors) == ("b", "1")
+    assert parse("--dataset-type webdataset").data.data_format == "webdataset"
+    assert "set the same thing" in refusal("--dataset-type csv --data-format folder")
 
 
 def test_flags_are_frozen():

@@ -14,27 +14,29 @@ LEVELS = [
     ["settings"],
     ["methods"],
     ["config", "distributed", "method.interfaces", "method.schedule"],
-    ["method.objective", "method.sample_table", "method.inputs"],
+    ["method.objective", "method.blocks", "method.sample_table", "method.inputs"],
     ["method.normalizers", "method.temperature"],
     ["method.losses"],
     ["method.factory"],
-    ["data", "flag_table", "published"],
+    ["data", "flag_table", "published", "evaluation.suite"],
     [
         "training.model",
         "training.optim",
         "training.checkpoint",
+        "training.fingerprint",
         "training.timing",
         "training.tracking",
         "evaluation",
     ],
     ["training.run_folder"],
-    ["training.parts", "training.recorder", "training.restore"],
+    ["training.parts", "training.recorder", "training.restore", "training.pretrained"],
     ["training.judging"],
     ["training.trainer"],
     ["training.assemble"],
     ["flags", "report", "terminal"],
+    ["data_cli", "eval_cli"],
     ["cli"],
-    ["training.main", "__main__"],
+    ["training.main", "__main__", "evaluation.datacomp"],
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 
@@ -42,11 +44,23 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 KEPT = {
     "open_clip": {"training.model"},
     "torch.distributed": {"distributed"},
-    "tyro": {"cli", "flags", "flag_table", "published"},
+    "tyro": {"cli", "data_cli", "eval_cli", "flags", "flag_table", "published"},
     "rich": {"terminal", "training.tracking", "cli"},
     "matplotlib": {"report.figures", "data.faces"},
 }
-TORCH_FREE = {"errors", "settings", "methods", "config", "flag_table", "published", "flags", "cli"}
+TORCH_FREE = {
+    "errors",
+    "settings",
+    "methods",
+    "config",
+    "flag_table",
+    "published",
+    "flags",
+    "cli",
+    "data_cli",
+    "eval_cli",
+    "evaluation.suite",
+}
 
 
 def modules():

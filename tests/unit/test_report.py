@@ -31,7 +31,8 @@ def train(step, **more):
     record = {"kind": "train", "step": step, "epoch": step / 100, "samples_seen": step * 64}
     record |= {"loss": 4 / step, "temperature": 0.05, "logit_scale": 20.0, "seconds": 2.0}
     record |= {"samples_per_second": 900.0 + step, "share_data": 0.1, "share_encode": 0.7}
-    return record | {"share_normalizer": 0.05, "log_normalizer_mean": -step / 100, "memory_mb": 800} | more
+    record |= {"share_normalizer": 0.05, "log_normalizer_mean": -step / 100, "memory_mb": 800}
+    return record | more
 
 
 def evaluation(step, acc1, split="unseen_face", **more):
