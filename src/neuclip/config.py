@@ -272,7 +272,8 @@ class RunConfig(Section):
     def smoke(self) -> "RunConfig":
         """The same run with a tiny model, 2 epochs of 10 steps, and no trace: seconds on a CPU."""
         data = {"batch_size": 16, "train_num_samples": 160, "data_size": None, "workers": 0}
-        optim = {"epochs": 2, "stop_epochs": None, "warmup": min(self.optim.warmup, 2)}
+        stop = 1 if self.optim.stop_epochs == 1 else None
+        optim = {"epochs": 2, "stop_epochs": stop, "warmup": min(self.optim.warmup, 2)}
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update=data),

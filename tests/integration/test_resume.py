@@ -116,6 +116,7 @@ def test_a_killed_judging_is_made_up_for(demo, whole):
         (("--method", "rgcl_batch"), "has method 'neuclip', this run has 'rgcl_batch'"),
         (("--batch-size", "20"), "has global_batch_size 16, this run has 20"),
         (("--seed", "4"), "has seed 3, this run has 4"),
+        (("--shuffle-window", "1"), "has order_of_data"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(demo, whole, capsys, change, message):

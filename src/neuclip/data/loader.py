@@ -69,6 +69,7 @@ class TrainLoader:
 
     Attributes:
         description: what an epoch visits, repeats and leaves out, in one sentence.
+        order_digest: equal for runs that visit equally many samples in the same order.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TrainLoader:
         window = _window(source, settings)
         order = Order(source.layout, settings.seed, length=settings.num_samples, window=window)
         length, global_batch = order.length, settings.batch_size * settings.world_size
+        self.order_digest = source.layout.digest(window, settings.num_samples)
         self._requests = _TrainRequests(order, settings, source.expect)
         if len(self._requests) == 0:
             raise UserError(

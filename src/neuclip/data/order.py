@@ -87,6 +87,17 @@ class Layout:
         """Length of a round, in which every sample gets its share of visits."""
         return sum(part.visits for part in self.parts)
 
+    def digest(self, window: int, length: int | None) -> str:
+        """What the order of every epoch follows from, in few characters; not where the data lie.
+
+        Args:
+            window: blocks shuffled together.
+            length: samples in an epoch; none: a round.
+        """
+        rest = [window, length or self.visits, [(part.samples, part.factor) for part in self.parts]]
+        whole = self.ends.astype("<i8").tobytes() + repr(rest).encode()
+        return hashlib.sha256(whole).hexdigest()[:16]
+
     @cached_property
     def starts(self) -> Positions:
         """[blocks] first position of every block."""

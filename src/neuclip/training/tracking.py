@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -170,11 +171,14 @@ def _tensorboard(run_dir: Path) -> Sink:
 
 def _wandb(run_dir: Path, config: dict[str, Any]) -> Sink:
     module = _optional("wandb", "wandb")
-    # The run's own id makes a resumed run continue the same curve.
+    # An id of the run folder's own: a resumed run continues its curve, and no other's of its name.
+    id_file = run_dir / "run_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
     run = module.init(
         project=os.environ.get("WANDB_PROJECT", "neuclip"),
         name=run_dir.name,
-        id=run_dir.name,
+        id=id_file.read_text(encoding="utf-8").strip(),
         resume="allow",
         dir=str(run_dir),
         config=config,

@@ -283,6 +283,7 @@ class Trainer:
             "global_batch_size": self.parts.global_batch_size,
             "steps_per_epoch": self.parts.steps_per_epoch,
             "num_samples": self.parts.num_samples,
+            "order_of_data": self.parts.loader.order_digest,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -317,10 +318,10 @@ class Trainer:
         if own is None:
             raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
         for key, value in self._identity().items():
-            if own[key] != value:
+            if own.get(key) != value:
                 raise CheckpointError(
-                    f"checkpoint {path} has {key} {own[key]!r}, this run has {value!r}; an exact "
-                    "resume needs them equal"
+                    f"checkpoint {path} has {key} {own.get(key)!r}, this run has {value!r}; an "
+                    "exact resume needs them equal"
                 )
         checkpoint.load_weights(parts.clip.towers, content, path)
         parts.optimizer.adamw.load_state_dict(content["optimizer"])

@@ -85,3 +85,27 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write the run folder"):
         open_run_folder(str(tmp_path / "file"), "run", None)
+
+
+def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
+    """W&B gets the same id again; a run of the same name elsewhere gets another."""
+    ids = []
+
+    class Wandb:
+        @staticmethod
+        def init(**keywords):
+            assert keywords["resume"] == "allow"
+            ids.append(keywords["id"])
+            return Wandb
+
+        @staticmethod
+        def log(values, step):
+            assert values == {"train/loss": 0.5, "train/step": 3.0}
+            assert step == 3
+
+    monkeypatch.setattr(tracking.importlib, "import_module", lambda name: Wandb)
+    for folder in ("a", "a", "b"):
+        (tmp_path / folder / "run").mkdir(parents=True, exist_ok=True)
+        (sink,) = tracking.extra_sinks("wandb", tmp_path / folder / "run", {})
+        sink({"kind": "train", "step": 3, "loss": 0.5})
+    assert ids[0] == ids[1] != ids[2]
