@@ -27,6 +27,8 @@ def _serve(pipe: Connection) -> None:
             dist.init_process_group(
                 "gloo", init_method=f"file://{store}", rank=rank, world_size=size
             )
+            # A fast rank must not leave the group while another is still connecting to it.
+            dist.barrier()
             try:
                 pipe.send((True, function(*arguments)))
             finally:
