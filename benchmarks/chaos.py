@@ -35,6 +35,7 @@ def flags(folder: Path, name: str, method: str) -> list[str]:
         "--method", method, "--train-data", str(folder / "data" / "train"),
         "--val-data", str(folder / "data" / "unseen_face"), "--model", "glyph-tiny",
         "--batch-size", "16", "--epochs", str(EPOCHS), "--warmup", "5", "--workers", "2",
+        "--lr", "1e-3",
         "--save-every-steps", "4", "--log-every-n-steps", "3", "--device", "cpu",
         "--logs", str(folder / "logs"), "--name", name, "--resume", "auto",
     ]  # fmt: skip

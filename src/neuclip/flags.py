@@ -150,8 +150,14 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     below = tree["method"].get("name") if "method" in tree else None
     choice = choose_method(published, sources.method, below)
     config = _lay_over(tree, top, choice, published, notes)
+    if sources.smoke:
+        config = config.smoke()
+        notes.append(
+            "--smoke puts glyph-tiny, batches of 16 and 2 epochs of 10 steps in place of what is "
+            "given for model, batch and length"
+        )
     return TrainCommand(
-        config=config.smoke() if sources.smoke else config,
+        config=config,
         notes=(*choice.notes, *notes),
         dry_run=sources.dry_run,
     )

@@ -7,7 +7,17 @@ import torch
 
 from neuclip.method import blocks
 from neuclip.method.blocks import log_inner_of_pairs, log_inner_of_rows
-from neuclip.method.objective import log_inner
+
+
+def log_inner(similarity, logit_scale, offset=0):
+    """The plain formula over the whole matrix, for autograd."""
+    anchors, candidates = similarity.shape
+    logits = similarity * (logit_scale if logit_scale.ndim == 0 else logit_scale[:, None])
+    positive = logits.diagonal(offset)[:anchors]
+    own = torch.zeros_like(similarity, dtype=torch.bool)
+    own.diagonal(offset)[:anchors] = True
+    others = logits.masked_fill(own, -math.inf)
+    return torch.logsumexp(others, 1) - positive - math.log(candidates - 1)
 
 
 def unit(*shape, seed=0):

@@ -410,16 +410,12 @@ def test_every_setting_has_a_flag():
 
 def test_fastclip_line_with_a_rate_above_one():
     """`--gamma 10.0 --nu_update sox`, as published for DFN-14M: no moving average has that rate."""
-    if "fastclip_v3" not in METHODS:
-        pytest.skip("fastclip_v3 is not in the catalogue")
     command = parse_train(shlex.split(published_lines()["FastCLIP on DFN-14M using 4 GPUs"]))
     assert command.config.method.model_dump()["gamma"] == 1.0
     assert any("--gamma 10 is above 1" in note for note in command.notes)
 
 
 def test_individual_temperatures_take_lr_tau():
-    if "fastclip_v2" not in METHODS:
-        pytest.skip("fastclip_v2 is not in the catalogue")
     config = parse(published_lines()["FastCLIP-v2 on CC3M using 8 GPUs"])
     assert config.method.model_dump()["temperature_lr"] == 0.0133
     assert config.optim.lr_tau is None
@@ -439,3 +435,10 @@ def test_open_clips_flags_for_tables():
 def test_flags_are_frozen():
     """A flag is a promise to people's scripts: a change of one is a change of data/flags.json."""
     assert flag_names() == json.loads((DATA / "flags.json").read_text())
+
+
+def test_smoke_says_what_it_replaces():
+    command = parse_train(["--smoke", "--epochs", "7", "--lr", "0.002"])
+    assert any(note.startswith("--smoke puts glyph-tiny") for note in command.notes)
+    assert command.config.model.name == "glyph-tiny"
+    assert (command.config.optim.epochs, command.config.optim.lr) == (2, 0.002)

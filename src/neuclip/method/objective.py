@@ -17,23 +17,6 @@ LOG_RATIO_LIMIT = 30.0
 negative may exceed it, and in float32 the exponential or its square would overflow."""
 
 
-def log_inner(
-    similarity: Float[Tensor, "anchors candidates"],
-    logit_scale: Float[Tensor, "*scales"],
-    offset: int = 0,
-) -> Float[Tensor, " anchors"]:
-    """Log g^_i: log of the mean over j != i of exp((s_ij - s_ii) * logit_scale).
-
-    Args:
-        similarity: cosines of anchors (rows) and candidates; the positive of anchor i is
-            column offset + i.
-        logit_scale: 1 / temperature, one for all, or one per anchor.
-        offset: column of the first anchor's positive.
-    """
-    others, positive = _other_logits(similarity, logit_scale, offset)
-    return torch.logsumexp(others, dim=1) - positive - math.log(similarity.shape[1] - 1)
-
-
 @torch.no_grad()
 def log_inner_slope(
     similarity: Float[Tensor, "anchors candidates"],
@@ -42,23 +25,19 @@ def log_inner_slope(
 ) -> Float[Tensor, " anchors"]:
     """Derivative of log g^_i by logit_scale.
 
-    It is the mean of s_ij - s_ii under the softmax over j != i; arguments as for `log_inner`.
+    It is the mean of s_ij - s_ii under the softmax over j != i.
+
+    Args:
+        similarity: cosines of anchors (rows) and candidates; the positive of anchor i is
+            column offset + i.
+        logit_scale: 1 / temperature, one for all, or one per anchor.
+        offset: column of the first anchor's positive.
     """
-    others, _ = _other_logits(similarity, logit_scale, offset)
-    positive = similarity.diagonal(offset)[: similarity.shape[0]]
-    return (torch.softmax(others, dim=1) * similarity).sum(1) - positive
-
-
-def _other_logits(similarity: Tensor, logit_scale: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """The scaled similarities with the positives at -inf, and the positives."""
-    anchors = similarity.shape[0]
     scale = logit_scale if logit_scale.ndim == 0 else logit_scale[:, None]
-    logits = similarity * scale
-    positive = logits.diagonal(offset)[:anchors]
-    own = torch.zeros_like(similarity, dtype=torch.bool)
-    own.diagonal(offset)[:anchors] = True
-    # Filled after the scaling: 0 * inf in the gradient of the scale would be NaN.
-    return logits.masked_fill(own, -math.inf), positive
+    others = similarity * scale
+    others.diagonal(offset)[: len(others)].fill_(-math.inf)
+    positive = similarity.diagonal(offset)[: len(similarity)]
+    return (torch.softmax(others, dim=1) * similarity).sum(1) - positive
 
 
 def log_plus(log_value: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
