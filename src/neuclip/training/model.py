@@ -60,7 +60,7 @@ class Clip:
     @property
     def input_dtype(self) -> torch.dtype:
         """What the image tower takes."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return torch.bfloat16 if self.precision == "bf16" else torch.get_default_dtype()
 
 
 def model_names() -> list[str]:
