@@ -102,7 +102,15 @@ class DataConfig(Section):
         default=False,
         description="decode every JPEG at full scale, also where the model sees less than half",
     )
-    batch_size: int = Field(default=64, ge=2, description="pairs per process and step")
+    batch_size: int = Field(
+        default=64, ge=2, description="pairs per process and micro-batch (a step has accum_freq)"
+    )
+    accum_freq: int = Field(
+        default=1,
+        ge=1,
+        description="micro-batches per step: the loss is that of batch_size x accum_freq x "
+        "processes pairs, the memory that of batch_size",
+    )
     workers: int = Field(default=2, ge=0, description="reading processes per training process")
     max_bad_fraction: float = Field(
         default=0.01,
@@ -271,7 +279,14 @@ class RunConfig(Section):
 
     def smoke(self) -> "RunConfig":
         """The same run with a tiny model, 2 epochs of 10 steps, and no trace: seconds on a CPU."""
-        data = {"batch_size": 16, "train_num_samples": 160, "data_size": None, "workers": 0}
+        accum_freq = min(self.data.accum_freq, 8)
+        data = {
+            "batch_size": 16 // accum_freq,
+            "accum_freq": accum_freq,
+            "train_num_samples": 160,
+            "data_size": None,
+            "workers": 0,
+        }
         stop = 1 if self.optim.stop_epochs == 1 else None
         optim = {"epochs": 2, "stop_epochs": stop, "warmup": min(self.optim.warmup, 2)}
         return self.model_copy(

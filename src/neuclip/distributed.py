@@ -6,7 +6,7 @@ need no special case for world size 1. Global batches are the ranks' local batch
 
 import os
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -231,3 +231,13 @@ def parallel(towers: nn.Module, device: torch.device) -> nn.Module:
         return towers
     device_ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(towers, device_ids=device_ids)
+
+
+def no_sync(towers: nn.Module) -> AbstractContextManager[None]:
+    """Forward and backward passes in a `with` block add to this rank's gradients only.
+
+    The first pass outside averages the sums. For towers of one process there is nothing to hold.
+    """
+    if isinstance(towers, nn.parallel.DistributedDataParallel):
+        return towers.no_sync()
+    return nullcontext()

@@ -110,6 +110,26 @@ def test_a_killed_judging_is_made_up_for(demo, whole):
     ]
 
 
+def test_micro_batches_train_on_the_same_samples_and_can_be_cut_anew(demo, whole):
+    """A step of 4 x 4 pairs is one of 16: records, schedules, and what a resume asks for."""
+    quiet = ("--val-frequency", "0", "--save-frequency", "1", *NEUCLIP)
+    cut = ("--batch-size", "4", "--accum-freq", "4", "--stop-epochs", "1")
+    assert main(["train", *demo.flags("cut", *quiet, *cut)]) == 0
+    log = (demo.logs / "cut" / "out.log").read_text()
+    assert "1 epochs of 10 steps, batch 16 = 4 x 4 micro-batches x 1 processes" in log
+    again = ("--batch-size", "8", "--accum-freq", "2", "--resume", "latest")
+    assert main(["train", *demo.flags("cut", *quiet, *again)]) == 0
+    found, expected = (
+        [r for r in read_records(folder / "metrics.jsonl") if r["kind"] == "train"]
+        for folder in (demo.logs / "cut", whole)
+    )
+    assert [r["step"] for r in found] == [1, 5, 10, 15, 20]
+    for key in ("step", "epoch", "samples_seen", "lr", "gamma", "samples_fingerprint"):
+        assert [r[key] for r in found] == [r[key] for r in expected], key
+    # BatchNorm sees 4 pairs instead of 16: near, not equal.
+    assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

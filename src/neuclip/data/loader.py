@@ -4,8 +4,8 @@ The plain torch `DataLoader` runs the workers. What travels to them is a whole b
 (epoch, place, positions), so workers hold no state: their number changes nothing, they live on
 from epoch to epoch, and a run resumes at (epoch, step) with as many of them as it likes.
 
-Step t takes the places t*B ... (t+1)*B of the epoch's order, rank r its r-th part of them: the
-global batches are the same for any number of ranks.
+Step t takes the places t*B ... (t+1)*B of the epoch's order, rank r its r-th part of them, cut into
+`accum_freq` micro-batches: the global batches are the same for any number of either.
 """
 
 import os
@@ -39,9 +39,10 @@ class LoaderSettings:
     """How a `TrainLoader` reads.
 
     Attributes:
-        batch_size: samples per rank and step.
+        batch_size: samples per rank and micro-batch.
         rank: which part of the global batches this process reads.
         world_size: number of ranks.
+        accum_freq: micro-batches per rank and step.
         seed: decides order, substitutes and random transforms.
         workers: processes that read ahead; 0 reads in this one.
         num_samples: length of an epoch; by default that of the data.
@@ -54,6 +55,7 @@ class LoaderSettings:
     batch_size: int
     rank: int = 0
     world_size: int = 1
+    accum_freq: int = 1
     seed: int = 0
     workers: int = 0
     num_samples: int | None = None
@@ -61,14 +63,32 @@ class LoaderSettings:
     pin_memory: bool = False
     decode: Decode = decode_image
 
+    @property
+    def rank_batch(self) -> int:
+        """Samples per rank and step."""
+        return self.batch_size * self.accum_freq
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per step."""
+        return self.rank_batch * self.world_size
+
+    @property
+    def factors(self) -> str:
+        """What makes up the global batch, in words."""
+        parts = f" x {self.accum_freq} micro-batches" if self.accum_freq > 1 else ""
+        return f"{self.batch_size}{parts} x {self.world_size} processes"
+
 
 class TrainLoader:
     """Batches of an epoch from a position on; `len` is the number of steps in an epoch.
 
-    Iterating yields what is left of the epoch and then stands at the start of the next one.
+    Iterating yields the micro-batches of what is left of the epoch, `accum_freq` for each step, and
+    then stands at the start of the next one.
 
     Attributes:
         description: what an epoch visits, repeats and leaves out, in one sentence.
+        factors: what makes up a global batch, in words.
         order_digest: equal for runs that visit equally many samples in the same order.
     """
 
@@ -83,14 +103,14 @@ class TrainLoader:
         self._settings = settings
         window = _window(source, settings)
         order = Order(source.layout, settings.seed, length=settings.num_samples, window=window)
-        length, global_batch = order.length, settings.batch_size * settings.world_size
+        length, global_batch = order.length, settings.global_batch
+        self.factors = settings.factors
         self.order_digest = source.layout.digest(window, settings.num_samples)
         self._requests = _TrainRequests(order, settings, source.expect)
         if len(self._requests) == 0:
             raise UserError(
                 f"an epoch of {length} samples is less than one global batch of {global_batch} "
-                f"({settings.batch_size} x {settings.world_size} processes): "
-                "lower --batch-size, or read more data"
+                f"({settings.factors}): lower --batch-size, or read more data"
             )
         self.description = describe_epoch(source.layout, length, global_batch)
         reader = Reader(source, transform, tokenize, order, settings.decode)
@@ -177,18 +197,19 @@ class _TrainRequests:
         self._order, self._settings, self._expect = order, settings, expect
 
     def __len__(self) -> int:
-        return self._order.length // (self._settings.batch_size * self._settings.world_size)
+        return self._order.length // self._settings.global_batch
 
     def __iter__(self) -> Iterator[Request]:
-        epoch, size, ranks = self.epoch, self._settings.batch_size, self._settings.world_size
+        epoch, size, settings = self.epoch, self._settings.batch_size, self._settings
         known = 0  # up to this place of the epoch, what is read was told
         for step in range(self.step, len(self)):
-            first = step * ranks * size
+            first = step * settings.global_batch
             if first >= known:
                 self._expect(self._order.blocks_ahead(epoch, first))
                 known = self._order.window_end(epoch, first)
-            place = first + self._settings.rank * size
-            yield Request(epoch, place, self._order.positions(epoch, place, place + size), True)
+            own = first + settings.rank * settings.rank_batch
+            for place in range(own, own + settings.rank_batch, size):
+                yield Request(epoch, place, self._order.positions(epoch, place, place + size), True)
 
 
 def _data_loader(

@@ -120,6 +120,7 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
 def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
     settings = LoaderSettings(
         batch_size=config.data.batch_size,
+        accum_freq=config.data.accum_freq,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         seed=config.seed,
@@ -155,9 +156,8 @@ def _announce(parts: Parts, index: Source) -> None:
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", parts.loader.description
     )
     log.info(
-        "%d epochs of %d steps, batch %d = %d x %d processes",
-        parts.last_epoch, steps, parts.global_batch_size, config.data.batch_size,
-        distributed.world_size(),
+        "%d epochs of %d steps, batch %d = %s",
+        parts.last_epoch, steps, parts.global_batch_size, parts.loader.factors,
     )  # fmt: skip
     if config.optim.warmup >= config.optim.epochs * steps:
         log.warning(

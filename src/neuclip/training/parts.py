@@ -36,9 +36,14 @@ class Parts:
     shard_damage: tuple[Damage, ...]
 
     @property
+    def process_batch_size(self) -> int:
+        """Pairs in a step of one process, over all its micro-batches."""
+        return self.config.data.batch_size * self.config.data.accum_freq
+
+    @property
     def global_batch_size(self) -> int:
         """Pairs in a step, over all processes."""
-        return self.config.data.batch_size * distributed.world_size()
+        return self.process_batch_size * distributed.world_size()
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,4 +1,4 @@
-"""The loop. It knows batches, towers, a loss and an optimiser, and names no method.
+"""The loop around the step. It knows batches and what a run writes, and names no method.
 
 The state of a run is one number, the steps done: epoch and position in the data follow from it.
 """
@@ -6,28 +6,27 @@ The state of a run is one number, the steps done: epoch and position in the data
 import json
 import logging
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from neuclip import distributed
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import Batch
 from neuclip.errors import Preempted, UserError
 from neuclip.evaluation.results import write_whole
-from neuclip.method.inputs import NotFiniteError
 from neuclip.training import checkpoint
 from neuclip.training.checkpoint import CheckpointError
 from neuclip.training.fingerprint import add_to_fingerprint
 from neuclip.training.judging import Judge
-from neuclip.training.model import clamp_logit_scale
 from neuclip.training.parts import Parts
 from neuclip.training.recorder import Recorder
+from neuclip.training.step import StepResult, TrainingStep
 
 log = logging.getLogger("neuclip")
 
@@ -46,15 +45,20 @@ class Trainer:
         self.step = 0
         self.damage = DamageLog()
         self.damage.add(parts.shard_damage)
-        self._towers = distributed.parallel(parts.clip.towers, parts.device)
         self._recorder = Recorder(parts.config, parts.folder, parts.device)
         self._judge = Judge(parts, self._recorder)
-        parts.loss.section = self._recorder.timer.section
+        self._update = TrainingStep(
+            parts.clip,
+            distributed.parallel(parts.clip.towers, parts.device),
+            parts.loss,
+            parts.optimizer,
+            parts.device,
+            self._recorder.timer.section,
+        )
         self.skipped = 0
         self.fingerprint = 0
         self._stop_asked = False
         self._rate = 0.0
-        self._gradient_norm: Tensor | None = None
 
     # --- the run ----------------------------------------------------------------------------
 
@@ -76,64 +80,34 @@ class Trainer:
                 self._judge.judge(self.step)
             for epoch in range(self.step // steps, parts.last_epoch):
                 parts.loader.set_position(epoch, self.step % steps)
-                for batch in self._timed(iter(parts.loader)):
-                    loss = self.train_step(batch)
-                    self._after_step(batch, loss)
+                for batches in self._timed(iter(parts.loader)):
+                    self._after_step(batches, self.train_step(batches))
                     profiler.step()
                 self._end_epoch()
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """One update of the towers (and of whatever the loss trains itself)."""
-        parts, section = self.parts, self._recorder.timer.section
-        self._rate = parts.optimizer.set_rates(self.step, self.parts.temperature)
-        with section("encode"), parts.clip.autocast(parts.device):
-            outputs = self._towers(batch.images.to(parts.clip.input_dtype), batch.tokens)
-        loss, problem = self._loss(outputs, batch)
-        # All processes agree before the backward pass, which waits for all of them.
-        if distributed.any_rank(problem is not None):
-            problem = problem or "another process met a loss that is not finite"
-        else:
-            with section("backward"):
-                loss.backward()
-            with section("optimizer"):
-                problem = self._update()
-        if problem is not None:
-            self._skip(problem, batch)
+    def train_step(self, batches: Sequence[Batch]) -> StepResult:
+        """One update of the towers (and of whatever the loss trains itself).
+
+        Args:
+            batches: the micro-batches of this process.
+        """
+        self._rate = self.parts.optimizer.set_rates(self.step, self.parts.temperature)
+        result = self._update(batches)
+        if result.problem is not None:
+            self._skip(result.problem, batches)
         self.step += 1
-        return loss.detach()
+        return result
 
-    def _update(self) -> str | None:
-        """Steps the towers, unless the gradient (the same on all processes) is not finite."""
-        norm = self.parts.optimizer.gradient_norm()
-        self._gradient_norm = norm
-        if not bool(torch.isfinite(norm)):
-            return f"the gradient's norm is {float(norm)}"
-        self.parts.optimizer.step()
-        clamp_logit_scale(self.parts.clip.towers)
-        return None
-
-    def _loss(self, outputs: dict[str, Tensor], batch: Batch) -> tuple[Tensor, str | None]:
-        """The loss of a step, and what is wrong with it if it is not finite."""
-        try:
-            with self._recorder.timer.section("loss"):
-                loss = self.parts.loss(**outputs, sample_ids=batch.sample_ids)
-        except NotFiniteError as error:
-            if distributed.is_active():
-                raise  # the other processes wait inside the loss: only ending the run frees them
-            return torch.tensor(torch.nan, device=self.parts.device), str(error)
-        assert isinstance(loss, Tensor)
-        finite = bool(torch.isfinite(loss))
-        return loss, None if finite else f"the loss is {float(loss.detach())}"
-
-    def _after_step(self, batch: Batch, loss: Tensor) -> None:
+    def _after_step(self, batches: Sequence[Batch], result: StepResult) -> None:
         data, every = self.parts.config.data, self.parts.config.output.save_every_steps
-        self.fingerprint = add_to_fingerprint(self.fingerprint, batch.sample_ids)
-        for damage in self.damage.add(batch.damage):
-            log.warning("damaged: %s", damage)
-        self.damage.check(data.max_bad_fraction, self.step * data.batch_size)
+        for batch in batches:
+            self.fingerprint = add_to_fingerprint(self.fingerprint, batch.sample_ids)
+            for damage in self.damage.add(batch.damage):
+                log.warning("damaged: %s", damage)
+        self.damage.check(data.max_bad_fraction, self.step * self.parts.process_batch_size)
         self._recorder.advance(self.step)
         if self._recorder.is_due(self.step):
-            self._record(loss)
+            self._record(result)
         if self.step % self.parts.steps_per_epoch == 0:
             return  # the end of the epoch saves
         if self._asked_to_stop():
@@ -163,26 +137,32 @@ class Trainer:
             f"{self.parts.folder.path}"
         )
 
-    def _timed(self, batches: Iterator[Batch]) -> Generator[Batch]:
-        """The batches on the device, with the waiting counted as `data`."""
+    def _timed(self, batches: Iterator[Batch]) -> Generator[list[Batch]]:
+        """The micro-batches of each step, with the waiting counted as `data`.
+
+        A single one is moved to the device at once; of several, each is moved when it is its turn,
+        so that the device holds the pictures of one.
+        """
+        count = self.parts.config.data.accum_freq
         while True:
             with self._recorder.timer.section("data"):
-                batch = next(batches, None)
-                if batch is None:
+                step = list(islice(batches, count))
+                if not step:
                     return
-                batch = batch.to(self.parts.device, non_blocking=True)
-            yield batch
+                if count == 1:
+                    step = [step[0].to(self.parts.device, non_blocking=True)]
+            yield step
 
     # --- records ----------------------------------------------------------------------------
 
-    def _record(self, loss: Tensor) -> None:
+    def _record(self, result: StepResult) -> None:
         values = {
             **self.parts.position(self.step),
-            "loss": float(distributed.mean_over_ranks(loss.clone())),
+            "loss": float(distributed.mean_over_ranks(result.loss.clone())),
             "temperature": self.parts.temperature,
             "logit_scale": 1 / self.parts.temperature,
             "lr": self._rate,
-            "grad_norm": None if self._gradient_norm is None else float(self._gradient_norm),
+            "grad_norm": None if result.gradient_norm is None else float(result.gradient_norm),
             "skipped_steps": self.skipped,
             "samples_fingerprint": f"{self._global_fingerprint():016x}",
             **self.parts.loss.metrics(),
@@ -216,7 +196,7 @@ class Trainer:
 
     # --- stopping ---------------------------------------------------------------------------
 
-    def _skip(self, problem: str, batch: Batch) -> None:
+    def _skip(self, problem: str, batches: Sequence[Batch]) -> None:
         """Leaves the towers as they are; stops when that was too often.
 
         Raises:
@@ -230,7 +210,11 @@ class Trainer:
             f"{self._rate:.3g}"
         )
         path = self.parts.folder.path / f"nonfinite_step_{step}_rank_{distributed.rank()}.json"
-        found = {"problem": where, "keys": batch.keys, "sample_ids": batch.sample_ids.tolist()}
+        found = {
+            "problem": where,
+            "keys": [key for batch in batches for key in batch.keys],
+            "sample_ids": [number for batch in batches for number in batch.sample_ids.tolist()],
+        }
         write_whole(path, json.dumps(found, indent=1) + "\n")
         if self.skipped > limit:
             raise UserError(

@@ -146,6 +146,24 @@ def test_ranks_share_the_same_global_batches(index, world, epoch, length):
     assert all(seen.count(key) in (full_rounds, full_rounds + 1) for key in set(seen))
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_micro_batches_hold_the_same_global_batches(index, world):
+    whole = loader(index, 12)
+    steps = list(whole)
+    for rank in range(world):
+        own = 12 // world
+        parts = loader(index, 2, rank=rank, world_size=world, accum_freq=own // 2)
+        assert len(parts) == parts.steps_per_epoch == len(whole) == 3
+        parts.set_position(0, 1)
+        batches = list(parts)
+        assert [len(batch) for batch in batches] == [2] * own
+        images = torch.cat([batch.images for batch in batches]).view(
+            2, own, *steps[0].images.shape[1:]
+        )
+        for step, found in zip(steps[1:], images, strict=True):
+            assert torch.equal(found, step.images[rank * own : (rank + 1) * own])
+
+
 def test_epochs_differ_and_follow_each_other(index):
     train = loader(index, 8)
     first, second = contents(train), contents(train)

@@ -1,0 +1,27 @@
+"""K processes with micro-batches do what one process does with the whole batch at once."""
+
+import pytest
+import torch
+from step_tasks import train_in_micro_batches
+
+from neuclip.methods import METHODS
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_micro_batches_of_two_processes_equal_one_batch(pool, method):
+    ranks = pool.run(2, train_in_micro_batches, method, 2)
+    alone = train_in_micro_batches(method, 12)
+    assert len(alone.gradients) == 3
+    for step, gradients in enumerate(alone.gradients):
+        mean = torch.stack([rank.losses[step] for rank in ranks]).mean()
+        torch.testing.assert_close(mean, alone.losses[step], rtol=1e-9, atol=1e-11)
+        for rank in ranks:
+            assert rank.gradients[step].keys() == gradients.keys()
+            for name, expected in gradients.items():
+                torch.testing.assert_close(
+                    rank.gradients[step][name], expected, rtol=1e-8, atol=1e-11, msg=name
+                )
+    for rank in ranks:
+        torch.testing.assert_close(rank.weights, alone.weights, rtol=1e-8, atol=1e-10)
