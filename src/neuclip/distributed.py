@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -117,37 +118,179 @@ def process_group(device_type: str) -> Generator[Launch]:
         dist.destroy_process_group()
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the pairs of a global batch lie over the ranks, in rank order.
+
+    Attributes:
+        sizes: the number of pairs each rank holds.
+        rank: this process.
+    """
+
+    sizes: tuple[int, ...]
+    rank: int
+
+    @property
+    def total(self) -> int:
+        """Pairs of all ranks."""
+        return sum(self.sizes)
+
+    @property
+    def start(self) -> int:
+        """Place of this rank's first pair in the global batch."""
+        return sum(self.sizes[: self.rank])
+
+    @property
+    def even(self) -> bool:
+        """Whether all ranks hold as many."""
+        return len(set(self.sizes)) == 1
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over this rank's pairs (last axis), weighed so that ranks average to the global one.
+
+        Gradients are averaged over ranks (as DDP does), so a rank that holds more pairs than
+        others must count for more.
+        """
+        mean = values.mean(-1)
+        if self.even:
+            return mean
+        return mean * (len(self.sizes) * self.sizes[self.rank] / self.total)
+
+    def own(self, whole: Tensor) -> Tensor:
+        """This rank's part of a tensor over the global batch (axis 1)."""
+        return whole.narrow(1, self.start, self.sizes[self.rank])
+
+
+def _padded(layout: Layout, local: Tensor) -> Tensor:
+    """As long as the longest rank's tensor, for collectives want equal lengths."""
+    if layout.even:
+        return local.contiguous()
+    padded = local.new_zeros((max(layout.sizes), *local.shape[1:]))
+    padded[: len(local)] = local
+    return padded
+
+
+def _parts(layout: Layout, whole: Tensor) -> Tensor:
+    """The ranks' padded tensors, one after the other, without their padding."""
+    if layout.even:
+        return whole
+    parts = zip(whole.split(max(layout.sizes)), layout.sizes, strict=True)
+    return torch.cat([part[:size] for part, size in parts])
+
+
+def _spread(layout: Layout, whole: Tensor) -> Tensor:
+    """The reverse of `_parts`."""
+    if layout.even:
+        return whole.contiguous()
+    longest = max(layout.sizes)
+    spread = whole.new_zeros((len(layout.sizes), longest, *whole.shape[1:]))
+    for row, part in zip(spread, whole.split(layout.sizes), strict=True):
+        row[: len(part)] = part
+    return spread.flatten(0, 1)
+
+
+def layout_of(local: int, *, equal: bool = False) -> Layout:
+    """How many pairs every rank holds.
+
+    Args:
+        local: this rank's number.
+        equal: that all ranks hold as many is known: nothing is exchanged. Otherwise one integer
+            is, and a CUDA device is waited for.
+
+    Raises:
+        UserError: on all ranks, if one of them has no pair.
+    """
+    if not is_active():
+        return Layout((local,), 0)
+    if equal:
+        return Layout((local,) * world_size(), rank())
+    sizes = torch.empty(world_size(), dtype=torch.int64, device=_message_device())
+    _all_gather(sizes, torch.tensor([local], device=sizes.device))
+    layout = Layout(tuple(int(size) for size in sizes.tolist()), rank())
+    if 0 in layout.sizes:
+        raise UserError(
+            f"the processes hold {list(layout.sizes)} pairs of this batch: each needs at least one"
+        )
+    return layout
+
+
 class _Gather(torch.autograd.Function):
     """All-gather forward, reduce-scatter (sum) backward: the exact gradient of a gather."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor) -> Tensor:
-        return gather_constant(local)
+    def forward(
+        ctx: Any,  # noqa: ANN401  autograd's context takes any attribute
+        local: Tensor,
+        layout: Layout,
+    ) -> Tensor:
+        ctx.layout = layout
+        return gather_constant(local, layout)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        (grad,) = grads
-        local = grad.new_empty((grad.shape[0] // world_size(), *grad.shape[1:]))
-        _reduce_scatter(local, grad.contiguous(), op=dist.ReduceOp.SUM)
-        return local
+    def backward(
+        ctx: Any,  # noqa: ANN401
+        *grads: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        return scatter_sum(grads[0], ctx.layout), None
 
 
-def gather(local: Tensor) -> Tensor:
+def gather(local: Tensor, layout: Layout | None = None) -> Tensor:
     """Concatenates the ranks' tensors along the first axis; gradients flow back to every rank.
 
-    The backward pass sums the ranks' gradients. With losses that are means over *local* anchors and
-    gradients averaged over ranks (as DDP does), the result is the gradient of the global mean.
+    The backward pass sums the ranks' gradients. With losses that are `Layout.mean`s over *local*
+    anchors and gradients averaged over ranks (as DDP does), the result is the gradient of the
+    global mean.
+
+    Args:
+        local: this rank's tensor.
+        layout: the lengths of the ranks' tensors; none: all equal.
     """
-    return _Gather.apply(local) if is_active() else local  # pyright: ignore[reportReturnType]
+    if not is_active():
+        return local
+    layout = layout or layout_of(len(local), equal=True)
+    return _Gather.apply(local, layout)  # pyright: ignore[reportReturnType]
 
 
-def gather_constant(local: Tensor) -> Tensor:
-    """Concatenates the ranks' tensors along the first axis, without gradient."""
+def gather_constant(local: Tensor, layout: Layout | None = None) -> Tensor:
+    """Concatenates the ranks' tensors along the first axis, without gradient.
+
+    Args:
+        local: this rank's tensor.
+        layout: the lengths of the ranks' tensors; none: all equal.
+    """
     if not is_active():
         return local.detach()
-    whole = local.new_empty((local.shape[0] * world_size(), *local.shape[1:]))
-    _all_gather(whole, local.detach().contiguous())
-    return whole
+    layout = layout or layout_of(len(local), equal=True)
+    padded = _padded(layout, local.detach())
+    whole = padded.new_empty((len(padded) * world_size(), *padded.shape[1:]))
+    _all_gather(whole, padded)
+    return _parts(layout, whole)
+
+
+def scatter_sum(whole: Tensor, layout: Layout) -> Tensor:
+    """This rank's part (first axis) of the sum of the ranks' tensors: the reverse of a gather."""
+    if not is_active():
+        return whole
+    spread = _spread(layout, whole)
+    local = spread.new_empty((max(layout.sizes), *whole.shape[1:]))
+    _reduce_scatter(local, spread, op=dist.ReduceOp.SUM)
+    return local[: layout.sizes[layout.rank]]
+
+
+def logsumexp_over_ranks(value: Tensor, bound: Tensor) -> Tensor:
+    """Logarithm of the sum of the ranks' exp(value), elementwise, by one all-reduce.
+
+    The sum is taken of exp(value - bound) in float64, whose exponents reach 700 below the bound
+    (float32's, 87); two all-reduces, of maxima and of sums, would carry as many bytes.
+
+    Args:
+        value: logarithms.
+        bound: the same on all ranks, not below any value, and less than 700 above the largest.
+    """
+    if not is_active():
+        return value
+    total = sum_over_ranks((value.double() - bound).exp_())
+    return total.log_().add_(bound).to(value.dtype)
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
@@ -221,8 +364,12 @@ def any_rank(flag: bool) -> bool:
     """Whether the flag is set on any rank."""
     if not is_active():
         return flag
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    return bool(max_over_ranks(torch.tensor(int(flag), device=device)).item())
+    return bool(max_over_ranks(torch.tensor(int(flag), device=_message_device())).item())
+
+
+def _message_device() -> str:
+    """Where a number must lie for the backend to send it."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def parallel(towers: nn.Module, device: torch.device) -> nn.Module:

@@ -8,7 +8,7 @@ from gloo_pool import GlooPool
 
 @pytest.fixture(scope="session")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GlooPool]:
-    """Three processes that form gloo groups of up to three."""
-    pool = GlooPool(3, tmp_path_factory.mktemp("stores"))
+    """Four processes that form gloo groups of up to four."""
+    pool = GlooPool(4, tmp_path_factory.mktemp("stores"))
     yield pool
     pool.close()

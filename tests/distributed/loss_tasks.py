@@ -1,5 +1,8 @@
 """What every rank does; imported by the processes of the pool."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,19 +11,34 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuclip import create_loss, distributed
+from neuclip.distributed import Layout
+from neuclip.method.interfaces import Pairs
+from neuclip.method.losses import base, sigmoid
+from neuclip.method.losses.sigmoid import SigmoidLoss
 
 SAMPLES = 30
-BATCH = 6
+BATCH = 12
 DIM = 5
+
+EVEN = {1: (12,), 2: (6, 6), 3: (4, 4, 4), 4: (3, 3, 3, 3)}
+UNEVEN = {1: (12,), 2: (9, 3), 3: (5, 1, 6), 4: (2, 5, 1, 4)}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A loss, and the numbers of the global batches it is to see."""
+    """A loss, and the numbers of the global batches it is to see.
+
+    Attributes:
+        name: the method.
+        settings: its settings.
+        steps: batches; ranks hold different numbers of pairs of the odd ones.
+        other_form: gradients of features travel the way this method does not take by itself.
+    """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     steps: tuple[int, ...] = (0, 1, 2, 3)
+    other_form: bool = False
 
 
 def global_batch(number: int) -> tuple[Tensor, Tensor]:
@@ -54,17 +72,70 @@ def build(task: Task) -> torch.nn.Module:
     ).double()
 
 
+def own_part(number: int) -> slice:
+    """This rank's pairs of a global batch."""
+    sizes = (UNEVEN if number % 2 else EVEN)[distributed.world_size()]
+    start = sum(sizes[: distributed.rank()])
+    return slice(start, start + sizes[distributed.rank()])
+
+
+def gathered_log_inner(
+    features: Tensor, logit_scale: Tensor, whole: Tensor, layout: Layout
+) -> tuple[Tensor, Tensor | None]:
+    """`log_inner` by a gather with gradients (reduce-scatter backward) and the whole matrix."""
+    whole = distributed.gather(features.transpose(0, 1).contiguous(), layout).transpose(0, 1)
+    local = features.shape[1]
+    own = torch.zeros(local, layout.total, dtype=torch.bool)
+    own.diagonal(layout.start)[:local] = True
+    values, slopes = [], []
+    for side, scale in enumerate(logit_scale.expand(2, local)):
+        similarity = features[side] @ whole[1 - side].T
+        logits = (similarity * scale[:, None]).masked_fill(own, -math.inf)
+        positive = similarity[own]
+        values.append(logits.logsumexp(1) - positive * scale - math.log(layout.total - 1))
+        slopes.append((logits.softmax(1) * similarity).sum(1) - positive)
+    return torch.stack(values), torch.stack(slopes).detach() if logit_scale.ndim else None
+
+
+def two_term_sigmoid(
+    self: SigmoidLoss, pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor
+) -> Tensor:
+    """SigLIP's loss in FastCLIP's form: every side once with gradient, against constants."""
+    image, text = pairs.features
+    everybody = distributed.gather_constant(pairs.features.transpose(0, 1), pairs.layout)
+    apply, start = sigmoid._PairwiseSigmoid.apply, pairs.layout.start
+    value = apply(image, everybody[:, 1], logit_scale, logit_bias, start)
+    mirror = apply(text, everybody[:, 0], logit_scale.detach(), logit_bias.detach(), start)
+    return pairs.layout.mean((value + mirror - mirror.detach())[None])
+
+
+@contextmanager
+def form_of(task: Task) -> Iterator[None]:
+    """Softmax losses gather constants, the sigmoid loss with gradients; or the reverse."""
+    kept = base.log_inner, SigmoidLoss.pair_loss
+    if task.other_form:
+        base.log_inner, SigmoidLoss.pair_loss = gathered_log_inner, two_term_sigmoid
+    try:
+        yield
+    finally:
+        base.log_inner, SigmoidLoss.pair_loss = kept
+
+
 def train(task: Task, state: dict[str, Any] | None = None) -> Result:
     """Steps through the batches, with this rank's share of each."""
     torch.set_num_threads(1)
+    with form_of(task):
+        return _train(task, state)
+
+
+def _train(task: Task, state: dict[str, Any] | None) -> Result:
     loss = build(task)
     if state is not None:
         loss.load_state_dict(state)
-    share = BATCH // distributed.world_size()
-    own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
     losses, feature_grads, scale_grads, bias_grads = [], [], [], []
     for number in task.steps:
         features, ids = global_batch(number)
+        own = own_part(number)
         leaf = features[:, own].clone().requires_grad_()
         scale = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
         bias = torch.tensor(-5.0, dtype=torch.float64, requires_grad=True)
@@ -98,12 +169,26 @@ def collectives() -> dict[str, Any]:
     whole = distributed.gather(local)
     weights = torch.arange(whole.numel(), dtype=torch.float64).view_as(whole) * (rank + 1)
     (grad,) = torch.autograd.grad((whole * weights).sum(), local)
+    sizes = tuple(range(1, size + 1))  # rank r holds r + 1 rows
+    uneven = torch.full((rank + 1, 2), float(rank), dtype=torch.float64, requires_grad=True)
+    layout = distributed.layout_of(rank + 1)
+    whole_uneven = distributed.gather(uneven, layout)
+    weights = torch.arange(whole_uneven.numel(), dtype=torch.float64).view_as(whole_uneven)
+    held = whole_uneven.detach()[layout.start :][: rank + 1, 0]
+    (uneven_grad,) = torch.autograd.grad((whole_uneven * weights * (rank + 1)).sum(), uneven)
     seven = torch.arange(7.0).view(1, 7)
     owned = distributed.owned_slice(7)
     return {
         "rank": rank,
         "gather": whole.detach(),
         "grad": grad,
+        "layout": (layout.sizes == sizes, layout.start, layout.total),
+        "uneven": whole_uneven.detach(),
+        "uneven_grad": uneven_grad,
+        "weighed": distributed.mean_over_ranks(layout.mean(held)),
+        "logsumexp": distributed.logsumexp_over_ranks(
+            torch.tensor([-90.0 * rank, 90.0 + rank]), torch.tensor(100.0)
+        ),
         "constant": distributed.gather_constant(torch.tensor([rank, -rank])),
         "sum": distributed.sum_over_ranks(torch.tensor([1.0 + rank])),
         "mean": distributed.mean_over_ranks(torch.tensor([1.0 + rank])),
@@ -120,6 +205,18 @@ def too_few_prototypes() -> str:
     settings = {"gamma": 0.5, "gamma_schedule": "constant", "num_prototypes": 1}
     try:
         create_loss("neuclip", embed_dim=4, steps_per_epoch=1, **settings)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def different_numbers(equal: bool, sizes: tuple[int, ...]) -> str:
+    """What a loss says of ranks with so many pairs."""
+    loss = create_loss("openclip", embed_dim=DIM)
+    loss.equal_batches = equal
+    features = global_batch(0)[0][:, : sizes[distributed.rank()]]
+    try:
+        loss(features[0], features[1], torch.tensor(3.0).double())
     except ValueError as error:
         return str(error)
     return ""

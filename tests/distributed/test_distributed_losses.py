@@ -1,8 +1,18 @@
 """K processes with a share of the batch each do what one process does with all of it."""
 
+import functools
+from dataclasses import replace
+
 import pytest
 import torch
-from loss_tasks import Result, Task, collectives, too_few_prototypes, train
+from loss_tasks import (
+    Result,
+    Task,
+    collectives,
+    different_numbers,
+    too_few_prototypes,
+    train,
+)
 
 from neuclip.methods import METHODS
 
@@ -11,7 +21,7 @@ pytestmark = pytest.mark.distributed
 MIXING = {"gamma": 0.3, "gamma_decay_epochs": 2.0}
 NETWORK = {
     **MIXING,
-    "num_prototypes": 7,  # divisible by neither 2 nor 3, and more than a batch
+    "num_prototypes": 13,  # divisible by none of 2, 3, 4, and more than a batch
     "inner_steps": 2,
     "restart_steps": 3,
     "prototype_lr": 0.3,
@@ -68,28 +78,40 @@ def same_run(ranks: list[Result], alone: Result, *, first: int = 0) -> None:
         same_state(rank.state, alone.state)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@functools.cache
+def alone(case: str) -> Result:
+    return train(TASKS[case])
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("case", TASKS)
 def test_many_processes_equal_one(pool, case, size):
-    same_run(pool.run(size, train, TASKS[case]), train(TASKS[case]))
+    """Two batches shared out evenly, two not."""
+    same_run(pool.run(size, train, TASKS[case]), alone(case))
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_the_other_form_of_the_gather_equals_one_process(pool, case):
+    """Gradients through the gather for softmax losses, FastCLIP's two terms for the sigmoid's."""
+    same_run(pool.run(3, train, replace(TASKS[case], other_form=True)), alone(case))
 
 
 @pytest.mark.parametrize(
     "case", ["neuclip", "rolling-adam-weights", "fifo-adagrad", "fastclip_v2", "amorlip"]
 )
-def test_a_state_of_two_processes_goes_on_with_one_and_with_three(pool, case):
+def test_a_state_of_two_processes_goes_on_with_other_numbers(pool, case):
     whole = TASKS[case]
-    before = Task(whole.name, whole.settings, whole.steps[:2])
-    after = Task(whole.name, whole.settings, whole.steps[2:])
-    alone = train(whole)
+    before = replace(whole, steps=whole.steps[:2])
+    after = replace(whole, steps=whole.steps[2:])
     state = pool.run(2, train, before)[0].state
-    same_run([train(after, state)], alone, first=2)
-    same_run(pool.run(3, train, after, state), alone, first=2)
+    same_run([train(after, state)], alone(case), first=2)
+    for size in (3, 4):
+        same_run(pool.run(size, train, after, state), alone(case), first=2)
 
 
 def test_the_prototypes_are_shared_out(pool):
     states = [rank.state for rank in pool.run(3, train, TASKS["neuclip"])]
-    assert {state["normalizer.prototypes"].shape[1] for state in states} == {7}
+    assert {state["normalizer.prototypes"].shape[1] for state in states} == {13}
 
 
 def test_more_processes_than_prototypes(pool):
@@ -97,7 +119,15 @@ def test_more_processes_than_prototypes(pool):
     assert all("num_prototypes 1 is below the number of processes (3)" in m for m in messages)
 
 
-@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_that_hold_different_numbers_of_pairs(pool):
+    assert pool.run(2, different_numbers, False, (3, 1)) == ["", ""]
+    refused = pool.run(2, different_numbers, True, (3, 1))
+    assert all("hold [3, 1] pairs, and equal_batches is set" in message for message in refused)
+    empty = pool.run(3, different_numbers, False, (3, 0, 2))
+    assert all("hold [3, 0, 2] pairs of this batch: each needs at least one" in m for m in empty)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
 def test_collectives(pool, size):
     results = pool.run(size, collectives)
     total = size * (size + 1) / 2
@@ -108,6 +138,15 @@ def test_collectives(pool, size):
         # Every rank weighed the whole with rank + 1: the gradients are summed over ranks.
         own = torch.arange(6.0 * size).view(-1, 3)[2 * rank : 2 * rank + 2].double() * total
         torch.testing.assert_close(result["grad"], own)
+        rows = [r for r in range(size) for _ in range(r + 1)]
+        start = rank * (rank + 1) // 2
+        assert result["layout"] == (True, start, len(rows))
+        assert result["uneven"][:, 1].tolist() == rows
+        own = torch.arange(2.0 * len(rows)).view(-1, 2)[start : start + rank + 1].double() * total
+        torch.testing.assert_close(result["uneven_grad"], own)
+        assert result["weighed"].item() == pytest.approx(sum(rows) / len(rows))
+        logs = [[-90.0 * r for r in range(size)], [90.0 + r for r in range(size)]]
+        torch.testing.assert_close(result["logsumexp"], torch.tensor(logs).logsumexp(1))
         assert result["constant"].tolist() == [v for r in range(size) for v in (r, -r)]
         assert result["sum"].item() == total
         assert result["mean"].item() == total / size

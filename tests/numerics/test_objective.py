@@ -4,15 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naive_reference import inners, pairs, published_gamma
+from naive_reference import published_gamma
 
-from neuclip.method.blocks import log_inner_of_rows
 from neuclip.method.objective import (
     LOG_RATIO_LIMIT,
     bounded_exp,
     conjugate,
     count_gradient,
-    log_inner_slope,
     log_plus,
     mix,
 )
@@ -47,33 +45,6 @@ def test_minimising_over_alpha_by_gradient_finds_the_log():
         with torch.no_grad():
             alpha -= 0.1 * grad
     torch.testing.assert_close(alpha.detach(), value.log(), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
-def test_log_inner_equals_the_double_loop(scale):
-    features = pairs(6)
-    expected = inners(features, scale).log()
-    for side in range(2):
-        anchors, candidates = features[side], features[1 - side]
-        got = log_inner_of_rows(anchors, candidates, torch.tensor(scale, dtype=torch.float64))
-        torch.testing.assert_close(got, expected[side])
-        # Rows 2 to 4 alone, as a rank that owns them sees it.
-        logit_scale = torch.tensor(scale, dtype=torch.float64)
-        part = log_inner_of_rows(anchors[2:5], candidates, logit_scale, 2)
-        torch.testing.assert_close(part, expected[side, 2:5])
-
-
-def test_log_inner_takes_a_scale_per_anchor_and_its_slope_is_the_gradient():
-    features = pairs(6)
-    scales = torch.linspace(2, 80, 6, dtype=torch.float64).requires_grad_()
-    similarity = features[0] @ features[1].T
-    got = log_inner_of_rows(features[0], features[1], scales)
-    expected = inners(features, torch.stack([scales, scales]))[0].log()
-    torch.testing.assert_close(got, expected)
-    (by_scale,) = torch.autograd.grad(expected.sum(), scales)
-    torch.testing.assert_close(log_inner_slope(similarity, scales), by_scale)
-    part = log_inner_slope(similarity[3:], scales[3:], 3)
-    torch.testing.assert_close(part, by_scale[3:])
 
 
 def test_bounded_exp_is_the_exponential_then_its_tangent():

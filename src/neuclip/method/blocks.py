@@ -1,116 +1,170 @@
-"""log g^ of a batch without its B x B matrix: row blocks, computed again in the backward pass.
+"""Sums and pulls of softmaxes over a batch without its B x B matrix: row blocks, computed twice.
 
-    log g^_i = log sum_{j != i} exp(l_ij) - l_ii - log(B - 1),      l_ij = s_ij / tau
+    log_sum_i = log sum_{j != i} exp(scale_i s_ij)         the sums, in the forward pass
+    mean_i    = sum_{j != i} p_ij s_ij                     p_ij the softmax: d log_sum_i / d scale_i
+    pull_i    = sum_{j != i} (weight_i p_ij + weight'_j p'_ji) e_j                in the backward
 
-For one process and one temperature the same blocks serve both sides (rows: image anchors, columns:
-text anchors): one product forward and three backward, where open_clip's ClipLoss takes two and
-four. The temperature is multiplied into the rows beforehand, so its gradient costs nothing here.
+`pull_i` gathers what candidate j does for anchor i and, with p' and weight' of the other side's
+softmaxes, what anchor i does as a candidate of j: both are read off the same similarities. With one
+temperature for all, a single product of a block serves both sides, where open_clip's ClipLoss takes
+two (and four, against our three, backward). `neuclip.method.fused` does the same on CUDA.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CPU_BLOCK = 2**20
 CUDA_BLOCK = 2**26
 """Numbers in a block: on a CPU few enough to stay in its caches."""
 
-
-def _blocks(rows: Tensor, columns: Tensor, offset: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with their logits, the positives at minus infinity."""
-    limit = CUDA_BLOCK if rows.is_cuda else CPU_BLOCK
-    size = max(1, min(len(rows), limit // len(columns)))
-    for start in range(0, len(rows), size):
-        block = slice(start, min(start + size, len(rows)))
-        logits = rows[block] @ columns.T
-        logits.diagonal(offset + start)[: len(logits)].fill_(-math.inf)
-        yield block, logits
+_MASKED = -1e30
+"""A positive's similarity: its softmax is zero, and so is zero times it (not so for infinity)."""
 
 
-class _LogInner(torch.autograd.Function):
-    """Log g^ of scaled rows against columns, and of columns against rows if `both`."""
+@dataclass(frozen=True)
+class Softmaxes:
+    """The softmaxes of some anchors over the candidates, and what their sums weigh.
 
-    @staticmethod
-    def forward(
-        ctx: Any,  # noqa: ANN401  autograd's context takes any attribute
-        rows: Tensor,
-        columns: Tensor,
-        offset: int,
-        both: bool,
-    ) -> Tensor:
-        positive = (rows * columns[offset : offset + len(rows)]).sum(1)
-        by_row = torch.empty_like(positive)
-        by_column = torch.full_like(columns[:, 0], -math.inf)
-        for block, logits in _blocks(rows, columns, offset):
-            by_row[block] = torch.logsumexp(logits, 1)
-            if both:
-                by_column = torch.logaddexp(by_column, torch.logsumexp(logits, 0))
-        ctx.save_for_backward(rows, columns, by_row, by_column)
-        ctx.offset, ctx.both = offset, both
-        sums = torch.stack([by_row, by_column]) if both else by_row
-        return sums - positive - math.log(len(columns) - 1)
+    Attributes:
+        scale: 1 / temperature, one for all or one per anchor.
+        log_sum: see the module.
+        weight: derivative of the loss by log_sum (times scale where it is one per anchor).
+    """
 
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator's doing
-        ctx: Any,  # noqa: ANN401
-        *grads: Tensor,
-    ) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        rows, columns, by_row, by_column = ctx.saved_tensors
-        row_weights = grad[0] if ctx.both else grad
-        row_grad, column_grad = torch.empty_like(rows), torch.zeros_like(columns)
-        for block, logits in _blocks(rows, columns, ctx.offset):
-            other = (logits - by_column).exp_().mul_(grad[1]) if ctx.both else None
-            weights = logits.sub_(by_row[block, None]).exp_().mul_(row_weights[block, None])
-            if other is not None:
-                weights += other
-            row_grad[block] = weights @ columns
-            column_grad.addmm_(weights.T, rows[block])
-        own = slice(ctx.offset, ctx.offset + len(rows))
-        pull = (grad.sum(0) if ctx.both else grad)[:, None]
-        row_grad -= pull * columns[own]
-        column_grad[own] -= pull * rows
-        return row_grad, column_grad, None, None
+    scale: Float[Tensor, "*scales"]
+    log_sum: Float[Tensor, " anchors"]
+    weight: Float[Tensor, " anchors"]
 
 
-def log_inner_of_rows(
-    anchors: Float[Tensor, "anchors dim"],
-    candidates: Float[Tensor, "candidates dim"],
-    logit_scale: Float[Tensor, "*scales"],
-    offset: int = 0,
-) -> Float[Tensor, " anchors"]:
-    """Log g^ of some anchors against all candidates.
+def row_sums(
+    rows: Float[Tensor, "anchors dim"],
+    columns: Float[Tensor, "candidates dim"],
+    scale: Float[Tensor, "*scales"],
+    offset: int,
+) -> Float[Tensor, "kinds anchors"]:
+    """The log_sums of anchors over candidates, and their means if `scale` is one per anchor.
 
     Args:
-        anchors: unit-norm embeddings; the positive of anchor i is candidate offset + i.
-        candidates: those of the other side.
-        logit_scale: 1 / temperature, one for all or one per anchor.
+        rows: anchors; the positive of row i is column offset + i.
+        columns: candidates.
+        scale: 1 / temperature, one for all or one per anchor.
         offset: the first anchor's positive.
     """
-    scaled = anchors * logit_scale[..., None]
-    return _LogInner.apply(scaled, candidates, offset, False)  # pyright: ignore[reportReturnType]
+    found = rows.new_empty(1 + scale.ndim, len(rows))
+    if scale.ndim == 0:
+        for block, logits in _blocks(rows * scale, columns, offset):
+            found[0, block] = torch.logsumexp(logits, 1)
+    else:
+        for block, similarity in _blocks(rows, columns, offset):
+            found[:, block] = _sums(similarity, scale[block, None], 1)
+    return found
 
 
-def log_inner_of_pairs(
-    features: Float[Tensor, "2 batch dim"], logit_scale: Float[Tensor, "*scales"]
-) -> Float[Tensor, "2 batch"]:
-    """Log g^ of the images against the texts and the other way, for a whole batch at once.
+def pair_sums(
+    features: Float[Tensor, "2 batch dim"], scale: Float[Tensor, "*scales"]
+) -> Float[Tensor, "kinds 2 batch"]:
+    """`row_sums` of images over texts and of texts over images, for a whole batch.
 
     Args:
-        features: images, texts; unit norm.
-        logit_scale: 1 / temperature, one for all or [2, batch].
+        features: images, texts; pair i in row i of both.
+        scale: 1 / temperature, one for all or [2, batch].
     """
     image, text = features.unbind(0)
-    if logit_scale.ndim == 0:
-        return _LogInner.apply(image * logit_scale, text, 0, True)  # pyright: ignore[reportReturnType]
-    sides = [
-        log_inner_of_rows(image, text, logit_scale[0]),
-        log_inner_of_rows(text, image, logit_scale[1]),
-    ]
-    return torch.stack(sides)
+    found = features.new_full((1 if scale.ndim == 0 else 2, *features.shape[:2]), -math.inf)
+    if scale.ndim == 0:
+        for block, logits in _blocks(image * scale, text, 0):
+            found[0, 0, block] = torch.logsumexp(logits, 1)
+            torch.logaddexp(found[0, 1], torch.logsumexp(logits, 0), out=found[0, 1])
+        return found
+    found[1] = 0
+    for block, similarity in _blocks(image, text, 0):
+        found[:, 0, block] = _sums(similarity, scale[0, block, None], 1)
+        found[:, 1] = _merged(found[:, 1], _sums(similarity, scale[1], 0))
+    return found
+
+
+def row_pulls(
+    rows: Float[Tensor, "anchors dim"],
+    columns: Float[Tensor, "candidates dim"],
+    own: Softmaxes,
+    other: Softmaxes,
+    offset: int,
+) -> Float[Tensor, "anchors dim"]:
+    """The pulls on anchors.
+
+    Args:
+        rows: anchors; the positive of row i is column offset + i.
+        columns: candidates.
+        own: softmaxes of the rows over the columns.
+        other: softmaxes of the columns over all rows there are.
+        offset: the first anchor's positive.
+    """
+    pulls = torch.empty_like(rows)
+    for block, weights in _weights(rows, columns, own, other, offset):
+        torch.mm(weights, columns, out=pulls[block])
+    return pulls
+
+
+def pair_pulls(
+    features: Float[Tensor, "2 batch dim"], image: Softmaxes, text: Softmaxes
+) -> Float[Tensor, "2 batch dim"]:
+    """`row_pulls` on images and on texts, for a whole batch."""
+    pulls = torch.zeros_like(features)
+    for block, weights in _weights(features[0], features[1], image, text, 0):
+        torch.mm(weights, features[1], out=pulls[0, block])
+        pulls[1].addmm_(weights.T, features[0, block])
+    return pulls
+
+
+def _blocks(rows: Tensor, columns: Tensor, offset: int) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows with their products, the positives masked."""
+    limit = CUDA_BLOCK if rows.is_cuda else CPU_BLOCK
+    size = max(1, min(len(rows), limit // len(columns)))
+    products = rows.new_empty(size, len(columns))
+    for start in range(0, len(rows), size):
+        block = slice(start, min(start + size, len(rows)))
+        product = products[: block.stop - start]
+        torch.mm(rows[block], columns.T, out=product)
+        product.diagonal(offset + start)[: len(product)].fill_(_MASKED)
+        yield block, product
+
+
+def _weights(
+    rows: Tensor, columns: Tensor, own: Softmaxes, other: Softmaxes, offset: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows with weight_i p_ij + weight'_j p'_ji."""
+    individual = own.scale.ndim > 0
+    for block, product in _blocks(rows if individual else rows * own.scale, columns, offset):
+        if individual:
+            theirs = product * other.scale
+            product *= own.scale[block, None]
+            theirs -= other.log_sum
+        else:
+            theirs = product - other.log_sum
+        product.sub_(own.log_sum[block, None]).exp_().mul_(own.weight[block, None])
+        product += theirs.exp_().mul_(other.weight)
+        yield block, product
+
+
+def _sums(similarity: Tensor, scale: Tensor, dim: int) -> Float[Tensor, "2 anchors"]:
+    """log_sum and mean along one axis of a block."""
+    logits = similarity * scale
+    top = logits.amax(dim, keepdim=True)
+    weights = logits.sub_(top).exp_()
+    total = weights.sum(dim)
+    mean = weights.mul_(similarity).sum(dim) / total
+    return torch.stack([total.log() + top.squeeze(dim), mean])
+
+
+def _merged(
+    one: Float[Tensor, "2 anchors"], other: Float[Tensor, "2 anchors"]
+) -> Float[Tensor, "2 anchors"]:
+    """log_sum and mean over two parts of the candidates."""
+    log_sum = torch.logaddexp(one[0], other[0])
+    mean = one[1] * (one[0] - log_sum).exp() + other[1] * (other[0] - log_sum).exp()
+    return torch.stack([log_sum, mean])

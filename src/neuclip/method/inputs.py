@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from neuclip import distributed
+from neuclip.distributed import Layout
 from neuclip.errors import UserError
 
 UNIT_NORM_TOLERANCE = 0.02
@@ -15,7 +15,7 @@ class NotFiniteError(UserError):
 
 
 def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) -> None:
-    """Shapes and batch size; reads no values, so it costs no wait for the device.
+    """Shapes; reads no values, so it costs no wait for the device.
 
     Raises:
         UserError: names the shapes found and those expected.
@@ -27,8 +27,25 @@ def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) 
         raise UserError(f"{shapes}: both must have the same shape [batch, {embed_dim}]")
     if image_features.shape[1] != embed_dim:
         raise UserError(f"{shapes}: this loss was made for embed_dim={embed_dim}")
-    if image_features.shape[0] * distributed.world_size() < 2:
-        raise UserError(f"{shapes}: a batch of one pair has no negatives; use at least two pairs")
+
+
+def check_layout(layout: Layout, *, equal: bool) -> None:
+    """The global batch.
+
+    Args:
+        layout: the number of pairs of each rank.
+        equal: whether all must hold as many.
+
+    Raises:
+        UserError: on all ranks: it is a single pair, or the numbers differ where they must not.
+    """
+    if layout.total < 2:
+        raise UserError("a batch of one pair has no negatives; use at least two pairs")
+    if equal and not layout.even:
+        raise UserError(
+            f"the processes hold {list(layout.sizes)} pairs, and equal_batches is set: leave it "
+            "unset where numbers differ"
+        )
 
 
 @torch.no_grad()

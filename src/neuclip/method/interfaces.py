@@ -20,6 +20,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from neuclip.distributed import Layout
+
 Section = Callable[[str], AbstractContextManager[None]]
 
 
@@ -37,11 +39,22 @@ class LogNormalizers:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """This rank's pairs of a global batch."""
+
+    features: Float[Tensor, "2 local dim"]
+    """Images, texts."""
+    layout: Layout
+    """Which of the global batch they are."""
+    sample_ids: Int64[Tensor, " local"] | None = None
+
+
+@dataclass(frozen=True)
 class Anchors:
     """A batch as a normalizer sees it: this rank's anchors with gradient, all others without."""
 
-    features: Float[Tensor, "2 local dim"]
-    """Anchors of this rank: images, texts."""
+    pairs: Pairs
+    """This rank's."""
     positive: Float[Tensor, " local"]
     """s_ii."""
     log_inner: Float[Tensor, "2 local"]
@@ -50,7 +63,23 @@ class Anchors:
     """One for all, or one per side and anchor."""
     global_features: Float[Tensor, "2 batch dim"]
     """Anchors of all ranks, without gradient."""
-    sample_ids: Int64[Tensor, " local"] | None = None
+    slope: Float[Tensor, "2 local"] | None = None
+    """Derivative of log_inner by logit_scale, as a constant, where that is one per anchor."""
+
+    @property
+    def features(self) -> Float[Tensor, "2 local dim"]:
+        """Anchors of this rank: images, texts."""
+        return self.pairs.features
+
+    @property
+    def sample_ids(self) -> Int64[Tensor, " local"] | None:
+        """Theirs."""
+        return self.pairs.sample_ids
+
+    @property
+    def layout(self) -> Layout:
+        """Theirs."""
+        return self.pairs.layout
 
 
 @runtime_checkable

@@ -17,29 +17,6 @@ LOG_RATIO_LIMIT = 30.0
 negative may exceed it, and in float32 the exponential or its square would overflow."""
 
 
-@torch.no_grad()
-def log_inner_slope(
-    similarity: Float[Tensor, "anchors candidates"],
-    logit_scale: Float[Tensor, "*scales"],
-    offset: int = 0,
-) -> Float[Tensor, " anchors"]:
-    """Derivative of log g^_i by logit_scale.
-
-    It is the mean of s_ij - s_ii under the softmax over j != i.
-
-    Args:
-        similarity: cosines of anchors (rows) and candidates; the positive of anchor i is
-            column offset + i.
-        logit_scale: 1 / temperature, one for all, or one per anchor.
-        offset: column of the first anchor's positive.
-    """
-    scale = logit_scale if logit_scale.ndim == 0 else logit_scale[:, None]
-    others = similarity * scale
-    others.diagonal(offset)[: len(others)].fill_(-math.inf)
-    positive = similarity.diagonal(offset)[: len(similarity)]
-    return (torch.softmax(others, dim=1) * similarity).sum(1) - positive
-
-
 def log_plus(log_value: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
     """Gives log(epsilon + exp(log_value)), in log space."""
     if epsilon == 0:

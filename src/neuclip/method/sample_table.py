@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neuclip import distributed
+from neuclip.distributed import Layout
 from neuclip.errors import UserError
 
 
@@ -59,12 +60,21 @@ class SampleTable(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, sample_ids: Int64[Tensor, " local"], values: Float[Tensor, "rows local"]
+        self,
+        sample_ids: Int64[Tensor, " local"],
+        values: Float[Tensor, "rows local"],
+        layout: Layout,
     ) -> None:
-        """Keeps the numbers of the global batch's samples, on all ranks."""
+        """Keeps the numbers of the global batch's samples, on all ranks.
+
+        Args:
+            sample_ids: this rank's.
+            values: theirs.
+            layout: the number of samples of each rank.
+        """
         local_ids = sample_ids.to(self.values.device, non_blocking=True)
-        ids = distributed.gather_constant(local_ids)
-        whole = distributed.gather_constant(values.T.to(self.values.dtype)).T
+        ids = distributed.gather_constant(local_ids, layout)
+        whole = distributed.gather_constant(values.T.to(self.values.dtype), layout).T
         ordered, order = torch.sort(ids, stable=True)
         # Every occurrence of an id writes what its last one says: the order of writing is free.
         last = order[torch.searchsorted(ordered, ids, right=True) - 1]

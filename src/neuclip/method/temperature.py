@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from neuclip.method.interfaces import Anchors
 from neuclip.method.sample_table import SampleTable
 
 Kind = Literal["momentum", "adam", "fastclip"]
@@ -78,28 +79,23 @@ class IndividualTemperature(nn.Module):
         return self.table.read(sample_ids)[:2]
 
     @torch.no_grad()
-    def step(
-        self,
-        sample_ids: Int64[Tensor, " local"],
-        log_normalizer: Float[Tensor, "2 local"],
-        log_inner: Float[Tensor, "2 local"],
-        slope: Float[Tensor, "2 local"],
-    ) -> None:
+    def step(self, anchors: Anchors, log_normalizer: Float[Tensor, "2 local"]) -> None:
         """Moves the temperatures of a batch.
 
         Args:
-            sample_ids: whose.
+            anchors: whose, with their slopes d log g^_i / d s_i.
             log_normalizer: alpha_i.
-            log_inner: log g^_i.
-            slope: d log g^_i / d s_i.
         """
-        dtype = log_inner.dtype
-        temperature, *moments = self.table.read(sample_ids).to(dtype).split(2)
+        sample_ids, slope = anchors.sample_ids, anchors.slope
+        assert sample_ids is not None
+        assert slope is not None
+        log_inner = anchors.log_inner.detach()
+        temperature, *moments = self.table.read(sample_ids).to(log_inner.dtype).split(2)
         ratio = (log_inner - log_normalizer).exp()
         grad = log_normalizer + self.rule.rho - ratio * slope / temperature
         move, moments = self._move(grad.clamp(-self.rule.clip, self.rule.clip), moments)
         temperature = (temperature - self.rule.lr * move).clamp(self.rule.low, self.rule.high)
-        self.table.write(sample_ids, torch.cat([temperature, *moments]))
+        self.table.write(sample_ids, torch.cat([temperature, *moments]), anchors.layout)
         self.step_count += 1
 
     def _move(self, grad: Tensor, moments: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

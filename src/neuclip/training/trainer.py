@@ -47,6 +47,7 @@ class Trainer:
         self.damage.add(parts.shard_damage)
         self._recorder = Recorder(parts.config, parts.folder, parts.device)
         self._judge = Judge(parts, self._recorder)
+        parts.loss.equal_batches = True  # the loader drops what would make them differ
         self._update = TrainingStep(
             parts.clip,
             distributed.parallel(parts.clip.towers, parts.device),

@@ -48,7 +48,7 @@ def test_embed_dim_mismatch(loss):
 
 
 def test_a_single_pair(loss):
-    with pytest.raises(UserError, match=r"\[1, 4\].*one pair has no negatives"):
+    with pytest.raises(UserError, match="one pair has no negatives"):
         call(loss, unit(1), unit(1))
 
 

@@ -10,10 +10,11 @@ log Z1_i + log Z2_i where z is right: twice CLIP's. Everything is kept as logari
 import math
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from neuclip.method.losses.base import PairLoss, similarities
+from neuclip.method.interfaces import Pairs
+from neuclip.method.losses.base import PairLoss, anchors_of
 from neuclip.method.normalizers.amortized import AmortizedNormalizer
 from neuclip.method.objective import bounded_exp
 
@@ -46,40 +47,36 @@ class AmorLIPLoss(PairLoss):
 
     def pair_loss(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
         """See the module."""
-        image, text, offset = similarities(features)
-        logits = torch.stack([image, text]) * logit_scale
-        positive = logits.diagonal(offset, 1, 2)[:, : features.shape[1]]
-        own = torch.zeros_like(logits)
-        own.diagonal(offset, 1, 2)[:, : features.shape[1]] = math.log(
-            self.normalizer.settings.positive_weight
-        )
-        logits = logits + own
+        anchors = anchors_of(pairs, logit_scale)
+        positive = anchors.positive * logit_scale
+        others = anchors.log_inner + positive + math.log(pairs.layout.total - 1)
+        own = positive + math.log(self.normalizer.settings.positive_weight)
+        log_partition = torch.logaddexp(others, own)
         epoch = self.normalizer.step_count // self.normalizer.steps_per_epoch
         rho = self.rho[epoch >= self.late_from]
-        self.candidates = logits.shape[-1]
+        self.candidates = pairs.layout.total
         with self.section("normalizer"):
-            log_target = self.normalizer.estimate(features.detach(), logits.detach())
-        weights = bounded_exp(torch.logsumexp(logits, dim=-1) - log_target)
-        loss = (weights - positive).mean(-1).sum() / logit_scale.detach()
+            log_target = self.normalizer.estimate(anchors, log_partition.detach())
+        weights = bounded_exp(log_partition - log_target)
+        loss = pairs.layout.mean(weights - positive).sum() / logit_scale.detach()
         self.note({"rho": rho, "weight_max": weights.max(), **self.normalizer.metrics()})
         return loss + rho / logit_scale
 
     def predict(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, "2 local"]:
         """The log g of the EMA networks: log lambda_i - s_ii / tau - log(B - 1), B as in training.
 
         The positive, which lambda counts with weight c, is not taken out.
         """
+        features = pairs.features
         positive = (features[0] * features[1]).sum(-1) * logit_scale
         candidates = self.candidates or features.shape[1]
         return self.normalizer.log_lambda(features) - positive - math.log(candidates - 1)

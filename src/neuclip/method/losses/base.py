@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuclip import distributed
+from neuclip.distributed import Layout
 from neuclip.errors import UserError
-from neuclip.method.blocks import log_inner_of_pairs, log_inner_of_rows
-from neuclip.method.inputs import check_shapes, check_values
-from neuclip.method.interfaces import Anchors, LogNormalizers, Section, no_section
+from neuclip.method.inputs import check_layout, check_shapes, check_values
+from neuclip.method.interfaces import Anchors, LogNormalizers, Pairs, Section, no_section
+from neuclip.method.log_inner import log_inner
 
 
 class PairLoss(nn.Module):
@@ -26,6 +27,9 @@ class PairLoss(nn.Module):
         initial_logit_bias: where a learnable `logit_bias` starts, for losses that need one.
         learns_temperature: whether a trainer should let `logit_scale` learn.
         section: called with a name around the parts whose time a trainer wants to know.
+        equal_batches: set it where all ranks always hold as many pairs, as a trainer's loader
+            sees to: their numbers are then exchanged (and checked) at the first call only.
+            Otherwise they are at every call, and may differ.
     """
 
     epsilon: float = 0.0
@@ -36,24 +40,24 @@ class PairLoss(nn.Module):
         super().__init__()
         self.embed_dim = embed_dim
         self.section: Section = no_section
+        self.equal_batches = False
+        self._layout_checked = False
         self._checked_values = False
         self._last: dict[str, Tensor | float] = {}
 
     def pair_loss(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
-        """The mean over this rank's anchors; averaged over ranks it is the global loss."""
+        """This rank's part: averaged over ranks it is the global loss (see `Layout.mean`)."""
         raise NotImplementedError
 
     def predict(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, "2 local"]:
         """The method's own log(epsilon + g) of some anchors."""
         raise UserError(f"{type(self).__name__} has no log-normalizers to predict")
@@ -80,19 +84,19 @@ class PairLoss(nn.Module):
             output_dict: return `{"contrastive_loss": loss}` as open_clip's losses do.
 
         Raises:
-            UserError: shapes that do not fit, a single pair, ids missing or out of range, values
-                that are not finite or not of unit norm (values are checked at every call on the
-                CPU, at the first on other devices).
+            UserError: shapes that do not fit, a single pair, a rank without pairs, ids missing or
+                out of range, values that are not finite or not of unit norm (values are checked at
+                every call on the CPU, at the first on other devices).
         """
         if self.needs_sample_ids and sample_ids is None:
             raise UserError(
                 f"{type(self).__name__} keeps a state per sample: pass sample_ids, a tensor of "
                 f"{len(image_features)} integers"
             )
-        features = self._prepare(image_features, text_features, sample_ids)
-        scale = logit_scale.to(features.dtype)
-        with torch.autocast(features.device.type, enabled=False):
-            loss = self.pair_loss(features, scale, logit_bias, sample_ids)
+        pairs = self._prepare(image_features, text_features, sample_ids)
+        scale = logit_scale.to(pairs.features.dtype)
+        with torch.autocast(scale.device.type, enabled=False):
+            loss = self.pair_loss(pairs, scale, logit_bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
     @torch.no_grad()
@@ -108,9 +112,10 @@ class PairLoss(nn.Module):
         Methods that know only the batch estimate it from the batch given, and so do methods that
         remember samples, for samples they have not seen or without `sample_ids`.
         """
-        features = self._prepare(image_features, text_features, sample_ids)
-        with torch.autocast(features.device.type, enabled=False):
-            predicted = self.predict(features, logit_scale.to(features.dtype), sample_ids)
+        pairs = self._prepare(image_features, text_features, sample_ids)
+        scale = logit_scale.to(pairs.features.dtype)
+        with torch.autocast(scale.device.type, enabled=False):
+            predicted = self.predict(pairs, scale)
         return LogNormalizers(image=predicted[0], text=predicted[1])
 
     def metrics(self) -> dict[str, float]:
@@ -126,8 +131,9 @@ class PairLoss(nn.Module):
 
     def _prepare(
         self, image_features: Tensor, text_features: Tensor, sample_ids: Tensor | None
-    ) -> Float[Tensor, "2 local dim"]:
+    ) -> Pairs:
         check_shapes(image_features, text_features, self.embed_dim)
+        layout = self._layout(len(image_features))
         if image_features.device.type == "cpu" or not self._checked_values:
             check_values(image_features, text_features)
             self._checked_values = True
@@ -139,67 +145,35 @@ class PairLoss(nn.Module):
                 f"[{len(image_features)}] of torch.int64, one a pair"
             )
         both = torch.stack([image_features, text_features])
-        return both if both.dtype == torch.float64 else both.float()
+        features = both if both.dtype == torch.float64 else both.float()
+        return Pairs(features, layout, sample_ids)
+
+    def _layout(self, local: int) -> Layout:
+        """How many pairs each rank holds; asked at the first call only if they are to be equal."""
+        equal = self.equal_batches and self._layout_checked
+        layout = distributed.layout_of(local, equal=equal)
+        if not equal:
+            check_layout(layout, equal=self.equal_batches)
+            self._layout_checked = True
+        return layout
 
 
-def similarities(
-    features: Float[Tensor, "2 local dim"],
-) -> tuple[Float[Tensor, "local batch"], Float[Tensor, "local batch"], int]:
-    """Cosines of this rank's anchors with all candidates: images to texts, texts to images.
-
-    Returns:
-        The two matrices (one product for a single process), and the first positive's column.
-    """
-    image, text = features[0], features[1]
-    if not distributed.is_active():
-        similarity = image @ text.T
-        return similarity, similarity.T, 0
-    whole = distributed.gather(features.transpose(0, 1).contiguous())
-    offset = distributed.rank() * image.shape[0]
-    return image @ whole[:, 1].T, text @ whole[:, 0].T, offset
-
-
-def log_inner(
-    features: Float[Tensor, "2 local dim"], logit_scale: Float[Tensor, "*scales"]
-) -> Float[Tensor, "2 local"]:
-    """Log g^ of this rank's anchors over the global batch, without its matrix.
-
-    Args:
-        features: images, texts.
-        logit_scale: one for all, or [2, local].
-    """
-    if not distributed.is_active():
-        return log_inner_of_pairs(features, logit_scale)
-    local = features.shape[1]
-    whole = distributed.gather(features.transpose(0, 1).contiguous())
-    scales, offset = logit_scale.expand(2, local), distributed.rank() * local
-    image = log_inner_of_rows(features[0], whole[:, 1], scales[0], offset)
-    text = log_inner_of_rows(features[1], whole[:, 0], scales[1], offset)
-    return torch.stack([image, text])
-
-
-def gathered_constant(features: Float[Tensor, "2 local dim"]) -> Float[Tensor, "2 batch dim"]:
-    """Everybody's features without gradient."""
-    return distributed.gather_constant(features.transpose(0, 1)).transpose(0, 1)
-
-
-def anchors_of(
-    features: Float[Tensor, "2 local dim"],
-    logit_scale: Float[Tensor, "*scales"],
-    sample_ids: Int64[Tensor, " local"] | None,
-) -> Anchors:
+def anchors_of(pairs: Pairs, logit_scale: Float[Tensor, "*scales"]) -> Anchors:
     """The batch with its estimates log g^_i.
 
     Args:
-        features: images, texts.
+        pairs: this rank's part of it.
         logit_scale: one for all, or [2, local].
-        sample_ids: stable ids of the pairs.
     """
+    features = pairs.features
+    by_pair = features.transpose(0, 1)
+    whole = distributed.gather_constant(by_pair, pairs.layout).transpose(0, 1)
+    estimate, slope = log_inner(features, logit_scale, whole, pairs.layout)
     return Anchors(
-        features=features,
+        pairs=pairs,
         positive=(features[0] * features[1]).sum(-1),
-        log_inner=log_inner(features, logit_scale),
+        log_inner=estimate,
         logit_scale=logit_scale,
-        global_features=gathered_constant(features),
-        sample_ids=sample_ids,
+        global_features=whole,
+        slope=slope,
     )

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip.method.interfaces import Anchors, Normalizer
+from neuclip.method.interfaces import Anchors, Normalizer, Pairs
 from neuclip.method.losses.base import PairLoss, anchors_of
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient, log_plus
 
@@ -65,17 +65,16 @@ class GlobalContrastiveLoss(PairLoss):
 
     def pair_loss(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
         """See the module."""
         if not self.learns_temperature:
             logit_scale = logit_scale.detach()
         doubled = self.objective.temperature_gradient == "fastclip"
         counted = count_gradient(logit_scale, 2.0 if doubled else 1.0)
-        anchors = anchors_of(features, counted, sample_ids)
+        anchors = anchors_of(pairs, counted)
         with self.section("normalizer"):
             log_normalizer = self.normalizer.estimate(anchors)
         if self.normalizer.direct:
@@ -83,7 +82,8 @@ class GlobalContrastiveLoss(PairLoss):
         else:
             surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
         self._note(anchors, log_normalizer)
-        return self._weigh(surrogate.mean(), log_normalizer.detach().mean(), logit_scale)
+        means = pairs.layout.mean(torch.stack([surrogate, log_normalizer.detach()])).mean(-1)
+        return self._weigh(means[0], means[1], logit_scale)
 
     def _weigh(self, surrogate: Tensor, log_normalizer: Tensor, logit_scale: Tensor) -> Tensor:
         """The factor tau and the regulariser."""
@@ -98,12 +98,11 @@ class GlobalContrastiveLoss(PairLoss):
 
     def predict(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, "2 local"]:
         """The normalizer's own answer."""
-        return self.normalizer.predict(anchors_of(features, logit_scale, sample_ids))
+        return self.normalizer.predict(anchors_of(pairs, logit_scale))
 
     @torch.no_grad()
     def _note(self, anchors: Anchors, log_normalizer: Tensor) -> None:

@@ -6,18 +6,12 @@ with w_i = tau_i for iSogCLR and w_i = 1 for FastCLIP-v2, as published. The temp
 loss's own state and step inside it, after the batch was read with the old ones.
 """
 
-import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip.method.interfaces import Normalizer
-from neuclip.method.losses.base import PairLoss, anchors_of, similarities
-from neuclip.method.objective import (
-    LOG_RATIO_LIMIT,
-    conjugate,
-    log_inner_slope,
-    log_plus,
-)
+from neuclip.method.interfaces import Normalizer, Pairs
+from neuclip.method.losses.base import PairLoss, anchors_of
+from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus
 from neuclip.method.temperature import IndividualTemperature
 
 
@@ -55,25 +49,17 @@ class IndividualContrastiveLoss(PairLoss):
 
     def pair_loss(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
         """See the module."""
-        assert sample_ids is not None
-        temperature = self.temperature.read(sample_ids).to(features.dtype)
-        anchors = anchors_of(features, 1 / temperature, sample_ids)
+        assert pairs.sample_ids is not None
+        temperature = self.temperature.read(pairs.sample_ids).to(pairs.features.dtype)
+        anchors = anchors_of(pairs, 1 / temperature)
         with self.section("normalizer"):
             log_normalizer = self.normalizer.estimate(anchors)
-            image, text, offset = similarities(features.detach())
-            slope = [
-                log_inner_slope(image, 1 / temperature[0], offset),
-                log_inner_slope(text, 1 / temperature[1], offset),
-            ]
-            self.temperature.step(
-                sample_ids, log_normalizer, anchors.log_inner.detach(), torch.stack(slope)
-            )
+            self.temperature.step(anchors, log_normalizer)
         surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
         ratio = log_plus(anchors.log_inner.detach(), self.epsilon) - log_normalizer
         self.note(
@@ -85,16 +71,16 @@ class IndividualContrastiveLoss(PairLoss):
                 **self.normalizer.metrics(),
             }
         )
-        return (temperature * surrogate if self.times_temperature else surrogate).mean()
+        weighed = temperature * surrogate if self.times_temperature else surrogate
+        return pairs.layout.mean(weighed).mean()
 
     def predict(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, "2 local"]:
         """The normalizer's own answer; at `logit_scale` where no ids are given."""
         scale = logit_scale
-        if sample_ids is not None:
-            scale = 1 / self.temperature.read(sample_ids).to(features.dtype)
-        return self.normalizer.predict(anchors_of(features, scale, sample_ids))
+        if pairs.sample_ids is not None:
+            scale = 1 / self.temperature.read(pairs.sample_ids).to(pairs.features.dtype)
+        return self.normalizer.predict(anchors_of(pairs, scale))

@@ -8,11 +8,11 @@ log sum_j exp((s_ij - s_ii)/tau) = log(B-1) + log(1/(B-1) + g^_i).
 
 import math
 
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
-from neuclip import distributed
-from neuclip.method.losses.base import PairLoss, log_inner
+from neuclip.method.interfaces import Pairs
+from neuclip.method.losses.base import PairLoss, anchors_of
 from neuclip.method.objective import log_plus
 
 
@@ -27,23 +27,21 @@ class InfoNCELoss(PairLoss):
 
     def pair_loss(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
         """See the module."""
-        negatives = features.shape[1] * distributed.world_size() - 1
-        inner = log_inner(features, logit_scale)
-        losses = log_plus(inner, 1 / negatives).mean(1) + math.log(negatives)
+        negatives = pairs.layout.total - 1
+        inner = anchors_of(pairs, logit_scale).log_inner
+        losses = pairs.layout.mean(log_plus(inner, 1 / negatives) + math.log(negatives))
         self.note({"image_loss": losses[0], "text_loss": losses[1]})
         return losses.mean()
 
     def predict(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, "2 local"]:
         """The batch's estimate of log(eps + g), positive excluded, as other methods give it."""
-        return log_plus(log_inner(features, logit_scale), self.epsilon)
+        return log_plus(anchors_of(pairs, logit_scale).log_inner, self.epsilon)

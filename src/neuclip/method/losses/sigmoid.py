@@ -7,12 +7,13 @@ batch and not with its square.
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from neuclip import distributed
 from neuclip.errors import UserError
+from neuclip.method.interfaces import Pairs
 from neuclip.method.losses.base import PairLoss
 
 LOGITS_AT_ONCE = 2**22
@@ -33,10 +34,9 @@ class SigmoidLoss(PairLoss):
 
     def pair_loss(
         self,
-        features: Float[Tensor, "2 local dim"],
+        pairs: Pairs,
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
-        sample_ids: Int64[Tensor, " local"] | None,
     ) -> Float[Tensor, ""]:
         """See the module.
 
@@ -48,13 +48,13 @@ class SigmoidLoss(PairLoss):
                 "the sigmoid loss needs a learnable logit_bias: pass logit_bias=..., starting at "
                 f"{self.initial_logit_bias:g} (open_clip: init_logit_bias)"
             )
-        image, text = features[0], distributed.gather(features[1])
-        offset = distributed.rank() * image.shape[0]
+        image = pairs.features[0]
+        text = distributed.gather(pairs.features[1], pairs.layout)
         bias = logit_bias.to(image.dtype)
-        loss = _PairwiseSigmoid.apply(image, text, logit_scale, bias, offset)
+        loss = _PairwiseSigmoid.apply(image, text, logit_scale, bias, pairs.layout.start)
         assert isinstance(loss, Tensor)
         self.note({"logit_bias": bias})
-        return loss
+        return pairs.layout.mean(loss[None])
 
 
 class _PairwiseSigmoid(torch.autograd.Function):

@@ -17,6 +17,9 @@ objective, with zeta_i = log lambda(e_i) and T_i = log z_i, per side and summed 
     kl_div_asym  1/B^2 sum_i Z_i / lambda_i (T_i - zeta_i)                    + weight * log_l2
     js_div       1/B^2 sum_ij 1/2 [P log(P/M) + Q log(Q/M)],  M = (P + Q)/2   + weight * log_l2
                  P_ij = w_ij exp(s_ij / tau) / lambda_i, Q_ij the same over z_i, w_ii = c, else 1
+
+P/M and Q/M are the same for all j, so the sums over j are Z_i / lambda_i and Z_i / z_i: no
+objective needs the matrix.
 """
 
 import math
@@ -31,6 +34,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from neuclip import distributed
+from neuclip.distributed import Layout
+from neuclip.method.interfaces import Anchors
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.objective import bounded_exp
 
@@ -111,13 +116,13 @@ class BatchTargets:
 
     Attributes:
         features: this rank's anchors.
-        logits: log(w_ij) + s_ij / tau, anchors by candidates, of both sides.
+        layout: which of the global batch they are.
         log_partition: log Z_i.
         log_target: log z_i.
     """
 
     features: Float[Tensor, "2 local dim"]
-    logits: Float[Tensor, "2 local batch"]
+    layout: Layout
     log_partition: Float[Tensor, "2 local"]
     log_target: Float[Tensor, "2 local"]
 
@@ -148,24 +153,23 @@ class AmortizedNormalizer(nn.Module):
 
     @torch.no_grad()
     def estimate(
-        self, features: Float[Tensor, "2 local dim"], logits: Float[Tensor, "2 local batch"]
+        self, anchors: Anchors, log_partition: Float[Tensor, "2 local"]
     ) -> Float[Tensor, "2 local"]:
         """Trains the networks on the batch; the log partition functions for the towers.
 
         Args:
-            features: this rank's anchors.
-            logits: log(w_ij) + s_ij / tau, positives included.
+            anchors: this rank's.
+            log_partition: log Z_i, positives included.
         """
-        settings = self.settings
+        settings, features = self.settings, anchors.features.detach()
         epoch, within = divmod(self.step_count, self.steps_per_epoch)
         if within == 0:
             self._start_epoch(epoch)
-        log_partition = torch.logsumexp(logits, dim=-1)
         log_target, share = log_partition, settings.ramp(epoch)
         if settings.fit_previous and share > 0:
             before = self._log_lambda(self.previous, features) + math.log(share)
             log_target = torch.logaddexp(before, log_partition + math.log1p(-share))
-        targets = BatchTargets(features, logits, log_partition, log_target)
+        targets = BatchTargets(features, anchors.layout, log_partition, log_target)
         for _ in range(settings.inner_steps):
             self._inner_step(targets)
         predicted = self._log_lambda(self.average, features)
@@ -224,31 +228,32 @@ class AmortizedNormalizer(nn.Module):
             features = targets.features.to(next(iter(weights.values())).dtype)
             fit = self._objective(functional_call(self.network, weights, (features,)), targets)
             grads = torch.autograd.grad(fit, list(weights.values()))
-        grads = [distributed.mean_over_ranks(grad) for grad in grads]
-        norm = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
-        clip = (self.settings.lambda_clip_norm / (norm + 1e-6)).clamp_max(1.0)
+        # One message for all weights.
+        flat = distributed.mean_over_ranks(torch.cat([grad.flatten() for grad in grads]))
+        flat *= (self.settings.lambda_clip_norm / (flat.norm() + 1e-6)).clamp_max(1.0)
+        parts = flat.split([grad.numel() for grad in grads])
         for optimizer, weight, grad in zip(
-            self.optimizers, self.network.parameters(), grads, strict=True
+            self.optimizers, self.network.parameters(), parts, strict=True
         ):
             assert isinstance(optimizer, InnerOptimizer)
-            optimizer.step(weight.data, grad * clip)
+            optimizer.step(weight.data, grad.view_as(weight))
 
     def _objective(self, log_lambda: Tensor, targets: BatchTargets) -> Tensor:
         """What the networks minimise, summed over the sides: this rank's mean."""
-        gap = targets.log_target - log_lambda
-        square = gap.square().mean(-1).sum()
-        kind, candidates = self.settings.amortization, targets.logits.shape[-1]
+        gap, layout = targets.log_target - log_lambda, targets.layout
+        square = layout.mean(gap.square()).sum()
+        kind = self.settings.amortization
         if kind == "log_l2":
             return square
+        log_p = targets.log_partition - log_lambda
         if kind == "kl_div_asym":
-            ratio = bounded_exp(targets.log_partition - log_lambda)
-            divergence = (ratio * gap).mean(-1).sum() / candidates
+            terms = bounded_exp(log_p) * gap
         else:
-            log_p = targets.logits - log_lambda[..., None]
-            log_q = targets.logits - targets.log_target[..., None]
+            log_q = targets.log_partition - targets.log_target
             log_m = torch.logaddexp(log_p, log_q) - math.log(2)
             terms = bounded_exp(log_p) * (log_p - log_m) + bounded_exp(log_q) * (log_q - log_m)
-            divergence = terms.mean((-1, -2)).sum() / 2
+            terms = terms / 2
+        divergence = layout.mean(terms).sum() / layout.total
         return divergence + self.settings.divergence_weight * square
 
     def get_extra_state(self) -> dict[str, int]:

@@ -62,7 +62,7 @@ class MovingAverageNormalizer(nn.Module):
         remembered = self.table.read(ids).to(fresh.dtype)
         seen = ~torch.isneginf(remembered)
         average = torch.where(seen, self._mix(remembered, fresh), fresh)
-        self.table.write(ids, average)
+        self.table.write(ids, average, anchors.layout)
         self.step_count += 1
         self._last = {**self._last, "share_seen": seen.to(fresh.dtype).mean()}
         return log_plus(average, self.epsilon)

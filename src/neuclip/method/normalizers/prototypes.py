@@ -16,8 +16,9 @@ p_ik = softmax_k(c_ik), q_i = eps + g^_i and share_i = 1 - eps exp(-alpha_i):
 with w = W/|W| (tau cancels). The projection is the gradient of the cosine; without it the rows
 drift and diverge.
 
-Over K ranks each owns m/K prototypes of each side: the sum over k becomes one all-reduce of B
-maxima and B sums per inner step, and the gradients of the prototypes stay where they are.
+Over K ranks each owns m/K prototypes of each side: the sum over k becomes one all-reduce of B sums
+a side per inner step, and the gradients of the prototypes stay where they are. The sums are of
+exp((cos_ik - 1) / tau), in float64: exact for 1 / tau up to 340 (trainers clamp it at 100).
 """
 
 import math
@@ -123,7 +124,7 @@ class PrototypeNormalizer(nn.Module):
         assert anchors.logit_scale.ndim == 0
         scale = anchors.logit_scale.detach().to(dtype)
         positive = (features[0] * features[1]).sum(-1)
-        fresh = distributed.gather_constant(anchors.log_inner.T).T.to(dtype)
+        fresh = distributed.gather_constant(anchors.log_inner.T, anchors.layout).T.to(dtype)
         candidates = features.flip(0)
         first = self.ring.filled == 0
         if first:
@@ -149,7 +150,7 @@ class PrototypeNormalizer(nn.Module):
         features = anchors.global_features.to(dtype)
         positive = (features[0] * features[1]).sum(-1)
         readout = self.read(features, positive, anchors.logit_scale.to(dtype))
-        local = self._local(readout.log_mean, anchors.positive.shape[0])
+        local = anchors.layout.own(readout.log_mean)
         return log_plus(local, self.epsilon).to(anchors.features.dtype)
 
     def metrics(self) -> dict[str, Tensor | float]:
@@ -172,11 +173,15 @@ class PrototypeNormalizer(nn.Module):
         log_count = math.log(self.settings.num_prototypes)
         if self.settings.log_weights:
             logits += (self._log_shares() + log_count)[:, None, :]
-        top = distributed.max_over_ranks(logits.amax(-1, keepdim=True))
+        top = logits.amax(-1, keepdim=True)
         weights = logits.sub_(top).exp_()
-        total = distributed.sum_over_ranks(weights.sum(-1, keepdim=True))
-        log_mean = (total.log() + top).squeeze(-1) - log_count - positive * logit_scale
-        return Readout(directions, norms, weights.div_(total), log_mean)
+        # No cosine exceeds 1 and no share of the weights does: the bound.
+        log_sum = distributed.logsumexp_over_ranks(
+            weights.sum(-1, keepdim=True).log_().add_(top), logit_scale + log_count
+        )
+        weights.mul_(top.sub_(log_sum).exp_())
+        log_mean = log_sum.squeeze(-1) - log_count - positive * logit_scale
+        return Readout(directions, norms, weights, log_mean)
 
     @torch.no_grad()
     def _inner_step(
@@ -218,19 +223,14 @@ class PrototypeNormalizer(nn.Module):
         d log_mean_i = d( scale * (e_i . v_i - s_ii) ) with v_i = sum_k p_ik w_k held constant, so
         adding that difference attaches the exact gradient, however the prototypes are shared out.
         """
-        local = anchors.positive.shape[0]
-        value = self._local(readout.log_mean, local).to(anchors.features.dtype)
+        value = anchors.layout.own(readout.log_mean).to(anchors.features.dtype)
         if self.settings.gradient == "detached":
             return value
-        means = distributed.sum_over_ranks(torch.bmm(readout.weights, readout.directions))
-        centre = self._local(means, local).to(anchors.features.dtype)
+        means = torch.bmm(readout.weights, readout.directions).transpose(0, 1)
+        centre = distributed.scatter_sum(means, anchors.layout).transpose(0, 1)
+        centre = centre.to(anchors.features.dtype)
         linear = anchors.logit_scale * ((anchors.features * centre).sum(-1) - anchors.positive)
         return value + (linear - linear.detach())
-
-    @staticmethod
-    def _local(whole: Tensor, local: int) -> Tensor:
-        """This rank's part of a tensor over the global batch (axis 1)."""
-        return whole.narrow(1, distributed.rank() * local, local)
 
     # --- refreshing -------------------------------------------------------------------------
 
