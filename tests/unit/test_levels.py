@@ -53,6 +53,7 @@ KEPT = {
     "open_clip": {"training.model"},
     "torch.distributed": {"distributed"},
     "tyro": {"cli", "data_cli", "eval_cli", "flags", "flag_table", "published"},
+    "triton": {"method.fused"},
     "rich": {"terminal", "training.tracking", "cli"},
     "matplotlib": {"report.figures", "data.faces"},
 }

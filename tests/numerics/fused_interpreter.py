@@ -1,0 +1,95 @@
+"""The fused kernels by Triton's interpreter, in a process of their own: started by test_fused.py.
+
+Prints, as JSON, the largest error of each result against the blocks in float64.
+"""
+
+import itertools
+import json
+import math
+
+import torch
+from torch.nn import functional
+
+from neuclip.distributed import Layout
+from neuclip.method import blocks, fused, log_inner
+from neuclip.method.blocks import Softmaxes
+
+# Nothing here is a multiple of a tile: several tiles of each kind, and a last one in part.
+ANCHORS, CANDIDATES, OFFSET = 21, 45, 13
+fused.TILES = fused.Tiles(anchors=16, candidates=16, inner=16, part=16)
+
+
+def error(found, wanted) -> float:
+    """Largest difference over the largest value; not a number counts as infinite."""
+    value = float((found.double() - wanted).abs().max() / wanted.abs().max())
+    return value if math.isfinite(value) else math.inf
+
+
+def unit(generator, *shape):
+    return functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
+
+
+def kernels(dim, individual, dtype):
+    """A rank's rows against all columns, with gathered features as a view with strides."""
+    generator = torch.Generator().manual_seed(dim)
+    rows = unit(generator, ANCHORS, dim).to(dtype)
+    columns = unit(generator, CANDIDATES, 2, dim).to(dtype)[:, 1]
+    columns[OFFSET : OFFSET + ANCHORS] += rows
+    columns = functional.normalize(columns.float(), dim=-1).to(dtype)
+    if individual:
+        scales = torch.linspace(3, 100, ANCHORS), torch.linspace(100, 5, CANDIDATES)
+    else:
+        scales = torch.tensor(50.0), torch.tensor(50.0)
+    weights = torch.linspace(-1, 2, ANCHORS), torch.linspace(1, -2, CANDIDATES)
+    wide = rows.double(), columns.double()
+    sums = blocks.row_sums(*wide, scales[0].double(), OFFSET)
+    found = fused.row_sums(rows, columns, scales[0], OFFSET)
+    # Any log-sums of the columns will do, if they are no smaller than their softmaxes ask for.
+    others = (wide[1] @ wide[0].T).amax(1) * scales[1] + 1
+    own, theirs = (
+        Softmaxes(scales[0], sums[0], weights[0]),
+        Softmaxes(scales[1], others, weights[1]),
+    )
+    pulls = blocks.row_pulls(*wide, _double(own), _double(theirs), OFFSET)
+    pulled = fused.row_pulls(rows, columns, _single(own), _single(theirs), OFFSET)
+    return max(error(found[k], sums[k]) for k in range(len(sums))), error(pulled, pulls)
+
+
+def _double(softmaxes):
+    return Softmaxes(
+        softmaxes.scale.double(), softmaxes.log_sum.double(), softmaxes.weight.double()
+    )
+
+
+def _single(softmaxes):
+    return Softmaxes(softmaxes.scale.float(), softmaxes.log_sum.float(), softmaxes.weight.float())
+
+
+def whole(individual):
+    """log_inner with its gradients, on the fused kernels, for one process."""
+    generator = torch.Generator().manual_seed(9)
+    features = unit(generator, 2, 19, 24)
+    scale = torch.linspace(5, 80, 38).view(2, 19) if individual else torch.tensor(30.0)
+    results = []
+    for double in (True, False):
+        leaf = (features.double() if double else features).clone().requires_grad_()
+        leaves = leaf, scale.to(leaf.dtype).clone().requires_grad_()
+        log_inner._fused = (lambda _: None) if double else (lambda _: fused)
+        value, _ = log_inner.log_inner(*leaves, leaf, Layout((19,), 0))
+        results.append([value.detach(), *torch.autograd.grad(value.square().sum(), leaves)])
+    return max(error(found, wanted) for wanted, found in zip(*results, strict=True))
+
+
+def main() -> None:
+    errors = {}
+    for dim, individual in itertools.product((7, 40), (False, True)):
+        for dtype in (torch.float32, torch.float16):  # its products of bfloat16 are those of bits
+            name = f"{dim} {'individual' if individual else 'global'} {dtype}"
+            errors[f"sums {name}"], errors[f"pulls {name}"] = kernels(dim, individual, dtype)
+    for individual in (False, True):
+        errors[f"log_inner {individual}"] = whole(individual)
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()
