@@ -61,12 +61,13 @@ class KeepingOptimizer(Optimizer):
         self._named = {name: p for name, p in towers.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, skip: Tensor) -> None:
+        assert skip == 0
         grads = {name: p.grad for name, p in self._named.items() if p.grad is not None}
         self.kept.append({name: grad.clone() for name, grad in grads.items()})
         for name, grad in grads.items():
             self._named[name] -= 0.05 * grad
-        self.drop_gradients()
+        self.adamw.zero_grad()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from step_tasks import train_in_micro_batches
+from step_tasks import one_rank_meets_infinity, train_in_micro_batches
 
 from neuclip.methods import METHODS
 
@@ -25,3 +25,14 @@ def test_micro_batches_of_two_processes_equal_one_batch(pool, method):
                 )
     for rank in ranks:
         torch.testing.assert_close(rank.weights, alone.weights, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["openclip", "fastclip_v3", "neuclip"])
+def test_what_one_process_meets_all_skip(pool, method):
+    ranks = pool.run(2, one_rank_meets_infinity, method)
+    problems = [rank[0] for rank in ranks]
+    assert problems == [
+        ["another process met a loss that is not finite", None],
+        ["image_features: 1 of 6 rows are not finite, the first is row 2", None],
+    ]
+    assert [rank[1:] for rank in ranks] == [(True, True)] * 2

@@ -56,6 +56,11 @@ class Batch:
         """The same batch with its tensors on `device`."""
         return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def inputs_to(self, device: torch.device) -> "Batch":
+        """The same batch with images and tokens on `device`; ids stay where bounds are checked."""
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, tokens=self.tokens.to(device, non_blocking=True))
+
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory, from where copies to a GPU can overlap."""
         return self._each_tensor(Tensor.pin_memory)

@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from neuclip import distributed
 from neuclip.data.batch import Batch
+from neuclip.training.verdict import FEATURES, Outputs
 
-Outputs = dict[str, Tensor]
 Encode = Callable[[Batch], Outputs]
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_FEATURES = ("image_features", "text_features")  # one row a pair; other outputs belong to the model
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class CachedFeatures:
                 self._states.append(RandomState.now(device))
                 encoded.append(encode(batch))
         self.outputs = {
-            name: (torch.cat([each[name] for each in encoded]) if name in _FEATURES else value)
+            name: (torch.cat([each[name] for each in encoded]) if name in FEATURES else value)
             .detach()
             .clone()
             .requires_grad_()
@@ -105,9 +104,9 @@ class CachedFeatures:
     def _gradients(self, start: int, stop: int, *, whole: bool) -> Outputs:
         """The gradients of the pairs from `start` to `stop`; `whole`: also those of the model."""
         return {
-            name: leaf.grad[start:stop] if name in _FEATURES else leaf.grad
+            name: leaf.grad[start:stop] if name in FEATURES else leaf.grad
             for name, leaf in self.outputs.items()
-            if leaf.grad is not None and (whole or name in _FEATURES)
+            if leaf.grad is not None and (whole or name in FEATURES)
         }
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,20 +33,29 @@ class Schedule:
         return self.floor + 0.5 * (1 + math.cos(math.pi * progress)) * (self.peak - self.floor)
 
 
-def temperature_rate(settings: OptimConfig, towers_rate: float, temperature: float) -> float:
+def temperature_rate(
+    settings: OptimConfig, towers_rate: float, logit_scale: Tensor
+) -> float | Tensor:
     """The learning rate of logit_scale at a step.
 
     Args:
         settings: `lr_tau` and its schedule.
         towers_rate: the towers' rate at this step.
-        temperature: the temperature now.
+        logit_scale: logarithm of the inverse temperature now.
+
+    Returns:
+        A number; for `step_thresh` a scalar on the device, which the host need not wait for.
     """
     if settings.lr_tau is None:
         return towers_rate
     if settings.lr_tau_scheduler == "same":
         return settings.lr_tau * towers_rate / settings.lr
-    if settings.lr_tau_scheduler == "step_thresh" and temperature <= STEP_THRESHOLD:
-        return settings.lr_tau / 3
+    if settings.lr_tau_scheduler == "step_thresh":
+        # What the fused kernels read: a float32 on CUDA, a float64 on the CPU.
+        dtype = torch.float64 if logit_scale.device.type == "cpu" else torch.float32
+        rate = torch.full_like(logit_scale, settings.lr_tau, dtype=dtype, requires_grad=False)
+        low = (-logit_scale.detach()).exp() <= STEP_THRESHOLD
+        return rate.masked_fill_(low, settings.lr_tau / 3)
     return settings.lr_tau
 
 
@@ -90,13 +100,14 @@ class Optimizer:
         )
         self.parameters = [p for _, p in named]
 
-    def set_rates(self, step: int, temperature: float) -> float:
+    def set_rates(self, step: int) -> float:
         """Sets the learning rates of a step and returns the towers'."""
         rate = self._schedule.at(step)
         for group in self.adamw.param_groups:
-            is_temperature = group.get("is_temperature", False)
-            tau_rate = temperature_rate(self._settings, rate, temperature)
-            group["lr"] = tau_rate if is_temperature else rate
+            if group.get("is_temperature", False):
+                group["lr"] = temperature_rate(self._settings, rate, group["params"][0])
+            else:
+                group["lr"] = rate
         return rate
 
     def gradient_norm(self) -> Tensor:
@@ -106,11 +117,20 @@ class Optimizer:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         return nn.utils.get_total_norm(gradients, foreach=True)
 
-    def step(self) -> None:
-        """Steps, and drops the gradients."""
-        self.adamw.step()
-        self.drop_gradients()
+    def step(self, skip: Tensor) -> None:
+        """Steps, and drops the gradients.
 
-    def drop_gradients(self) -> None:
-        """Forgets the gradients, as after a step that is skipped."""
+        Args:
+            skip: a scalar of float32; where it is 1 the fused kernels change nothing, neither
+                parameters nor moments nor their counts.
+        """
+        self.adamw.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue]
+        self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's, with plain numbers as learning rates. Waits for the device."""
+        state = self.adamw.state_dict()
+        for group in state["param_groups"]:
+            group["lr"] = float(group["lr"])
+        return state

@@ -1,4 +1,7 @@
-"""One step: encode, loss, backward, update. It names no method, and keeps nothing between steps."""
+"""One step: encode, loss, backward, update. It names no method, and keeps nothing between steps.
+
+The host never waits for the device in it: see `neuclip.training.verdict`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,27 +11,27 @@ from torch import Tensor, nn
 
 from neuclip import distributed
 from neuclip.data.batch import Batch
-from neuclip.method.inputs import NotFiniteError
 from neuclip.method.interfaces import Section, no_section
 from neuclip.method.losses.base import PairLoss
-from neuclip.training.accumulation import CachedFeatures, Outputs
+from neuclip.training.accumulation import CachedFeatures
 from neuclip.training.model import Clip, clamp_logit_scale
 from neuclip.training.optim import Optimizer
+from neuclip.training.verdict import Containment, Outputs, Readback
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to.
+    """What a step came to, on the device.
 
     Attributes:
         loss: the mean over this process's pairs.
-        gradient_norm: of all parameters, before clipping; none if there was no backward pass.
-        problem: why the towers were left as they were, if they were.
+        gradient_norm: of all parameters, before clipping.
+        readback: what the host will read of it.
     """
 
     loss: Tensor
-    gradient_norm: Tensor | None
-    problem: str | None
+    gradient_norm: Tensor
+    readback: Readback
 
 
 class TrainingStep:
@@ -57,15 +60,12 @@ class TrainingStep:
         self._device, self._section = device, section
         loss.section = section
 
-    def __call__(self, batches: Sequence[Batch]) -> StepResult:
-        """One update.
+    def __call__(self, batches: Sequence[Batch], stop_asked: bool = False) -> StepResult:
+        """One update; none of the towers where a process met a number that is not finite.
 
         Args:
             batches: the micro-batches that together are this process's batch.
-
-        Raises:
-            NotFiniteError: with several processes, embeddings that are not finite: the others wait
-                inside the loss, and only ending the run frees them.
+            stop_asked: tells the other processes, in the verdict, that this one was asked to stop.
         """
         cached = None
         if len(batches) == 1:
@@ -73,42 +73,42 @@ class TrainingStep:
         else:
             cached = CachedFeatures(self._encode, batches, self._device)
             outputs = cached.outputs
+        contained = Containment.of(outputs)
         ids = [batch.sample_ids for batch in batches]
-        loss, problem = self._evaluate(outputs, torch.cat(ids) if cached else ids[0])
-        # All processes agree before the backward pass, which waits for all of them.
-        if distributed.any_rank(problem is not None):
-            problem = problem or "another process met a loss that is not finite"
-            return StepResult(loss.detach(), None, problem)
+        with self._section("loss"):
+            loss = self._loss(**contained.outputs, sample_ids=torch.cat(ids) if cached else ids[0])
+        assert isinstance(loss, Tensor)
+        value = loss.detach().masked_fill(contained.any_wrong, torch.nan)
+        votes = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
+        votes = distributed.max_over_ranks(votes.float())
         with self._section("backward"):
             loss.backward()
             if cached is not None:
                 cached.backward(self._towers)
         with self._section("optimizer"):
-            return self._update(loss.detach())
+            norm = self._update(votes)
+        temperature = 1 / outputs["logit_scale"].detach()
+        numbers = [*votes, *(number.float() for number in (value, norm, temperature))]
+        stacked = torch.cat([torch.stack(numbers), contained.wrong.flatten().float()])
+        return StepResult(value, norm, Readback(stacked, len(outputs["image_features"])))
 
     def _encode(self, batch: Batch) -> Outputs:
         with self._section("encode"), self._clip.autocast(self._device):
-            batch = batch.to(self._device, non_blocking=True)
+            batch = batch.inputs_to(self._device)
             return self._towers(batch.images.to(self._clip.input_dtype), batch.tokens)
 
-    def _evaluate(self, outputs: Outputs, sample_ids: Tensor) -> tuple[Tensor, str | None]:
-        """The loss, and what is wrong with it if it is not finite."""
-        try:
-            with self._section("loss"):
-                loss = self._loss(**outputs, sample_ids=sample_ids)
-        except NotFiniteError as error:
-            if distributed.is_active():
-                raise
-            return torch.tensor(torch.nan, device=self._device), str(error)
-        assert isinstance(loss, Tensor)
-        finite = bool(torch.isfinite(loss))
-        return loss, None if finite else f"the loss is {float(loss.detach())}"
+    def _update(self, votes: Tensor) -> Tensor:
+        """Steps the towers unless that was voted down or the gradient is not finite.
 
-    def _update(self, loss: Tensor) -> StepResult:
-        """Steps the towers, unless the gradient (the same on all processes) is not finite."""
+        Args:
+            votes: the first says whether to skip, and learns it from the gradient (the same on all
+                processes).
+
+        Returns:
+            The gradient's norm.
+        """
         norm = self._optimizer.gradient_norm()
-        if not bool(torch.isfinite(norm)):
-            return StepResult(loss, norm, f"the gradient's norm is {float(norm)}")
-        self._optimizer.step()
+        torch.maximum(votes[0], (~torch.isfinite(norm)).float(), out=votes[0])
+        self._optimizer.step(skip=votes[0])
         clamp_logit_scale(self._clip.towers)
-        return StepResult(loss, norm, None)
+        return norm

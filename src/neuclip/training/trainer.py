@@ -8,7 +8,6 @@ import logging
 import signal
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,15 +17,17 @@ import torch
 from neuclip import distributed
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import Batch
-from neuclip.errors import Preempted, UserError
+from neuclip.errors import Preempted
 from neuclip.evaluation.results import write_whole
 from neuclip.training import checkpoint
 from neuclip.training.checkpoint import CheckpointError
+from neuclip.training.feed import Feed
 from neuclip.training.fingerprint import add_to_fingerprint
 from neuclip.training.judging import Judge
 from neuclip.training.parts import Parts
 from neuclip.training.recorder import Recorder
 from neuclip.training.step import StepResult, TrainingStep
+from neuclip.training.watch import Watch
 
 log = logging.getLogger("neuclip")
 
@@ -56,7 +57,8 @@ class Trainer:
             parts.device,
             self._recorder.timer.section,
         )
-        self.skipped = 0
+        self._feed = Feed(parts.config.data.accum_freq, parts.device)
+        self._watch = Watch(parts.config.optim.max_nonfinite_steps, parts.folder, parts.device)
         self.fingerprint = 0
         self._stop_asked = False
         self._rate = 0.0
@@ -91,12 +93,14 @@ class Trainer:
 
         Args:
             batches: the micro-batches of this process.
+
+        Raises:
+            UserError: too many steps met numbers that are not finite.
         """
-        self._rate = self.parts.optimizer.set_rates(self.step, self.parts.temperature)
-        result = self._update(batches)
-        if result.problem is not None:
-            self._skip(result.problem, batches)
+        self._rate = self.parts.optimizer.set_rates(self.step)
+        result = self._update(batches, self._stop_asked)
         self.step += 1
+        self._watch.add(self.step, self._rate, batches, result.readback)
         return result
 
     def _after_step(self, batches: Sequence[Batch], result: StepResult) -> None:
@@ -111,7 +115,7 @@ class Trainer:
             self._record(result)
         if self.step % self.parts.steps_per_epoch == 0:
             return  # the end of the epoch saves
-        if self._asked_to_stop():
+        if self._watch.stop if distributed.is_active() else self._stop_asked:
             self._save_step()
             raise self._preempted()
         if every and self.step % every == 0:
@@ -139,32 +143,26 @@ class Trainer:
         )
 
     def _timed(self, batches: Iterator[Batch]) -> Generator[list[Batch]]:
-        """The micro-batches of each step, with the waiting counted as `data`.
-
-        A single one is moved to the device at once; of several, each is moved when it is its turn,
-        so that the device holds the pictures of one.
-        """
-        count = self.parts.config.data.accum_freq
+        """The micro-batches of each step, with the waiting counted as `data`."""
         while True:
             with self._recorder.timer.section("data"):
-                step = list(islice(batches, count))
-                if not step:
-                    return
-                if count == 1:
-                    step = [step[0].to(self.parts.device, non_blocking=True)]
+                step = self._feed.next_step(batches)
+            if not step:
+                return
             yield step
 
     # --- records ----------------------------------------------------------------------------
 
     def _record(self, result: StepResult) -> None:
+        self._watch.settle()
         values = {
             **self.parts.position(self.step),
             "loss": float(distributed.mean_over_ranks(result.loss.clone())),
             "temperature": self.parts.temperature,
             "logit_scale": 1 / self.parts.temperature,
             "lr": self._rate,
-            "grad_norm": None if result.gradient_norm is None else float(result.gradient_norm),
-            "skipped_steps": self.skipped,
+            "grad_norm": float(result.gradient_norm),
+            "skipped_steps": self._watch.skipped,
             "samples_fingerprint": f"{self._global_fingerprint():016x}",
             **self.parts.loss.metrics(),
         }
@@ -197,34 +195,6 @@ class Trainer:
 
     # --- stopping ---------------------------------------------------------------------------
 
-    def _skip(self, problem: str, batches: Sequence[Batch]) -> None:
-        """Leaves the towers as they are; stops when that was too often.
-
-        Raises:
-            UserError: says where it happened and what usually helps.
-        """
-        self.parts.optimizer.drop_gradients()
-        self.skipped += 1
-        step, limit = self.step + 1, self.parts.config.optim.max_nonfinite_steps
-        where = (
-            f"{problem}; step {step}, temperature {self.parts.temperature:.4g}, learning rate "
-            f"{self._rate:.3g}"
-        )
-        path = self.parts.folder.path / f"nonfinite_step_{step}_rank_{distributed.rank()}.json"
-        found = {
-            "problem": where,
-            "keys": [key for batch in batches for key in batch.keys],
-            "sample_ids": [number for batch in batches for number in batch.sample_ids.tolist()],
-        }
-        write_whole(path, json.dumps(found, indent=1) + "\n")
-        if self.skipped > limit:
-            raise UserError(
-                f"{where}; the batch is listed in {path}. The last checkpoint is intact. Lower "
-                "--lr, raise --warmup, clip with --grad-clip-norm 1.0, or let some steps be "
-                f"skipped with --max-nonfinite-steps (now {limit})"
-            )
-        log.warning("skipped: %s (%d of at most %d); see %s", where, self.skipped, limit, path)
-
     @contextmanager
     def _listening_to_signals(self) -> Generator[None]:
         """A signal only sets a flag: the step in flight ends, and a checkpoint is written.
@@ -253,6 +223,7 @@ class Trainer:
             checkpoint.drop_old_step_checkpoints(path.parent, keep)
 
     def _save(self, path: Path) -> None:
+        self._watch.settle()
         content = self.state_dict()
         if distributed.is_main():
             checkpoint.save(path, content)
@@ -278,11 +249,11 @@ class Trainer:
             "epoch": self.step // parts.steps_per_epoch,
             "name": parts.folder.path.name,
             "state_dict": parts.clip.towers.state_dict(),
-            "optimizer": parts.optimizer.adamw.state_dict(),
+            "optimizer": parts.optimizer.state_dict(),
             "neuclip": {
                 **self._identity(),
                 "step": self.step,
-                "skipped": self.skipped,
+                "skipped": self._watch.skipped,
                 "fingerprint": self.fingerprint,
                 "config": parts.config.to_yaml(),
                 "loss": parts.loss.state_dict(),
@@ -316,7 +287,7 @@ class Trainer:
         if own["cuda_rng"] is not None and parts.device.type == "cuda":
             torch.cuda.set_rng_state(own["cuda_rng"])
         self.step = int(own["step"])
-        self.skipped = int(own["skipped"])
+        self._watch.skipped = int(own["skipped"])
         self.fingerprint = int(own["fingerprint"])
         log.info("resumed %s at step %d", path, self.step)
 

@@ -42,11 +42,13 @@ def test_constant_schedule_stays_at_the_peak():
         ({"lr_tau": 1e-3, "lr_tau_scheduler": "const"}, 0.01, 1e-3),
         ({"lr_tau": 1e-3, "lr_tau_scheduler": "same"}, 0.01, 1e-3 * 2e-4 / 5e-4),
         ({"lr_tau": 3e-3, "lr_tau_scheduler": "step_thresh"}, 0.031, 3e-3),
-        ({"lr_tau": 3e-3, "lr_tau_scheduler": "step_thresh"}, 0.03, 1e-3),
+        ({"lr_tau": 3e-3, "lr_tau_scheduler": "step_thresh"}, 0.0299, 1e-3),
     ],
 )
 def test_temperature_rate(values, temperature, expected):
-    assert temperature_rate(resolved(**values), 2e-4, temperature) == pytest.approx(expected)
+    scale = torch.tensor(-math.log(temperature), dtype=torch.float64)
+    rate = temperature_rate(resolved(**values), 2e-4, scale)
+    assert float(rate) == pytest.approx(expected)
 
 
 def test_groups_are_open_clips_with_the_temperature_apart():
@@ -66,11 +68,36 @@ def test_the_rule_for_decay():
 
 
 def test_rates_reach_the_groups():
-    optimizer = Optimizer(
-        Towers(), resolved(lr=0.1, warmup=10, lr_tau=0.3, lr_tau_scheduler="step_thresh"), 100
-    )
-    assert optimizer.set_rates(4, temperature=0.02) == pytest.approx(0.05)
-    assert [g["lr"] for g in optimizer.adamw.param_groups] == pytest.approx([0.05, 0.05, 0.1])
+    settings = resolved(lr=0.1, warmup=10, lr_tau=0.3, lr_tau_scheduler="step_thresh")
+    towers = Towers()
+    optimizer = Optimizer(towers, settings, 100)
+    for temperature, rate in ((0.04, 0.3), (0.02, 0.1)):
+        towers.logit_scale.data.fill_(-math.log(temperature))
+        assert optimizer.set_rates(4) == pytest.approx(0.05)
+        rates = [float(group["lr"]) for group in optimizer.adamw.param_groups]
+        assert rates == pytest.approx([0.05, 0.05, rate])
+    towers.logit_scale.grad = torch.ones(())
+    optimizer.step(torch.zeros(()))  # AdamW's first step is as long as its rate
+    assert float(towers.logit_scale.detach()) == pytest.approx(-math.log(0.02) - 0.1, rel=1e-6)
+    groups = optimizer.state_dict()["param_groups"]
+    assert [type(group["lr"]) for group in groups] == [float] * 3
+
+
+def test_a_skipped_step_changes_nothing():
+    towers = Towers()
+    optimizer = Optimizer(towers, resolved(lr=0.1), 100)
+
+    def step(gradient, skip):
+        for parameter in towers.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step(torch.tensor(skip))
+        assert all(parameter.grad is None for parameter in towers.parameters())
+        moments = [v for state in optimizer.adamw.state.values() for v in state.values()]
+        return [value.clone() for value in (*towers.parameters(), *moments)]
+
+    first, skipped, second = step(1.0, 0.0), step(math.nan, 1.0), step(1.0, 0.0)
+    assert all(torch.equal(*pair) for pair in zip(first, skipped, strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 def test_a_frozen_temperature_is_left_out():
@@ -89,5 +116,5 @@ def test_clipping_bounds_the_step_and_returns_the_norm_before():
     assert float(optimizer.gradient_norm()) == pytest.approx(float(raw))
     clipped = [p.grad for p in towers.parameters() if p.grad is not None]
     assert float(nn.utils.get_total_norm(clipped)) == pytest.approx(1e-3, rel=1e-4)
-    optimizer.step()
+    optimizer.step(torch.zeros(()))
     assert all(p.grad is None for p in towers.parameters())
