@@ -86,7 +86,7 @@ class TrainingStep:
             if cached is not None:
                 cached.backward(self._towers)
         with self._section("optimizer"):
-            norm = self._update(votes)
+            norm = self._update(votes[0])
         temperature = 1 / outputs["logit_scale"].detach()
         numbers = [*votes, *(number.float() for number in (value, norm, temperature))]
         stacked = torch.cat([torch.stack(numbers), contained.wrong.flatten().float()])
@@ -97,18 +97,16 @@ class TrainingStep:
             batch = batch.inputs_to(self._device)
             return self._towers(batch.images.to(self._clip.input_dtype), batch.tokens)
 
-    def _update(self, votes: Tensor) -> Tensor:
-        """Steps the towers unless that was voted down or the gradient is not finite.
+    def _update(self, voted_down: Tensor) -> Tensor:
+        """Steps the towers, unless that was voted down or the gradient is not finite.
 
         Args:
-            votes: the first says whether to skip, and learns it from the gradient (the same on all
-                processes).
+            voted_down: a scalar, 1: a process met a loss that is not finite.
 
         Returns:
-            The gradient's norm.
+            The gradient's norm, the same on all processes.
         """
         norm = self._optimizer.gradient_norm()
-        torch.maximum(votes[0], (~torch.isfinite(norm)).float(), out=votes[0])
-        self._optimizer.step(skip=votes[0])
+        self._optimizer.step(skip=torch.maximum(voted_down, (~torch.isfinite(norm)).float()))
         clamp_logit_scale(self._clip.towers)
         return norm

@@ -53,7 +53,7 @@ class Verdict:
     """What the host learns of a step.
 
     Attributes:
-        skipped: the towers were left as they were, on all processes.
+        voted_down: a process met a loss that is not finite.
         stop: a process was asked to stop before the step.
         loss: of this process.
         gradient_norm: of all parameters, before clipping.
@@ -62,7 +62,7 @@ class Verdict:
         pairs: rows of this process's features.
     """
 
-    skipped: bool
+    voted_down: bool
     stop: bool
     loss: float
     gradient_norm: float
@@ -72,9 +72,7 @@ class Verdict:
 
     @property
     def problem(self) -> str | None:
-        """Why the step was skipped, if it was."""
-        if not self.skipped:
-            return None
+        """Why the towers were left as they were, on all processes, if they were."""
         for name, (count, first) in zip(FEATURES, self.wrong, strict=True):
             if count:
                 return (
@@ -82,16 +80,18 @@ class Verdict:
                 )
         if not math.isfinite(self.loss):
             return f"the loss is {self.loss}"
+        if self.voted_down:
+            return "another process met a loss that is not finite"
         if not math.isfinite(self.gradient_norm):
             return f"the gradient's norm is {self.gradient_norm}"
-        return "another process met a loss that is not finite"
+        return None
 
 
 class Readback:
     """A verdict on its way to the host.
 
     Args:
-        numbers: skipped, stop, loss, norm, temperature, and the four of `Containment.wrong`.
+        numbers: voted down, stop, loss, norm, temperature, and the four of `Containment.wrong`.
         pairs: rows of the features.
     """
 
@@ -109,10 +109,10 @@ class Readback:
         """The verdict; waits until the step is done."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        skipped, stop, loss, norm, temperature, *wrong = self._numbers.tolist()
+        voted_down, stop, loss, norm, temperature, *wrong = self._numbers.tolist()
         images, image, texts, text = (int(number) for number in wrong)
         return Verdict(
-            skipped=bool(skipped),
+            voted_down=bool(voted_down),
             stop=bool(stop),
             loss=loss,
             gradient_norm=norm,

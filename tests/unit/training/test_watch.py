@@ -14,8 +14,8 @@ from step_parts import CPU, batch
 
 
 def readback(loss: float = 1.0, stop: bool = False) -> Readback:
-    skipped = 0.0 if math.isfinite(loss) else 1.0
-    return Readback(torch.tensor([skipped, stop, loss, 1.0, 0.05, 0, 0, 0, 0]), 12)
+    voted_down = not math.isfinite(loss)
+    return Readback(torch.tensor([voted_down, stop, loss, 1.0, 0.05, 0, 0, 0, 0]), 12)
 
 
 @pytest.fixture
