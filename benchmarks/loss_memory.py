@@ -1,10 +1,14 @@
 """Peak memory and time of one forward and backward pass of a loss against open_clip's ClipLoss.
 
-    python benchmarks/loss_memory.py --batch-size 8192 --methods openclip rgcl_batch
+    python benchmarks/loss_memory.py --batch-size 16384
+    python benchmarks/loss_memory.py --batch-size 32768 --memory-only --without-clip-loss
 
-Each loss runs in a process of its own, which reports how far its resident memory rose (CUDA: the
-allocator's peak). Features are random and held in float32. Writes a dated JSON file into
-benchmarks/results/.
+For the memory each loss runs in a process of its own, which reports how far its resident memory
+rose (CUDA: the allocator's peak). For the time all losses take turns in one process, and the ratio
+is the median over rounds of each round's ratio to ClipLoss (seconds of the processor, so that
+other programs count less; of the clock on CUDA). `neuclip` is also timed without its
+prototype steps (`inner_steps: 0`), which ClipLoss has no counterpart of. Features are random and
+held in float32. Writes a dated JSON file into benchmarks/results/.
 """
 
 import argparse
@@ -22,75 +26,125 @@ import torch
 from open_clip.loss import ClipLoss
 
 import neuclip
+from neuclip.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results"
+WITHOUT_STEPS = "neuclip-without-steps"
+NAMES = [*(name for name in METHODS if name != "siglip"), WITHOUT_STEPS]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def measure(name: str, batch: int, dim: int, repeats: int) -> dict[str, float]:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(0)
-    image, text = (
-        torch.nn.functional.normalize(
-            torch.randn(batch, dim, device=device), dim=-1
-        ).requires_grad_()
-        for _ in range(2)
-    )
-    scale = torch.tensor(20.0, device=device, requires_grad=True)
-    loss = ClipLoss() if name == "ClipLoss" else neuclip.create_loss(name, embed_dim=dim)
-    small = torch.nn.functional.normalize(torch.randn(8, dim, device=device), dim=-1)
-    loss(small, small, scale).backward()  # the libraries' own memory is not the loss's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated() / 2**20
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        loss(image, text, scale).backward()
-        if device == "cuda":
+class Contender:
+    """A loss and the state it needs, at the temperature 0.05."""
+
+    def __init__(self, name: str, batch: int, dim: int):
+        self.reference = name == "ClipLoss"
+        if self.reference:
+            self.loss = ClipLoss()
+            return
+        method, settings = name, {}
+        if name == WITHOUT_STEPS:
+            method, settings = "neuclip", {"inner_steps": 0}
+        if "gamma_decay_epochs" in METHODS[method].settings.model_fields and method != "scent":
+            settings |= {"gamma": 0.5, "gamma_decay_epochs": 10.0}
+        self.loss = neuclip.create_loss(
+            method, embed_dim=dim, steps_per_epoch=1, num_samples=batch, **settings
+        ).to(DEVICE)
+
+    def step(self, features: torch.Tensor) -> float:
+        """Seconds of a forward and backward pass."""
+        scale = torch.tensor(20.0, device=DEVICE, requires_grad=True)
+        image, text = (side.detach().requires_grad_() for side in features)
+        more = {} if self.reference else {"sample_ids": torch.arange(len(image))}
+        clock = time.perf_counter if DEVICE == "cuda" else time.process_time
+        begin = clock()
+        self.loss(image, text, scale, **more).backward()
+        if DEVICE == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-        image.grad = text.grad = scale.grad = None
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-    if device == "cuda":
-        after = torch.cuda.max_memory_allocated() / 2**20
-    return {"peak_mb": round(after - before, 1), "seconds": round(statistics.median(seconds), 4)}
+        return clock() - begin
+
+
+def unit(batch: int, dim: int) -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(2, batch, dim, device=DEVICE), dim=-1)
+
+
+def memory(name: str, batch: int, dim: int) -> float:
+    """Peak in MB of a pass, beyond features and what the loss keeps between steps."""
+    contender, features = Contender(name, batch, dim), unit(batch, dim)
+    # Twice a small batch: the libraries' own memory, and the first step's own, are not the loss's.
+    for _ in range(2):
+        contender.step(unit(16, dim))
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        contender.step(features)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    contender.step(features)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def times(names: list[str], batch: int, dim: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round; the losses take turns."""
+    contenders, features = {name: Contender(name, batch, dim) for name in names}, unit(batch, dim)
+    for contender in contenders.values():
+        for _ in range(2):
+            contender.step(unit(16, dim))
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            found[name].append(contender.step(features))
+            print(name, round(found[name][-1], 3), flush=True)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch-size", type=int, default=8192)
     parser.add_argument("--embed-dim", type=int, default=512)
-    parser.add_argument("--methods", nargs="+", default=["openclip", "rgcl_batch"])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=NAMES)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-only", action="store_true")
+    parser.add_argument("--without-clip-loss", action="store_true", help="it needs 16 B^2 bytes")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    batch, dim = args.batch_size, args.embed_dim
     if args.one:
-        print(json.dumps(measure(args.one, args.batch_size, args.embed_dim, args.repeats)))
+        print(memory(args.one, batch, dim))
         return
+    names = [*([] if args.without_clip_loss else ["ClipLoss"]), *args.methods]
     found = {}
-    for name in ["ClipLoss", *args.methods]:
-        words = [sys.executable, __file__, "--one", name, "--batch-size", str(args.batch_size)]
-        words += ["--embed-dim", str(args.embed_dim), "--repeats", str(args.repeats)]
+    for name in names:
+        words = [sys.executable, __file__, "--one", name]
+        words += ["--batch-size", str(batch), "--embed-dim", str(dim)]
         output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        found[name] = json.loads(output.splitlines()[-1])
+        found[name] = {"peak_mb": round(float(output.splitlines()[-1]), 1)}
         print(name, found[name], flush=True)
-    base = found["ClipLoss"]
+    if not args.memory_only:
+        for name, seconds in times(names, batch, dim, args.rounds).items():
+            found[name]["seconds"] = [round(each, 3) for each in seconds]
     for row in found.values():
+        if args.without_clip_loss:
+            # Four matrices of float32, as measured at the batches where they fit.
+            row["memory_over_16_b2_bytes"] = round(row["peak_mb"] / (16 * batch**2 / 2**20), 4)
+            continue
+        base = found["ClipLoss"]
         row["memory_over_clip_loss"] = round(row["peak_mb"] / base["peak_mb"], 4)
-        row["time_over_clip_loss"] = round(row["seconds"] / base["seconds"], 4)
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        if "seconds" in row:
+            ratios = [a / b for a, b in zip(row["seconds"], base["seconds"], strict=True)]
+            row["time_over_clip_loss"] = round(statistics.median(ratios), 3)
+    card = torch.cuda.get_device_name() if DEVICE == "cuda" else "CPU"
     result = {
         "date": datetime.date.today().isoformat(),
-        "command": f"python benchmarks/loss_memory.py --batch-size {args.batch_size} "
-        f"--embed-dim {args.embed_dim} --methods {' '.join(args.methods)}",
+        "command": f"python benchmarks/loss_memory.py {' '.join(sys.argv[1:])}",
         "machine": f"{card}, {platform.machine()}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "losses": found,
     }
     RESULTS.mkdir(exist_ok=True)
-    name = f"loss_memory_b{args.batch_size}.json"
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+    path = RESULTS / f"loss_memory_b{batch}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

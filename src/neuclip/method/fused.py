@@ -6,7 +6,8 @@
     row_pulls   the same way again: products, softmaxes of both sides, times the candidates
 
 Products accumulate in float32. Those of float32 features follow torch's own setting
-(`torch.set_float32_matmul_precision`): exact by default, TF32 where matmuls are allowed it.
+(`torch.set_float32_matmul_precision`): one TF32 product where matmuls are allowed it, otherwise
+three, which together are nearly float32 and still run on tensor cores.
 A program of `row_pulls` keeps at most `Tiles.part` columns of the result, so wider embeddings have
 their products formed again for each part.
 """
@@ -97,7 +98,7 @@ def row_pulls(
 
 
 def _precision() -> str:
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 @triton.jit

@@ -121,8 +121,10 @@ def _pulls(
 
 
 def _fused(features: Tensor) -> Any:  # noqa: ANN401  a module, or none
-    """The fused kernels, where they run."""
+    """The fused kernels, where they run: their tiles need the shared memory of an A100."""
     if not (HAS_TRITON and features.is_cuda and features.dtype == torch.float32):
+        return None
+    if torch.cuda.get_device_capability(features.device) < (8, 0):
         return None
     from neuclip.method import fused  # Triton compiles nothing, and is not imported, without CUDA
 

@@ -1,0 +1,58 @@
+"""The formulas of docs/scaling.md against bytes and operations counted in real runs."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from counting import BATCH, DIM, count
+from test_distributed_losses import Task, task
+
+from neuclip.methods import METHODS
+
+pytestmark = pytest.mark.distributed
+
+PATH = Path(__file__).parents[2] / "scripts" / "scaling_table.py"
+spec = importlib.util.spec_from_file_location("scaling_table", PATH)
+scaling = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(scaling)
+
+PROTOTYPES, STEPS = 24, 3
+NETWORK = {"num_prototypes": PROTOTYPES, "inner_steps": STEPS, "restart_steps": 1000}
+CASES = {name: task(name) for name in METHODS}
+CASES["neuclip"] = task("neuclip", **NETWORK)
+CASES["neuclip, full or union"] = task("neuclip", gradient="full", **NETWORK)
+
+
+def setup(ranks: int):
+    return scaling.Setup(
+        ranks, BATCH, DIM, PROTOTYPES, prototype_steps=STEPS, network_steps=3, hidden=DIM
+    )
+
+
+def test_every_method_has_a_formula():
+    assert set(scaling.COSTS) == set(CASES)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("case", CASES)
+def test_bytes_and_operations_are_as_the_formulas_say(pool, case, ranks):
+    expected = scaling.COSTS[case](setup(ranks))
+    for counted in pool.run(ranks, count, CASES[case]):
+        assert counted.sent["gathered"] == expected.gathered
+        assert counted.sent["scattered"] == expected.scattered
+        assert counted.sent["reduced"] == expected.reduced
+        assert counted.messages == expected.messages
+        assert counted.flops == expected.flops
+
+
+def test_the_prototypes_cost_a_rank_the_kth_part(pool):
+    """Operations, kept bytes, and the largest tensor, beyond what the same loss costs without."""
+    many = Task("neuclip", {**CASES["neuclip"].settings, "num_prototypes": 240})
+    found = {ranks: pool.run(ranks, count, many)[0] for ranks in (1, 2, 4)}
+    plain = {ranks: pool.run(ranks, count, Task("rgcl_batch"))[0] for ranks in (1, 2, 4)}
+    for ranks in (2, 4):
+        network = {k: found[k].flops - plain[k].flops for k in (1, ranks)}
+        assert network[ranks] * ranks == network[1]
+        assert found[ranks].largest * ranks == found[1].largest == 2 * 240 * BATCH
+        scalars = found[1].owned_bytes - 2 * 2 * 240 * DIM * 4  # of the optimisers
+        assert found[ranks].owned_bytes - scalars == 2 * 2 * 240 * DIM * 4 // ranks

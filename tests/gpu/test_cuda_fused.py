@@ -1,0 +1,69 @@
+"""The fused kernels on CUDA against the blocks in float64."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+pytest.importorskip("triton")
+
+from neuclip.distributed import Layout
+from neuclip.method import blocks, log_inner
+from neuclip.method.blocks import Softmaxes
+
+
+def relative(found, wanted):
+    return float((found.double() - wanted).norm() / wanted.norm())
+
+
+def unit(*shape):
+    generator = torch.Generator("cuda").manual_seed(sum(shape))
+    values = torch.randn(*shape, device="cuda", generator=generator)
+    return functional.normalize(values, dim=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("individual", [False, True])
+@pytest.mark.parametrize(("anchors", "candidates", "dim"), [(77, 1000, 512), (256, 4099, 640)])
+def test_kernels(anchors, candidates, dim, individual, dtype):
+    from neuclip.method import fused
+
+    rows, columns = unit(anchors, dim).to(dtype), unit(candidates, dim).to(dtype)
+    if individual:
+        scales = torch.linspace(5, 100, anchors), torch.linspace(100, 5, candidates)
+    else:
+        scales = torch.tensor(100.0), torch.tensor(100.0)
+    scales = [scale.cuda() for scale in scales]
+    offset = 31
+    sums = blocks.row_sums(rows.double(), columns.double(), scales[0].double(), offset)
+    found = fused.row_sums(rows, columns, scales[0], offset)
+    others = (columns.double() @ rows.double().T).amax(1) * scales[1] + 1
+    weights = torch.linspace(-1, 2, anchors).cuda(), torch.linspace(1, -2, candidates).cuda()
+    own = Softmaxes(scales[0], sums[0].float(), weights[0])
+    other = Softmaxes(scales[1], others.float(), weights[1])
+    exact = (
+        Softmaxes(each.scale.double(), each.log_sum.double(), each.weight.double())
+        for each in (own, other)
+    )
+    pulls = blocks.row_pulls(rows.double(), columns.double(), *exact, offset)
+    pulled = fused.row_pulls(rows, columns, own, other, offset)
+    limit = 1e-4 if dtype == torch.float32 else 1e-2
+    assert relative(found, sums) < 1e-4
+    assert relative(pulled, pulls) < limit
+
+
+def test_cuda_losses_take_the_fused_kernels(monkeypatch):
+    from neuclip.method import fused
+
+    called = []
+    original = fused.row_sums
+    monkeypatch.setattr(fused, "row_sums", lambda *a: called.append(1) or original(*a))
+    features = unit(2, 130, 64)
+    value, _ = log_inner.log_inner(
+        features, torch.tensor(30.0, device="cuda"), features, Layout((130,), 0)
+    )
+    assert len(called) == 2
+    wide = features.double()
+    exact, _ = log_inner.log_inner(
+        wide, torch.tensor(30.0, device="cuda").double(), wide, Layout((130,), 0)
+    )
+    assert relative(value, exact) < 1e-4

@@ -1,0 +1,61 @@
+"""Every method on CUDA, from float32 and bfloat16 features, against float64 on the CPU."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from neuclip import create_loss
+from neuclip.methods import METHODS
+
+BATCH, DIM, STEPS = 200, 96, 4
+NETWORK = {"num_prototypes": 300, "inner_steps": 3, "restart_steps": 2}
+VARIANTS = [(name, {}) for name in METHODS] + [
+    ("neuclip", {"gradient": "full"}),
+    ("neuclip", {"gradient": "union", "log_weights": True}),
+    ("amorlip", {"amortization": "js_div"}),
+]
+
+
+def run(name, settings, device, dtype, batches):
+    """Losses and gradients of some steps."""
+    fields = METHODS[name].settings.model_fields
+    if "gamma_schedule" in fields and name != "scent":
+        settings = {"gamma": 0.4, "gamma_schedule": "constant", **settings}
+    if name == "neuclip":
+        settings = {**NETWORK, **settings}
+    loss = create_loss(name, embed_dim=DIM, steps_per_epoch=1, num_samples=BATCH, **settings).to(
+        device
+    )
+    if dtype == torch.float64:
+        loss = loss.double()
+    scalar = torch.float64 if dtype == torch.float64 else torch.float32
+    results = []
+    for features in batches:
+        leaf = features.to(device, dtype).requires_grad_()
+        scale = torch.tensor(20.0, dtype=scalar, device=device, requires_grad=True)
+        bias = torch.tensor(-10.0, dtype=scalar, device=device)
+        value = loss(leaf[0], leaf[1], scale, bias, sample_ids=torch.arange(BATCH))
+        value.backward()
+        by_scale = torch.zeros(()) if scale.grad is None else scale.grad
+        results.append([each.detach().double().cpu() for each in (value, leaf.grad, by_scale)])
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_a_method_on_cuda_equals_float64_on_the_cpu(name, settings, dtype):
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in range(STEPS):
+        features = torch.randn(2, BATCH, DIM, generator=generator)
+        features[1] += features[0]
+        # Rounded beforehand, so that both sides read the same numbers.
+        batches.append(functional.normalize(features, dim=-1).to(dtype).float())
+    exact = run(name, settings, "cpu", torch.float64, batches)
+    found = run(name, settings, "cuda", dtype, batches)
+    # Losses are computed in float32 whatever the features are; a bfloat16 gradient is rounded.
+    tolerance = 2e-3 if dtype == torch.float32 else 2e-2
+    for ours, wanted in zip(found, exact, strict=True):
+        for one, other in zip(ours, wanted, strict=True):
+            error = (one - other).norm() / other.norm().clamp_min(1e-6)
+            assert float(error) < tolerance
