@@ -15,6 +15,7 @@ from neuclip.config import RunConfig
 from neuclip.data_cli import Bench, Inspect, Pack, bench_data, inspect_data, pack_data
 from neuclip.errors import Preempted, UserError
 from neuclip.eval_cli import Download, Eval, download, evaluate
+from neuclip.export_cli import ExportCommand, export
 from neuclip.flags import DEFAULT_METHOD, parse_train
 from neuclip.methods import method_info, nearest
 from neuclip.published import Switch
@@ -248,6 +249,10 @@ COMMANDS: Mapping[str, Command] = {
         lambda argv: evaluate(_call(Eval, argv, "eval")),
     ),
     "report": Command("write runs as one HTML page", lambda argv: _call(_report, argv, "report")),
+    "export": Command(
+        "write trained towers for open_clip or Hugging Face",
+        lambda argv: export(_call(ExportCommand, argv, "export")),
+    ),
     "methods": Command(
         "list the training methods, or show one", lambda argv: _call(_methods, argv, "methods")
     ),

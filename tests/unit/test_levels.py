@@ -44,8 +44,8 @@ LEVELS = [
     ["training.judging", "training.step"],
     ["training.trainer"],
     ["training.assemble"],
-    ["flags", "report", "terminal"],
-    ["data_cli", "eval_cli"],
+    ["flags", "report", "terminal", "export", "search"],
+    ["data_cli", "eval_cli", "export_cli", "report_cli", "search_cli"],
     ["cli"],
     ["training.main", "__main__", "evaluation.datacomp"],
 ]
@@ -55,7 +55,17 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 KEPT = {
     "open_clip": {"training.model"},
     "torch.distributed": {"distributed"},
-    "tyro": {"cli", "data_cli", "eval_cli", "flags", "flag_table", "published"},
+    "tyro": {
+        "cli",
+        "data_cli",
+        "eval_cli",
+        "export_cli",
+        "report_cli",
+        "search_cli",
+        "flags",
+        "flag_table",
+        "published",
+    },
     "triton": {"method.fused"},
     "rich": {"terminal", "training.tracking", "cli"},
     "matplotlib": {"report.figures", "data.faces"},
@@ -71,6 +81,9 @@ TORCH_FREE = {
     "cli",
     "data_cli",
     "eval_cli",
+    "export_cli",
+    "report_cli",
+    "search_cli",
     "evaluation.suite",
 }
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from neuclip.config import validate
 from neuclip.errors import UserError
 from neuclip.training import checkpoint
-from neuclip.training.model import Encoder, build_clip, choose_device, init_for
+from neuclip.training.model import Clip, Encoder, build_clip, choose_device, init_for
 from neuclip.training.run_folder import RunFolder
 
 REPOSITORY_CONFIG = "open_clip_config.json"
@@ -30,12 +31,14 @@ class Choice:
         epoch: Of a run folder, the checkpoint of this epoch.
         step: Of a run folder, the checkpoint of this step; with neither, the newest.
         arch: The architecture; none: what the checkpoint says.
+        ema: Take the moving average of the weights instead of the weights.
     """
 
     path: Path
     epoch: int | None = None
     step: int | None = None
     arch: str | None = None
+    ema: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Pretrained:
         path: The checkpoint's file.
         sha256: Of architecture and weights.
         results: Where results belong.
+        clip: The towers with their transforms and tokenizer.
+        recorded: What else the checkpoint says: `epoch`, `name` and `neuclip`, where it has them.
     """
 
     encoder: Encoder
@@ -57,6 +62,8 @@ class Pretrained:
     path: Path
     sha256: str
     results: Path
+    clip: Clip
+    recorded: Mapping[str, Any]
 
 
 def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -> Pretrained:
@@ -68,8 +75,8 @@ def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -
         local_rank: Which GPU of this machine.
 
     Raises:
-        UserError: no such checkpoint (never another one in its place), no architecture known, or
-            weights of another architecture.
+        UserError: no such checkpoint (never another one in its place), no architecture known,
+            weights of another architecture, or no moving average where it was asked for.
     """
     place = choose_device(device, local_rank)
     if (choice.path / REPOSITORY_CONFIG).is_file():
@@ -77,6 +84,8 @@ def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -
     else:
         path, name = _in_run(choice), None
     content = _load(path)
+    if choice.ema:
+        content = {**content, "state_dict": _average(content, path)}
     arch = name or choice.arch or _recorded_arch(content, path)
     clip = build_clip(arch, "fp32", place, init_for(content["state_dict"]))
     checkpoint.load_weights(clip.towers, content, path)
@@ -87,6 +96,8 @@ def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -
         path=path,
         sha256=_digest(_identity(choice, arch), clip.towers.state_dict()),
         results=_results(choice.path, path, content),
+        clip=clip,
+        recorded={key: content[key] for key in ("epoch", "name", "neuclip") if key in content},
     )
 
 
@@ -134,6 +145,16 @@ def _load(path: Path) -> dict[str, Any]:
         except Exception as error:  # its Rust side has an exception class of its own
             raise UserError(f"checkpoint {path} is damaged or incomplete: {error}") from None
     return checkpoint.load(path, bare=True)
+
+
+def _average(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """The moving average of the weights that a checkpoint holds."""
+    if "ema_state_dict" not in content:
+        raise UserError(
+            f"{path} holds no moving average of the weights (ema_state_dict): the run kept none; "
+            "leave out --ema"
+        )
+    return content["ema_state_dict"]
 
 
 def _recorded_arch(content: dict[str, Any], path: Path) -> str:
