@@ -19,6 +19,7 @@ from neuclip.export_cli import ExportCommand, export
 from neuclip.flags import DEFAULT_METHOD, parse_train
 from neuclip.methods import method_info, nearest
 from neuclip.published import Switch
+from neuclip.search_cli import Search, search
 
 T = TypeVar("T")
 Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
@@ -252,6 +253,10 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command(
         "write trained towers for open_clip or Hugging Face",
         lambda argv: export(_call(ExportCommand, argv, "export")),
+    ),
+    "search": Command(
+        "find pictures by text or picture, on a local web page",
+        lambda argv: search(_call(Search, argv, "search")),
     ),
     "methods": Command(
         "list the training methods, or show one", lambda argv: _call(_methods, argv, "methods")

@@ -22,11 +22,9 @@ _OPTIONAL_TEXT = arg(metavar="TEXT", help_behavior_hint="")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reading:
-    """What is read, with the flags of `neuclip train`."""
+class ReadingFlags:
+    """How data are read, with the flags of `neuclip train`."""
 
-    source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
-    """what --train-data takes: shards, tables, folders; several joined by ::"""
     data_format: DataFormat = "auto"
     """what it is; auto: told from name and content"""
     caption_key: Annotated[str | None, _OPTIONAL_TEXT] = None
@@ -44,8 +42,11 @@ class _Reading:
     allow_pipe: Switch = False
     """run the shell commands that pipe: sources consist of"""
 
-    def open(self) -> "Source":
-        """The source.
+    def open(self, spec: str) -> "Source":
+        """A source.
+
+        Args:
+            spec: what --train-data takes.
 
         Raises:
             UserError: it cannot be opened.
@@ -63,7 +64,15 @@ class _Reading:
         )
         with terminal.progress() as progress:
             advance = progress and (lambda done, total: progress("indexing", done, total))
-            return open_source(self.source, settings, advance)
+            return open_source(spec, settings, advance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading(ReadingFlags):
+    """What is read."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
+    """what --train-data takes: shards, tables, folders; several joined by ::"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +104,7 @@ def inspect_data(command: Inspect) -> int:
     from neuclip.data.inspect_page import facts, page
     from neuclip.evaluation.results import write_whole
 
-    source = command.open()
+    source = command.open(command.source)
     try:
         with terminal.progress() as progress:
             found = inspect(
@@ -144,7 +153,7 @@ def pack_data(command: Pack) -> int:
     from neuclip.data.inspect_page import in_bytes
     from neuclip.data.pack import Plan, pack
 
-    source = command.open()
+    source = command.open(command.source)
     try:
         plan = Plan(command.source, len(source), command.shard_samples)
         with terminal.progress() as progress:
@@ -190,7 +199,7 @@ def bench_data(command: Bench) -> int:
 
     clip = build_clip(command.model, "fp32", torch.device("cpu"))
     decode = ImageDecoder.for_model(clip.image_size, full=command.full_decode)
-    source = command.open()
+    source = command.open(command.source)
     try:
         stages = Stages(decode, clip.train_transform, clip.tokenize)
         speed = bench(source, stages, command.samples)

@@ -45,7 +45,8 @@ LEVELS = [
     ["training.trainer"],
     ["training.assemble"],
     ["flags", "report", "terminal", "export", "search"],
-    ["data_cli", "eval_cli", "export_cli", "report_cli", "search_cli"],
+    ["data_cli", "eval_cli", "export_cli", "report_cli"],
+    ["search_cli"],
     ["cli"],
     ["training.main", "__main__", "evaluation.datacomp"],
 ]

@@ -124,6 +124,10 @@ class DatasetSource(Source):
         except Unusable as error:
             raise sample_error(str(self._folder), str(position), error) from error.__cause__
 
+    def files(self) -> list[Path]:
+        """The Arrow files."""
+        return [self._folder / file for file in self._files]
+
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the number of the row."""
         return self._folder, str(position)

@@ -63,6 +63,10 @@ class FolderSource(Source):
         """The folder, and the key of a sample."""
         return self._folder, self._key(position)
 
+    def files(self) -> Iterator[Path]:
+        """The images."""
+        return (self._folder / self._images[row] for row in range(len(self._images)))
+
     def _key(self, position: int) -> str:
         return os.path.splitext(self._images[position])[0]  # noqa: PTH122  of a text, not a file
 

@@ -1,6 +1,6 @@
 """Several sources as one, each visited as often as its factor says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +59,10 @@ class Mixture(Source):
         """Where a sample lies in its source, and its key."""
         number = self._number(position)
         return self._sources[number].locate(position - self._starts[number])
+
+    def files(self) -> Iterator[str | Path]:
+        """Those of the sources, one behind the other."""
+        return (file for source in self._sources for file in source.files())
 
     def sample_id(self, position: int) -> int:
         """The id of a sample: its key, or its position in the whole."""

@@ -107,6 +107,10 @@ class RemoteShards(Source):
         except SampleError:
             return url, ""
 
+    def files(self) -> list[str]:
+        """The addresses of the shards."""
+        return [shard.url for shard in self._shards]
+
     def sample_id(self, position: int) -> int:
         """The id of a sample: its position, or its integer key."""
         if self._reading.data_size is None:

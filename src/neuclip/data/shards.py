@@ -215,6 +215,10 @@ class ShardIndex(Source):
         column = _IMAGE if self._blocks[position, _IMAGE] else _CAPTION
         return self.shards[self._shard(position)], self._key_and_content(position, column)[0]
 
+    def files(self) -> tuple[Path, ...]:
+        """The shards."""
+        return self.shards
+
     def content(self, position: int) -> Content:
         """One sample as it is stored; see `Source.content`."""
         if not self._blocks[position, _IMAGE]:

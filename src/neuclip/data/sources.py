@@ -1,5 +1,7 @@
 """What a loader reads from: samples by position, wherever they lie."""
 
+import contextlib
+import hashlib
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
@@ -85,6 +87,10 @@ class Source(ABC):
             raise sample_error(where, content.key, error) from error.__cause__
         return RawSample(content.key, image, content.caption, content.class_index, content.metadata)
 
+    def files(self) -> Iterable[str | Path]:
+        """Files (or addresses) that hold the samples, once each, in order."""
+        return dict.fromkeys(self.locate(position)[0] for position in range(len(self)))
+
     def sample_id(self, position: int) -> int:
         """Stable id of one sample: its position, unless the source has better ones."""
         return position
@@ -94,6 +100,20 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027  most have nothing in the background
         """Stop what works in the background."""
+
+
+def content_digest(source: Source) -> str:
+    """Changes when a source has other samples, or a file of it another name, size or time.
+
+    The pictures are not read. Of what lies on other machines only the address is looked at.
+    """
+    digest = hashlib.sha256(source.layout.digest(0, None).encode())
+    for file in source.files():
+        digest.update(f"{file}\n".encode("utf-8", "surrogateescape"))
+        with contextlib.suppress(OSError, ValueError):  # an address, or no file
+            status = Path(file).stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def sample_error(where: str, key: str, error: Unusable) -> SampleError:

@@ -104,6 +104,11 @@ class TableSource(Source):
         table, row = self._row(position)
         return self._tables[table], self._rows[table][0][row]
 
+    def files(self) -> Iterator[Path]:
+        """The images, as the tables name them."""
+        for table, (images, _) in zip(self._tables, self._rows, strict=True):
+            yield from (table.parent / images[row] for row in range(len(images)))
+
     def _row(self, position: int) -> tuple[int, int]:
         for table, start in enumerate(self._starts):
             if position < start + self._sizes[table]:

@@ -1,0 +1,193 @@
+"""The search page with a trained model, in a headless Chromium."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import browser
+from neuclip.cli import main
+from neuclip.data.demo import tiny_demo
+
+pytestmark = pytest.mark.skipif(
+    browser.missing() is not None,
+    reason=f"the search page is not tried in a browser: there is no {browser.missing()}",
+)
+GROUP = pytest.mark.xdist_group("search-page")  # the model is trained once
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model that has learned a few characters, in seconds; and the names of its pictures."""
+    folder = tmp_path_factory.mktemp("search")
+    tiny_demo(folder / "data", characters=16)
+    train = folder / "data" / "train"
+    flags = ["--train-data", str(train), "--model", "glyph-tiny", "--method", "openclip"]
+    flags += ["--batch-size", "16", "--epochs", "1", "--train-num-samples", str(60 * 16)]
+    flags += ["--lr", "3e-3", "--warmup", "10", "--workers", "0", "--device", "cpu"]
+    flags += ["--seed", "3", "--logs", str(folder / "logs"), "--name", "glyphs"]
+    assert main(["train", *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def names(trained):
+    """Name of the character in every picture, by the picture's key."""
+    found = {}
+    for shard in (trained / "data" / "train").glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    found[Path(member.name).stem] = json.load(tar.extractfile(member))["name"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def address(trained):
+    """A server in a process of its own, which Ctrl-C ends."""
+    flags = [str(trained / "logs" / "glyphs"), "--images", str(trained / "data" / "train")]
+    flags += ["--port", "0", "--workers", "0", "--embeddings", str(trained / "features")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "neuclip", "search", *flags, "--device", "cpu"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if found := re.match(r"(http://127\.0\.0\.1:\d+/) ", line):
+                break
+        else:
+            pytest.fail("".join(said))
+        yield found[1]
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="module")
+def window(address):
+    with browser.Browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(window, address):
+    window.open("about:blank")
+    window.open(address)
+    yield window
+    assert window.problems() == []
+
+
+def found_names(page, names, turn):
+    page.wait(f"document.querySelector('#grid').dataset.turn === '{turn}'")
+    keys = page.run("return [...document.querySelectorAll('#grid .hit')].map(e => e.title)")
+    return [names[key] for key in keys]
+
+
+@GROUP
+def test_a_typed_name_finds_its_glyph(page, names, tmp_path):
+    asked = sorted(set(names.values()))
+    right = 0
+    for turn, name in enumerate(asked, start=1):
+        page.run("document.querySelector('#text').value = ''")
+        page.type("#text", name + browser.ENTER)
+        right += name in found_names(page, names, turn)[:5]
+    assert right >= 0.8 * len(asked) > 8
+    page.wait("[...document.querySelectorAll('.hit img')].slice(0, 5).every(e => e.naturalWidth)")
+    page.screenshot(tmp_path / "search.png")
+    assert (tmp_path / "search.png").stat().st_size > 10_000
+    assert f"nearest pictures for “{asked[-1]}”" in page.texts("#state")[0]
+
+
+@GROUP
+def test_a_picture_finds_pictures_like_it(page, names):
+    name = names[min(names)]
+    page.type("#text", name + browser.ENTER)
+    found_names(page, names, 1)
+    page.press(browser.ARROW_DOWN)  # from the words to the first picture
+    chosen = page.run("return document.activeElement.title")
+    page.press(browser.ENTER)
+    like = found_names(page, names, 2)
+    assert names[chosen] in like[:5]
+    assert chosen not in page.run("return [...document.querySelectorAll('.hit')].map(e => e.title)")
+    page.run("history.back()")
+    found_names(page, names, 3)
+    assert page.run("return document.querySelector('#text').value") == name
+
+
+@GROUP
+def test_a_picture_of_ones_own(page, names, trained, tmp_path):
+    shard = next((trained / "data" / "train").glob("*.tar"))
+    with tarfile.open(shard) as tar:
+        member = next(m for m in tar if m.name.endswith(".png"))
+        (tmp_path / "mine.png").write_bytes(tar.extractfile(member).read())
+    page.type("#file", str(tmp_path / "mine.png"))
+    assert found_names(page, names, 1)[0] == names[Path(member.name).stem]
+    assert "pictures like your picture" in page.texts("#state")[0]
+    assert page.run("return document.querySelector('#asked').naturalWidth") == 32
+
+
+@GROUP
+def test_more_results_and_the_way_by_keys(page, names):
+    page.type("#text", names[min(names)] + browser.ENTER)
+    assert len(found_names(page, names, 1)) == 24
+    page.click("#more")
+    assert len(found_names(page, names, 2)) == 48
+    assert (
+        page.run("return [...document.querySelectorAll('.hit')].indexOf(document.activeElement)")
+        == 24
+    )
+    page.press("/")
+    assert page.run("return document.activeElement.id") == "text"
+
+
+@GROUP
+def test_what_cannot_be_searched_is_said(window, address, tmp_path):
+    window.open("about:blank")
+    window.open(address)
+    window.type("#text", "  " + browser.ENTER)
+    assert "Type what to look for" in window.texts("#error")[0]
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    window.type("#file", str(tmp_path / "bad.png"))
+    window.wait("document.querySelector('#error').innerText.includes('cannot be read')")
+    assert window.texts("#grid .hit") == []
+    (tmp_path / "words.txt").write_text("words")
+    window.type("#file", str(tmp_path / "words.txt"))
+    window.wait("document.querySelector('#error').innerText.includes('no picture.')")
+    assert [text for text in window.problems() if "status of 400" not in text] == []
+
+
+@GROUP
+def test_the_page_asks_no_other_machine(page, names, address):
+    page.type("#text", names[min(names)] + browser.ENTER)
+    found_names(page, names, 1)
+    asked = page.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert asked and all(one.startswith((address, "data:", "blob:")) for one in asked)
+    assert (
+        page.run("return document.querySelectorAll('button:not([type]), img:not([alt])').length")
+        == 0
+    )
+
+
+@GROUP
+def test_bad_input_of_the_command(trained, capsys, address):
+    run, data = str(trained / "logs" / "glyphs"), str(trained / "data" / "train")
+    port = re.search(r":(\d+)/", address)[1]
+    for flags, words in (
+        ([run, "--images", str(trained / "nowhere")], "nowhere"),
+        ([str(trained), "--images", data], "is no run folder"),
+        ([run, "--images", data, "--port", "99999"], "--port 99999 is out of range"),
+        ([run, "--images", data, "--port", port], f"--port {port} is in use"),
+    ):
+        features = ["--embeddings", str(trained / "features"), "--workers", "0"]
+        assert main(["search", *flags, *features, "--device", "cpu"]) == 2
+        assert words in capsys.readouterr().err
