@@ -18,6 +18,7 @@ from integration.conftest import kill_group, wait_for
 from neuclip.cli import main
 from neuclip.errors import UserError
 from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.outcomes import outcomes_path, read_outcomes
 from neuclip.evaluation.results import read_eval_results
 from neuclip.evaluation.suite import load_suite
 from neuclip.evaluation.suite_run import main_scores, open_sets, run_benchmark
@@ -79,6 +80,8 @@ def test_all_38_tasks_give_the_known_answers(data, tmp_path):
         assert {k: metrics[k] for k in answer} == pytest.approx(answer, abs=1e-7), key
         assert metrics["main_metric"] == metrics[SUITE.tasks[key].metric]
         assert all(type(value) is float for value in metrics.values())
+        outcomes = read_outcomes(outcomes_path(out, key))
+        assert outcomes.evaluate() == pytest.approx(metrics["main_metric"], abs=1e-6), key
     # One pass: each picture goes through the tower once.
     assert towers.images_seen == sum(len(task_set.index) for task_set in sets)
     main_metrics = [found[key].metrics["main_metric"] for key in answers]

@@ -30,8 +30,9 @@ from neuclip.evaluation.metrics import (
     mean_per_class_recall,
     worst_group,
 )
+from neuclip.evaluation.outcomes import Outcomes, outcomes_of
 from neuclip.evaluation.retrieval import retrieve
-from neuclip.evaluation.suite import Groups
+from neuclip.evaluation.suite import Groups, Task
 from neuclip.evaluation.task_sets import Instance, TaskSet
 from neuclip.evaluation.zero_shot import choose_classes, class_vectors
 
@@ -72,6 +73,8 @@ class Benchmark:
         self.settings = settings
         self._encoder = encoder
         self._vectors: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self.outcomes: Outcomes | None = None
+        """Of the samples of the set that was judged last."""
 
     def judge(self, task_set: TaskSet) -> dict[str, float]:
         """All metrics of a set by the benchmark's names; `main_metric` repeats the main one.
@@ -113,6 +116,7 @@ class Benchmark:
             metrics |= {"acc_avg": metrics["acc1"], "recall-macro_all": recall, "F1-macro_all": f1}
         if task_set.task.groups is not None:
             metrics |= _grouped(choices, images, task_set.task.groups, task_set.task.metric)
+        self.outcomes = _outcomes(choices, images, task_set.task)
         return metrics | _counts(task_set, images)
 
     def _retrieval(self, images: EncodedImages) -> dict[str, float]:
@@ -136,7 +140,13 @@ class Benchmark:
             image_groups=owner,
             text_groups=torch.arange(len(captions)),
         )
-        return retrieve(pairs, ties="first").metrics()
+        found = retrieve(pairs, ties="first")
+        # A unit is a picture with its captions: both recalls are then means over units.
+        own = torch.zeros(len(images), dtype=torch.double)
+        own.index_add_(0, owner, found.right_images.double())
+        both = found.right_texts.double() + own * (len(images) / len(captions))
+        self.outcomes = outcomes_of("mean", both / 2)
+        return found.metrics()
 
     def _association(
         self, images: EncodedImages, instances: Sequence[Instance]
@@ -154,7 +164,10 @@ class Benchmark:
             order = similarity.argsort(descending=True, stable=True)
             chosen = [candidates[i] for i in order[: len(instance.associations)].tolist()]
             scores.append(jaccard(chosen, [place[key] for key in instance.associations]))
-        return _jaccard_scores(scores, [len(instance.candidates) for instance in instances])
+        sizes = [len(instance.candidates) for instance in instances]
+        main = [score for score, size in zip(scores, sizes, strict=True) if size >= 10]
+        self.outcomes = outcomes_of("mean", torch.tensor(main))
+        return _jaccard_scores(scores, sizes)
 
     def _images(self, task_set: TaskSet) -> EncodedImages:
         batches = evaluation_loader(
@@ -214,6 +227,20 @@ def _grouped(
         return metrics | {metric: worst_group(found, groups.left_out)}
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _outcomes(choices: Choices, images: EncodedImages, task: Task) -> Outcomes:
+    """What the task's main metric makes of each sample."""
+    if task.metric == "F1-macro_all":
+        return outcomes_of("macro_f1", choices.chosen, choices.target)
+    if task.groups is None:
+        by_class = task.metric == "mean_per_class_recall"
+        statistic = "mean_of_groups" if by_class else "mean"
+        return outcomes_of(statistic, choices.right_at(1), choices.target if by_class else None)
+    group = _column(images, task.groups.column)
+    right = choices.right_at(5 if task.groups.measure == "acc_top5" else 1)
+    counts = torch.tensor([number not in task.groups.left_out for number in group.tolist()])
+    return outcomes_of("worst_group", right[counts], group[counts])
 
 
 def _column(images: EncodedImages, column: int) -> Int64[Tensor, " samples"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor
 
@@ -132,6 +132,7 @@ class ZeroShotResult:
     num_classes: int
     num_samples: int
     chance: float
+    right: Bool[Tensor, " samples"] = field(repr=False, compare=False)
 
     def metrics(self) -> dict[str, float]:
         """The flat record, by the benchmark's names."""
@@ -155,6 +156,8 @@ class RetrievalResult:
         text_recall: k -> share of pictures with a right caption among the best k.
         num_images: Number of distinct pictures.
         num_texts: Number of distinct captions.
+        right_images: Whether a right picture is the best for each caption.
+        right_texts: Whether a right caption is the best for each picture.
 
     A k that is not below the number of candidates is left out: it would be 1 for any model.
     """
@@ -163,6 +166,8 @@ class RetrievalResult:
     text_recall: dict[int, float]
     num_images: int
     num_texts: int
+    right_images: Bool[Tensor, " texts"] = field(repr=False, compare=False)
+    right_texts: Bool[Tensor, " images"] = field(repr=False, compare=False)
 
     def metrics(self) -> dict[str, float]:
         """The flat record, by the benchmark's names."""

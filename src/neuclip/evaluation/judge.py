@@ -17,6 +17,7 @@ from neuclip.evaluation.interfaces import (
     LogNormalizerPredictor,
 )
 from neuclip.evaluation.normalizer_error import normalizer_error
+from neuclip.evaluation.outcomes import outcomes_of, split_outcomes_path, write_outcomes
 from neuclip.evaluation.results import Gallery, write_gallery
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.splits import EvaluationSplit, open_split
@@ -65,7 +66,7 @@ def judge_split(
         loss: The training loss. One that predicts no log-normalizers, or none for samples that it
             was not trained on, leaves the keys `normalizer_*` and `minibatch_normalizer_*` out.
         logit_scale: 1 / temperature; needed with a loss.
-        gallery: Write the gallery to this file.
+        gallery: Write the gallery to this file, and the outcomes of the samples beside it.
 
     Returns:
         The flat record, fractions in 0..1. A split without class names has no `acc1` and its
@@ -85,7 +86,11 @@ def judge_split(
     metrics: dict[str, float] = {}
     if split.classnames:
         vectors = class_vectors(encoder, split.classnames, split.templates, settings.batch_size)
-        metrics |= classify(encoded, vectors, split.classnames).metrics()
+        found = classify(encoded, vectors, split.classnames)
+        metrics |= found.metrics()
+        if gallery is not None:
+            outcomes = outcomes_of("mean", found.right)
+            write_outcomes(split_outcomes_path(gallery.parent, split.name), outcomes)
     metrics |= _retrieval_metrics(encoded, main=not split.classnames)
     if loss is not None:
         metrics |= _normalizer_metrics(encoded, loss, logit_scale, settings)

@@ -22,11 +22,15 @@ def retrieve(encoded: EncodedSplit, ties: Ties = "against") -> RetrievalResult:
     images = encoded.image_features[first_of_each(encoded.image_groups)]
     texts = encoded.text_features[first_of_each(encoded.text_groups)]
     pairs = torch.stack([encoded.text_groups, encoded.image_groups], dim=1)
+    of_texts = wrong_ahead(texts, images, pairs, ties)
+    of_images = wrong_ahead(images, texts, pairs.flip(1), ties)
     return RetrievalResult(
-        image_recall=_recalls(wrong_ahead(texts, images, pairs, ties), len(images)),
-        text_recall=_recalls(wrong_ahead(images, texts, pairs.flip(1), ties), len(texts)),
+        image_recall=_recalls(of_texts, len(images)),
+        text_recall=_recalls(of_images, len(texts)),
         num_images=len(images),
         num_texts=len(texts),
+        right_images=of_texts < 1,
+        right_texts=of_images < 1,
     )
 
 

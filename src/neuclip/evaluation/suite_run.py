@@ -9,6 +9,7 @@ from pathlib import Path
 from neuclip import distributed
 from neuclip.errors import UserError
 from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.outcomes import outcomes_path, write_outcomes
 from neuclip.evaluation.results import EvalResult, Provenance, read_eval_results, write_result
 from neuclip.evaluation.suite import Task, load_suite
 from neuclip.evaluation.task_sets import TaskSet, open_task
@@ -80,6 +81,8 @@ def run_benchmark(
             metrics = benchmark.judge(task_set)
             result = EvalResult(task.key, task.name, metrics, wanted[task.key])
             write_result(part, result)
+            if benchmark.outcomes is not None:
+                write_outcomes(outcomes_path(results, task.key), benchmark.outcomes)
         if result is not None and (task_set in mine or distributed.is_main()):
             tell(Progress(task, number, len(sets), task_set not in to_do, result))
     distributed.barrier()

@@ -73,6 +73,7 @@ def classify(
         num_classes=len(classnames),
         num_samples=len(encoded),
         chance=float(labels_of_picture.mean()) / len(classnames),
+        right=ahead < 1,
     )
 
 

@@ -1,0 +1,170 @@
+"""What a judge found for every sample, kept small beside the results, to compare runs by.
+
+Two runs that were judged on the same samples differ by less noise than each of them has: a paired
+bootstrap over samples tells how much. Imports no torch.
+"""
+
+import io
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuclip.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Statistic = Literal["mean", "mean_of_groups", "worst_group", "macro_f1"]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Outcomes of a task's samples, and what the main metric makes of them.
+
+    Attributes:
+        statistic: `mean` of the values; the mean or the worst of the groups' means; or the mean F1
+            over the groups that occur, the values being the groups that were chosen.
+        values: [samples] 1 where right and 0 where wrong, a score, or a chosen class.
+        groups: [samples] Class or group of each sample; 0 where the statistic has none.
+    """
+
+    statistic: Statistic
+    values: NDArray[np.float32]
+    groups: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def evaluate(self) -> float:
+        """The statistic of all samples."""
+        weights = np.ones((1, len(self)))
+        return float(weighted(self.statistic, self.values, self.groups, weights)[0])
+
+
+def outcomes_of(statistic: Statistic, values: "Tensor", groups: "Tensor | None" = None) -> Outcomes:
+    """Outcomes from what the judges compute."""
+    numbers = values.cpu().numpy().astype(np.float32)
+    zeros = np.zeros(len(numbers), dtype=np.int32)
+    return Outcomes(
+        statistic, numbers, zeros if groups is None else groups.cpu().numpy().astype(np.int32)
+    )
+
+
+def weighted(
+    statistic: Statistic,
+    values: NDArray[np.float32],
+    groups: NDArray[np.int32],
+    weights: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """The statistic under several weightings of the samples.
+
+    Args:
+        statistic: Which.
+        values: [samples]
+        groups: [samples]
+        weights: [draws, samples] How often each sample counts.
+
+    Returns:
+        [draws]
+    """
+    if statistic == "mean":
+        return (weights @ values.astype(np.float64)) / weights.sum(axis=1)
+    present, group = np.unique(groups, return_inverse=True)
+    size = _sums(weights, group, len(present))
+    occurs = size > 0
+    if statistic == "macro_f1":
+        chosen_place = np.searchsorted(present, values.astype(np.int32))
+        known = np.isin(values.astype(np.int32), present)
+        hits = _sums(weights * (values == groups), group, len(present))
+        chosen = _sums(weights[:, known], chosen_place[known], len(present))
+        score = 2 * hits / np.maximum(chosen + size, 1e-300)
+    else:
+        score = _sums(weights * values, group, len(present)) / np.maximum(size, 1e-300)
+    if statistic == "worst_group":
+        return np.where(occurs, score, np.inf).min(axis=1)
+    return np.where(occurs, score, 0).sum(axis=1) / occurs.sum(axis=1)
+
+
+def _sums(
+    weights: NDArray[np.float64], group: NDArray[np.int64], number: int
+) -> NDArray[np.float64]:
+    """[draws, groups] sums of the weights of every group."""
+    order = np.argsort(group, kind="stable")
+    starts = np.searchsorted(group[order], np.arange(number))
+    full = np.zeros((len(weights), number))
+    filled = np.bincount(group, minlength=number) > 0
+    if filled.any():
+        full[:, filled] = np.add.reduceat(weights[:, order], starts[filled], axis=1)
+    return full
+
+
+def outcomes_path(results: Path, key: str) -> Path:
+    """Where a task's outcomes lie: in a folder of their own beside the results file.
+
+    Args:
+        results: The results file.
+        key: The task.
+    """
+    return results.parent / "outcomes" / results.stem / f"{key.replace('/', '-')}.npz"
+
+
+def split_outcomes_path(eval_results: Path, split: str) -> Path:
+    """Where the outcomes of a split's latest judging lie.
+
+    Args:
+        eval_results: The folder of results.
+        split: Name of the split.
+    """
+    return eval_results / "outcomes" / f"split_{split}.npz"
+
+
+def write_outcomes(path: Path, outcomes: Outcomes) -> None:
+    """Writes outcomes, in one piece: right and wrong take a bit a sample, before compression.
+
+    Raises:
+        UserError: there is no right or room to write.
+    """
+    values, groups = outcomes.values, outcomes.groups
+    bits = bool(np.isin(values, (0, 1)).all()) and outcomes.statistic != "macro_f1"
+    small = np.uint16 if len(groups) == 0 or groups.max() < 2**16 else np.int32
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                statistic=np.array(outcomes.statistic),
+                samples=np.array(len(outcomes)),
+                values=np.packbits(values.astype(np.uint8)) if bits else values,
+                groups=groups.astype(small) if groups.any() else np.zeros(0, dtype=small),
+            )
+        partial.replace(path)
+    except OSError as error:
+        if partial.is_file():
+            partial.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_outcomes(path: Path) -> Outcomes | None:
+    """Reads outcomes; none if there are none, or the file is not whole."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            number, values, groups = int(stored["samples"]), stored["values"], stored["groups"]
+            statistic = str(stored["statistic"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+    if statistic not in get_args(Statistic):
+        return None
+    if values.dtype == np.uint8:
+        values = np.unpackbits(values, count=number)
+    if not len(groups):
+        groups = np.zeros(number, dtype=np.int32)
+    if len(values) != number or len(groups) != number:
+        return None
+    return Outcomes(statistic, values.astype(np.float32), groups.astype(np.int32))  # type: ignore[arg-type]
