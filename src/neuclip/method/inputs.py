@@ -29,23 +29,14 @@ def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) 
         raise UserError(f"{shapes}: this loss was made for embed_dim={embed_dim}")
 
 
-def check_layout(layout: Layout, *, equal: bool) -> None:
+def check_layout(layout: Layout) -> None:
     """The global batch.
 
-    Args:
-        layout: the number of pairs of each rank.
-        equal: whether all must hold as many.
-
     Raises:
-        UserError: on all ranks: it is a single pair, or the numbers differ where they must not.
+        UserError: on all ranks, if it is a single pair.
     """
     if layout.total < 2:
         raise UserError("a batch of one pair has no negatives; use at least two pairs")
-    if equal and not layout.even:
-        raise UserError(
-            f"the processes hold {list(layout.sizes)} pairs, and equal_batches is set: leave it "
-            "unset where numbers differ"
-        )
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """What every loss shares: checked inputs, float arithmetic under autocast, gathered features."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -93,7 +93,8 @@ class PairLoss(nn.Module):
                 f"{type(self).__name__} keeps a state per sample: pass sample_ids, a tensor of "
                 f"{len(image_features)} integers"
             )
-        pairs = self._prepare(image_features, text_features, sample_ids)
+        layout = self._training_layout
+        pairs = self._prepare(image_features, text_features, sample_ids, layout)
         scale = logit_scale.to(pairs.features.dtype)
         with torch.autocast(scale.device.type, enabled=False):
             loss = self.pair_loss(pairs, scale, logit_bias)
@@ -112,7 +113,10 @@ class PairLoss(nn.Module):
         Methods that know only the batch estimate it from the batch given, and so do methods that
         remember samples, for samples they have not seen or without `sample_ids`.
         """
-        pairs = self._prepare(image_features, text_features, sample_ids)
+        layout = (
+            distributed.layout_of
+        )  # batches to be judged may differ where those trained on don't
+        pairs = self._prepare(image_features, text_features, sample_ids, layout)
         scale = logit_scale.to(pairs.features.dtype)
         with torch.autocast(scale.device.type, enabled=False):
             predicted = self.predict(pairs, scale)
@@ -130,10 +134,15 @@ class PairLoss(nn.Module):
         }
 
     def _prepare(
-        self, image_features: Tensor, text_features: Tensor, sample_ids: Tensor | None
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        sample_ids: Tensor | None,
+        layout_of: Callable[[int], Layout],
     ) -> Pairs:
         check_shapes(image_features, text_features, self.embed_dim)
-        layout = self._layout(len(image_features))
+        layout = layout_of(len(image_features))
+        check_layout(layout)
         if image_features.device.type == "cpu" or not self._checked_values:
             check_values(image_features, text_features)
             self._checked_values = True
@@ -148,13 +157,16 @@ class PairLoss(nn.Module):
         features = both if both.dtype == torch.float64 else both.float()
         return Pairs(features, layout, sample_ids)
 
-    def _layout(self, local: int) -> Layout:
+    def _training_layout(self, local: int) -> Layout:
         """How many pairs each rank holds; asked at the first call only if they are to be equal."""
-        equal = self.equal_batches and self._layout_checked
-        layout = distributed.layout_of(local, equal=equal)
-        if not equal:
-            check_layout(layout, equal=self.equal_batches)
-            self._layout_checked = True
+        known = self.equal_batches and self._layout_checked
+        layout = distributed.layout_of(local, equal=known)
+        if self.equal_batches and not layout.even:
+            raise UserError(
+                f"the processes hold {list(layout.sizes)} pairs, and equal_batches is set: leave "
+                "it unset where numbers differ"
+            )
+        self._layout_checked = True
         return layout
 
 
