@@ -93,8 +93,7 @@ class PairLoss(nn.Module):
                 f"{type(self).__name__} keeps a state per sample: pass sample_ids, a tensor of "
                 f"{len(image_features)} integers"
             )
-        layout = self._training_layout
-        pairs = self._prepare(image_features, text_features, sample_ids, layout)
+        pairs = self._prepare(image_features, text_features, sample_ids, self._training_layout)
         scale = logit_scale.to(pairs.features.dtype)
         with torch.autocast(scale.device.type, enabled=False):
             loss = self.pair_loss(pairs, scale, logit_bias)
