@@ -19,10 +19,10 @@ from neuclip.export_cli import ExportCommand, export
 from neuclip.flags import DEFAULT_METHOD, parse_train
 from neuclip.methods import method_info, nearest
 from neuclip.published import Switch
+from neuclip.report_cli import Report, report
 from neuclip.search_cli import Search, search
 
 T = TypeVar("T")
-Runs = Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]", help_behavior_hint="")]
 MethodName = Annotated[str, arg(metavar="NAME")]
 
 
@@ -109,25 +109,7 @@ def _fit(config: RunConfig) -> Path:
         raise SystemExit(stop.exit_code) from None
 
 
-# report, data demo, demo ------------------------------------------------------------------------
-
-
-def _report(
-    runs: Runs,
-    out: Path = Path("report.html"),
-) -> int:
-    """Write one self-contained HTML page: curves, table of methods, retrieved pictures.
-
-    Args:
-        runs: run folders
-        out: the page
-    """
-    from neuclip.report import write_report
-
-    if not runs:
-        raise UserError("report needs at least one run folder, for example ./logs/my-run")
-    print(write_report(list(runs), out))
-    return 0
+# data demo, demo ----------------------------------------------------------------------------------
 
 
 def _data_demo(
@@ -249,7 +231,10 @@ COMMANDS: Mapping[str, Command] = {
         "judge a checkpoint on evaluation splits or DataComp's tasks",
         lambda argv: evaluate(_call(Eval, argv, "eval")),
     ),
-    "report": Command("write runs as one HTML page", lambda argv: _call(_report, argv, "report")),
+    "report": Command(
+        "compare runs on one HTML page",
+        lambda argv: report(_call(Report, argv, "report")),
+    ),
     "export": Command(
         "write trained towers for open_clip or Hugging Face",
         lambda argv: export(_call(ExportCommand, argv, "export")),

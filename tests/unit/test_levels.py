@@ -69,7 +69,7 @@ KEPT = {
     },
     "triton": {"method.fused"},
     "rich": {"terminal", "training.tracking", "cli"},
-    "matplotlib": {"report.figures", "data.faces"},
+    "matplotlib": {"report.figures", "report.panels", "data.faces"},
 }
 TORCH_FREE = {
     "errors",

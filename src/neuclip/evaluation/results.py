@@ -157,8 +157,8 @@ def read_gallery(path: Path) -> Gallery:
         raise UserError(f"{path} is no gallery: {_short(error)}") from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file so that it is either the old one or the new one, never a part.
+def write_whole(path: Path, text: str | bytes) -> None:
+    """Writes a file (text as UTF-8) so that it is either the old one or the new one, never a part.
 
     Raises:
         UserError: there is no right or room to write.
@@ -166,7 +166,7 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(text.encode() if isinstance(text, str) else text)
         partial.replace(path)
     except OSError as error:
         if partial.is_file():

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from neuclip.evaluation.suite import load_suite
 from neuclip.report.runs import Run
 
 Better = Literal["high", "low", "neither"]
@@ -98,10 +99,17 @@ def splits_of(runs: list[Run]) -> list[str]:
     return list(dict.fromkeys(e.split for run in runs for e in run.evaluations))
 
 
+def main_splits(runs: list[Run]) -> list[str]:
+    """The splits that are shown one by one: the benchmark's tasks have a table of their own."""
+    splits, tasks = splits_of(runs), load_suite().tasks
+    own = [split for split in splits if split not in tasks]
+    return own or [split for split in splits if split == "imagenet1k"]
+
+
 def verdicts(runs: list[Run]) -> list[Verdict]:
     """Per split the best top-1 against chance; recall@1 where there are no classes."""
     found: list[Verdict] = []
-    for split in splits_of(runs):
+    for split in main_splits(runs):
         for key, measure in (("acc1", "zero-shot top-1"), ("mean_recall@1", "mean recall@1")):
             scored = [run for run in runs if key in run.final(split)]
             if scored:
@@ -136,7 +144,8 @@ def comparison(runs: list[Run]) -> list[Group]:
     rows = [_row(metric, [read(run, metric.key) for run in runs]) for metric, read in COST_METRICS]
     cost = [row for row in rows if any(cell.text for cell in row.cells)]
     main = [
-        replace(group, rows=[row for row in group.rows if row.main]) for group in all_metrics(runs)
+        replace(group, rows=[row for row in group.rows if row.main])
+        for group in (_split_group(runs, split) for split in main_splits(runs))
     ]
     return [*main, Group("Training", cost)] if cost else main
 

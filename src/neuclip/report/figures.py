@@ -6,6 +6,7 @@ readable on a light and on a dark page. Equal data give equal bytes.
 
 import io
 import re
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -77,7 +78,7 @@ def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool
         percent: The values are fractions.
         marked: Mark every point.
     """
-    with _style(name):
+    with drawing_style(name):
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
         axes = figure.add_subplot()
         for line in lines:
@@ -86,7 +87,7 @@ def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool
                 [x for x, _ in points],
                 [y for _, y in points],
                 color=SERIES[line.color % len(SERIES)],
-                label="_reference" if line.dotted else _clip(line.label),
+                label="_reference" if line.dotted else clip_label(line.label),
                 linestyle=":" if line.dotted else "-",
                 marker=MARKERS[(line.color + line.color // len(SERIES)) % len(MARKERS)],
                 markersize=4.5,
@@ -101,12 +102,12 @@ def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool
             axes.set_ylim(bottom=0)
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         _legend(figure, axes)
-        return _svg(figure, name)
+        return as_inline(figure, name)
 
 
 def stacked(name: str, labels: list[str], parts: list[Bars]) -> str:
     """One horizontal bar per label, made of parts that are fractions."""
-    with _style(name, grid="x"):
+    with drawing_style(name, grid="x"):
         figure = Figure(figsize=(WIDTH, 1.3 + 0.38 * len(labels)), layout="constrained")
         axes = figure.add_subplot()
         left = [0.0] * len(labels)
@@ -115,17 +116,17 @@ def stacked(name: str, labels: list[str], parts: list[Bars]) -> str:
             color = SERIES[part.color % len(SERIES)] if part.color >= 0 else FAINT
             axes.barh(places, part.values, 0.62, left=left, color=color, label=part.label)
             left = [a + b for a, b in zip(left, part.values, strict=True)]
-        axes.set_yticks(places, [_clip(label) for label in labels])
+        axes.set_yticks(places, [clip_label(label) for label in labels])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         _legend(figure, axes)
-        return _svg(figure, name)
+        return as_inline(figure, name)
 
 
 def grouped(name: str, labels: list[str], groups: list[Bars]) -> str:
     """Horizontal bars side by side: per label one of every group, each with its value."""
-    with _style(name, grid="x"):
+    with drawing_style(name, grid="x"):
         height = 1.2 + 0.3 * len(labels) * len(groups)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
@@ -136,15 +137,26 @@ def grouped(name: str, labels: list[str], groups: list[Bars]) -> str:
             color = SERIES[group.color] if group.color >= 0 else FAINT
             bars = axes.barh(places, group.values, thick * 0.9, color=color, label=group.label)
             axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=9)
-        axes.set_yticks(range(len(labels)), [_clip(label) for label in labels])
+        axes.set_yticks(range(len(labels)), [clip_label(label) for label in labels])
         axes.invert_yaxis()
         axes.margins(x=0.12)
         _legend(figure, axes)
-        return _svg(figure, name)
+        return as_inline(figure, name)
 
 
-def _style(name: str, grid: str = "y") -> AbstractContextManager[None]:
+def drawing_style(
+    name: str, grid: str = "y", colors: Mapping[str, str] | None = None
+) -> AbstractContextManager[None]:
+    """The look of all drawings.
+
+    Args:
+        name: Unique on the page.
+        grid: Axis with a grid.
+        colors: Real colours in place of the placeholders.
+    """
     settings = {**STYLE, "svg.hashsalt": name, "axes.grid.axis": grid}
+    if colors is not None:
+        settings = {key: colors.get(str(value), value) for key, value in settings.items()}
     return rc_context(cast("dict[RcKeyType, Any]", settings))
 
 
@@ -166,13 +178,14 @@ def _legend(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
 
 
-def _clip(label: str) -> str:
+def clip_label(label: str, most: int = 24) -> str:
+    """A label of at most so many letters, as matplotlib takes it."""
     # A "$" would start a formula.
-    short = label if len(label) <= 24 else f"{label[:22]}.."
+    short = label if len(label) <= most else f"{label[: most - 2]}.."
     return short.replace("$", r"\$")
 
 
-def _svg(figure: Figure, name: str) -> str:
+def as_inline(figure: Figure, name: str) -> str:
     """The drawing with colours of the page, ids of its own, and nothing but the `svg` element."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))

@@ -8,16 +8,22 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from neuclip.evaluation.results import Gallery
+from neuclip.report import ReportOptions
 from neuclip.report.comparison import (
     all_metrics,
     comparison,
     different_settings,
+    main_splits,
     number,
     splits_of,
     verdicts,
 )
+from neuclip.report.entries import choose_baseline, entries
 from neuclip.report.figures import Bars, Curve, curves, grouped, stacked
+from neuclip.report.panels import inline_panels
+from neuclip.report.published import MEASURES, load_published, published_for
 from neuclip.report.runs import Run, load_runs
+from neuclip.report.scoreboard import PANELS, Scoreboard, average_series, scoreboard
 
 PARTS = ("data", "encode", "loss", "normalizer", "backward", "optimizer")
 MAIN_DIAGNOSTICS = ("gamma",)
@@ -43,13 +49,25 @@ class Shown:
     hits: int
 
 
-def compose(run_dirs: list[Path]) -> str:
+@dataclass(frozen=True)
+class Page:
+    """The page, and what it compares (none: a single run with splits of its own)."""
+
+    html: str
+    board: Scoreboard | None
+
+
+def compose(run_dirs: list[Path], options: ReportOptions) -> Page:
     """The page over all runs.
 
     Raises:
-        UserError: a folder is no run folder.
+        UserError: a folder is no run folder, or there is no such baseline or data set.
     """
     runs = load_runs(run_dirs)
+    quoted = [] if options.published is None else published_for(options.published)
+    found = entries(runs)
+    board = scoreboard(found, choose_baseline(found, options.baseline), quoted)
+    shown = board if board.panels and (len(runs) > 1 or board.of_benchmark) else None
     environment = Environment(
         loader=PackageLoader("neuclip"),
         autoescape=True,
@@ -57,17 +75,36 @@ def compose(run_dirs: list[Path]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2").render(
+    html = environment.get_template("report.html.j2").render(
+        board=shown,
+        panels=None if shown is None else _panels(shown),
+        quoted=load_published() if quoted else (),
+        measures=MEASURES,
         runs=runs,
         title=_title(runs),
         verdicts=verdicts(runs),
         groups=comparison(runs),
         all_groups=all_metrics(runs),
-        plots=_main_plots(runs),
-        more_plots=_diagnostic_plots(runs, main=False),
+        plots=_main_plots(runs, board),
+        more_plots=_more_plots(runs),
         galleries=[(split, _galleries(runs, split)) for split in _gallery_splits(runs)],
         different=different_settings(runs),
     )
+    return Page(html, shown)
+
+
+def _panels(board: Scoreboard) -> Plot:
+    """The figure; its words tell every bar."""
+    told = [
+        f"{panel.title}: "
+        + "; ".join(
+            f"{bar.label} {bar.why or 'no value'}" if bar.mean is None
+            else f"{bar.label} {bar.mean:.1%}"
+            for bar in panel.bars
+        )
+        for panel in board.panels
+    ]  # fmt: skip
+    return Plot("Comparison", Markup(inline_panels(board.panels)), ". ".join(told) + ".")
 
 
 def _title(runs: list[Run]) -> str:
@@ -79,19 +116,31 @@ def _title(runs: list[Run]) -> str:
     return ", ".join(methods) if len(methods) <= 4 else f"{len(methods)} methods, {len(runs)} runs"
 
 
-def _main_plots(runs: list[Run]) -> list[Plot]:
+def _main_plots(runs: list[Run], board: Scoreboard) -> list[Plot]:
     return [
         *_train_plot(
             runs, "loss", "Training loss",
             "Losses of different methods are not on one scale: compare the shape of the curves "
             "here, and the methods by accuracy.",
         ),
-        *_accuracy_plots(runs),
+        *_average_plots(runs, board),
+        *_accuracy_plots(runs, main_splits(runs)),
         *_normalizer_plots(runs),
         *_train_plot(runs, "temperature", "Temperature"),
         *_diagnostic_plots(runs, main=True),
         *_share_plot(runs),
     ]  # fmt: skip
+
+
+def _more_plots(runs: list[Run]) -> list[Plot]:
+    """Curves of the benchmark's tasks that were judged along a run, and of all else recorded."""
+    tasks = [split for split in splits_of(runs) if split not in main_splits(runs)]
+    along = [
+        task
+        for task in tasks
+        if any(len({e.epoch for e in r.evaluations if e.split == task}) > 1 for r in runs)
+    ]
+    return [*_accuracy_plots(runs, along), *_diagnostic_plots(runs, main=False)]
 
 
 def _train_plot(runs: list[Run], key: str, title: str, note: str = "") -> list[Plot]:
@@ -121,9 +170,22 @@ def _tips(points: list[tuple[float, float]]) -> tuple[float, float]:
     return points[0][1], points[-1][1]
 
 
-def _accuracy_plots(runs: list[Run]) -> list[Plot]:
+def _average_plots(runs: list[Run], board: Scoreboard) -> list[Plot]:
+    """The benchmark's averages over samples seen, where more than one checkpoint was judged."""
     plots: list[Plot] = []
-    for split in splits_of(runs):
+    for group in PANELS:
+        lines = [
+            Curve(run.label, color, average_series(board, run, group))
+            for color, run in enumerate(runs)
+        ]
+        if any(len(line.points) > 1 for line in lines):
+            plots += _curve_plot(f"average-{group}", lines, MEASURES[group], percent=True)
+    return plots
+
+
+def _accuracy_plots(runs: list[Run], splits: list[str]) -> list[Plot]:
+    plots: list[Plot] = []
+    for split in splits:
         for key, title in (("acc1", "Zero-shot top-1"), ("mean_recall@1", "Mean recall@1")):
             lines = [
                 Curve(run.label, color, run.eval_series(split, key))

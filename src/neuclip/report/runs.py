@@ -52,6 +52,7 @@ class Run:
     """What a run folder tells.
 
     Attributes:
+        folder: The folder.
         label: Name of the folder (with its parent's where two runs share one).
         method: Name of the method.
         config: Flat settings, `section.key` to text.
@@ -63,6 +64,7 @@ class Run:
         gaps: What is missing or unreadable, in words.
     """
 
+    folder: Path
     label: str
     method: str
     config: dict[str, str]
@@ -148,6 +150,7 @@ def _load(folder: Path, label: str) -> Run:
     train, evaluations = _read_metrics(folder / "metrics.jsonl", gaps)
     evaluations = _add_results(folder / "eval_results", evaluations, gaps)
     return Run(
+        folder=folder,
         label=label,
         method=str(method.get("name", "unknown")) if isinstance(method, dict) else "unknown",
         config=dict(_flatten(tree)),
@@ -201,11 +204,7 @@ def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Record], list[Evalu
 def _add_results(folder: Path, known: list[Evaluation], gaps: list[str]) -> list[Evaluation]:
     """Adds the results files, each at the samples seen of the training's own evaluation."""
     found = list(known)
-    for path in sorted(folder.glob("epoch_*_eval_results.jsonl")):
-        match = re.fullmatch(r"epoch_(\d+)_eval_results\.jsonl", path.name)
-        if match is None:
-            continue
-        epoch = float(match[1])
+    for epoch, path in results_files(folder.parent):
         try:
             results = read_eval_results(path)
         except UserError as error:
@@ -222,6 +221,16 @@ def _add_results(folder: Path, known: list[Evaluation], gaps: list[str]) -> list
     if not found:
         gaps.append("no evaluation yet: neither in metrics.jsonl nor in eval_results")
     return sorted(found, key=lambda evaluation: evaluation.epoch)
+
+
+def results_files(folder: Path) -> list[tuple[int, Path]]:
+    """The results files of a run with the epochs of their checkpoints, ascending."""
+    found: list[tuple[int, Path]] = []
+    for path in (folder / "eval_results").glob("epoch_*_eval_results.jsonl"):
+        match = re.fullmatch(r"epoch_(\d+)_eval_results\.jsonl", path.name)
+        if match is not None:
+            found.append((int(match[1]), path))
+    return sorted(found)
 
 
 def _read_galleries(folder: Path, gaps: list[str]) -> dict[str, Gallery]:

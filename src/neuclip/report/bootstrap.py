@@ -1,0 +1,96 @@
+"""How sure a difference of two methods is: paired bootstrap (percentiles, 95 %).
+
+Over samples where every run keeps the outcome of each: a draw takes the same samples for all runs.
+Samples with equal outcomes in all runs are one cell, and a draw is a draw of the cells' counts:
+that is the same distribution, in a fraction of the work. Else over tasks.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuclip.evaluation.outcomes import Outcomes, weighted
+
+DRAWS = 2000
+_LEVELS = (2.5, 97.5)
+_AT_ONCE = 2**22  # weights in memory
+
+Draws = NDArray[np.float64]
+Over = Literal["samples", "tasks"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference to the baseline.
+
+    Attributes:
+        value: Ours minus the baseline's.
+        low: Lower end of the interval; none where there is none.
+        high: Upper end.
+        over: What was drawn for the interval.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    over: Over | None = None
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return self.low is not None and self.high is not None and self.low * self.high > 0
+
+
+def over_samples(
+    ours: Sequence[Outcomes | None], theirs: Sequence[Outcomes | None], key: str
+) -> Draws | None:
+    """Draws of the difference of the means over runs; none if a run has no outcomes.
+
+    Args:
+        ours: Of every run (seed) of a method.
+        theirs: Of every run of the baseline.
+        key: Decides the random numbers.
+    """
+    known = [outcomes for outcomes in (*ours, *theirs) if outcomes is not None]
+    if len(known) < len(ours) + len(theirs) or not known or not len(known[0]):
+        return None
+    first = known[0]
+    if any(
+        o.statistic != first.statistic or not np.array_equal(o.groups, first.groups) for o in known
+    ):
+        return None  # other samples: not paired
+    columns = np.stack([first.groups.astype(np.float64), *(o.values for o in known)])
+    cells, counts = np.unique(columns, axis=1, return_counts=True)
+    groups = cells[0].astype(np.int32)
+    values = [row.astype(np.float32) for row in cells[1:]]
+    random = np.random.default_rng(zlib.crc32(key.encode()))
+    share = counts / counts.sum()
+    part = max(1, _AT_ONCE // len(counts))
+    found: list[Draws] = []
+    for start in range(0, DRAWS, part):
+        size = min(part, DRAWS - start)
+        weights = random.multinomial(len(first), share, size=size).astype(np.float64)
+        each = [weighted(first.statistic, value, groups, weights) for value in values]
+        found.append(np.mean(each[: len(ours)], axis=0) - np.mean(each[len(ours) :], axis=0))
+    return np.concatenate(found)
+
+
+def over_tasks(differences: Sequence[float], key: str) -> Draws | None:
+    """Draws of the mean of the tasks' differences; none of a single task."""
+    if len(differences) < 2:
+        return None
+    random = np.random.default_rng(zlib.crc32(key.encode()))
+    chosen = random.integers(len(differences), size=(DRAWS, len(differences)))
+    return np.asarray(differences)[chosen].mean(axis=1)
+
+
+def difference(value: float, draws: Draws | None, over: Over) -> Difference:
+    """A difference with the interval that draws give."""
+    if draws is None:
+        return Difference(value)
+    low, high = np.percentile(draws, _LEVELS)
+    return Difference(value, float(low), float(high), over)

@@ -1,0 +1,115 @@
+"""The figure of the comparison: a panel a measure, a bar an entry, a dot a seed."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from neuclip.report.figures import FAINT, INK, SERIES, as_inline, clip_label, drawing_style
+from neuclip.report.scoreboard import Bar, Panel
+
+_PAPER = ("#1f5fd0", "#d9581a", "#0f8a5f", "#9333b0", "#a87900", "#c2255c")
+_LIGHT = {INK: "#1b1f27", FAINT: "#b4bcc8", **dict(zip(SERIES, _PAPER, strict=True))}
+_NAME = "panels"
+_DOTS_PER_INCH = 200
+
+
+@dataclass(frozen=True)
+class PanelFiles:
+    """The figure for a paper or a slide."""
+
+    png: bytes
+    svg: str
+
+
+def inline_panels(panels: Sequence[Panel]) -> str:
+    """SVG for the page, in the page's colours."""
+    with drawing_style(_NAME, grid="x"):
+        return as_inline(_draw(panels), _NAME)
+
+
+def panel_files(panels: Sequence[Panel]) -> PanelFiles:
+    """PNG and SVG on white. Equal input gives equal bytes."""
+    with drawing_style(_NAME, grid="x"):
+        svg = io.StringIO()
+        figure = _draw(panels)
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(svg, format="svg", metadata=nothing, facecolor="white")
+    text = svg.getvalue()
+    for placeholder, color in _LIGHT.items():
+        text = text.replace(placeholder, color)
+    with drawing_style(_NAME, grid="x", colors=_LIGHT):
+        png = io.BytesIO()
+        figure = _draw(panels, _LIGHT)
+        figure.savefig(
+            png, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None}
+        )
+    return PanelFiles(png.getvalue(), text)
+
+
+def _draw(panels: Sequence[Panel], colors: dict[str, str] | None = None) -> Figure:
+    colors = colors or {name: name for name in _LIGHT}
+    labels = list(dict.fromkeys(bar.label for panel in panels for bar in panel.bars))
+    height = 1.15 + 0.42 * max(1, len(labels))
+    figure = Figure(figsize=(3.6 * len(panels) + 1.4, height), layout="constrained")
+    first: Axes | None = None
+    for number, panel in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), number, sharey=first)
+        first = first or axes
+        _draw_panel(axes, panel, labels, colors)
+        if number > 1:
+            axes.tick_params(labelleft=False)
+    return figure
+
+
+def _draw_panel(axes: Axes, panel: Panel, labels: list[str], colors: dict[str, str]) -> None:
+    ink = colors[INK]
+    axes.set_title(clip_label(panel.title, 40), fontsize=11, loc="left", pad=8)
+    ends = [0.0]
+    for bar in panel.bars:
+        place = labels.index(bar.label)
+        ends.append(_draw_bar(axes, bar, place, colors))
+    if panel.chance is not None:
+        axes.axvline(100 * panel.chance, color=ink, linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(labels)), [clip_label(label, 36) for label in labels])
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    spread = any(bar.deviation is not None for bar in panel.bars)
+    axes.set_xlim(0, max(ends) * (1.38 if spread else 1.2) or 1)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel("%")
+    drawn = {bar.label for bar in panel.bars}
+    for place, label in enumerate(labels):
+        if label not in drawn:
+            axes.text(0, place, "  none quoted", va="center", fontsize=9, color=ink, alpha=0.6)
+
+
+def _draw_bar(axes: Axes, bar: Bar, place: int, colors: dict[str, str]) -> float:
+    """Draws a bar and returns where it ends, in per cent."""
+    ink, quoted = colors[INK], bar.color < 0
+    if bar.mean is None:
+        axes.text(0, place, f"  {bar.why}", va="center", fontsize=9, color=ink, style="italic")
+        return 0.0
+    mean, spread = 100 * bar.mean, 100 * (bar.deviation or 0.0)
+    color = colors[SERIES[max(0, bar.color) % len(SERIES)]]
+    axes.barh(
+        place, mean, 0.66,
+        color="none" if quoted else color,
+        edgecolor=ink if quoted else color,
+        hatch="////" if quoted else None,
+        linewidth=0.8,
+    )  # fmt: skip
+    if bar.deviation is not None:
+        axes.errorbar(mean, place, xerr=spread, color=ink, capsize=3, linewidth=1.2)
+        dots = [100 * value for value in bar.values]
+        axes.plot(dots, [place] * len(dots), "o", color=ink, markersize=3, alpha=0.65)
+    end = max(mean + spread, *(100 * value for value in bar.values))
+    text = f"{mean:.2f}" + (f" ± {spread:.2f}" if bar.deviation is not None else "")
+    note = f"\n{bar.why}" if bar.why else ""
+    axes.annotate(
+        text + note, (end, place), xytext=(5, 0), textcoords="offset points",
+        va="center", fontsize=9, color=ink,
+    )  # fmt: skip
+    return end
