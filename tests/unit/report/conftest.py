@@ -1,0 +1,61 @@
+import json
+
+import numpy as np
+import pytest
+
+from neuclip.config import validate
+from neuclip.evaluation.outcomes import Outcomes, outcomes_path, write_outcomes
+from neuclip.evaluation.results import (
+    EvalResult,
+    Provenance,
+    results_path,
+    write_eval_result,
+    write_result,
+)
+from neuclip.evaluation.suite import load_suite
+
+SAMPLES = 400
+
+
+def right(skill, seed):
+    """Who is right on which of the samples: the samples are alike hard for everybody."""
+    hard = np.random.default_rng(0).random(SAMPLES)
+    return (hard + 0.05 * np.random.default_rng(seed).random(SAMPLES) < skill).astype(np.float32)
+
+
+class Runs:
+    """Makes run folders with results."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def make(self, name, method="neuclip", **settings):
+        run = self.folder / name
+        run.mkdir(parents=True)
+        tree = {"name": name, "method": {"name": method}, **settings}
+        (run / "config.yaml").write_text(validate(tree, "test").to_yaml())
+        record = {"kind": "train", "step": 80, "epoch": 8.0, "samples_seen": 8000, "loss": 1.0}
+        (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        return run
+
+    def judge(self, run, skill, *, seed=0, tasks=None, epoch=8, outcomes=True, **made):
+        """Results of the benchmark: all tasks alike, so that an average is each task's score."""
+        suite, path = load_suite(), results_path(run, epoch)
+        found = Outcomes("mean", right(skill, seed), np.zeros(SAMPLES, np.int32))
+        whole = {"suite": suite.version, "checkpoint": f"{run.name}{epoch}", "data": "d"}
+        provenance = Provenance(**{**whole, "precision": "fp32", **made})
+        for key in suite.tasks if tasks is None else tasks:
+            metrics = {"main_metric": found.evaluate(), suite.tasks[key].metric: found.evaluate()}
+            write_result(path, EvalResult(key, suite.tasks[key].name, metrics, provenance))
+            if outcomes:
+                write_outcomes(outcomes_path(path, key), found)
+        return found.evaluate()
+
+    def judge_split(self, run, acc1, split="unseen_face"):
+        metrics = {"acc1": acc1, "chance": 0.01, "main_metric": acc1, "mean_recall@1": acc1 / 2}
+        write_eval_result(results_path(run, 8), split, metrics)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return Runs(tmp_path)
