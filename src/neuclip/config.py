@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from neuclip.errors import UserError
 from neuclip.methods import (
@@ -19,17 +19,9 @@ from neuclip.methods import (
     NeuCLIPSettings,
     gamma_floor,
 )
+from neuclip.sections import ModelConfig, ParallelConfig, Section
 
 DataFormat = Literal["auto", "webdataset", "csv", "parquet", "folder", "huggingface"]
-Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
-    )
 
 
 class DataConfig(Section):
@@ -117,17 +109,6 @@ class DataConfig(Section):
         ge=0,
         le=1,
         description="stop when more than this share of the samples read is damaged",
-    )
-
-
-class ModelConfig(Section):
-    """The towers."""
-
-    name: str = Field(
-        default="ViT-B-32", description="an open_clip model, or glyph-tiny for the embedded data"
-    )
-    precision: Precision = Field(
-        default="auto", description="auto: amp_bf16 on a GPU that has bfloat16, fp32 elsewhere"
     )
 
 
@@ -230,6 +211,7 @@ class RunConfig(Section):
     method: AnyMethodSettings = Field(default_factory=NeuCLIPSettings)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: OutputConfig = OutputConfig()
@@ -241,6 +223,8 @@ class RunConfig(Section):
             UserError: names the fields that contradict each other and what would be right.
         """
         optim, name = self.optim, self.name
+        self.model.check()
+        self.parallel.check(self.model.precision)
         if optim.lr_min > optim.lr:
             raise UserError(
                 f"lr_min {optim.lr_min:g} is above lr {optim.lr:g}; it must be at most lr"
@@ -292,7 +276,7 @@ class RunConfig(Section):
         return self.model_copy(
             update={
                 "data": self.data.model_copy(update=data),
-                "model": self.model.model_copy(update={"name": "glyph-tiny"}),
+                "model": self.model.tiny(),
                 "optim": self.optim.model_copy(update=optim),
                 "output": self.output.model_copy(update={"profile": False}),
             }

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from neuclip.errors import UserError
 
@@ -373,8 +374,11 @@ def _message_device() -> str:
 
 
 def parallel(towers: nn.Module, device: torch.device) -> nn.Module:
-    """The towers with gradients averaged over ranks (DDP); unchanged for a single process."""
-    if not is_active():
+    """The towers with gradients averaged over ranks (DDP).
+
+    Unchanged for a single process, and when they are sharded: then they average them themselves.
+    """
+    if not is_active() or isinstance(towers, FSDPModule):
         return towers
     device_ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(towers, device_ids=device_ids)
@@ -388,3 +392,13 @@ def no_sync(towers: nn.Module) -> AbstractContextManager[None]:
     if isinstance(towers, nn.parallel.DistributedDataParallel):
         return towers.no_sync()
     return nullcontext()
+
+
+def background_group() -> dist.ProcessGroup:
+    """A group of all ranks on the CPU, for a thread that must not meet the training's collectives.
+
+    All ranks call this together.
+    """
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group

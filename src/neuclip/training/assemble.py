@@ -1,9 +1,10 @@
 """From settings to a run: the one place that puts the parts together, in the order that matters.
 
-1. the device and the process group     4. the loss, whose schedules count in epochs
-2. the model, with the method's first   5. the optimiser, over what the loss lets learn
-   temperature                          6. the run folder, once nothing else can be wrong
-3. the data, which fixes the epoch      7. the checkpoint to continue from
+1. the device and the process group     5. the towers' first weights, locks and shards
+2. the model, with the method's first   6. the optimiser, over what is left to learn
+   temperature                          7. the run folder, once nothing else can be wrong
+3. the data, which fixes the epoch      8. the checkpoint to continue from
+4. the loss, whose schedules count in epochs
 """
 
 import logging
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from neuclip import distributed
+from neuclip import distributed, sharding
 from neuclip.config import RunConfig
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
@@ -25,10 +26,12 @@ from neuclip.errors import UserError
 from neuclip.evaluation.splits import EvaluationSplit, open_split
 from neuclip.method.factory import Run, build_loss
 from neuclip.methods import METHODS
+from neuclip.training import towers as tower_parts
 from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
 from neuclip.training.optim import Optimizer
 from neuclip.training.parts import Parts
 from neuclip.training.run_folder import log_to, open_run_folder
+from neuclip.training.starting_weights import load_starting_weights
 from neuclip.training.trainer import Trainer
 
 log = logging.getLogger("neuclip")
@@ -52,7 +55,10 @@ def train(config: RunConfig) -> Path:
         )
     launch = distributed.launch_environment()
     device = choose_device(config.device, launch.local_rank)
-    with distributed.process_group(device.type):
+    with (
+        distributed.process_group(device.type),
+        sharding.group(device.type, wanted=config.parallel.fsdp),
+    ):
         return _train(config, config.data.train_data, device)
 
 
@@ -70,8 +76,7 @@ def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
     num_samples = config.data.data_size or len(index)
     run = Run(clip.embed_dim, loader.steps_per_epoch, num_samples=num_samples)
     loss = build_loss(config.method, run).to(device)
-    if not loss.learns_temperature:
-        _logit_scale(clip).requires_grad_(False)
+    _ready_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
     folder, start = open_run_folder(config.output.logs, name, config.resume)
@@ -111,10 +116,28 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
         if key in {"temperature", "logit_bias"}
     }
     clip = build_clip(
-        config.model.name, choose_precision(config.model.precision, device), device, init
+        config.model.name,
+        choose_precision(config.model.precision, device),
+        device,
+        init,
+        config.model.force_patch_dropout,
     )
     torch.manual_seed(config.seed + distributed.rank())
     return clip
+
+
+def _ready_towers(
+    config: RunConfig, clip: Clip, device: torch.device, *, learns_temperature: bool
+) -> None:
+    """All that is done to the towers before the optimiser takes their parameters."""
+    load_starting_weights(clip.towers, config.model, learns_temperature=learns_temperature)
+    if not learns_temperature:
+        _logit_scale(clip).requires_grad_(False)
+    tower_parts.prepare(clip.towers, config.model)
+    if config.parallel.fsdp:
+        units = tower_parts.blocks(clip.towers)
+        low = clip.precision == "amp_bf16"
+        sharding.shard(clip.towers, units, device, low_precision=low)
 
 
 def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:

@@ -7,31 +7,39 @@ as open_clip and the DataComp tools read them, and `neuclip`, what an exact resu
 written before the file appears, so a complete file always has one.
 """
 
-import errno
 import hashlib
 import logging
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from neuclip.errors import UserError
+from neuclip import sharding
+from neuclip.training import sharded_checkpoint
+from neuclip.training.checkpoint_files import (
+    SUMS,
+    CheckpointError,
+    checkpoints_in,
+    neighbours,
+    not_plain,
+    not_written,
+    reason,
+    remove,
+    sha256,
+    write_text,
+)
 
 log = logging.getLogger("neuclip")
 
 LATEST = "epoch_latest.pt"
-SUMS = "SHA256SUMS"
-_STEP_NAME = re.compile(r"iter_(\d+)\.pt$")
+_STEP_NAME = re.compile(r"iter_(\d+)(\.pt)?$")
 _SUMS_KEPT = (
     4  # newest lines that stay whatever is deleted: `epoch_latest.pt` is one of those files
 )
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written, read, or used here."""
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -54,33 +62,40 @@ def save(path: Path, content: dict[str, Any]) -> None:
         partial.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and not _is_write_failure(error):
             raise
-        raise CheckpointError(
-            f"cannot write checkpoint {path}: {_reason(error)}; free some space or choose another "
-            "--logs folder; the checkpoints written before are complete"
-        ) from None
+        raise not_written(path, error) from None
 
 
 def point_latest_at(path: Path) -> None:
-    """Makes `epoch_latest.pt` the same file as `path`: a hard link, or a copy."""
-    latest = path.with_name(LATEST)
-    partial = path.with_name(f".{LATEST}.partial")
+    """Makes `epoch_latest.pt` the same file as `path`: a hard link, or a copy.
+
+    Of a sharded checkpoint, `epoch_latest` is a symbolic link. There is only one of the two.
+    """
+    file, folder = path.with_name(LATEST), path.with_name(Path(LATEST).stem)
+    latest, other = (folder, file) if path.is_dir() else (file, folder)
+    partial = path.with_name(f".{latest.name}.partial")
     partial.unlink(missing_ok=True)
     try:
-        os.link(path, partial)
+        if path.is_dir():
+            partial.symlink_to(path.name)
+        else:
+            os.link(path, partial)
     except OSError:
+        if path.is_dir():
+            raise
         partial.write_bytes(path.read_bytes())
     partial.replace(latest)
+    other.unlink(missing_ok=True)
 
 
 def drop_old_step_checkpoints(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` step checkpoints."""
     numbered = sorted(
         (int(match[1]), path)
-        for path in folder.glob("iter_*.pt")
-        if (match := _STEP_NAME.search(path.name))
+        for path in folder.glob("iter_*")
+        if (match := _STEP_NAME.fullmatch(path.name))
     )
     for _, path in numbered[:-keep]:
-        path.unlink(missing_ok=True)
+        remove(path)
     sums = folder / SUMS
     if sums.exists():
         lines = sums.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -92,10 +107,11 @@ def newest_complete(folder: Path) -> Path | None:
     """The checkpoint of a run that went furthest; damaged ones are left out with a warning."""
     if not folder.is_dir():
         return None
-    # Files are written in the order of steps: the newest that is whole went furthest.
-    for path in sorted(folder.glob("*.pt"), key=lambda p: p.stat().st_mtime_ns, reverse=True):
+    # Checkpoints are written in the order of steps: the newest that is whole went furthest.
+    found = checkpoints_in(folder)
+    for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
-            load(path)
+            sharded_checkpoint.check(path) if path.is_dir() else load(path)
         except CheckpointError as error:
             log.warning("left out: %s", error)
         else:
@@ -141,47 +157,44 @@ def _check_sum(path: Path) -> None:
     if not sums.exists():
         return
     known = {line.split()[0] for line in sums.read_text(encoding="utf-8").splitlines() if line}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest not in known:
+    if sha256(path) not in known:
         raise CheckpointError(
             f"checkpoint {path} is damaged or incomplete ({path.stat().st_size:,} bytes): its "
-            f"SHA-256 is none of those in {sums.name}{_neighbours(path)}"
+            f"SHA-256 is none of those in {sums.name}{neighbours(path)}"
         )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a text file in one piece."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
-def load(path: Path, *, bare: bool = False) -> dict[str, Any]:
+def load(
+    path: Path, *, bare: bool = False, live: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU, with `weights_only=True`.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a sharded checkpoint.
         bare: take a file of weights alone, too, as the `state_dict`.
+        live: of a sharded checkpoint, tensors to read only this process's part of (see
+            `sharded_checkpoint.load`).
 
     Raises:
         CheckpointError: missing, truncated or damaged, or a pickle of arbitrary objects.
     """
+    if path.is_dir():
+        return sharded_checkpoint.load(path, live)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}{_neighbours(path)}")
+        raise CheckpointError(f"no checkpoint at {path}{neighbours(path)}")
     with path.open("rb") as file:
         is_pickle = file.read(1) == b"\x80"
     if is_pickle:
-        raise CheckpointError(_not_plain(path, "it is a bare pickle"))
+        raise not_plain(path, "it is a bare pickle")
     _check_sum(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_not_plain(path, _reason(error))) from None
+        raise not_plain(path, reason(error)) from None
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {path} is damaged or incomplete ({path.stat().st_size:,} bytes): "
-            f"{_reason(error)}{_neighbours(path)}"
+            f"{reason(error)}{neighbours(path)}"
         ) from None
     if bare and isinstance(content, dict) and _are_weights(content):
         return {"state_dict": content}
@@ -201,7 +214,8 @@ def load_weights(towers: torch.nn.Module, content: dict[str, Any], path: Path) -
         CheckpointError: the checkpoint belongs to another architecture; names what differs.
     """
     weights = {key.removeprefix("module."): value for key, value in content["state_dict"].items()}
-    expected = {key: tuple(value.shape) for key, value in towers.state_dict().items()}
+    live = towers.state_dict()
+    expected = {key: tuple(value.shape) for key, value in live.items()}
     found = {key: tuple(value.shape) for key, value in weights.items()}
     if expected != found:
         missing = sorted(expected.keys() - found.keys())
@@ -216,7 +230,7 @@ def load_weights(towers: torch.nn.Module, content: dict[str, Any], path: Path) -
             f"checkpoint {path} is of another architecture: weights {', '.join(details)}; "
             "give the --model (in judging: --arch) it was trained with"
         )
-    towers.load_state_dict(weights)
+    towers.load_state_dict({key: sharding.like(weights[key], value) for key, value in live.items()})
 
 
 def load_loss(loss: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
@@ -235,28 +249,8 @@ def load_loss(loss: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
         ) from None
 
 
-def _not_plain(path: Path, reason: str) -> str:
-    return (
-        f"checkpoint {path} is not a file of plain tensors and values, and is not loaded (it could "
-        f"run code): {reason}"
-    )
-
-
-def _neighbours(path: Path) -> str:
-    found = sorted(other.name for other in path.parent.glob("*.pt") if other != path)
-    return f"; there are: {', '.join(found)}" if found else ""
-
-
 def _is_write_failure(error: RuntimeError) -> bool:
     # torch reports a failed write of its zip archive as a RuntimeError, not as the OSError it was.
     return any(
         word in str(error) for word in ("PytorchStreamWriter", "file write failed", "iostream")
     )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        if error.errno == errno.ENOSPC:
-            return "no space left on the device"
-        return error.strerror or str(error)
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -96,7 +96,11 @@ def choose_precision(wanted: Precision | Literal["auto"], device: torch.device) 
 
 
 def build_clip(
-    name: str, precision: Precision, device: torch.device, init: dict[str, float] | None = None
+    name: str,
+    precision: Precision,
+    device: torch.device,
+    init: dict[str, float] | None = None,
+    patch_dropout: float | None = None,
 ) -> Clip:
     """Builds a model with fresh weights.
 
@@ -105,9 +109,11 @@ def build_clip(
         precision: arithmetic of the towers.
         device: where the parameters live.
         init: first `temperature`, and `logit_bias` for losses that learn one.
+        patch_dropout: share of an image's patches left out in training; none: the model's own.
 
     Raises:
-        UserError: unknown model (names the nearest), or one whose parts are not on this machine.
+        UserError: unknown model (names the nearest), one whose parts are not on this machine, or
+            one without patches to leave out.
     """
     if name not in model_names() and not name.startswith("local-dir:"):
         raise UserError(f"unknown model {name!r}; {nearest(name, model_names())}")
@@ -117,6 +123,8 @@ def build_clip(
         keywords["init_logit_scale"] = -math.log(init["temperature"])
     if "logit_bias" in init:
         keywords["init_logit_bias"] = init["logit_bias"]
+    if patch_dropout is not None:
+        keywords["force_patch_dropout"] = patch_dropout
     lowered = "bf16" if precision == "bf16" else "fp32"
     try:
         with _quiet():
@@ -129,6 +137,11 @@ def build_clip(
             f"model {name!r} needs parts that are not on this machine (its text tower or tokenizer "
             f"comes from a hub): {str(error).splitlines()[0]}"
         ) from None
+    if patch_dropout and not _drops_patches(towers):
+        raise UserError(
+            f"--force-patch-dropout {patch_dropout:g}: the image tower of {name} "
+            f"({type(towers.visual).__name__}) leaves no patches out; remove the flag"
+        )
     config = open_clip.get_model_config(name)
     assert config is not None
     return Clip(
@@ -140,6 +153,11 @@ def build_clip(
         embed_dim=int(config["embed_dim"]),
         precision=precision,
     )
+
+
+def _drops_patches(towers: nn.Module) -> bool:
+    visual = cast(nn.Module, towers.visual)
+    return any("PatchDropout" in type(module).__name__ for module in visual.modules())
 
 
 def init_for(weights: Mapping[str, Tensor]) -> dict[str, float]:

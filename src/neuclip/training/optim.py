@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuclip import sharding
 from neuclip.config import OptimConfig
 
 STEP_THRESHOLD = 0.03
@@ -68,6 +69,9 @@ def is_gain_or_bias(name: str, parameter: Tensor) -> bool:
 class Optimizer:
     """AdamW over three groups: gains and biases, weights, and the temperature.
 
+    Of a sharded parameter it steps this process's part, a plain tensor, so that the fused kernels
+    are the same in every case.
+
     Args:
         towers: the model; parameters that do not require gradients are left out.
         settings: the run's section.
@@ -80,7 +84,7 @@ class Optimizer:
         others = [(name, p) for name, p in named if not name.endswith("logit_scale")]
         plain = [p for name, p in others if is_gain_or_bias(name, p)]
         decayed = [p for name, p in others if not is_gain_or_bias(name, p)]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": plain, "weight_decay": 0.0},
             {"params": decayed, "weight_decay": settings.wd},
             {"params": temperature, "weight_decay": 0.0, "is_temperature": True},
@@ -92,13 +96,18 @@ class Optimizer:
             settings.lr, settings.lr_min, settings.warmup, total_steps, settings.lr_scheduler
         )
         self.adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [
+                {**group, "params": [sharding.own_part(p) for p in group["params"]]}
+                for group in groups
+                if group["params"]
+            ],
             lr=settings.lr,
             betas=(settings.beta1, settings.beta2),
             eps=settings.eps,
             fused=True,
         )
         self.parameters = [p for _, p in named]
+        self.in_order = [p for group in groups for p in group["params"]]
 
     def set_rates(self, step: int) -> float:
         """Sets the learning rates of a step and returns the towers'."""
@@ -113,9 +122,8 @@ class Optimizer:
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients; clips them if asked. Not finite as soon as one of them is not."""
         if self._settings.grad_clip_norm is not None:
-            return nn.utils.clip_grad_norm_(self.parameters, self._settings.grad_clip_norm)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return nn.utils.get_total_norm(gradients, foreach=True)
+            return sharding.clip_gradients(self.parameters, self._settings.grad_clip_norm)
+        return sharding.total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self, skip: Tensor) -> None:
         """Steps, and drops the gradients.
@@ -125,12 +133,46 @@ class Optimizer:
                 parameters nor moments nor their counts.
         """
         self.adamw.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue]
+        own_parts = [p for group in self.adamw.param_groups for p in group["params"]]
+        for parameter, own in zip(self.in_order, own_parts, strict=True):
+            if own is not parameter:
+                own.grad = None if parameter.grad is None else sharding.local(parameter.grad)
         self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        for parameter, own in zip(self.in_order, own_parts, strict=True):
+            parameter.grad = own.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's, with plain numbers as learning rates. Waits for the device."""
+        """AdamW's, with plain numbers as learning rates. Waits for the device.
+
+        The moments of a sharded parameter are sharded as it is.
+        """
         state = self.adamw.state_dict()
         for group in state["param_groups"]:
             group["lr"] = float(group["lr"])
+        state["state"] = {
+            number: {key: _whole(value, self.in_order[number]) for key, value in own.items()}
+            for number, own in state["state"].items()
+        }
         return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a saved state, whole or sharded, of a sharded model or of one that is not."""
+        placed = {
+            number: {key: _own(value, self.in_order[number]) for key, value in own.items()}
+            for number, own in state["state"].items()
+        }
+        self.adamw.load_state_dict({**state, "state": placed})
+
+
+def _whole(value: object, parameter: nn.Parameter) -> object:
+    """This process's part of a moment as a part of the whole; the number of steps as it is."""
+    if isinstance(value, Tensor) and value.ndim:
+        return sharding.as_part(value, parameter)
+    return value
+
+
+def _own(value: object, parameter: nn.Parameter) -> object:
+    """The inverse of `_whole`; takes a whole moment too."""
+    if isinstance(value, Tensor) and value.ndim:
+        return sharding.local(sharding.like(value, parameter))
+    return value

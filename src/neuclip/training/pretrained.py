@@ -17,6 +17,7 @@ from neuclip.errors import UserError
 from neuclip.training import checkpoint
 from neuclip.training.model import Clip, Encoder, build_clip, choose_device, init_for
 from neuclip.training.run_folder import RunFolder
+from neuclip.training.sharded_checkpoint import is_sharded
 
 REPOSITORY_CONFIG = "open_clip_config.json"
 _REPOSITORY_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -101,10 +102,22 @@ def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -
     )
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint, run folder, repository or file of weights, by open_clip's names.
+
+    Raises:
+        UserError: there are none.
+    """
+    choice = Choice(path)
+    in_repository = (path / REPOSITORY_CONFIG).is_file()
+    content = _load(_in_repository(choice) if in_repository else _in_run(choice))
+    return {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
+
+
 def _in_run(choice: Choice) -> Path:
     """The file that was asked for."""
     path, asked = choice.path, (choice.epoch, choice.step)
-    if path.is_file():
+    if path.is_file() or is_sharded(path):
         if asked != (None, None):
             raise UserError(f"{path} is a checkpoint already: --epoch and --iter go with a folder")
         return path

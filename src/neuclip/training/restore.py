@@ -14,6 +14,7 @@ from neuclip.method.losses.base import PairLoss
 from neuclip.training import checkpoint
 from neuclip.training.model import Encoder, build_clip, choose_device, choose_precision, init_for
 from neuclip.training.run_folder import RunFolder
+from neuclip.training.sharded_checkpoint import is_sharded
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RestoredRun:
         logit_scale: 1 / temperature.
         epoch: whole epochs trained.
         global_batch_size: pairs in a training step.
-        path: the checkpoint's file.
+        path: the checkpoint's file, or its folder.
     """
 
     folder: Path
@@ -80,7 +81,7 @@ def load_run(run: Path, *, epoch: int | None = None, device: str = "auto") -> Re
 
 
 def _checkpoint_of(run: Path, epoch: int | None) -> Path:
-    if run.is_file():
+    if run.is_file() or is_sharded(run):
         if epoch is not None:
             raise UserError(
                 f"{run} is a checkpoint already: --epoch {epoch} goes with a run folder"

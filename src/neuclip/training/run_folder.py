@@ -45,15 +45,24 @@ class RunFolder:
     @property
     def latest(self) -> Path:
         """The newest checkpoint."""
-        return self.checkpoints / LATEST
+        return _newer_form(self.checkpoints / LATEST)
 
     def epoch_checkpoint(self, epoch: int) -> Path:
         """The checkpoint after so many whole epochs."""
-        return self.checkpoints / f"epoch_{epoch}.pt"
+        return _newer_form(self.checkpoints / f"epoch_{epoch}.pt")
 
     def step_checkpoint(self, step: int) -> Path:
         """The checkpoint after so many steps."""
-        return self.checkpoints / f"iter_{step}.pt"
+        return _newer_form(self.checkpoints / f"iter_{step}.pt")
+
+
+def _newer_form(file: Path) -> Path:
+    """The file or the folder (of a sharded checkpoint), whichever was written last; else the file.
+
+    A run that went on with --fsdp, or without, may have both.
+    """
+    found = [path for path in (file, file.with_suffix("")) if path.exists()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=file)
 
 
 def open_run_folder(logs: str, name: str, resume: str | None) -> tuple[RunFolder, Path | None]:

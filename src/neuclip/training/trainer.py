@@ -14,22 +14,28 @@ from typing import Any
 
 import torch
 
-from neuclip import distributed
+from neuclip import distributed, sharding
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import Batch
 from neuclip.errors import Preempted
 from neuclip.evaluation.results import write_whole
-from neuclip.training import checkpoint
-from neuclip.training.checkpoint import CheckpointError
+from neuclip.training import checkpoint, memory
+from neuclip.training.checkpoint_files import CheckpointError
+from neuclip.training.ema import WeightAverage
 from neuclip.training.feed import Feed
 from neuclip.training.fingerprint import add_to_fingerprint
 from neuclip.training.judging import Judge
 from neuclip.training.parts import Parts
+from neuclip.training.randomness import random_state, restore_random_state
 from neuclip.training.recorder import Recorder
+from neuclip.training.saver import Saver
 from neuclip.training.step import StepResult, TrainingStep
 from neuclip.training.watch import Watch
 
 log = logging.getLogger("neuclip")
+
+AVERAGES = "ema_state_dict"
+"""Key of the averaged weights in a checkpoint, beside `state_dict`."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -59,6 +65,12 @@ class Trainer:
         )
         self._feed = Feed(parts.config.data.accum_freq, parts.device)
         self._watch = Watch(parts.config.optim.max_nonfinite_steps, parts.folder, parts.device)
+        decay = parts.config.model.model_ema_decay
+        self._average = None if decay is None else WeightAverage(parts.clip.towers, decay)
+        self._saver = Saver(
+            sharded=sharding.is_sharded(parts.clip.towers),
+            keep_step_checkpoints=parts.config.output.keep_step_checkpoints,
+        )
         self.fingerprint = 0
         self._stop_asked = False
         self._rate = 0.0
@@ -76,15 +88,18 @@ class Trainer:
         with (
             self._recorder.open(self.step, parts.last_epoch * steps),
             self._listening_to_signals(),
+            self._saver.open(),
             self._reporting_damage(),
             self._profiler() as profiler,
         ):
             if self._judge.is_due(self.step) and not self._judge.has_judged(self.step):
-                self._judge.judge(self.step)
+                self._judge_towers()
             for epoch in range(self.step // steps, parts.last_epoch):
                 parts.loader.set_position(epoch, self.step % steps)
                 for batches in self._timed(iter(parts.loader)):
-                    self._after_step(batches, self.train_step(batches))
+                    with memory.explained(parts.config):
+                        result = self.train_step(batches)
+                    self._after_step(batches, result)
                     profiler.step()
                 self._end_epoch()
 
@@ -105,6 +120,8 @@ class Trainer:
 
     def _after_step(self, batches: Sequence[Batch], result: StepResult) -> None:
         data, every = self.parts.config.data, self.parts.config.output.save_every_steps
+        if self._average is not None:
+            self._average.update(self.step)
         for batch in batches:
             self.fingerprint = add_to_fingerprint(self.fingerprint, batch.sample_ids)
             for damage in self.damage.add(batch.damage):
@@ -131,6 +148,12 @@ class Trainer:
         if self._asked_to_stop():
             raise self._preempted()
         if self._judge.is_due(self.step):
+            self._judge_towers()
+
+    def _judge_towers(self) -> None:
+        """Judges the towers: the average of their weights, where the run keeps one."""
+        average = nullcontext() if self._average is None else self._average.applied()
+        with average, sharding.gathered(self.parts.clip.towers):
             self._judge.judge(self.step)
 
     def _asked_to_stop(self) -> bool:
@@ -216,19 +239,11 @@ class Trainer:
     # --- state ------------------------------------------------------------------------------
 
     def _save_step(self) -> None:
-        path = self.parts.folder.step_checkpoint(self.step)
-        self._save(path)
-        if distributed.is_main():
-            keep = self.parts.config.output.keep_step_checkpoints
-            checkpoint.drop_old_step_checkpoints(path.parent, keep)
+        self._save(self.parts.folder.step_checkpoint(self.step))
 
     def _save(self, path: Path) -> None:
         self._watch.settle()
-        content = self.state_dict()
-        if distributed.is_main():
-            checkpoint.save(path, content)
-            checkpoint.point_latest_at(path)
-        distributed.barrier()
+        self._saver.save(path, self.state_dict())
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a resume to be exact."""
@@ -244,11 +259,13 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything an exact resume needs, in open_clip's layout with our part beside it."""
-        parts, on_cuda = self.parts, self.parts.device.type == "cuda"
+        parts = self.parts
+        averages = {} if self._average is None else {AVERAGES: self._average.state_dict()}
         return {
             "epoch": self.step // parts.steps_per_epoch,
             "name": parts.folder.path.name,
             "state_dict": parts.clip.towers.state_dict(),
+            **averages,
             "optimizer": parts.optimizer.state_dict(),
             "neuclip": {
                 **self._identity(),
@@ -258,8 +275,7 @@ class Trainer:
                 "config": parts.config.to_yaml(),
                 "loss": parts.loss.state_dict(),
                 "damage": self.damage.report(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state() if on_cuda else None,
+                **random_state(parts.device),
             },
         }
 
@@ -269,7 +285,7 @@ class Trainer:
         Raises:
             CheckpointError: it is damaged, or belongs to another model, method, or data.
         """
-        content, parts = checkpoint.load(path), self.parts
+        content, parts = checkpoint.load(path, live=self._live()), self.parts
         own = content.get("neuclip")
         if own is None:
             raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
@@ -280,16 +296,40 @@ class Trainer:
                     "exact resume needs them equal"
                 )
         checkpoint.load_weights(parts.clip.towers, content, path)
-        parts.optimizer.adamw.load_state_dict(content["optimizer"])
+        parts.optimizer.load_state_dict(content["optimizer"])
+        self._load_average(content, path)
         checkpoint.load_loss(parts.loss, own["loss"], path)
         self.damage = DamageLog.from_report(own["damage"])
-        torch.set_rng_state(own["rng"])
-        if own["cuda_rng"] is not None and parts.device.type == "cuda":
-            torch.cuda.set_rng_state(own["cuda_rng"])
         self.step = int(own["step"])
         self._watch.skipped = int(own["skipped"])
+        restore_random_state(own, parts.device, parts.config.seed + self.step)
         self.fingerprint = int(own["fingerprint"])
         log.info("resumed %s at step %d", path, self.step)
+
+    def _load_average(self, content: dict[str, Any], path: Path) -> None:
+        """Continues the average of the weights; without a saved one it begins at the weights."""
+        saved: dict[str, Tensor] | None = content.get(AVERAGES)
+        if self._average is not None:
+            if saved is None:
+                log.warning("%s holds no average of the weights: it begins here", path)
+            self._average.load_state_dict(saved or content["state_dict"])
+        elif saved is not None:
+            log.warning(
+                "%s holds an average of the weights, which this run does not keep; "
+                "--model-ema-decay continues it", path,
+            )  # fmt: skip
+
+    def _live(self) -> dict[str, Tensor]:
+        """What may be sharded, by its name in a checkpoint: only this process's part is read."""
+        weights, optimizer = self.parts.clip.towers.state_dict(), self.parts.optimizer
+        return {
+            **{f"{part}/{k}": v for part in ("state_dict", AVERAGES) for k, v in weights.items()},
+            **{
+                f"optimizer/state/{number}/{moment}": parameter
+                for number, parameter in enumerate(optimizer.in_order)
+                for moment in ("exp_avg", "exp_avg_sq")
+            },
+        }
 
 
 class _NoProfiler:
