@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 """Seconds until a task that does not answer counts as hanging."""
 
 

@@ -41,7 +41,7 @@ def restore_random_state(saved: dict[str, Any], device: torch.device, seed: int)
     for name in ("rng", "cuda_rng"):
         all_states: Tensor | None = saved.get(f"{name}s")
         if all_states is not None and len(all_states) == distributed.world_size():
-            state = all_states[rank]
+            state = all_states[rank].clone()  # torch reads from the start of the memory
         elif rank == 0:
             state = saved[name]
         else:

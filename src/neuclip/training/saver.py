@@ -86,15 +86,17 @@ class Saver:
         (path, written), self._pending = self._pending, None
         problem: CheckpointError | None = None
         try:
-            written.result()
-        except Exception as error:  # torch wraps whatever a process met
+            sharded_checkpoint.wait(path, written)
+        except CheckpointError as error:
+            problem = error
+        except OSError as error:  # giving the folder its name
             problem = not_written(path, error)
         if distributed.any_rank(problem is not None):
             raise problem or CheckpointError(f"another process could not write checkpoint {path}")
 
     def _name(self, folder: Path, written: Future[Any]) -> None:
         """Ends a sharded checkpoint once all processes have written their parts."""
-        written.result()
+        sharded_checkpoint.wait(folder, written)
         sharded_checkpoint.finish(folder)
         self._announce(folder)
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
@@ -50,6 +51,8 @@ _METADATA_CLASSES = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),  # as Python 3.13 calls it
 }  # fmt: skip
 
 
@@ -91,6 +94,19 @@ def begin(path: Path, content: dict[str, Any], group: dist.ProcessGroup) -> Futu
     writer = FileSystemWriter(partial, sync_files=True)
     pending = async_save(sharded, storage_writer=writer, process_group=group)
     return pending if isinstance(pending, Future) else pending.upload_completion
+
+
+def wait(path: Path, written: Future[Any]) -> None:
+    """Waits for what `begin` returned.
+
+    Raises:
+        CheckpointError: a process could not write its part; on all processes.
+    """
+    try:
+        written.result()
+    except CheckpointException as error:  # torch tells every process what each of them met
+        cause = next(iter(error.failures.values()))[0]
+        raise not_written(path, cause if isinstance(cause, Exception) else OSError(cause)) from None
 
 
 def finish(path: Path) -> None:

@@ -1,0 +1,195 @@
+"""Whole runs with --fsdp: written in parts, resumed by any number, read by everybody."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tower_tasks import run, write_where_it_fails
+
+from neuclip.training import checkpoint, sharded_checkpoint
+from neuclip.training.pretrained import Choice, load_pretrained
+from neuclip.training.restore import load_run
+from neuclip.training.tracking import read_records
+from tiny_models import VIT
+
+METHOD = {"name": "neuclip", "num_prototypes": 24, "restart_steps": 2, "gamma": 0.5}
+
+
+@pytest.fixture(scope="module")
+def tree(demo_dir, tmp_path_factory):
+    """Two epochs of four steps of 24 pairs."""
+    return {
+        "name": "whole",
+        "seed": 3,
+        "device": "cpu",
+        "method": METHOD,
+        "data": {
+            "train_data": str(demo_dir / "train"),
+            "batch_size": 12,
+            "train_num_samples": 96,
+            "workers": 0,
+        },
+        "model": {"name": VIT, "model_ema_decay": 0.9},
+        "parallel": {"fsdp": True},
+        "optim": {"epochs": 2, "lr": 1e-3, "warmup": 2},
+        "evaluation": {"val_data": str(demo_dir / "unseen_face"), "val_frequency": 2},
+        "output": {
+            "logs": str(tmp_path_factory.mktemp("sharded")),
+            "save_every_steps": 3,
+            "log_every_n_steps": 1,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(pool, tree):
+    """The run of two processes that nothing interrupts."""
+    folders = pool.run(2, run, tree)
+    assert folders[0] == folders[1]
+    assert Path(folders[0]).is_dir(), folders
+    return Path(folders[0])
+
+
+def other(tree, name, processes, *, fsdp=True, resume=None):
+    """The same run under another name, with another number of processes."""
+    return {
+        **tree,
+        "name": name,
+        "resume": None if resume is None else str(resume),
+        "data": {**tree["data"], "batch_size": 24 // processes},
+        "parallel": {"fsdp": fsdp},
+    }
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}/{number}")
+    else:
+        yield path, value
+
+
+OF_THE_RUN = ("/name", "/neuclip/config", "/neuclip/fingerprint", "/neuclip/rng", "/neuclip/damage")
+
+
+def same(one, two, tolerance=None):
+    """Equal bit by bit, or to a tolerance but for what belongs to a process."""
+    first, second = (dict(leaves(checkpoint.load(path))) for path in (one, two))
+    left_out = ("/name", "/neuclip/config") if tolerance is None else OF_THE_RUN
+    assert first.keys() == second.keys()
+    for path, value in first.items():
+        if path.startswith(left_out) or path.endswith(("fused", "foreach")):
+            continue
+        if not torch.is_tensor(value):
+            assert value == second[path], path
+        elif tolerance is None:
+            assert torch.equal(value, second[path]), path
+        else:
+            near = {"rtol": tolerance, "atol": tolerance}
+            torch.testing.assert_close(value, second[path], **near, msg=path)
+
+
+def test_the_folder_holds_what_a_file_would(whole):
+    folder = whole / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "epoch_1", "epoch_2", "epoch_latest", "iter_3", "iter_6",
+    ]  # fmt: skip
+    assert (folder / "epoch_latest").resolve() == (folder / "epoch_2").resolve()
+    content = sharded_checkpoint.consolidate(folder / "epoch_2")
+    assert content.keys() == {
+        "epoch",
+        "name",
+        "state_dict",
+        "ema_state_dict",
+        "optimizer",
+        "neuclip",
+    }
+    assert content["neuclip"]["rngs"].shape[0] == 2
+    assert not torch.equal(*content["neuclip"]["rngs"])
+    weights = content["state_dict"]
+    assert all(type(value) is torch.Tensor for value in weights.values())
+    assert content["ema_state_dict"].keys() == weights.keys()
+    parts = sorted(path.stat().st_size for path in (folder / "epoch_2").glob("*.distcp"))
+    assert len(parts) == 2
+    assert parts[0] > 0.8 * parts[1]
+
+
+def test_judged_and_read_like_any_other(whole):
+    records = [r for r in read_records(whole / "metrics.jsonl") if r["kind"] == "eval"]
+    assert [r["step"] for r in records] == [8]
+    restored = load_run(whole, device="cpu")
+    assert restored.path.name == "epoch_latest"
+    pretrained = load_pretrained(Choice(whole, epoch=1), "cpu")
+    assert pretrained.arch == VIT
+    assert load_run(whole / "checkpoints" / "epoch_1", device="cpu").epoch == 1
+
+
+def test_resumed_by_two_it_is_the_same_bit_by_bit(pool, tree, whole):
+    start = whole / "checkpoints" / "iter_3"
+    folder = Path(pool.run(2, run, other(tree, "again", 2, resume=start))[0])
+    same(whole / "checkpoints" / "epoch_2", folder / "checkpoints" / "epoch_2")
+
+
+def test_resumed_by_three_and_by_one_unsharded(pool, tree, whole):
+    start = whole / "checkpoints" / "iter_3"
+    three = Path(pool.run(3, run, other(tree, "three", 3, resume=start))[0])
+    same(whole / "checkpoints" / "epoch_2", three / "checkpoints" / "epoch_2", 2e-4)
+    alone = Path(run(other(tree, "alone", 1, fsdp=False, resume=start)))
+    same(whole / "checkpoints" / "epoch_2", alone / "checkpoints" / "epoch_2.pt", 2e-4)
+    # And back: a file continues as a sharded run.
+    file = alone / "checkpoints" / "epoch_1.pt"
+    back = Path(pool.run(2, run, other(tree, "back", 2, resume=file))[0])
+    same(whole / "checkpoints" / "epoch_2", back / "checkpoints" / "epoch_2", 2e-4)
+
+
+def test_sharded_over_one_process(tree, whole):
+    folder = Path(run(other(tree, "single", 1)))
+    same(whole / "checkpoints" / "epoch_2", folder / "checkpoints" / "epoch_2", 2e-4)
+
+
+def test_auto_finds_the_newest_of_both_forms(tree, whole, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(whole / "checkpoints", folder, symlinks=True)
+    part = next((folder / "epoch_2").glob("*.distcp"))
+    assert checkpoint.newest_complete(folder) == folder / "epoch_2"
+    part.write_bytes(part.read_bytes()[:-1])  # damaged: the one before
+    assert checkpoint.newest_complete(folder) == folder / "iter_6"
+    with pytest.raises(checkpoint.CheckpointError, match=r"__._0\.distcp is not as it was written"):
+        checkpoint.load(folder / "epoch_2")
+    checkpoint.save(folder / "iter_7.pt", sharded_checkpoint.consolidate(folder / "iter_6"))
+    assert checkpoint.newest_complete(folder) == folder / "iter_7.pt"
+
+
+@pytest.mark.parametrize("torn", ["partial", "no sums", "no metadata"])
+def test_a_torn_save_is_none(whole, tmp_path, torn):
+    folder = tmp_path / "checkpoints"
+    name = ".epoch_2.partial" if torn == "partial" else "epoch_2"
+    shutil.copytree(whole / "checkpoints" / "epoch_2", folder / name)
+    if torn != "partial":
+        (folder / name / {"no sums": "SHA256SUMS", "no metadata": ".metadata"}[torn]).unlink()
+    assert checkpoint.newest_complete(folder) is None
+    with pytest.raises(checkpoint.CheckpointError, match=r"damaged or incomplete|no .*checkpoint"):
+        checkpoint.load(folder / "epoch_2")
+
+
+def test_metadata_that_would_run_code_is_refused(whole, tmp_path):
+    folder = tmp_path / "epoch_2"
+    shutil.copytree(whole / "checkpoints" / "epoch_2", folder)
+    (folder / ".metadata").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    kept = "\n".join(line for line in lines if not line.endswith(".metadata"))
+    (folder / "SHA256SUMS").write_text(kept + "\n")
+    with pytest.raises(checkpoint.CheckpointError, match=r"could run code.*os\.system"):
+        checkpoint.load(folder)
+
+
+def test_one_process_that_cannot_write_stops_all(pool, tree):
+    messages = pool.run(2, write_where_it_fails, other(tree, "full", 2))
+    for message in messages:
+        assert message.startswith("CheckpointError: cannot write checkpoint"), message
+    folder = Path(tree["output"]["logs"]) / "full" / "checkpoints"
+    assert checkpoint.newest_complete(folder) is None

@@ -1,0 +1,57 @@
+"""Sharded towers (FSDP2) train as DDP's do, and as one process's do."""
+
+import pytest
+import torch
+from tower_tasks import Result, Task, train_towers
+
+from tiny_models import RESNET, VIT
+
+TASKS = {
+    "clipped": Task(clip=0.05),
+    "a bias": Task(method="siglip"),
+    "resnet": Task(RESNET, clip=0.05),
+    "locked": Task(
+        method="neuclip",
+        settings={"lock_image": True, "lock_image_unlocked_groups": 2, "grad_checkpointing": True},
+    ),
+    "compiled": Task(settings={"torchcompile": True, "torchcompile_backend": "eager"}),
+}
+
+
+def close(one: Result, other: Result, tolerance: float) -> None:
+    near = {"rtol": tolerance, "atol": tolerance}
+    assert one.losses == pytest.approx(other.losses, rel=tolerance)
+    assert one.norms == pytest.approx(other.norms, rel=10 * tolerance)
+    assert one.weights.keys() == other.weights.keys()
+    for name, value in one.weights.items():
+        torch.testing.assert_close(value, other.weights[name], **near, msg=name)
+        torch.testing.assert_close(one.average[name], other.average[name], **near, msg=name)
+    torch.testing.assert_close(one.judged, other.judged, **near)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, pytest shows it
+@pytest.mark.parametrize("case", TASKS)
+def test_sharded_equals_ddp_and_one_process(pool, case):
+    task = TASKS[case]
+    plain = Task(**{**vars(task), "fsdp": False})
+    sharded, replicated = pool.run(2, train_towers, task), pool.run(2, train_towers, plain)
+    close(sharded[0], replicated[0], 1e-9)
+    for name, value in sharded[0].weights.items():  # the second has statistics of its own
+        if "running" not in name:
+            assert torch.equal(value, sharded[1].weights[name]), name
+    assert torch.equal(sharded[0].judged, sharded[1].judged)
+    if task.model == VIT:
+        close(replicated[0], train_towers(plain), 1e-6)
+    assert sharded[0].own_elements < 0.6 * sharded[0].all_elements
+    assert sharded[0].own_elements + sharded[1].own_elements >= sharded[0].all_elements
+
+
+def test_bfloat16_parameters_stay_near_amp(pool):
+    low = Task(precision="amp_bf16")
+    sharded = pool.run(2, train_towers, low)[0]
+    replicated = pool.run(2, train_towers, Task(precision="amp_bf16", fsdp=False))[0]
+    assert sharded.losses == pytest.approx(replicated.losses, rel=2e-2)
+    assert sharded.norms == pytest.approx(replicated.norms, rel=0.1)
+    for name, value in sharded.weights.items():
+        assert value.dtype == torch.float32, name
+        torch.testing.assert_close(value, replicated.weights[name], rtol=0, atol=3e-3, msg=name)

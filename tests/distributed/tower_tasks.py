@@ -1,0 +1,142 @@
+"""Towers trained by several processes, sharded or not; imported by the processes of the pool."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuclip import create_loss, distributed, sharding
+from neuclip.config import OptimConfig, validate
+from neuclip.errors import UserError
+from neuclip.sections import ModelConfig
+from neuclip.training import assemble, towers
+from neuclip.training.ema import WeightAverage
+from neuclip.training.model import Encoder, clamp_logit_scale
+from neuclip.training.optim import Optimizer
+from tiny_models import VIT, pairs, tiny
+
+BATCH = 12
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """How to train for a few steps."""
+
+    model: str = VIT
+    method: str = "openclip"
+    fsdp: bool = True
+    clip: float | None = None
+    precision: str = "fp32"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a process saw."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    judged: Tensor
+    own_elements: int
+    all_elements: int
+
+
+def shown(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Whole weights; of the token table the rows that are ever used."""
+    return {k: sharding.whole(v).detach().clone()[..., :64, :] if v.ndim > 1 else
+            sharding.whole(v).detach().clone() for k, v in weights.items()}  # fmt: skip
+
+
+def train_towers(task: Task) -> Result:
+    """Steps through global batches of BATCH pairs, with this process's share; in float64."""
+    settings = ModelConfig(name=task.model, **task.settings)
+    exact = task.precision == "fp32"
+    init = {"logit_bias": -5.0} if task.method == "siglip" else None
+    clip = tiny(task.model, precision=task.precision, init=init)
+    model = clip.towers.double() if exact else clip.towers
+    towers.prepare(model, settings)
+    if task.fsdp:
+        units = towers.blocks(model)
+        sharding.shard(model, units, torch.device("cpu"), low_precision=not exact)
+    optim = OptimConfig(lr=1e-3, warmup=1, beta2=0.98, eps=1e-6, grad_clip_norm=task.clip)
+    optimizer = Optimizer(model, optim, 10)
+    average = WeightAverage(model, settings.model_ema_decay or 0.5)
+    loss = create_loss(task.method, embed_dim=16, steps_per_epoch=STEPS)
+    wrapped = distributed.parallel(model, torch.device("cpu"))
+    share = BATCH // distributed.world_size()
+    own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+    losses, norms = [], []
+    for step in range(STEPS):
+        images, tokens = pairs(BATCH, seed=step)
+        images = images.double() if exact else images
+        with clip.autocast(torch.device("cpu")):
+            outputs = wrapped(images[own], tokens[own])
+        value = loss(**outputs, sample_ids=None)
+        value.backward()
+        losses.append(float(distributed.mean_over_ranks(value.detach())))
+        norms.append(float(optimizer.gradient_norm()))
+        optimizer.step()
+        clamp_logit_scale(model)
+        average.update(step + 1)
+    parameters = list(model.parameters())
+    return Result(
+        losses=losses,
+        norms=norms,
+        weights=shown(model.state_dict()),
+        average=shown(average.state_dict()),
+        judged=judged(clip, average),
+        own_elements=sum(sharding.local(p).numel() for p in parameters),
+        all_elements=sum(p.numel() for p in parameters),
+    )
+
+
+def judged(clip: Any, average: WeightAverage) -> Tensor:
+    """Embeddings by the averaged weights: the first process alone encodes twice as often."""
+    model, before = clip.towers, shown(clip.towers.state_dict())
+    exact = next(model.parameters()).dtype == torch.float64
+    images, tokens = pairs(4, seed=99)
+    encoder = Encoder(clip, torch.device("cpu"))
+    encode = model.encode_image if exact else encoder.encode_image
+    with average.applied(), sharding.gathered(model):
+        model.eval()
+        with torch.no_grad():
+            for _ in range(2 if distributed.is_main() else 1):
+                embeddings = [encode(images.double() if exact else images)]
+                embeddings.append(encoder.encode_text(tokens))
+        model.train()
+    for name, value in shown(model.state_dict()).items():
+        assert torch.equal(value, before[name]), name
+    return torch.stack([each.double() for each in embeddings])
+
+
+def run(tree: dict[str, Any], stop_after: int | None = None) -> str:
+    """A whole run in this process's rank; returns its folder, or what a user would be told."""
+    torch.set_num_threads(1)
+    if stop_after is not None:
+        tree = {**tree, "optim": {**tree["optim"], "stop_epochs": stop_after}}
+    try:
+        return str(assemble.train(validate(tree, "the test")))
+    except UserError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def write_where_it_fails(tree: dict[str, Any]) -> str:
+    """A run whose second process cannot write its part of the checkpoint."""
+    from neuclip.training import sharded_checkpoint
+
+    if distributed.rank() == 1:
+        write = sharded_checkpoint.FileSystemWriter.write_data
+
+        def fail(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        sharded_checkpoint.FileSystemWriter.write_data = fail
+        try:
+            return run(tree)
+        finally:
+            sharded_checkpoint.FileSystemWriter.write_data = write
+    return run(tree)

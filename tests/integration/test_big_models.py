@@ -1,0 +1,76 @@
+"""What large models need, by the command line: average, locks, memory that runs out."""
+
+import torch
+
+from neuclip.cli import main
+from neuclip.training import checkpoint
+from neuclip.training.trainer import Trainer
+
+from .test_resume import assert_same_checkpoint, comparable
+
+METHOD = ("--method", "rgcl_batch", "--workers", "0")
+
+
+def test_an_averaged_run_resumes_bit_by_bit_and_is_judged_by_its_average(demo, monkeypatch):
+    flags = (*METHOD, "--model-ema-decay", "0.9", "--save-every-steps", "7")
+    judged = []
+    judge = Trainer._judge_towers
+
+    def watch(trainer):
+        inner = trainer._judge.judge
+        towers, average = trainer.parts.clip.towers, trainer._average.state_dict()
+
+        def look(step):
+            judged.append(torch.equal(towers.visual.conv1.weight, average["visual.conv1.weight"]))
+            inner(step)
+
+        monkeypatch.setattr(trainer._judge, "judge", look)
+        judge(trainer)
+        monkeypatch.setattr(trainer._judge, "judge", inner)
+
+    monkeypatch.setattr(Trainer, "_judge_towers", watch)
+    assert main(["train", *demo.flags("whole", *flags)]) == 0
+    assert judged == [True, True]
+    assert main(["train", *demo.flags("halved", *flags, "--stop-epochs", "1")]) == 0
+    assert main(["train", *demo.flags("halved", *flags, "--resume", "latest")]) == 0
+    one, two = (demo.logs / name / "checkpoints/epoch_2.pt" for name in ("whole", "halved"))
+    assert_same_checkpoint(one, two)
+    assert comparable(demo.logs / "whole") == comparable(demo.logs / "halved")
+    content = checkpoint.load(one)
+    averages, weights = content["ema_state_dict"], content["state_dict"]
+    assert averages.keys() == weights.keys()
+    assert not torch.equal(averages["visual.conv1.weight"], weights["visual.conv1.weight"])
+
+
+def test_a_locked_tower_stays_what_its_file_says(demo, capsys):
+    flags = (*METHOD, "--epochs", "1", "--val-frequency", "0")
+    assert main(["train", *demo.flags("first", *flags)]) == 0
+    first = demo.logs / "first"
+    locked = ("--lock-image", "--lock-image-freeze-bn-stats", "--grad-checkpointing")
+    more = ("--pretrained", str(first), *locked, "--torchcompile", "--torchcompile-backend=eager")
+    assert main(["train", *demo.flags("second", *flags, *more)]) == 0
+    said = capsys.readouterr().err
+    assert "begins with the weights of" in said
+    assert "--grad-checkpointing: the image tower (ModifiedResNet) has none" in said
+    assert "stays as random" not in said
+    one, two = (
+        checkpoint.load(demo.logs / name / "checkpoints/epoch_1.pt") for name in ("first", "second")
+    )
+    before, after = one["state_dict"], two["state_dict"]
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == name.startswith("visual."), name
+    assert len(two["optimizer"]["state"]) < len(one["optimizer"]["state"])
+
+
+def test_memory_that_runs_out_says_what_lowers_it(demo, capsys, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(Trainer, "train_step", exhausted)
+    assert main(["train", *demo.flags("big", *METHOD)]) == 2
+    said = capsys.readouterr().err
+    assert "out of memory in a training step: CUDA out of memory" in said
+    assert "--batch-size below 16" in said
+    assert "--grad-checkpointing" in said
+    assert "Traceback" not in said

@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from neuclip.config import RunConfig
+from neuclip.errors import UserError
+from neuclip.flag_table import table
+from neuclip.methods import OpenCLIPSettings
+from neuclip.sections import ModelConfig, ParallelConfig
+from neuclip.training import memory
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't "
+                 "allocate memory: you tried to allocate 68719476736 bytes."),
+    MemoryError(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_exhausted_memory_names_the_knobs(error):
+    with pytest.raises(UserError) as caught, memory.explained(RunConfig()):
+        raise error
+    message = str(caught.value)
+    assert message.startswith("out of memory in a training step: ")
+    for knob in ("--batch-size below 64", "--accum-freq", "--precision amp_bf16",
+                 "--grad-checkpointing", "--fsdp", "--num-prototypes below 4096"):  # fmt: skip
+        assert knob in message
+    known = {f"--{flag.name}" for flag in table()}
+    assert {"--batch-size", "--precision", "--grad-checkpointing", "--fsdp"} < known
+
+
+def test_knobs_in_use_are_not_named():
+    config = RunConfig(
+        method=OpenCLIPSettings(),
+        model=ModelConfig(grad_checkpointing=True, precision="amp_bf16"),
+        parallel=ParallelConfig(fsdp=True),
+    )
+    with pytest.raises(UserError) as caught, memory.explained(config):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    for knob in ("--grad-checkpointing", "--fsdp", "--num-prototypes", "--precision"):
+        assert knob not in str(caught.value)
+
+
+def test_a_real_allocation_that_fails_is_explained():
+    with pytest.raises(UserError, match="out of memory"), memory.explained(RunConfig()):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes"), memory.explained(RunConfig()):
+        raise RuntimeError("shapes do not match")
