@@ -79,7 +79,7 @@ def train_towers(task: Task) -> Result:
         value.backward()
         losses.append(float(distributed.mean_over_ranks(value.detach())))
         norms.append(float(optimizer.gradient_norm()))
-        optimizer.step()
+        optimizer.step(skip=torch.zeros(()))
         clamp_logit_scale(model)
         average.update(step + 1)
     parameters = list(model.parameters())

@@ -1,5 +1,6 @@
 """What large models need, by the command line: average, locks, memory that runs out."""
 
+import pytest
 import torch
 
 from neuclip.cli import main
@@ -42,6 +43,7 @@ def test_an_averaged_run_resumes_bit_by_bit_and_is_judged_by_its_average(demo, m
     assert not torch.equal(averages["visual.conv1.weight"], weights["visual.conv1.weight"])
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, pytest shows it
 def test_a_locked_tower_stays_what_its_file_says(demo, capsys):
     flags = (*METHOD, "--epochs", "1", "--val-frequency", "0")
     assert main(["train", *demo.flags("first", *flags)]) == 0
