@@ -392,13 +392,3 @@ def no_sync(towers: nn.Module) -> AbstractContextManager[None]:
     if isinstance(towers, nn.parallel.DistributedDataParallel):
         return towers.no_sync()
     return nullcontext()
-
-
-def background_group() -> dist.ProcessGroup:
-    """A group of all ranks on the CPU, for a thread that must not meet the training's collectives.
-
-    All ranks call this together.
-    """
-    group = dist.new_group(backend="gloo")
-    assert isinstance(group, dist.ProcessGroup)
-    return group

@@ -49,6 +49,16 @@ def group(device_type: str, *, wanted: bool) -> Generator[None]:
         dist.destroy_process_group()
 
 
+def background_group() -> dist.ProcessGroup:
+    """A group of all ranks on the CPU, for a thread that must not meet the training's collectives.
+
+    All ranks call this together.
+    """
+    made = dist.new_group(backend="gloo")
+    assert isinstance(made, dist.ProcessGroup)
+    return made
+
+
 def shard(
     towers: nn.Module, units: Sequence[nn.Module], device: torch.device, *, low_precision: bool
 ) -> None:
@@ -172,8 +182,14 @@ def as_part(own: Tensor, live: Tensor) -> Tensor:
     """The tensor of which `own` is this process's part, cut as `live` is."""
     if not isinstance(live, DTensor):
         return own
-    shape = {"shape": live.shape, "stride": live.stride()}
-    return DTensor.from_local(own, live.device_mesh, live.placements, run_check=False, **shape)
+    return DTensor.from_local(
+        own,
+        live.device_mesh,
+        live.placements,
+        run_check=False,
+        shape=live.shape,
+        stride=live.stride(),
+    )
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a saved state, whole or sharded, of a sharded model or of one that is not."""
+        """Continues from a saved state, whole or sharded, whichever this model is."""
         placed = {
             number: {key: _own(value, self.in_order[number]) for key, value in own.items()}
             for number, own in state["state"].items()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neuclip import distributed
+from neuclip import distributed, sharding
 from neuclip.training import checkpoint, sharded_checkpoint
 from neuclip.training.checkpoint_files import CheckpointError, not_written
 
@@ -28,7 +28,7 @@ class Saver:
 
     def __init__(self, *, sharded: bool, keep_step_checkpoints: int) -> None:
         self._keep = keep_step_checkpoints
-        self._group = distributed.background_group() if sharded else None
+        self._group = sharding.background_group() if sharded else None
         self._threads = ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[Path, Future[Any]] | None = None
 

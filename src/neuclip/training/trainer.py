@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neuclip import distributed, sharding
 from neuclip.data.damage import DamageLog
