@@ -7,6 +7,7 @@ import pytest
 import torch
 from tower_tasks import run, write_where_it_fails
 
+from neuclip.cli import main
 from neuclip.training import checkpoint, sharded_checkpoint
 from neuclip.training.pretrained import Choice, load_pretrained
 from neuclip.training.restore import load_run
@@ -128,6 +129,18 @@ def test_judged_and_read_like_any_other(whole):
     assert load_run(whole / "checkpoints" / "epoch_1", device="cpu").epoch == 1
 
 
+def test_exported_like_any_other(whole, tmp_path):
+    content = sharded_checkpoint.consolidate(whole / "checkpoints" / "epoch_2")
+    for flags, key in ((), "state_dict"), (("--ema",), "ema_state_dict"):
+        out = tmp_path / key
+        assert main(["export", str(whole), "--out", str(out), *flags]) == 0
+        (file,) = out.glob("*.pt")
+        exported = torch.load(file, weights_only=True)
+        weights = exported.get("state_dict", exported)
+        for name, value in content[key].items():
+            assert torch.equal(weights[name], value), name
+
+
 def test_resumed_by_two_it_is_the_same_bit_by_bit(pool, tree, whole):
     start = whole / "checkpoints" / "iter_3"
     folder = Path(pool.run(2, run, other(tree, "again", 2, resume=start))[0])
@@ -144,6 +157,12 @@ def test_resumed_by_three_and_by_one_unsharded(pool, tree, whole):
     file = alone / "checkpoints" / "epoch_1.pt"
     back = Path(pool.run(2, run, other(tree, "back", 2, resume=file))[0])
     same(whole / "checkpoints" / "epoch_2", back / "checkpoints" / "epoch_2", 2e-4)
+
+
+def test_micro_batches(pool, tree, whole):
+    data = {**tree["data"], "batch_size": 6, "accum_freq": 2}
+    folder = Path(pool.run(2, run, {**tree, "name": "micro", "data": data})[0])
+    same(whole / "checkpoints" / "epoch_2", folder / "checkpoints" / "epoch_2", 2e-4)
 
 
 def test_sharded_over_one_process(tree, whole):

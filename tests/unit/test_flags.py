@@ -318,6 +318,11 @@ def test_yaml_round_trip(tmp_path_factory, flags):
         ("--lr_tau_scheduler step_thresh", "needs lr_tau"),
         ("--epochs 2 --stop_epochs 3", "stop_epochs 3 is beyond the schedule of 2 epochs"),
         ("--name a/b", "cannot be a folder's name"),
+        ("--lock-image-unlocked-groups 2", "needs the lock: add --lock-image"),
+        ("--lock-text-freeze-layer-norm", "needs the lock: add --lock-text"),
+        ("--fsdp --precision bf16", "--precision amp_bf16 computes with bfloat16 parameters"),
+        ("--force-patch-dropout 1", "--force-patch-dropout: 1 is out of range"),
+        ("--model-ema-decay 1", "--model-ema-decay: 1 is out of range; it must be > 0 and < 1"),
         ("--config missing.yaml", "configuration missing.yaml: No such file"),
     ],
 )
@@ -442,3 +447,20 @@ def test_smoke_says_what_it_replaces():
     assert any(note.startswith("--smoke puts glyph-tiny") for note in command.notes)
     assert command.config.model.name == "glyph-tiny"
     assert (command.config.optim.epochs, command.config.optim.lr) == (2, 0.002)
+
+
+def test_open_clips_flags_for_large_models():
+    line = (
+        "--lock-image --lock-image-unlocked-groups 2 --lock-image-freeze-bn-stats --lock-text "
+        "--lock-text-unlocked-layers 3 --lock-text-freeze-layer-norm --grad-checkpointing "
+        "--force-patch-dropout 0.5 --torchcompile --pretrained weights.pt"
+    )
+    model = parse(line).model
+    assert (model.lock_image, model.lock_image_unlocked_groups) == (True, 2)
+    assert (model.lock_text, model.lock_text_unlocked_layers) == (True, 3)
+    assert model.lock_image_freeze_bn_stats
+    assert model.lock_text_freeze_layer_norm
+    assert (model.grad_checkpointing, model.torchcompile) == (True, True)
+    assert (model.force_patch_dropout, model.pretrained) == (0.5, "weights.pt")
+    smoke = parse(f"{line} --smoke").model
+    assert (smoke.lock_image, smoke.lock_image_unlocked_groups, smoke.pretrained) == (True, 0, None)
