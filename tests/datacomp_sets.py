@@ -27,6 +27,7 @@ class CodedTowers:
 
     def __init__(self):
         self.images_seen = self.texts_seen = 0
+        self.device = torch.device("cpu")
 
     @property
     def transform(self):
@@ -217,11 +218,11 @@ def association_answer(colors, instances):
     }
 
 
-def write_suite(data_dir, seed=0):
-    """Writes a set for every task of the suite; returns what each must score, by key."""
+def write_suite(data_dir, seed=0, keys=()):
+    """Writes a set for every task, or for some; returns what each must score, by key."""
     rng = random.Random(seed)
     answers = {}
-    for task in load_suite().tasks.values():
+    for task in load_suite().select(keys):
         folder = data_dir / task.folder
         if task.kind == "retrieval":
             rows = [
@@ -256,3 +257,13 @@ def write_suite(data_dir, seed=0):
             write_classification(folder, rows, classes)
             answers[task.key] = classification_answer(rows, classes, task.groups, task.metric)
     return answers
+
+
+def write_imagenet(folder, numbered=False):
+    """A picture for each of 1000 classes, in folders as ImageNet's or ImageNet v2's."""
+    content = picture((1, 2, 3))
+    for number in range(1000):
+        place = folder / (str(number) if numbered else f"n{10000000 + 7 * number}")
+        place.mkdir(parents=True)
+        (place / "a.png").write_bytes(content)
+    return folder

@@ -166,10 +166,58 @@ class EvaluationConfig(Section):
     val_data: str | None = Field(
         default=None, description="evaluation splits (folders of shards), several joined by '::'"
     )
-    val_frequency: int = Field(default=1, ge=0, description="judge every so many epochs; 0: never")
+    val_frequency: int = Field(
+        default=1, ge=0, description="judge val_data every so many epochs; 0: never"
+    )
     val_batch_size: int = Field(
         default=256, ge=1, description="pairs per forward pass when judging"
     )
+    zeroshot_frequency: int = Field(
+        default=2,
+        ge=0,
+        description="judge imagenet_val, imagenet_v2 and eval_tasks every so many epochs, and at "
+        "the end; 0: never",
+    )
+    imagenet_val: str | None = Field(
+        default=None, description="ImageNet's validation pictures: a folder with one for each class"
+    )
+    imagenet_v2: str | None = Field(
+        default=None, description="the pictures of ImageNet v2: a folder with one for each class"
+    )
+    eval_tasks: str | None = Field(
+        default=None,
+        description="tasks of DataComp, joined by ','; see eval_data_dir",
+    )
+    eval_data_dir: str | None = Field(
+        default=None, description="folder of DataComp's evaluation sets"
+    )
+    eval_samples: int | None = Field(
+        default=None,
+        ge=100,
+        description="judge at most so many samples, evenly spread, of each of imagenet_val, "
+        "imagenet_v2 and eval_tasks; none: all",
+    )
+
+    def check(self) -> None:
+        """Rules over several fields.
+
+        Raises:
+            UserError: a field that would have no effect.
+        """
+        if (self.eval_tasks is None) != (self.eval_data_dir is None):
+            raise UserError(
+                "eval_tasks (keys of DataComp's tasks) and eval_data_dir (the folder of their "
+                "sets) go together: give both"
+            )
+        if self.eval_samples is not None and not self.zero_shot:
+            raise UserError(
+                "eval_samples limits imagenet_val, imagenet_v2 and eval_tasks: none is given"
+            )
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether there is anything to judge besides `val_data`."""
+        return any(x is not None for x in (self.imagenet_val, self.imagenet_v2, self.eval_tasks))
 
 
 class OutputConfig(Section):
@@ -225,6 +273,7 @@ class RunConfig(Section):
         optim, name = self.optim, self.name
         self.model.check()
         self.parallel.check(self.model.precision)
+        self.evaluation.check()
         if optim.lr_min > optim.lr:
             raise UserError(
                 f"lr_min {optim.lr_min:g} is above lr {optim.lr:g}; it must be at most lr"

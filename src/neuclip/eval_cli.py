@@ -157,40 +157,52 @@ def _number(value: int | None) -> int | None:
 
 
 def _splits(command: Eval, run: Path) -> int:
+    from neuclip import distributed
     from neuclip.evaluation.judge import JudgeSettings, judge_split
     from neuclip.evaluation.results import gallery_path, results_path, write_eval_result
-    from neuclip.training.assemble import open_splits
+    from neuclip.training.judging import open_splits
     from neuclip.training.restore import load_run
 
-    restored = load_run(run, epoch=_number(command.epoch), device=command.device)
-    folders = command.val_data or restored.config.evaluation.val_data
-    if not folders:
-        raise UserError(
-            f"run {run} was trained without evaluation splits: name some, --val-data (or the "
-            "folder of DataComp's sets, --data-dir)"
+    # The processes only share work out and gather features: gloo does, whatever the device.
+    with distributed.process_group("cpu") as launch:
+        main = distributed.is_main()
+        with distributed.alone():  # the loss whole on every process, whatever the training's
+            restored = load_run(
+                run,
+                epoch=_number(command.epoch),
+                device=command.device,
+                local_rank=launch.local_rank,
+            )
+        folders = command.val_data or restored.config.evaluation.val_data
+        if not folders:
+            raise UserError(
+                f"run {run} was trained without evaluation splits: name some, --val-data (or the "
+                "folder of DataComp's sets, --data-dir)"
+            )
+        settings = JudgeSettings(
+            batch_size=command.batch_size,
+            workers=command.workers,
+            normalizer_batch_size=restored.global_batch_size,
+            allow_damage=command.allow_damage,
         )
-    settings = JudgeSettings(
-        batch_size=command.batch_size,
-        workers=command.workers,
-        normalizer_batch_size=restored.global_batch_size,
-        allow_damage=command.allow_damage,
-    )
-    path = results_path(restored.folder, restored.epoch)
-    found: dict[str, Mapping[str, float]] = {}
-    print(f"judging {restored.path}", flush=True)
-    for split in open_splits(folders):
-        metrics = judge_split(
-            restored.encoder,
-            split,
-            settings,
-            restored.loss,
-            restored.logit_scale,
-            gallery_path(restored.folder, split.name),
-        )
-        write_eval_result(path, split.name, metrics)
-        found[split.name] = metrics
-    terminal.print_metrics(found)
-    print(f"written to {path}")
+        path = results_path(restored.folder, restored.epoch)
+        found: dict[str, Mapping[str, float]] = {}
+        if main:
+            print(f"judging {restored.path}", flush=True)
+        for split in open_splits(folders):
+            found[split.name] = metrics = judge_split(
+                restored.encoder,
+                split,
+                settings,
+                restored.loss,
+                restored.logit_scale,
+                gallery_path(restored.folder, split.name),
+            )
+            if main:
+                write_eval_result(path, split.name, metrics)
+    if main:
+        terminal.print_metrics(found)
+        print(f"written to {path}")
     return 0
 
 
@@ -208,7 +220,7 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
 
     log_to(None)
 
-    # The processes only wait for each other: gloo does, whatever the device.
+    # The processes only share work out and gather features: gloo does, whatever the device.
     with distributed.process_group("cpu") as launch:
         sets = open_sets(data_dir, tasks)
         choice = Choice(run, _number(command.epoch), _number(command.iter), command.arch)

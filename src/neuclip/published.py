@@ -30,8 +30,6 @@ class Published:
         local_loss: accepted without effect, the gradient over the global batch is always exact
         gather_with_grad: accepted without effect, as --local-loss
         dataset_type: as --data-format
-        imagenet_val: an evaluation split, as --val-data
-        zeroshot_frequency: as --val-frequency
     """
 
     fastclip: Switch = False
@@ -53,8 +51,6 @@ class Published:
         Literal["webdataset", "csv", "auto"] | None,
         arg(help_behavior_hint="", metavar="{webdataset,csv,auto}"),
     ] = None
-    imagenet_val: Annotated[str | None, arg(help_behavior_hint="", metavar="TEXT")] = None
-    zeroshot_frequency: Annotated[int | None, arg(help_behavior_hint="", metavar="INT")] = None
 
     def given(self) -> dict[str, object]:
         """What stands on the command line, in one spelling."""
@@ -107,8 +103,6 @@ SPELLINGS: Mapping[str, Mapping[str, object]] = {
 # Published flags that say what a setting of ours says, and those that say nothing here.
 SAME_AS: Mapping[str, tuple[str, str]] = {
     "dataset_type": ("data", "data_format"),
-    "imagenet_val": ("evaluation", "val_data"),
-    "zeroshot_frequency": ("evaluation", "val_frequency"),
 }
 WITHOUT_EFFECT: Mapping[str, str] = {
     "local_loss": "the gradient over the global batch is always exact",

@@ -39,7 +39,7 @@ PUBLISHED = {
     "FastCLIP-v2 on CC3M using 8 GPUs": "fastclip_v2",
     "FastCLIP-v3 on CC12M using 8 GPUs": "fastclip_v3",
     "FastCLIP-v3 on LAION400M using 16 GPUs": "fastclip_v3",
-    "Evaluation of a checkpoint on ImageNet-1k (0 epochs)": "openclip",
+    "Evaluation of a checkpoint on ImageNet-1k (0 epochs)": "neuclip",  # trains nothing
     "SCENT on DFN-14M using 4 GPUs": "scent",
     "FastCLIP on DFN-14M using 4 GPUs": "fastclip_v3",
 }
@@ -218,8 +218,25 @@ def test_switch_can_be_turned_off_again():
 
 
 def test_published_names_of_evaluation_flags():
-    config = parse("--imagenet-val ./val --zeroshot-frequency 0 --method neuclip")
-    assert (config.evaluation.val_data, config.evaluation.val_frequency) == ("./val", 0)
+    config = parse("--imagenet-val ./val --imagenet-v2 ./v2 --zeroshot-frequency 0 --val-data ./x")
+    evaluation = config.evaluation
+    assert (evaluation.imagenet_val, evaluation.imagenet_v2) == ("./val", "./v2")
+    assert (evaluation.zeroshot_frequency, evaluation.val_frequency) == (0, 1)
+    assert evaluation.val_data == "./x"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--eval-tasks mnist", "eval_tasks .* and eval_data_dir .* go together"),
+        ("--eval-data-dir ./sets", "eval_tasks .* and eval_data_dir .* go together"),
+        ("--eval-samples 500 --val-data ./x", "eval_samples limits .*: none is given"),
+        ("--eval-samples 99 --imagenet-val ./x", "--eval-samples: 99 is out of range.*>= 100"),
+    ],
+)
+def test_evaluation_flags_that_would_have_no_effect(line, text):
+    with pytest.raises(UserError, match=text):
+        parse(line)
 
 
 def test_recipe_below_files_below_flags(tmp_path):
@@ -313,7 +330,7 @@ def test_yaml_round_trip(tmp_path_factory, flags):
         ("--npn_num_protos 0", "--num-prototypes: 0 is out of range; it must be >= 1"),
         ("--batch-size 1", "--batch-size: 1 is out of range; it must be >= 2"),
         ("--temperature 0 --method openclip", "--temperature: 0 is out of range; it must be > 0"),
-        ("--val-frequency 2 --zeroshot-frequency 3", "set the same thing: leave one out"),
+        ("--data-format csv --dataset-type webdataset", "set the same thing: leave one out"),
         ("--lr_min 1", "lr_min 1 is above lr"),
         ("--lr_tau_scheduler step_thresh", "needs lr_tau"),
         ("--epochs 2 --stop_epochs 3", "stop_epochs 3 is beyond the schedule of 2 epochs"),

@@ -47,7 +47,7 @@ LEVELS = [
         "training.watch",
     ],
     ["training.judging", "training.step", "training.starting_weights"],
-    ["training.trainer"],
+    ["training.trainer", "training.judge_only"],
     ["training.assemble"],
     ["flags", "report", "terminal", "export", "search"],
     ["data_cli", "eval_cli", "export_cli", "report_cli"],

@@ -17,7 +17,7 @@ from neuclip.data.sources import (
 )
 from neuclip.errors import UserError
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _LOOKED_AT = 100  # images among which one caption must be, or the folder is another kind of data
 
 
@@ -37,11 +37,12 @@ class FolderSource(Source):
         self._folder, self._caption_key = folder, caption_key
         self._suffix = ".txt" if caption_key is None else ".json"
         self._images = Texts()
-        for image in _images(folder):
+        for image in images_below(folder):
             self._images.append(image)
         if not self._images:
             raise UserError(
-                f"{folder}: neither .tar shards, tables nor images ({' '.join(_EXTENSIONS)}) in it"
+                f"{folder}: neither .tar shards, tables nor images in it "
+                f"({' '.join(IMAGE_EXTENSIONS)})"
             )
         first = [self._images[row] for row in range(min(len(self._images), _LOOKED_AT))]
         if not any(self._caption_path(image).is_file() for image in first):
@@ -86,11 +87,11 @@ class FolderSource(Source):
         return clean_caption(text)
 
 
-def _images(folder: Path) -> Iterator[str]:
+def images_below(folder: Path) -> Iterator[str]:
     """Paths of the images below a folder, relative to it, in an order that is always the same."""
     for root, folders, files in os.walk(folder):
         folders.sort()
         below = os.path.relpath(root, folder)
         for file in sorted(files):
-            if file.lower().endswith(_EXTENSIONS) and not file.startswith("."):
+            if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
                 yield file if below == "." else f"{below}/{file}"

@@ -13,10 +13,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from neuclip.data.batch import Batch, Reader, Request, Tokenize, Transform, Unreadable
@@ -27,7 +28,15 @@ from neuclip.data.samples import Damage
 from neuclip.data.sources import Source
 from neuclip.errors import UserError
 
-__all__ = ["Batch", "DamageLog", "LoaderSettings", "TrainLoader", "evaluation_loader"]
+__all__ = [
+    "Batch",
+    "DamageLog",
+    "LoaderSettings",
+    "TrainLoader",
+    "Unreadable",
+    "evaluation_loader",
+    "evaluation_requests",
+]
 
 
 _LARGEST_SHUFFLE = 2**26  # samples: half a gigabyte per process for the order of an epoch
@@ -139,38 +148,26 @@ class TrainLoader:
         self.set_position(epoch + 1, 0)
 
 
+def evaluation_requests(positions: NDArray[np.int64], batch_size: int) -> list[Request]:
+    """The batches of some samples, in order; the last may be smaller."""
+    starts = range(0, len(positions), batch_size)
+    return [Request(0, start, positions[start : start + batch_size], False) for start in starts]
+
+
 def evaluation_loader(
     source: Source,
     transform: Transform,
     tokenize: Tokenize,
-    batch_size: int,
+    requests: Sequence[Request],
     workers: int = 0,
-) -> Iterator[Batch]:
-    """All samples of `source`, once, in order; the last batch may be smaller.
+) -> Iterator[Batch | Unreadable]:
+    """The batches that were asked for, in order; reading ahead begins at once, not with the first.
 
-    A damaged sample is left out and named in `Batch.damage`.
-
-    Raises:
-        UserError: no sample can be read.
+    A damaged sample is left out and named in `damage`; a batch may be lost entirely.
     """
-    positions = np.arange(len(source), dtype=np.int64)
-    starts = range(0, len(source), batch_size)
-    requests = [Request(0, start, positions[start : start + batch_size], False) for start in starts]
-    settings = LoaderSettings(batch_size, workers=workers)
+    settings = LoaderSettings(1, workers=min(workers, len(requests)))
     reader = Reader(source, transform, tokenize, Order(source.layout, settings.seed))
-    ready: Batch | None = None
-    lost: tuple[Damage, ...] = ()
-    for result in _data_loader(reader, requests, settings, lasting=False):
-        # A batch is held back by one, so that batches lost entirely find one to be named in.
-        if isinstance(result, Unreadable):
-            lost += result.damage
-        else:
-            if ready is not None:
-                yield ready
-            ready, lost = replace(result, damage=lost + result.damage), ()
-    if ready is None:
-        raise _too_much_damage(lost)
-    yield replace(ready, damage=ready.damage + lost)
+    return iter(_data_loader(reader, list(requests), settings, lasting=False))
 
 
 def _too_much_damage(damage: Sequence[Damage]) -> UserError:

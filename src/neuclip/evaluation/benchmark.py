@@ -7,7 +7,7 @@ CPU all is float32.
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from neuclip.data.loader import evaluation_loader
+from neuclip import distributed
+from neuclip.data.loader import Batch, Unreadable
 from neuclip.errors import UserError
-from neuclip.evaluation.embed import encode_images, encode_texts, require_whole
+from neuclip.evaluation.embed import encode_images, encode_texts, require_whole, start_reading
 from neuclip.evaluation.interfaces import EncodedImages, EncodedSplit, ImageTextEncoder
 from neuclip.evaluation.metrics import (
     Choices,
@@ -64,6 +65,8 @@ class BenchmarkSettings:
 class Benchmark:
     """Judges sets; class vectors of equal names and prompts are computed once.
 
+    Several processes share out the samples of every set; all call it together, and get one answer.
+
     Args:
         encoder: The towers, in float32.
         settings: How to judge.
@@ -97,15 +100,17 @@ class Benchmark:
         if task_set.task.kind == "classification":
             return self._classification(task_set)
         with self._autocast():
-            images = self._images(task_set)
+            images = self._encode(self._start(task_set))
             if task_set.task.kind == "retrieval":
                 return self._retrieval(images) | _counts(task_set, images)
             return self._association(images, task_set.instances) | _counts(task_set, images)
 
     def _classification(self, task_set: TaskSet) -> dict[str, float]:
-        images = self._images(task_set)
+        batches = self._start(task_set)
         names = task_set.classnames
-        choices = choose_classes(images, self._class_vectors(names, task_set.templates), names)
+        vectors = self._class_vectors(names, task_set.templates)  # while the first are read
+        images = self._encode(batches)
+        choices = choose_classes(images, vectors, names)
         right = choices.right_at(1)
         metrics = {"acc1": accuracy(right)}
         if len(names) >= 5:
@@ -169,14 +174,17 @@ class Benchmark:
         self.outcomes = outcomes_of("mean", torch.tensor(main))
         return _jaccard_scores(scores, sizes)
 
-    def _images(self, task_set: TaskSet) -> EncodedImages:
-        batches = evaluation_loader(
+    def _start(self, task_set: TaskSet) -> Iterator[Batch | Unreadable]:
+        settings = self.settings
+        return start_reading(
+            self._encoder,
             task_set.index,
-            self._encoder.transform,
-            self._encoder.tokenize,
-            self.settings.batch_size,
-            self.settings.workers,
+            settings.batch_size,
+            settings.workers,
+            task_set.positions,
         )
+
+    def _encode(self, batches: Iterator[Batch | Unreadable]) -> EncodedImages:
         return encode_images(self._encoder, batches, allow_damage=self.settings.allow_damage)
 
     def _class_vectors(
@@ -199,15 +207,20 @@ class Benchmark:
 
 def _counts(task_set: TaskSet, images: EncodedImages) -> dict[str, float]:
     """Number of samples; it should be the published set's, and all of them whole."""
-    counted = len(task_set.instances) or len(images)
-    if counted != task_set.task.size:
+    whole = len(task_set.instances) or len(images)
+    counts = {"num_samples": float(whole)}
+    if task_set.partial_of is not None:
+        whole = task_set.partial_of
+        counts["partial_of"] = float(whole)
+    damaged = len(images.damage) + len(task_set.index.damage)
+    if damaged:
+        counts["num_damaged"] = float(damaged)
+    if whole != task_set.task.size and distributed.is_main():
         _log.warning(
             "%s: %d samples, but the published set has %d",
-            task_set.task.key, counted, task_set.task.size,
+            task_set.task.key, whole, task_set.task.size,
         )  # fmt: skip
-    damaged = len(images.damage) + len(task_set.index.damage)
-    counts = {"num_samples": float(counted)}
-    return {**counts, "num_damaged": float(damaged)} if damaged else counts
+    return counts
 
 
 def _grouped(

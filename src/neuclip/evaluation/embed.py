@@ -1,21 +1,56 @@
-"""The towers over a split, once; every judge reads the result."""
+"""The towers over a split, once; every judge reads the result.
+
+Several processes share out whole batches, cut as one process cuts them, and gather what the towers
+gave: so all of them hold what one process would, to the last bit, and judge it alike.
+"""
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
-from neuclip.data.loader import Batch
+from neuclip import distributed
+from neuclip.data.loader import Batch, Unreadable, evaluation_loader, evaluation_requests
 from neuclip.data.samples import Damage
+from neuclip.data.sources import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import EncodedImages, EncodedSplit, ImageTextEncoder
 
 
+def start_reading(
+    encoder: ImageTextEncoder,
+    source: Source,
+    batch_size: int,
+    workers: int,
+    positions: NDArray[np.int64] | None = None,
+) -> Iterator[Batch | Unreadable]:
+    """Begins to read this process's share of a split: whole batches, cut as one process cuts them.
+
+    Args:
+        encoder: Has the transform and the tokenizer.
+        source: The split.
+        batch_size: Pairs per batch.
+        workers: Reading processes.
+        positions: Which samples; none: all.
+    """
+    if positions is None:
+        positions = np.arange(len(source), dtype=np.int64)
+    requests = evaluation_requests(positions, batch_size)
+    share = distributed.owned_slice(len(requests))
+    mine = requests[share.start : share.stop]
+    return evaluation_loader(source, encoder.transform, encoder.tokenize, mine, workers)
+
+
 def encode_split(
-    encoder: ImageTextEncoder, batches: Iterable[Batch], *, allow_damage: bool = False
+    encoder: ImageTextEncoder,
+    batches: Iterable[Batch | Unreadable],
+    *,
+    allow_damage: bool = False,
 ) -> EncodedSplit:
     """Runs both towers over all batches.
 
@@ -24,97 +59,142 @@ def encode_split(
 
     Args:
         encoder: The towers.
-        batches: The split in order.
+        batches: This process's share of the split, as from `start_reading`.
         allow_damage: Judge what is left of a split with damaged samples.
+
+    Returns:
+        The whole split, in order, on every process.
 
     Raises:
         UserError: the split is damaged (names shard and key), is empty, or a feature is not finite.
     """
-    texts: list[Tensor] = []
-    fingerprints: list[bytes] = []
-
-    def also(batch: Batch) -> None:
-        texts.append(encoder.encode_text(batch.tokens))
-        # After the towers: on a GPU they work while this computes.
-        fingerprints.extend(_fingerprint(image) for image in batch.images)
-
-    images = encode_images(encoder, batches, allow_damage=allow_damage, also=also)
+    part = _encode(encoder, batches, allow_damage=allow_damage, with_texts=True)
+    images = _assembled(encoder, part)
     return EncodedSplit(
         **{field.name: getattr(images, field.name) for field in fields(images)},
-        text_features=_finite(torch.cat(texts), "text", images.keys),
-        image_groups=_number(fingerprints),
+        text_features=require_finite(_joined(encoder, part.texts), "text", images.keys),
+        image_groups=_number(part.fingerprints),
         text_groups=_number(images.captions),
     )
 
 
 def encode_images(
     encoder: ImageTextEncoder,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch | Unreadable],
     *,
     allow_damage: bool = False,
-    also: Callable[[Batch], None] | None = None,
 ) -> EncodedImages:
     """Runs the image tower over all batches.
 
     Args:
         encoder: The towers.
-        batches: The split in order.
+        batches: This process's share of the split, as from `start_reading`.
         allow_damage: Judge what is left of a split with damaged samples.
-        also: What else to do with each batch, without gradient.
+
+    Returns:
+        The whole split, in order, on every process.
 
     Raises:
         UserError: the split is damaged (counts, and names shard and key), is empty, or a feature is
             not finite.
     """
-    images: list[Tensor] = []
-    sample_ids: list[Tensor] = []
-    classes: list[Tensor] = []
-    captions: list[str] = []
-    keys: list[str] = []
-    metadata: list[bytes | None] = []
-    damage: list[Damage] = []
-    for batch in batches:
-        damage += batch.damage
-        if len(batch.images) == 0 or (damage and not allow_damage):
-            continue  # of a damaged split the rest is read only to count
-        with torch.no_grad():
-            images.append(encoder.encode_image(batch.images))
-            if also is not None:
-                also(batch)
-        sample_ids.append(batch.sample_ids)
-        classes.append(batch.class_indices)
-        captions += batch.captions
-        keys += batch.keys
-        metadata += batch.metadata
-    if not allow_damage:
-        require_whole(damage)
-    if not images:
-        raise UserError("the evaluation split is empty: no sample could be read")
-    return EncodedImages(
-        image_features=_finite(torch.cat(images), "image", keys),
-        sample_ids=torch.cat(sample_ids),
-        class_indices=torch.cat(classes),
-        captions=captions,
-        keys=keys,
-        metadata=metadata,
-        damage=tuple(damage),
-    )
+    part = _encode(encoder, batches, allow_damage=allow_damage, with_texts=False)
+    return _assembled(encoder, part)
 
 
 def encode_texts(
     encoder: ImageTextEncoder, texts: list[str], batch_size: int
 ) -> Float[Tensor, "texts dim"]:
-    """Unit-norm features of texts.
+    """Unit-norm features of texts; the processes share them out.
 
     Raises:
         UserError: a feature is not finite.
     """
-    features: list[Tensor] = []
-    for start in range(0, len(texts), batch_size):
+    starts = range(0, len(texts), batch_size)
+
+    def encode(pieces: range) -> list[Tensor]:
+        features: list[Tensor] = []
+        for start in starts[pieces.start : pieces.stop]:
+            with torch.no_grad():
+                tokens = encoder.tokenize(texts[start : start + batch_size])
+                features.append(encoder.encode_text(tokens))
+        return [torch.cat(features).cpu()] if features else []
+
+    features = _joined(encoder, distributed.share_out(len(starts), encode))
+    return require_finite(features, "text", texts)
+
+
+@dataclass
+class _Part:
+    """What was encoded; features of several batches on the CPU, all else by sample."""
+
+    images: list[Tensor] = field(default_factory=list[Tensor])
+    texts: list[Tensor] = field(default_factory=list[Tensor])
+    fingerprints: list[bytes] = field(default_factory=list[bytes])
+    sample_ids: list[Tensor] = field(default_factory=list[Tensor])
+    classes: list[Tensor] = field(default_factory=list[Tensor])
+    captions: list[str] = field(default_factory=list[str])
+    keys: list[str] = field(default_factory=list[str])
+    metadata: list[bytes | None] = field(default_factory=list[bytes | None])
+    damage: list[Damage] = field(default_factory=list[Damage])
+
+
+def _encode(
+    encoder: ImageTextEncoder,
+    batches: Iterable[Batch | Unreadable],
+    *,
+    allow_damage: bool,
+    with_texts: bool,
+) -> _Part:
+    """Encodes this process's batches, and returns those of all processes in order.
+
+    Raises:
+        UserError: the split is damaged; on all processes alike.
+    """
+    own = _Part()
+    for batch in batches:
+        own.damage += batch.damage
+        if isinstance(batch, Unreadable) or (own.damage and not allow_damage):
+            continue  # of a damaged split the rest is read only to count
         with torch.no_grad():
-            tokens = encoder.tokenize(texts[start : start + batch_size])
-            features.append(encoder.encode_text(tokens))
-    return _finite(torch.cat(features), "text", texts)
+            own.images.append(encoder.encode_image(batch.images))
+            if with_texts:
+                own.texts.append(encoder.encode_text(batch.tokens))
+                # After the towers: on a GPU they work while this computes.
+                own.fingerprints.extend(_fingerprint(image) for image in batch.images)
+        own.sample_ids.append(batch.sample_ids)
+        own.classes.append(batch.class_indices)
+        own.captions += batch.captions
+        own.keys += batch.keys
+        own.metadata += batch.metadata
+    for features in (own.images, own.texts):
+        features[:] = [torch.cat(features).cpu()] if features else []
+    parts = distributed.gather_objects(own)
+    whole = _Part(
+        **{f.name: [item for part in parts for item in getattr(part, f.name)] for f in fields(own)}
+    )
+    if not allow_damage:
+        require_whole(whole.damage)
+    if not whole.images:
+        shown = "".join(f"\n  {found}" for found in whole.damage[:5])
+        raise UserError(f"the evaluation split is empty: no sample could be read{shown}")
+    return whole
+
+
+def _assembled(encoder: ImageTextEncoder, whole: _Part) -> EncodedImages:
+    return EncodedImages(
+        image_features=require_finite(_joined(encoder, whole.images), "image", whole.keys),
+        sample_ids=torch.cat(whole.sample_ids),
+        class_indices=torch.cat(whole.classes),
+        captions=whole.captions,
+        keys=whole.keys,
+        metadata=whole.metadata,
+        damage=tuple(whole.damage),
+    )
+
+
+def _joined(encoder: ImageTextEncoder, features: list[Tensor]) -> Float[Tensor, "samples dim"]:
+    return torch.cat(features).to(encoder.device)
 
 
 def require_whole(damage: Sequence[Damage]) -> None:
@@ -130,6 +210,29 @@ def require_whole(damage: Sequence[Damage]) -> None:
         )
 
 
+def require_finite(
+    features: Float[Tensor, "samples dim"], side: str, names: list[str]
+) -> Float[Tensor, "samples dim"]:
+    """The features, if all are finite: others would never be ahead of a right answer, or behind.
+
+    Args:
+        features: What a tower gave.
+        side: Which tower.
+        names: Of the samples, or the texts, for the message.
+
+    Raises:
+        UserError: some are not.
+    """
+    bad = (~features.isfinite().all(dim=1)).nonzero().flatten()
+    if len(bad):
+        raise UserError(
+            f"the {side} tower gives features that are not finite for {len(bad)} of {len(names)} "
+            f"samples (first: {names[int(bad[0])]!r}): the model has diverged or its weights are "
+            "damaged"
+        )
+    return features
+
+
 def _fingerprint(image: Tensor) -> bytes:
     return hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
 
@@ -138,16 +241,3 @@ def _number(values: Iterable[Hashable]) -> Int64[Tensor, " samples"]:
     """Equal values get equal numbers, from 0 in order of first appearance."""
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])
-
-
-def _finite(
-    features: Float[Tensor, "samples dim"], side: str, keys: list[str]
-) -> Float[Tensor, "samples dim"]:
-    bad = (~features.isfinite().all(dim=1)).nonzero().flatten()
-    if len(bad):
-        raise UserError(
-            f"the {side} tower gives features that are not finite for {len(bad)} of {len(keys)} "
-            f"samples (first: {keys[int(bad[0])]!r}): the model has diverged or its weights are "
-            "damaged"
-        )
-    return features

@@ -4,6 +4,7 @@ All scores are fractions in 0..1. Log-normalizers are natural logarithms.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -24,6 +25,11 @@ class ImageTextEncoder(Protocol):
 
     Inputs may lie on the CPU; the implementation moves them.
     """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        ...
 
     @property
     def transform(self) -> Callable[[Image.Image], Tensor]:
@@ -51,6 +57,10 @@ class LogNormalizerPredictor(Protocol):
     @property
     def epsilon(self) -> float:
         """The stabiliser inside log(epsilon + g)."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """All of its state on every process meanwhile, so that each can predict by itself."""
         ...
 
     def predict_log_normalizers(

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
-from neuclip.data.loader import evaluation_loader
+from neuclip import distributed
 from neuclip.errors import UserError
-from neuclip.evaluation.embed import encode_split, require_whole
+from neuclip.evaluation.embed import encode_split, require_whole, start_reading
 from neuclip.evaluation.gallery import make_gallery
 from neuclip.evaluation.interfaces import (
     EncodedSplit,
@@ -59,6 +59,8 @@ def judge_split(
 ) -> dict[str, float]:
     """Zero-shot classification, retrieval, and the error of the log-normalizers.
 
+    Several processes share the work out; all call this together, and all get the record.
+
     Args:
         encoder: The towers, in evaluation mode.
         split: A split or its folder.
@@ -79,22 +81,22 @@ def judge_split(
         split = open_split(split)
     if not settings.allow_damage:
         require_whole(split.index.damage)
-    batches = evaluation_loader(
-        split.index, encoder.transform, encoder.tokenize, settings.batch_size, settings.workers
-    )
+    batches = start_reading(encoder, split.index, settings.batch_size, settings.workers)
+    vectors: Tensor | None = None
+    if split.classnames:  # while the first batches are read
+        vectors = class_vectors(encoder, split.classnames, split.templates, settings.batch_size)
     encoded = encode_split(encoder, batches, allow_damage=settings.allow_damage)
     metrics: dict[str, float] = {}
-    if split.classnames:
-        vectors = class_vectors(encoder, split.classnames, split.templates, settings.batch_size)
+    if vectors is not None:
         found = classify(encoded, vectors, split.classnames)
         metrics |= found.metrics()
-        if gallery is not None:
+        if gallery is not None and distributed.is_main():
             outcomes = outcomes_of("mean", found.right)
             write_outcomes(split_outcomes_path(gallery.parent, split.name), outcomes)
     metrics |= _retrieval_metrics(encoded, main=not split.classnames)
     if loss is not None:
         metrics |= _normalizer_metrics(encoded, loss, logit_scale, settings)
-    if gallery is not None:
+    if gallery is not None and distributed.is_main():
         write_gallery(gallery, _gallery(split, encoded, settings))
     return metrics
 
@@ -125,7 +127,8 @@ def _normalizer_metrics(
             settings.seed,
         )
     except UserError as reason:
-        _log.info("log-normalizers are not judged: %s", reason)
+        if distributed.is_main():
+            _log.info("log-normalizers are not judged: %s", reason)
         return {}
     return {} if error is None else error.metrics()
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuclip import distributed
 from neuclip.evaluation.interfaces import ErrorSummary, LogNormalizerPredictor, NormalizerError
 
 SIMILARITIES_AT_ONCE = 2**21
@@ -25,23 +26,34 @@ def exact_log_normalizers(
 ) -> Float[Tensor, "2 samples"]:
     """log(epsilon + g) of all image anchors (row 0) and text anchors (row 1), in float64.
 
-    One pass over the similarities serves both sides; memory is bounded by a few arrays of
-    `SIMILARITIES_AT_ONCE` float64 values (or of one row, if that is more).
+    Memory is bounded by a few arrays of `SIMILARITIES_AT_ONCE` float64 values (or of one row, if
+    that is more). Several processes, which all pass the same features, share the rows out.
     """
-    images, texts = image_features.double() * logit_scale, text_features.double()
-    count = len(images)
-    own = (images * texts).sum(dim=1)
-    image_side: list[Tensor] = []
-    text_side = torch.full_like(own, -torch.inf)
-    rows = max(1, SIMILARITIES_AT_ONCE // count)
-    for start in range(0, count, rows):
-        logits = images[start : start + rows] @ texts.T
-        logits.diagonal(start).fill_(-torch.inf)
-        image_side.append(torch.logsumexp(logits, dim=1))
-        text_side = torch.logaddexp(text_side, torch.logsumexp(logits, dim=0))
-    log_sums = torch.stack([torch.cat(image_side), text_side])
-    log_g = log_sums - own - torch.log(own.new_tensor(count - 1))
+    images, texts = image_features.double(), text_features.double()
+    own = (images * texts).sum(dim=1) * logit_scale
+    log_sums = torch.stack(
+        [_log_sums(images * logit_scale, texts), _log_sums(texts * logit_scale, images)]
+    )
+    log_g = log_sums - own - torch.log(own.new_tensor(len(own) - 1))
     return torch.logaddexp(torch.log(own.new_tensor(epsilon)), log_g)
+
+
+def _log_sums(
+    queries: Float[Tensor, "samples dim"], candidates: Float[Tensor, "samples dim"]
+) -> Float[Tensor, " samples"]:
+    """Log sum_{j != i} exp(query_i . candidate_j)."""
+    rows = max(1, SIMILARITIES_AT_ONCE // len(candidates))
+    starts = range(0, len(queries), rows)
+
+    def sums(pieces: range) -> list[Tensor]:
+        found: list[Tensor] = []
+        for start in starts[pieces.start : pieces.stop]:
+            logits = queries[start : start + rows] @ candidates.T
+            logits.diagonal(start).fill_(-torch.inf)
+            found.append(torch.logsumexp(logits, dim=1))
+        return [torch.cat(found).cpu()] if found else []
+
+    return torch.cat(distributed.share_out(len(starts), sums)).to(queries.device)
 
 
 def normalizer_error(
@@ -56,7 +68,8 @@ def normalizer_error(
 
     Both are judged on the same random batches. The batch size is at most half the split (the
     split as one batch would be exact), and is reported. Where it does not divide the split, the
-    last batch is filled up with anchors of the first, which count once.
+    last batch is filled up with anchors of the first, which count once. Several processes, which
+    all pass the same features, share whole batches out.
 
     Args:
         image_features: Unit-norm features of the split's pictures.
@@ -76,18 +89,27 @@ def normalizer_error(
         return None
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     scale = image_features.new_tensor(logit_scale)
-    predicted = image_features.new_empty(2, count, dtype=torch.double)
-    minibatch = torch.empty_like(predicted)
-    # Backwards, so that an anchor in two batches keeps what its own (the first) batch says.
-    for start in reversed(range(0, count, batch_size)):
-        batch = order[torch.arange(start, start + batch_size) % count].to(predicted.device)
-        images, texts = image_features[batch], text_features[batch]
-        minibatch[:, batch] = exact_log_normalizers(images, texts, logit_scale, loss.epsilon)
-        with torch.no_grad():
-            answer = loss.predict_log_normalizers(images, texts, scale)
-        predicted[:, batch] = torch.stack([answer.image, answer.text]).to(predicted)
+    starts = range(0, count, batch_size)
+
+    def estimates(pieces: range) -> list[Float[Tensor, "2 2 own"]]:
+        """Predicted and mini-batch log-normalizers of some batches' own anchors."""
+        found: list[Tensor] = []
+        for start in starts[pieces.start : pieces.stop]:
+            batch = order[torch.arange(start, start + batch_size) % count]
+            batch = batch.to(image_features.device)
+            images, texts = image_features[batch], text_features[batch]
+            with distributed.alone(), torch.no_grad():
+                answer = loss.predict_log_normalizers(images, texts, scale)
+                minibatch = exact_log_normalizers(images, texts, logit_scale, loss.epsilon)
+            predicted = torch.stack([answer.image, answer.text]).to(minibatch)
+            found.append(torch.stack([predicted, minibatch])[..., : count - start].cpu())
+        return found
+
+    with loss.whole():
+        estimated = torch.cat(distributed.share_out(len(starts), estimates), dim=-1)
     exact = exact_log_normalizers(image_features, text_features, logit_scale, loss.epsilon)
-    return NormalizerError(_summary(predicted - exact), _summary(minibatch - exact), batch_size)
+    error = estimated - exact.cpu()[:, order]
+    return NormalizerError(_summary(error[0]), _summary(error[1]), batch_size)
 
 
 def _summary(error: Float[Tensor, "2 samples"]) -> ErrorSummary:

@@ -1,6 +1,5 @@
 """Many sets, one after the other: results are written at once, and reused if nothing changed."""
 
-import glob
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,14 +44,14 @@ def run_benchmark(
 ) -> dict[str, EvalResult]:
     """Judges sets, each as soon as the one before is written; finished ones are reused.
 
-    Several processes share the sets out; all of them return all results.
+    Several processes share out the samples of every set; the first one writes.
 
     Args:
         benchmark: The judge.
         sets: What to judge.
         checkpoint: SHA-256 of what is judged.
         results: The results file; lines of other tasks stay.
-        tell: Called after each task, by the process that judged it.
+        tell: Called after each task, by the first process.
 
     Returns:
         The results by key.
@@ -60,74 +59,43 @@ def run_benchmark(
     Raises:
         UserError: a set is damaged; the results before it are written.
     """
-    if distributed.is_main():
-        _collect(results)
-    distributed.barrier()
-    old = {line.key: line for line in read_eval_results(results)} if results.exists() else {}
-    wanted = {
-        s.task.key: Provenance(
-            load_suite().version, checkpoint, s.fingerprint, benchmark.settings.precision
-        )
-        for s in sets
-    }
-    settings = benchmark.settings
-    to_do = [s for s in sets if not _may_reuse(old.get(s.task.key), wanted[s.task.key], settings)]
-    mine = _share(to_do)
-    part = _part(results)
+    old = distributed.from_main(lambda: _read(results))
+    main, found = distributed.is_main(), dict[str, EvalResult]()
     for number, task_set in enumerate(sets, start=1):
-        task = task_set.task
-        result = None if task_set in to_do else old[task.key]
-        if task_set in mine:
-            metrics = benchmark.judge(task_set)
-            result = EvalResult(task.key, task.name, metrics, wanted[task.key])
-            write_result(part, result)
-            if benchmark.outcomes is not None:
+        task, before = task_set.task, old.get(task_set.task.key)
+        made = Provenance(
+            load_suite().version, checkpoint, task_set.fingerprint, benchmark.settings.precision
+        )
+        reused = _may_reuse(before, made, benchmark.settings)
+        if reused and before is not None:
+            result = before
+        else:
+            result = EvalResult(task.key, task.name, benchmark.judge(task_set), made)
+            if main and benchmark.outcomes is not None:
                 write_outcomes(outcomes_path(results, task.key), benchmark.outcomes)
-        if result is not None and (task_set in mine or distributed.is_main()):
-            tell(Progress(task, number, len(sets), task_set not in to_do, result))
-    distributed.barrier()
-    if distributed.is_main():
-        _collect(results)
-    distributed.barrier()
-    return {line.key: line for line in read_eval_results(results) if line.key in wanted}
+            if main:
+                write_result(results, result)
+        found[task.key] = result
+        if main:
+            tell(Progress(task, number, len(sets), reused, result))
+    return found
 
 
-def _share(sets: Sequence[TaskSet]) -> list[TaskSet]:
-    """This process's sets: the largest first, each to the process that has least to do."""
-    loads = [0] * distributed.world_size()
-    mine: list[TaskSet] = []
-    for task_set in sorted(sets, key=lambda s: -len(s.index)):
-        least = loads.index(min(loads))
-        loads[least] += len(task_set.index)
-        if least == distributed.rank():
-            mine.append(task_set)
-    return mine
-
-
-def _part(results: Path) -> Path:
-    """Where this process writes: with several, each has a file of its own until the end."""
-    if not distributed.is_active():
-        return results
-    return results.with_name(f"{results.name}.part-{distributed.rank()}")
-
-
-def _collect(results: Path) -> None:
-    """Moves the results of all processes, or of killed ones, into the one file."""
-    for part in sorted(results.parent.glob(f"{glob.escape(results.name)}.part-*")):
-        for result in read_eval_results(part):
-            write_result(results, result)
-        part.unlink()
+def _read(results: Path) -> dict[str, EvalResult]:
+    return {line.key: line for line in read_eval_results(results)} if results.exists() else {}
 
 
 def open_sets(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
     """Opens all sets, so that one that is missing is known before the first is judged.
+
+    The first process lists the shards for all of them.
 
     Raises:
         UserError: a set is missing or not complete.
     """
     if not data_dir.is_dir():
         raise UserError(f"no folder of evaluation sets at {data_dir}")
-    return [open_task(data_dir, task) for task in tasks]
+    return distributed.from_main(lambda: [open_task(data_dir, task) for task in tasks])
 
 
 def main_scores(results: Path) -> dict[str, float]:

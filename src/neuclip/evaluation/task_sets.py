@@ -18,12 +18,15 @@ candidates and associations as lists of keys.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from neuclip.data.shards import ShardIndex, build_index
+from neuclip.data.shards import build_index
+from neuclip.data.sources import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.splits import CLASSNAMES, TEMPLATES, read_classes
 from neuclip.evaluation.suite import Task
@@ -53,14 +56,37 @@ class TaskSet:
         templates: Prompts with `{c}` (classification).
         instances: What to solve (association).
         fingerprint: Changes with the set's texts, and with name, size or time of a shard.
+        positions: Which samples are judged; none: all.
+        partial_of: Number of samples (of an association set: instances) of the set, if only a part
+            of them is judged.
     """
 
     task: Task
-    index: ShardIndex
+    index: Source
     classnames: list[str]
     templates: list[str]
     instances: list[Instance]
     fingerprint: str
+    positions: NDArray[np.int64] | None = None
+    partial_of: int | None = None
+
+    def part(self, samples: int) -> "TaskSet":
+        """At most so many samples (or instances), evenly spread: a quick look, not the benchmark.
+
+        Args:
+            samples: How many.
+        """
+        total = len(self.instances) or len(self.index)
+        if total <= samples:
+            return self
+        chosen = np.arange(samples, dtype=np.int64) * total // samples
+        if not self.instances:
+            return replace(self, positions=chosen, partial_of=total)
+        instances = [self.instances[number] for number in chosen]
+        needed = {key for instance in instances for key in instance.candidates}
+        keys = (self.index.locate(position)[1] for position in range(len(self.index)))
+        positions = [position for position, key in enumerate(keys) if key in needed]
+        return replace(self, instances=instances, positions=np.array(positions), partial_of=total)
 
 
 _INSTANCE = TypeAdapter(Instance)

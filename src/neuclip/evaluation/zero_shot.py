@@ -13,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from neuclip import distributed
 from neuclip.errors import UserError
+from neuclip.evaluation.embed import require_finite
 from neuclip.evaluation.interfaces import (
     EncodedImages,
     EncodedSplit,
@@ -28,25 +30,34 @@ from neuclip.evaluation.ranking import best_candidate, wrong_ahead
 def class_vectors(
     encoder: ImageTextEncoder, classnames: list[str], templates: list[str], batch_size: int
 ) -> Float[Tensor, "classes dim"]:
-    """One unit vector per class, from all its prompts.
+    """One unit vector per class, from all its prompts; the processes share the classes out.
 
     Args:
         encoder: The towers.
         classnames: One name per class.
         templates: Prompts in which `{c}` stands for the name.
         batch_size: Prompts per forward pass (or the prompts of one class, if that is more).
+
+    Raises:
+        UserError: a vector is not finite.
     """
     at_once = max(1, batch_size // len(templates))
     groups = [classnames[i : i + at_once] for i in range(0, len(classnames), at_once)]
-    prompts = [[t.replace("{c}", name) for name in group for t in templates] for group in groups]
-    vectors: list[Tensor] = []
-    # Of ImageNet's 80,000 prompts the next are cut into tokens while the towers work on the last.
-    with ThreadPoolExecutor(1) as ahead, torch.no_grad():
-        for tokens in ahead.map(encoder.tokenize, prompts):
-            features = normalize(encoder.encode_text(tokens).float(), dim=-1)
-            means = features.unflatten(0, (-1, len(templates))).mean(dim=1)
-            vectors.append(normalize(means, dim=-1))
-    return torch.cat(vectors)
+
+    def encode(pieces: range) -> list[Tensor]:
+        mine = groups[pieces.start : pieces.stop]
+        prompts = [[t.replace("{c}", name) for name in group for t in templates] for group in mine]
+        vectors: list[Tensor] = []
+        # Of ImageNet's 80,000 prompts the next are cut into tokens while the towers work on these.
+        with ThreadPoolExecutor(1) as ahead, torch.no_grad():
+            for tokens in ahead.map(encoder.tokenize, prompts):
+                features = normalize(encoder.encode_text(tokens).float(), dim=-1)
+                means = features.unflatten(0, (-1, len(templates))).mean(dim=1)
+                vectors.append(normalize(means, dim=-1))
+        return [torch.cat(vectors).cpu()] if vectors else []
+
+    vectors = torch.cat(distributed.share_out(len(groups), encode)).to(encoder.device)
+    return require_finite(vectors, "text", classnames)
 
 
 def classify(

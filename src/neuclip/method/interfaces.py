@@ -110,6 +110,15 @@ class Normalizer(Protocol):
 
 
 @runtime_checkable
+class SharedOut(Protocol):
+    """Part of a loss whose state is shared out over ranks."""
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """All of its state on every rank meanwhile, to predict from; all ranks enter together."""
+        ...
+
+
+@runtime_checkable
 class ContrastiveLoss(Protocol):
     """A loss that drops into anybody's training loop (open_clip's calling convention)."""
 

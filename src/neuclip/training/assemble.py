@@ -23,10 +23,11 @@ from neuclip.data.opening import OpenSettings, open_source
 from neuclip.data.sources import Source
 from neuclip.data.tables import Columns
 from neuclip.errors import UserError
-from neuclip.evaluation.splits import EvaluationSplit, open_split
 from neuclip.method.factory import Run, build_loss
 from neuclip.methods import METHODS
 from neuclip.training import towers as tower_parts
+from neuclip.training.judge_only import judge_only
+from neuclip.training.judging import open_splits, open_zero_shot
 from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
 from neuclip.training.optim import Optimizer
 from neuclip.training.parts import Parts
@@ -48,6 +49,8 @@ def train(config: RunConfig) -> Path:
         Preempted: SIGTERM came; a checkpoint is written.
     """
     config = config.resolved().check()
+    if config.optim.epochs == 0 and config.resume is not None:
+        return _judge_only(config)
     if config.data.train_data is None:
         raise UserError(
             "--train-data is not given: a folder of .tar shards or a pattern such as "
@@ -62,6 +65,13 @@ def train(config: RunConfig) -> Path:
         return _train(config, config.data.train_data, device)
 
 
+def _judge_only(config: RunConfig) -> Path:
+    launch = distributed.launch_environment()
+    device = choose_device(config.device, launch.local_rank)
+    with distributed.process_group(device.type):
+        return judge_only(config, device)
+
+
 def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
     log_to(None)
     name = (
@@ -71,6 +81,7 @@ def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
     limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
     check_index(index.damage, limit, samples=len(index), shards=shards)
     splits = open_splits(config.evaluation.val_data)
+    zero_shot = open_zero_shot(config.evaluation)
     clip = _build_clip(config, device)
     loader = _build_loader(config, index, clip)
     num_samples = config.data.data_size or len(index)
@@ -90,6 +101,7 @@ def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
         optimizer=optimizer,
         loader=loader,
         splits=splits,
+        zero_shot=zero_shot,
         num_samples=num_samples,
         shard_damage=index.damage,
     )
@@ -228,8 +240,3 @@ def _in_turn(open_data: Callable[[], Source]) -> Source:
         raise
     assert source is not None
     return source
-
-
-def open_splits(val_data: str | None) -> list[EvaluationSplit]:
-    """The evaluation splits of `--val-data`, joined by '::'."""
-    return [open_split(Path(part)) for part in val_data.split("::")] if val_data else []

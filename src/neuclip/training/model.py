@@ -53,6 +53,13 @@ class Clip:
         return nullcontext()
 
     @property
+    def logit_scale(self) -> float:
+        """1 / temperature."""
+        scale = self.towers.logit_scale
+        assert isinstance(scale, Tensor)
+        return float(scale.detach().exp())
+
+    @property
     def image_size(self) -> int:
         """Longer side in pixels of what the image tower takes."""
         size = cast(int | tuple[int, int], self.towers.visual.image_size)  # type: ignore[union-attr]
@@ -168,6 +175,12 @@ def init_for(weights: Mapping[str, Tensor]) -> dict[str, float]:
     return {"logit_bias": 0.0} if any(key.endswith("logit_bias") for key in weights) else {}
 
 
+def imagenet_prompts() -> tuple[list[str], list[str]]:
+    """open_clip's class names of ImageNet by class index, and its templates with `{c}`."""
+    templates = [template("{c}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+    return list(open_clip.IMAGENET_CLASSNAMES), templates
+
+
 def clamp_logit_scale(towers: nn.Module) -> None:
     """Keeps the temperature in [0.01, 1], as open_clip does after each step."""
     scale = towers.logit_scale
@@ -187,6 +200,11 @@ class Encoder:
     def __init__(self, clip: Clip, device: torch.device) -> None:
         self._clip = clip
         self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are, and the embeddings."""
+        return self._device
 
     @property
     def transform(self) -> Transform:

@@ -9,6 +9,7 @@ from neuclip.config import RunConfig
 from neuclip.data.loader import TrainLoader
 from neuclip.data.samples import Damage
 from neuclip.evaluation.splits import EvaluationSplit
+from neuclip.evaluation.task_sets import TaskSet
 from neuclip.method.losses.base import PairLoss
 from neuclip.training.model import Clip
 from neuclip.training.optim import Optimizer
@@ -20,6 +21,7 @@ class Parts:
     """The parts, put together by `neuclip.training.assemble`.
 
     Attributes:
+        zero_shot: what is judged every `zeroshot_frequency` epochs.
         num_samples: rows of a table by sample id.
         shard_damage: what the index of the training data could not read.
     """
@@ -32,6 +34,7 @@ class Parts:
     optimizer: Optimizer
     loader: TrainLoader
     splits: list[EvaluationSplit]
+    zero_shot: list[TaskSet]
     num_samples: int
     shard_damage: tuple[Damage, ...]
 

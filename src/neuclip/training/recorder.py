@@ -1,6 +1,7 @@
 """What a run says: its records, timed by section, to every sink; only on the first process."""
 
 import resource
+import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -33,19 +34,20 @@ class Recorder:
         self.start_period()
 
     @contextmanager
-    def open(self, done: int, total: int) -> Generator[None]:
+    def open(self, done: int, total: int, *, keep_later: bool = False) -> Generator[None]:
         """Opens the sinks for the duration of a `with` block.
 
         Args:
             done: steps done before; later records of an earlier process are dropped.
             total: steps of the whole run.
+            keep_later: leave them: nothing is trained anew.
         """
         if not distributed.is_main():
             yield
             return
         tree = self._config.model_dump(mode="json")
         extra = extra_sinks(self._config.output.report_to, self._folder.path, tree)
-        lines = JsonLines(self._folder.metrics, done)
+        lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done)
         self._console = ConsoleSink(total, done)
         self._sinks = [lines, self._console, *extra]
         self.start_period()

@@ -12,7 +12,14 @@ from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss
 from neuclip.method.losses.base import PairLoss
 from neuclip.training import checkpoint
-from neuclip.training.model import Encoder, build_clip, choose_device, choose_precision, init_for
+from neuclip.training.model import (
+    Clip,
+    Encoder,
+    build_clip,
+    choose_device,
+    choose_precision,
+    init_for,
+)
 from neuclip.training.run_folder import RunFolder
 from neuclip.training.sharded_checkpoint import is_sharded
 
@@ -42,13 +49,16 @@ class RestoredRun:
     path: Path
 
 
-def load_run(run: Path, *, epoch: int | None = None, device: str = "auto") -> RestoredRun:
+def load_run(
+    run: Path, *, epoch: int | None = None, device: str = "auto", local_rank: int = 0
+) -> RestoredRun:
     """Loads a run's checkpoint.
 
     Args:
         run: a run folder, or one of its checkpoints.
         epoch: which epoch's checkpoint of the folder; none: the newest.
         device: `auto`, `cpu` or `cuda`.
+        local_rank: which GPU of this machine.
 
     Raises:
         UserError: no such run or checkpoint; never another one in its place.
@@ -59,25 +69,38 @@ def load_run(run: Path, *, epoch: int | None = None, device: str = "auto") -> Re
     if own is None:
         raise UserError(f"{path} was not written by neuclip: its model and method are not recorded")
     config = validate(yaml.safe_load(own["config"]), str(path))
-    place = choose_device(device)
+    place = choose_device(device, local_rank)
     precision = choose_precision(config.model.precision, place)
     clip = build_clip(config.model.name, precision, place, init_for(content["state_dict"]))
     checkpoint.load_weights(clip.towers, content, path)
-    sizes = Run(clip.embed_dim, own["steps_per_epoch"], num_samples=own["num_samples"])
-    loss = build_loss(config.method, sizes).to(place)
-    checkpoint.load_loss(loss, own["loss"], path)
-    scale = clip.towers.logit_scale
-    assert isinstance(scale, torch.Tensor)
+    loss = restore_loss(content, clip, path, place)
     return RestoredRun(
         folder=path.parent.parent,
         config=config,
         encoder=Encoder(clip, place),
         loss=loss,
-        logit_scale=float(scale.detach().exp()),
+        logit_scale=clip.logit_scale,
         epoch=int(content["epoch"]),
         global_batch_size=int(own["global_batch_size"]),
         path=path,
     )
+
+
+def restore_loss(content: dict[str, Any], clip: Clip, path: Path, device: torch.device) -> PairLoss:
+    """The loss of a checkpoint of ours, with its state.
+
+    Args:
+        content: the checkpoint.
+        clip: its towers.
+        path: its file, for messages.
+        device: where the loss is to be.
+    """
+    own = content["neuclip"]
+    config = validate(yaml.safe_load(own["config"]), str(path))
+    sizes = Run(clip.embed_dim, own["steps_per_epoch"], num_samples=own["num_samples"])
+    loss = build_loss(config.method, sizes).to(device)
+    checkpoint.load_loss(loss, own["loss"], path)
+    return loss
 
 
 def _checkpoint_of(run: Path, epoch: int | None) -> Path:

@@ -135,6 +135,11 @@ def evaluation_line(record: Record) -> str:
     metrics = record["metrics"]
     shown = ("acc1", "acc5", "mean_recall@1", "text_retrieval_recall@1", "image_retrieval_recall@1")
     parts = [f"{name} {metrics[name]:.2%}" for name in shown if name in metrics]
+    main = metrics.get("main_metric")
+    if main is not None and main not in [metrics.get(name) for name in shown]:
+        parts.append(f"main metric {main:.2%}")
+    if "partial_of" in metrics:
+        parts.append(f"on {metrics['num_samples']:.0f} of {metrics['partial_of']:.0f} samples")
     if "chance" in metrics:
         parts.append(f"chance {metrics['chance']:.2%}")
     if "normalizer_mse" in metrics:

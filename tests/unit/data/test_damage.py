@@ -14,7 +14,13 @@ import torch
 from PIL import Image
 
 from neuclip.data.damage import DamageLog, check_index
-from neuclip.data.loader import LoaderSettings, TrainLoader, evaluation_loader
+from neuclip.data.loader import (
+    Batch,
+    LoaderSettings,
+    TrainLoader,
+    evaluation_loader,
+    evaluation_requests,
+)
 from neuclip.data.samples import Damage, SampleError, bounded_caption
 from neuclip.data.shards import build_index
 from neuclip.errors import UserError
@@ -321,8 +327,9 @@ def test_500_randomly_damaged_shards_are_counted_exactly(tmp_path):
     log = DamageLog()
     log.add(index.damage)
     good = 0
-    for batch in evaluation_loader(index, transform, tokenize, batch_size=64):
-        good += len(batch)
+    requests = evaluation_requests(np.arange(len(index)), 64)
+    for batch in evaluation_loader(index, transform, tokenize, requests):
+        good += len(batch) if isinstance(batch, Batch) else 0
         log.add(batch.damage)
     report = log.report()
     assert report["by_kind"] == dict(expected)

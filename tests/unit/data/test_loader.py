@@ -14,7 +14,14 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from neuclip.data.batch import Reader, _random_state_restored
 from neuclip.data.damage import DamageLog
-from neuclip.data.loader import LoaderSettings, TrainLoader, evaluation_loader
+from neuclip.data.loader import (
+    Batch,
+    LoaderSettings,
+    TrainLoader,
+    Unreadable,
+    evaluation_loader,
+    evaluation_requests,
+)
 from neuclip.data.order import Layout, describe_epoch, draw, epoch_order
 from neuclip.data.samples import Damage
 from neuclip.data.shards import build_index
@@ -56,6 +63,11 @@ def content(batch):
         batch.captions,
         batch.damage,
     )
+
+
+def judged(index, batch_size, workers=0):
+    requests = evaluation_requests(np.arange(len(index)), batch_size)
+    return evaluation_loader(index, plain, tokenize, requests, workers)
 
 
 def keys(batches):
@@ -311,22 +323,37 @@ def test_training_on_nothing_but_damage_ends_with_a_message(tmp_path, write_tar,
     index = build_index([write_tar(tmp_path / "0.tar", members)])
     with pytest.raises(UserError, match=r"none of 20 samples tried could be read:\n.*0\.tar"):
         list(loader(index, 3, workers=workers))
-    with pytest.raises(UserError, match="none of 9 samples"):
-        list(evaluation_loader(index, plain, tokenize, 2, workers))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_names_what_is_in_batches_that_are_lost(tmp_path, write_tar, workers):
+    members = [(f"{n}.{extension}", b"x") for n in range(9) for extension in ("png", "txt")]
+    index = build_index([write_tar(tmp_path / "0.tar", members)])
+    found = list(judged(index, 2, workers))
+    assert [type(each) for each in found] == [Unreadable] * 5
+    assert [d.key for each in found for d in each.damage] == [str(n) for n in range(9)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_reads_all_in_order(index, workers):
-    batches = list(evaluation_loader(index, plain, tokenize, 16, workers))
+    batches = list(judged(index, 16, workers))
     assert [len(batch) for batch in batches] == [16, 16, 10]
     assert keys(batches) == [f"{n:06d}" for n in range(42)]
 
 
+def test_evaluation_reads_the_samples_and_batches_asked_for(index):
+    requests = evaluation_requests(np.array([3, 1, 4, 15, 9]), 2)
+    batches = list(evaluation_loader(index, plain, tokenize, requests[1:], 1))
+    assert [batch.sample_ids.tolist() for batch in batches] == [[4, 15], [9]]
+    assert list(evaluation_loader(index, plain, tokenize, [], 2)) == []
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
 def test_evaluation_leaves_damage_out_and_names_it(damaged, batch_size):
-    batches = list(evaluation_loader(damaged, plain, tokenize, batch_size))
+    found = list(judged(damaged, batch_size))
+    batches = [each for each in found if isinstance(each, Batch)]
     assert keys(batches) == [f"{n:06d}" for n in range(20)]
-    assert [d.key for batch in batches for d in batch.damage] == ["bad", "mute"]
+    assert [d.key for each in found for d in each.damage] == ["bad", "mute"]
 
 
 def test_damage_log(tmp_path):

@@ -25,6 +25,8 @@ class ProjectionEncoder:
         self.images_seen = 0
         self.texts_seen = 0
 
+    device = torch.device("cpu")
+
     def transform(self, image) -> Tensor:
         small = torch.tensor(list(image.resize((self.side, self.side)).tobytes()))
         return small.float().view(self.side, self.side, 3).permute(2, 0, 1) / 255

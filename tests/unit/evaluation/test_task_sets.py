@@ -47,6 +47,34 @@ def test_a_whole_set(classification, tmp_path):
     assert "num_damaged" not in metrics
 
 
+class TestPart:
+    def test_samples_are_evenly_spread_and_counted(self, classification, tmp_path):
+        whole = open_task(tmp_path, TASKS["mnist"])
+        part = whole.part(3)
+        assert part.positions.tolist() == [0, 2, 5]
+        settings = BenchmarkSettings(batch_size=2, workers=0)
+        towers = CodedTowers()
+        metrics = Benchmark(towers, settings).judge(part)
+        assert towers.images_seen == 3
+        assert (metrics["num_samples"], metrics["partial_of"]) == (3, 8)
+
+    def test_of_a_smaller_set_is_the_set(self, classification, tmp_path):
+        whole = open_task(tmp_path, TASKS["mnist"])
+        assert whole.part(8) is whole
+        assert "partial_of" not in judge(tmp_path, "mnist")
+
+    def test_of_instances_reads_their_pictures_only(self, tmp_path):
+        colors = [(n, 40, 41) for n in range(30)]
+        instances = [(1, range(10), [1]), (12, range(10, 20), [12]), (21, range(20, 30), [21])]
+        write_association(tmp_path / TASKS["misc/winogavil"].folder, colors, instances)
+        part = open_task(tmp_path, TASKS["misc/winogavil"]).part(1)
+        towers = CodedTowers()
+        metrics = Benchmark(towers, BenchmarkSettings(workers=0)).judge(part)
+        assert towers.images_seen == 10
+        assert (metrics["main_metric"], metrics["num_samples"]) == (1.0, 1)
+        assert metrics["partial_of"] == 3
+
+
 def test_no_set(tmp_path):
     with pytest.raises(UserError, match=r"mnist: no evaluation set at .*download-evalsets"):
         open_task(tmp_path, TASKS["mnist"])

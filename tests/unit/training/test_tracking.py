@@ -43,6 +43,9 @@ def test_lines_for_people():
         {"split": "faces", "epoch": 2.0, "metrics": {"acc1": 0.5, "chance": 0.001}}
     )
     assert line == "faces after epoch 2: acc1 50.00%  chance 0.10%"
+    metrics = {"acc1": 0.5, "main_metric": 0.25, "num_samples": 100.0, "partial_of": 400.0}
+    line = evaluation_line({"split": "fmow", "epoch": 2, "metrics": metrics})
+    assert line == "fmow after epoch 2: acc1 50.00%  main metric 25.00%  on 100 of 400 samples"
 
 
 def test_a_missing_package_for_a_sink_is_named(monkeypatch, tmp_path):

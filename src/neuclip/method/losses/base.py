@@ -1,6 +1,7 @@
 """What every loss shares: checked inputs, float arithmetic under autocast, gathered features."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from neuclip import distributed
 from neuclip.distributed import Layout
 from neuclip.errors import UserError
 from neuclip.method.inputs import check_layout, check_shapes, check_values
-from neuclip.method.interfaces import Anchors, LogNormalizers, Pairs, Section, no_section
+from neuclip.method.interfaces import Anchors, LogNormalizers, Pairs, Section, SharedOut, no_section
 from neuclip.method.log_inner import log_inner
 
 
@@ -120,6 +121,21 @@ class PairLoss(nn.Module):
         with torch.autocast(scale.device.type, enabled=False):
             predicted = self.predict(pairs, scale)
         return LogNormalizers(image=predicted[0], text=predicted[1])
+
+    @contextmanager
+    def whole(self) -> Generator[None]:
+        """All of its state on every process meanwhile, so that each can predict by itself.
+
+        All processes enter together; inside, one in `distributed.alone()` predicts as a single
+        process does. Nothing may be trained meanwhile.
+        """
+        checked = self._layout_checked
+        with ExitStack() as stack:
+            for module in self.modules():
+                if isinstance(module, SharedOut):
+                    stack.enter_context(module.gathered())
+            yield
+        self._layout_checked = checked  # by a process alone: the others may not have predicted
 
     def metrics(self) -> dict[str, float]:
         """Diagnostics of the last call. Waits for the device."""

@@ -22,6 +22,8 @@ exp((cos_ik - 1) / tau), in float64: exact for 1 / tau up to 340 (trainers clamp
 """
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -152,6 +154,19 @@ class PrototypeNormalizer(nn.Module):
         readout = self.read(features, positive, anchors.logit_scale.to(dtype))
         local = anchors.layout.own(readout.log_mean)
         return log_plus(local, self.epsilon).to(anchors.features.dtype)
+
+    @contextmanager
+    def gathered(self) -> Generator[None]:
+        """All prototypes on every rank meanwhile; all ranks enter together, and only to predict."""
+        own, size = (self.prototypes, self.log_weights), self.settings.num_prototypes
+        if own[0].shape[1] < size:
+            self.prototypes = distributed.gather_slices(own[0], size, axis=1)
+            if self.settings.log_weights:
+                self.log_weights = distributed.gather_slices(own[1], size, axis=1)
+        try:
+            yield
+        finally:
+            self.prototypes, self.log_weights = own
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Diagnostics of the last estimate."""
