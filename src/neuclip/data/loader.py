@@ -160,12 +160,15 @@ def evaluation_loader(
     tokenize: Tokenize,
     requests: Sequence[Request],
     workers: int = 0,
+    *,
+    pin_memory: bool = False,
 ) -> Iterator[Batch | Unreadable]:
     """The batches that were asked for, in order; reading ahead begins at once, not with the first.
 
     A damaged sample is left out and named in `damage`; a batch may be lost entirely.
     """
-    settings = LoaderSettings(1, workers=min(workers, len(requests)))
+    workers = min(workers, len(requests))
+    settings = LoaderSettings(1, workers=workers, pin_memory=pin_memory)
     reader = Reader(source, transform, tokenize, Order(source.layout, settings.seed))
     return iter(_data_loader(reader, list(requests), settings, lasting=False))
 

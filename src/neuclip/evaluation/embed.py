@@ -43,7 +43,10 @@ def start_reading(
     requests = evaluation_requests(positions, batch_size)
     share = distributed.owned_slice(len(requests))
     mine = requests[share.start : share.stop]
-    return evaluation_loader(source, encoder.transform, encoder.tokenize, mine, workers)
+    on_gpu = encoder.device.type == "cuda"  # to where page-locked memory is copied meanwhile
+    return evaluation_loader(
+        source, encoder.transform, encoder.tokenize, mine, workers, pin_memory=on_gpu
+    )
 
 
 def encode_split(
@@ -206,7 +209,8 @@ def require_whole(damage: Sequence[Damage]) -> None:
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
         raise UserError(
-            f"an evaluation split must be whole: {damage[0]}{more}; mend or remove the sample"
+            f"an evaluation split must be whole: {damage[0]}{more}; mend or remove what is damaged "
+            "(neuclip eval --allow-damage judges the rest, and says so in the result)"
         )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuclip.data.damage import DamageLog
-from neuclip.data.loader import evaluation_loader
+from neuclip.data.loader import Unreadable, evaluation_loader, evaluation_requests
 from neuclip.data.sources import Source, content_digest
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
@@ -125,14 +125,17 @@ def _compute(
 ) -> None:
     damage = DamageLog()
     damage.add(source.damage)
+    requests = evaluation_requests(np.arange(len(source)), settings.batch_size)
     batches = evaluation_loader(
-        source, encoder.transform, _no_tokens, settings.batch_size, settings.workers
+        source, encoder.transform, _no_tokens, requests, settings.workers
     )
     features: NDArray[np.float16] | None = None
     positions = np.empty(len(source), dtype=np.int64)
     done = 0
     for batch in batches:
         damage.add(batch.damage)
+        if isinstance(batch, Unreadable):
+            continue
         with torch.no_grad():
             found = encoder.encode_image(batch.images).to("cpu")
         if not bool(found.isfinite().all()):
@@ -150,7 +153,8 @@ def _compute(
         done = end
         if progress is not None:
             progress("embedding pictures", end, len(source))
-    assert features is not None  # the loader refuses a source of which nothing can be read
+    if features is None:
+        raise UserError(f"none of {len(source)} pictures could be read: {damage.summary()}")
     features.flush()
     np.save(folder / _POSITIONS, positions[:done])
     told = {"total": damage.total, "summary": damage.summary()}

@@ -216,7 +216,7 @@ class Encoder:
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch dim"]:
         """Embeddings of transformed images."""
-        images = images.to(self._device, self._clip.input_dtype)
+        images = images.to(self._device, self._clip.input_dtype, non_blocking=True)
         return self._encode(self._clip.towers.encode_image, images)
 
     @torch.no_grad()
