@@ -91,12 +91,12 @@ def refused(data_dir: Path) -> tuple[str, str, str]:
     return said[0], said[1], said[2]
 
 
-def run_train(line: list[str]) -> None:
-    """`neuclip train` on every process of the group, with one prompt for each ImageNet class."""
+def run(line: list[str]) -> None:
+    """A command on every process of the group, with one prompt for each ImageNet class."""
     torch.set_num_threads(1)
     before, judging.imagenet_prompts = judging.imagenet_prompts, short_prompts
     try:
-        assert main(["train", *line]) == 0
+        assert main(line) == 0
     finally:
         judging.imagenet_prompts = before
 

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
-from judging_tasks import judge, judge_suite, refused, run_train, sharing, trained_loss
+from judging_tasks import judge, judge_suite, refused, run, sharing, trained_loss
 
 from datacomp_sets import write_imagenet, write_suite
 from neuclip.evaluation.results import read_eval_results
@@ -90,18 +90,23 @@ def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
         "--train-num-samples", "40", "--batch-size", "10", "--epochs", "1", "--warmup", "1",
         "--logs-dir", str(tmp_path / "logs"), "--name", "two",
     ]  # fmt: skip
-    pool.run(2, run_train, [*judged, *train])
+    pool.run(2, run, ["train", *judged, *train])
     two = records(tmp_path / "logs" / "two")
     assert list(two) == ["unseen_character", "imagenet-val", "mnist", "misc/winogavil"]
     assert two["unseen_character"]["normalizer_mse"] > 0
     assert (two["imagenet-val"]["num_samples"], two["imagenet-val"]["partial_of"]) == (150, 1000)
     resume = ["--epochs", "0", "--resume", str(tmp_path / "logs/two/checkpoints/epoch_1.pt")]
     again = [*judged, *resume, "--logs-dir", str(tmp_path / "logs"), "--name", "one"]
-    run_train(again)
+    run(["train", *again])
     assert records(tmp_path / "logs" / "one") == two
     results = "eval_results/epoch_1_eval_results.jsonl"
     written = [(tmp_path / "logs" / name / results).read_text() for name in ("one", "two")]
     assert written[0] == written[1]
+    (tmp_path / "logs/two" / results).unlink()
+    # Prototypes of two processes; three judge.
+    pool.run(3, run, ["eval", str(tmp_path / "logs/two"), "--batch-size", "24", "--workers", "0"])
+    (line,) = read_eval_results(tmp_path / "logs/two" / results)
+    assert (line.key, line.metrics) == ("unseen_character", two["unseen_character"])
     assert (tmp_path / "logs/one/config.yaml").read_text().startswith("name: one\n")
 
 
