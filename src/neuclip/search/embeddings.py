@@ -126,9 +126,7 @@ def _compute(
     damage = DamageLog()
     damage.add(source.damage)
     requests = evaluation_requests(np.arange(len(source)), settings.batch_size)
-    batches = evaluation_loader(
-        source, encoder.transform, _no_tokens, requests, settings.workers
-    )
+    batches = evaluation_loader(source, encoder.transform, _no_tokens, requests, settings.workers)
     features: NDArray[np.float16] | None = None
     positions = np.empty(len(source), dtype=np.int64)
     done = 0
