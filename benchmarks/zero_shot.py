@@ -8,9 +8,11 @@ tower has two thirds of its image tower's operations: a tenth leaves less time t
 The set has 1000 classes, 80 templates, and JPEGs of 224 pixels in DataComp's layout.
 
 Prints the whole time over the encoder's, where the rest went (before the encoder's first call,
-between calls, after its last), and the processor time that reading takes for a picture: times the
-rate, it is the number of cores that the readers need. Writes a JSON file with a date into
-benchmarks/results/.
+between calls, after its last), and processor time, which other programs on the machine hardly
+change: that of the main thread outside of the encoder, which adds to the encoder's time; that of
+cutting texts into tokens, which a second thread does meanwhile; and that of the readers for a
+picture: times the rate, it is the number of cores that they need. Writes a JSON file with a date
+into benchmarks/results/.
 """
 
 import argparse
@@ -57,7 +59,7 @@ class Waiting:
         self.transform, self.tokenize = clip.eval_transform, clip.tokenize
         self.device = torch.device("cpu")
         self.rate, self.seconds = rate, 0.0
-        self.first = self.last = 0.0
+        self.first = self.last = self.cpu = 0.0
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         return self._wait(len(images), len(images) / self.rate)
@@ -66,11 +68,12 @@ class Waiting:
         return self._wait(len(tokens), len(tokens) / self.rate / 10)
 
     def _wait(self, rows: int, seconds: float) -> torch.Tensor:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.thread_time()
         features = normalize(torch.randn(rows, DIM), dim=-1)
         time.sleep(max(0.0, start + seconds - time.perf_counter()))
         self.first, self.last = self.first or start, time.perf_counter()
         self.seconds += self.last - start
+        self.cpu += time.thread_time() - cpu
         return features
 
 
@@ -102,9 +105,10 @@ def main() -> None:
         make_set(Path(folder) / task.folder, args.samples)
         encoder = Waiting(args.rate)
         settings = BenchmarkSettings(batch_size=args.batch_size, workers=args.workers)
-        start = time.perf_counter()
+        start, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
         Benchmark(encoder, settings).judge(open_task(Path(folder), task))
         end = time.perf_counter()
+        thread, cpu = time.thread_time() - thread, time.process_time() - cpu
         whole = end - start
     reading = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = {
@@ -120,6 +124,8 @@ def main() -> None:
         "seconds_before_encoder": round(encoder.first - start, 2),
         "seconds_between_calls": round(encoder.last - encoder.first - encoder.seconds, 2),
         "seconds_after_encoder": round(end - encoder.last, 2),
+        "main_thread_cpu_seconds": round(thread - encoder.cpu, 2),
+        "token_thread_cpu_seconds": round(cpu - thread, 2),
         "reading_cpu_ms_per_picture": round(
             (reading.ru_utime + reading.ru_stime) / args.samples * 1000, 2
         ),
