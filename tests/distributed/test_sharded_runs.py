@@ -166,7 +166,12 @@ def test_micro_batches(pool, tree, whole):
 
 
 def test_sharded_over_one_process(tree, whole):
+    torn = Path(tree["output"]["logs"]) / "single" / "checkpoints" / ".epoch_2.partial"
+    torn.mkdir(parents=True)
+    (torn / "__7_0.distcp").write_bytes(b"of a run that was killed while it saved")
     folder = Path(run(other(tree, "single", 1)))
+    assert not (folder / "checkpoints" / "epoch_2" / "__7_0.distcp").exists()
+    assert not torn.exists()
     same(whole / "checkpoints" / "epoch_2", folder / "checkpoints" / "epoch_2", 2e-4)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tower_tasks import Result, Task, train_towers
+from tower_tasks import Result, Task, shown, train_towers
 
-from tiny_models import RESNET, VIT
+from tiny_models import RESNET, VIT, tiny
 
 TASKS = {
     "clipped": Task(clip=0.05),
@@ -52,6 +52,11 @@ def test_bfloat16_parameters_stay_near_amp(pool):
     replicated = pool.run(2, train_towers, Task(precision="amp_bf16", fsdp=False))[0]
     assert sharded.losses == pytest.approx(replicated.losses, rel=2e-2)
     assert sharded.norms == pytest.approx(replicated.norms, rel=0.1)
-    for name, value in sharded.weights.items():
-        assert value.dtype == torch.float32, name
-        torch.testing.assert_close(value, replicated.weights[name], rtol=0, atol=3e-3, msg=name)
+    assert all(value.dtype == torch.float32 for value in sharded.weights.values())
+    first = shown(tiny().towers.state_dict())
+    moved, wanted = (
+        torch.cat([(each.weights[name] - first[name]).flatten() for name in first])
+        for each in (sharded, replicated)
+    )
+    # AdamW's first steps have the size of the rate whatever the gradient: noise turns its sign.
+    assert float(torch.nn.functional.cosine_similarity(moved, wanted, dim=0)) > 0.9
