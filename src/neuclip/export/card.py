@@ -63,7 +63,7 @@ def write_card(path: Path, model: Pretrained, text: CardText) -> None:
         text=text,
         config=config,
         method=None if config is None else _method(config),
-        facts=[] if own is None else _facts(own, model.recorded),
+        facts=[] if own is None or config is None else _facts(own, config),
         settings="" if config is None else _settings(config),
         scores=_scores(results),
         averages=_averages(results),
@@ -75,13 +75,16 @@ def _method(config: RunConfig) -> MethodInfo:
     return method_info(config.method.name)
 
 
-def _facts(own: Mapping[str, Any], recorded: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(own: Mapping[str, Any], config: RunConfig) -> list[tuple[str, str]]:
     """Counts of the training data, from the checkpoint."""
     steps, batch = int(own["step"]), int(own["global_batch_size"])
     damage = own["damage"]
     by_kind = ", ".join(f"{count} {kind}" for kind, count in damage["by_kind"].items())
+    # With data_size, the checkpoint has the bound of the sample ids in place of their number.
+    whole = [] if config.data.data_size else [("Samples in the data", own["num_samples"])]
     return [
-        ("Samples in an epoch", f"{int(own['num_samples']):,}"),
+        *((name, f"{int(count):,}") for name, count in whole),
+        ("Samples in an epoch", f"{int(own['steps_per_epoch']) * batch:,}"),
         ("Global batch size", f"{batch:,}"),
         ("Steps", f"{steps:,}"),
         ("Epochs", f"{steps / int(own['steps_per_epoch']):.4g}"),

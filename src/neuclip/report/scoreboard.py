@@ -79,10 +79,10 @@ class Scoreboard:
     Attributes:
         entries: What is compared.
         baseline: What the others are compared with.
-        of_benchmark: The scores are DataComp's; else those of the runs' own splits.
+        of_benchmark: The panels are DataComp's averages; else the runs' own splits.
         panels: The figure.
-        rows: The table, one row a task.
-        averages: Its last rows.
+        rows: The table, one row a task; of the runs' own splits where no run has the benchmark's.
+        averages: The benchmark's averages; empty where no run has its results.
         judged: The benchmark's results of every run, by its folder.
     """
 
@@ -128,16 +128,17 @@ def scoreboard(entries: list[Entry], baseline: Entry, quoted: Sequence[Quoted] =
         quoted: Published numbers to draw beside.
     """
     judged = {run.folder: benchmark_results(run) for entry in entries for run in entry.runs}
-    of_benchmark = bool(quoted) or any(judged.values())
-    tasks = _benchmark_tasks(entries, judged) if of_benchmark else _split_tasks(entries)
+    judged_any = any(judged.values())
+    of_benchmark = judged_any or bool(quoted)
+    tasks = _benchmark_tasks(entries, judged) if judged_any else _split_tasks(entries)
     place = entries.index(baseline)
     rows, draws = _rows(tasks, place)
     if of_benchmark:
         panels = [_average_panel(group, entries, judged, quoted) for group in PANELS]
-        averages = [_average_row(group, tasks, draws, place) for group in load_suite().members]
     else:
         panels = [_split_panel(task, entries) for task in tasks[:_MOST_SPLITS]]
-        averages = []
+    groups = load_suite().members if judged_any else ()
+    averages = [_average_row(group, tasks, draws, place) for group in groups]
     return Scoreboard(entries, baseline, of_benchmark, panels, rows, averages, judged)
 
 

@@ -32,7 +32,7 @@ def make_run(tmp_path):
             "test",
         )
         own = {"config": config.resolved().to_yaml(), "step": 40, "steps_per_epoch": 20}
-        own |= {"global_batch_size": 64, "num_samples": 1280}
+        own |= {"global_batch_size": 64, "num_samples": 1300}
         own["damage"] = {"total": 3, "by_kind": {"image": 3}, "by_shard": {}, "examples": []}
         content = {"epoch": 2, "name": "mine", "state_dict": clip.towers.state_dict()}
         run = tmp_path / "mine"
@@ -155,6 +155,8 @@ class TestCard:
             "tags": ["clip", "neuclip"],
         }
         assert "# mine" in card and "architecture glyph-tiny" in card
+        assert "| Samples in the data | 1,300 |" in card
+        assert "| Samples in an epoch | 1,280 |" in card
         assert "| Samples seen | 2,560 |" in card and "| Epochs | 2 |" in card
         assert "| Damaged samples met | 3 (3 image) |" in card
         assert "| unseen_face | acc1 | 0.2500 |" in card

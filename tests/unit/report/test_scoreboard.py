@@ -126,6 +126,15 @@ def test_published_numbers_stand_beside(three):
     assert len(quoted) == 4
 
 
+def test_published_numbers_beside_runs_that_were_not_judged_on_the_benchmark(runs):
+    folders = [runs.make("a", "openclip"), runs.make("b")]
+    for run, acc1 in zip(folders, (0.2, 0.3), strict=True):
+        runs.judge_split(run, acc1)
+    board = board_of(folders, quoted=published_for("CC3M"))
+    assert [bar.why for bar in board.panels[0].bars[:2]] == ["0 of 38 tasks"] * 2
+    assert [row.name for row in board.rows] == ["unseen_face"] and board.averages == []
+
+
 def test_curves_of_the_averages(three, runs):
     folders, _ = three
     early = runs.judge(folders[0], 0.3, epoch=4)
