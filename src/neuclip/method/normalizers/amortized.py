@@ -23,6 +23,7 @@ objective needs the matrix.
 """
 
 import math
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,8 @@ from neuclip.distributed import Layout
 from neuclip.method.interfaces import Anchors
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.objective import bounded_exp
+
+ANCHORS_AT_ONCE = 2**13
 
 Amortization = Literal["log_l2", "kl_div_asym", "js_div"]
 
@@ -125,6 +128,14 @@ class BatchTargets:
     layout: Layout
     log_partition: Float[Tensor, "2 local"]
     log_target: Float[Tensor, "2 local"]
+
+    def parts(self) -> Iterator["BatchTargets"]:
+        """Some anchors after the other, so that activations of all are never kept at once."""
+        values = self.features, self.log_partition, self.log_target
+        for features, partition, target in zip(
+            *(value.split(ANCHORS_AT_ONCE, 1) for value in values), strict=True
+        ):
+            yield BatchTargets(features, self.layout, partition, target)
 
 
 class AmortizedNormalizer(nn.Module):
@@ -225,9 +236,13 @@ class AmortizedNormalizer(nn.Module):
                 name: weight.detach().requires_grad_()
                 for name, weight in self.network.named_parameters()
             }
-            features = targets.features.to(next(iter(weights.values())).dtype)
-            fit = self._objective(functional_call(self.network, weights, (features,)), targets)
-            grads = torch.autograd.grad(fit, list(weights.values()))
+            grads = [torch.zeros_like(weight) for weight in weights.values()]
+            for part in targets.parts():
+                features = part.features.to(grads[0].dtype)
+                fit = self._objective(functional_call(self.network, weights, (features,)), part)
+                found = torch.autograd.grad(fit, list(weights.values()))
+                for grad, more in zip(grads, found, strict=True):
+                    grad += more
         # One message for all weights.
         flat = distributed.mean_over_ranks(torch.cat([grad.flatten() for grad in grads]))
         flat *= (self.settings.lambda_clip_norm / (flat.norm() + 1e-6)).clamp_max(1.0)
@@ -239,9 +254,10 @@ class AmortizedNormalizer(nn.Module):
             optimizer.step(weight.data, grad.view_as(weight))
 
     def _objective(self, log_lambda: Tensor, targets: BatchTargets) -> Tensor:
-        """What the networks minimise, summed over the sides: this rank's mean."""
+        """What the networks minimise, summed over the sides: this part of this rank's mean."""
         gap, layout = targets.log_target - log_lambda, targets.layout
-        square = layout.mean(gap.square()).sum()
+        share = gap.shape[1] / layout.sizes[layout.rank]
+        square = layout.mean(gap.square()).sum() * share
         kind = self.settings.amortization
         if kind == "log_l2":
             return square
@@ -253,7 +269,7 @@ class AmortizedNormalizer(nn.Module):
             log_m = torch.logaddexp(log_p, log_q) - math.log(2)
             terms = bounded_exp(log_p) * (log_p - log_m) + bounded_exp(log_q) * (log_q - log_m)
             terms = terms / 2
-        divergence = layout.mean(terms).sum() / layout.total
+        divergence = layout.mean(terms).sum() * share / layout.total
         return divergence + self.settings.divergence_weight * square
 
     def get_extra_state(self) -> dict[str, int]:
