@@ -92,9 +92,9 @@ def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
     ]  # fmt: skip
     pool.run(2, run, ["train", *judged, *train])
     two = records(tmp_path / "logs" / "two")
-    assert list(two) == ["unseen_character", "imagenet-val", "mnist", "misc/winogavil"]
+    assert list(two) == ["unseen_character", "imagenet-val@150", "mnist", "misc/winogavil"]
     assert two["unseen_character"]["normalizer_mse"] > 0
-    assert (two["imagenet-val"]["num_samples"], two["imagenet-val"]["partial_of"]) == (150, 1000)
+    assert two["imagenet-val@150"]["partial_of"] == 1000
     resume = ["--epochs", "0", "--resume", str(tmp_path / "logs/two/checkpoints/epoch_1.pt")]
     again = [*judged, *resume, "--logs-dir", str(tmp_path / "logs"), "--name", "one"]
     run(["train", *again])

@@ -55,11 +55,11 @@ def test_the_published_line(foreign, imagenet, tmp_path, capsys):
     line = published(foreign, imagenet, tmp_path / "logs")
     assert main(["train", *line]) == 0
     said = capsys.readouterr().err
-    assert "imagenet-val after epoch 37: acc1 " in said
+    assert "imagenet-val@100 after epoch 37: acc1 " in said
     assert "on 100 of 1000 samples" in said
     folder = tmp_path / "logs" / "eval_epoch_37"
     (record,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    assert (record["kind"], record["split"], record["epoch"]) == ("eval", "imagenet-val", 37)
+    assert (record["kind"], record["split"], record["epoch"]) == ("eval", "imagenet-val@100", 37)
     (result,) = read_eval_results(results_path(folder, 37))
     assert result.metrics == record["metrics"]
     assert (result.dataset, result.provenance) == ("ImageNet validation", None)
@@ -80,10 +80,10 @@ def test_what_the_folder_of_a_run_holds_stays(foreign, imagenet, tmp_path):
     assert main(["train", *published(foreign, imagenet, tmp_path / "logs", more)]) == 0
     assert (run / "config.yaml").read_text() == "name: medium\n"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["split"] for line in lines] == ["x", "imagenet-val", "mnist"]
+    assert [line["split"] for line in lines] == ["x", "imagenet-val@100", "mnist"]
     results = read_eval_results(results_path(run, 37))
     assert results[0] == whole
-    assert [result.key for result in results] == ["mnist", "imagenet-val"]
+    assert [result.key for result in results] == ["mnist", "imagenet-val@100"]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,13 @@ class TaskSet:
     positions: NDArray[np.int64] | None = None
     partial_of: int | None = None
 
+    @property
+    def key(self) -> str:
+        """The key of its results: that of the task, and of a part also its size (`mnist@300`)."""
+        if self.partial_of is None or self.positions is None:
+            return self.task.key
+        return f"{self.task.key}@{len(self.instances) or len(self.positions)}"
+
     def part(self, samples: int) -> "TaskSet":
         """At most so many samples (or instances), evenly spread: a quick look, not the benchmark.
 

@@ -115,7 +115,7 @@ def judge_all(
         subject.encoder, BenchmarkSettings(batch_size=batch_size, workers=workers)
     )
     for task_set in sets:
-        yield EvalResult(task_set.task.key, task_set.task.name, benchmark.judge(task_set))
+        yield EvalResult(task_set.key, task_set.task.name, benchmark.judge(task_set))
 
 
 class Judge:
@@ -140,7 +140,7 @@ class Judge:
         records = read_records(self._parts.folder.metrics)
         done = {r["split"] for r in records if r["kind"] == "eval" and r["step"] == step}
         splits, sets = self._due(step)
-        return {split.name for split in splits} | {one.task.key for one in sets} <= done
+        return {split.name for split in splits} | {one.key for one in sets} <= done
 
     def judge(self, step: int) -> None:
         """Judges, writes `eval_results/` and records."""

@@ -52,6 +52,7 @@ class TestPart:
         whole = open_task(tmp_path, TASKS["mnist"])
         part = whole.part(3)
         assert part.positions.tolist() == [0, 2, 5]
+        assert (whole.key, part.key) == ("mnist", "mnist@3")
         settings = BenchmarkSettings(batch_size=2, workers=0)
         towers = CodedTowers()
         metrics = Benchmark(towers, settings).judge(part)
@@ -68,6 +69,7 @@ class TestPart:
         instances = [(1, range(10), [1]), (12, range(10, 20), [12]), (21, range(20, 30), [21])]
         write_association(tmp_path / TASKS["misc/winogavil"].folder, colors, instances)
         part = open_task(tmp_path, TASKS["misc/winogavil"]).part(1)
+        assert part.key == "misc/winogavil@1"
         towers = CodedTowers()
         metrics = Benchmark(towers, BenchmarkSettings(workers=0)).judge(part)
         assert towers.images_seen == 10
