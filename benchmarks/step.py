@@ -1,129 +1,319 @@
-"""Time of one training step by part, for several methods side by side in one process.
+"""Time and peak memory of one training step by part, for several methods side by side.
 
     python benchmarks/step.py --model ViT-B-32 --batch-size 64 --num-prototypes 4096 --repeats 5
+    python benchmarks/step.py --model glyph-tiny --methods all --train-data demo/train
 
-The methods take turns, so that a noisy machine is noisy for all of them; the result is a ratio to
-`openclip`. Images and captions are random: only the arithmetic is timed. Writes a JSON file with a
-date into benchmarks/results/.
+The methods take turns in one process, over the same towers, so that a noisy machine is noisy for
+all of them; each round gives ratios to `openclip`, whose median is reported. The parts:
+
+    data       waiting for the next batch (with --train-data; otherwise batches are random)
+    encode     the towers, forwards          backward    all of the backward pass
+    gather     embeddings of all processes   optimizer   norm of the gradient, and AdamW
+    loss       logits of the batch           normalizer  NPN: the prototypes' inner steps, tables
+    other      the rest of the step
+
+Memory is counted by torch's profiler in steps of their own, after the timed ones: bytes of tensors
+above what was there when the step began, at their peak within each part; on CUDA without the
+workspaces of libraries. What the machine cannot do is said before anything is timed.
 """
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from recorded import RESULTS, check_version, save
+from torch.profiler import ProfilerActivity, profile, record_function
 
+from neuclip import distributed
 from neuclip.config import RunConfig
+from neuclip.data.batch import Batch
+from neuclip.data.loader import LoaderSettings, TrainLoader
+from neuclip.data.opening import OpenSettings, open_source
+from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss
 from neuclip.methods import METHODS, method_settings
-from neuclip.training.model import build_clip, choose_device, choose_precision
+from neuclip.training.feed import Feed
+from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
 from neuclip.training.optim import Optimizer
+from neuclip.training.step import TrainingStep
 from neuclip.training.timing import StepTimer
 
-RESULTS = Path(__file__).parent / "results"
+FORMAT = 2
+MARK = "part:"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="ViT-B-32")
+    parser.add_argument("--model", default="ViT-B-32", help="glyph-tiny, ViT-B-32, ViT-B-16, ...")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-prototypes", type=int, default=4096)
     parser.add_argument("--methods", nargs="+", default=["openclip", "rgcl_batch", "neuclip"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--train-data", help="real batches; by default random ones")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--out", type=Path, help="result file; by default in benchmarks/results/")
     parser.add_argument("--no-save", action="store_true")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.methods == ["all"]:
+        args.methods = list(METHODS)
+    if unknown := set(args.methods) - set(METHODS):
+        parser.error(f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}")
+    if "openclip" not in args.methods:
+        args.methods = ["openclip", *args.methods]  # the ratios' base
+    return args
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all contenders share."""
+
+    args: argparse.Namespace
+    clip: Clip
+    device: torch.device
+    optimizer: Optimizer
+    next_batch: Callable[[], Batch]
+    num_samples: int
 
 
 class Contender:
-    """One method with an optimiser of its own over the shared towers."""
+    """One method over the shared towers."""
 
-    def __init__(self, name, clip, args, device):
-        values = {"num_prototypes": args.num_prototypes} if name == "neuclip" else {}
-        if "gamma" in METHODS[name].settings.model_fields:
-            values |= {"gamma": 0.5}
-        if "gamma_decay_epochs" in METHODS[name].settings.model_fields:
-            values |= {"gamma_decay_epochs": 10.0}
-        run = Run(clip.embed_dim, steps_per_epoch=1, num_samples=args.batch_size)
-        self.loss = build_loss(method_settings(name, values), run).to(device)
-        self.timer = StepTimer(device)
-        self.loss.section = self.timer.section
-        self.clip, self.device = clip, device
+    def __init__(self, name: str, setting: Setting) -> None:
+        self._setting, self._timer = setting, StepTimer(setting.device)
+        run = Run(setting.clip.embed_dim, steps_per_epoch=1, num_samples=setting.num_samples)
+        settings = method_settings(name, values_for(name, setting.args.num_prototypes))
+        loss = build_loss(settings, run).to(setting.device)
+        self._step = TrainingStep(
+            setting.clip, setting.clip.towers, loss, setting.optimizer, setting.device, self._part
+        )
+        self._feed = Feed(1, setting.device)
 
-    def step(self, batch, optimizer):
-        images, tokens, ids = batch
-        self.timer.reset()
-        with self.timer.section("encode"), self.clip.autocast(self.device):
-            outputs = self.clip.towers(images, tokens)
-        with self.timer.section("loss"):
-            loss = self.loss(**outputs, sample_ids=ids)
-        with self.timer.section("backward"):
-            loss.backward()
-        with self.timer.section("optimizer"):
-            optimizer.gradient_norm()
-            optimizer.step()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return self.timer.seconds()
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        with self._timer.section(name), record_function(MARK + name):
+            yield
+
+    def run(self) -> dict[str, float]:
+        """Seconds of one step by part, and in all."""
+        with gathers_counted(self._part):
+            start = time.perf_counter()
+            self._timer.reset()
+            with self._part("data"):
+                batch = self._feed.next_step(iter([self._setting.next_batch()]))
+            self._setting.optimizer.set_rates(0)
+            self._step(batch)
+            seconds = self._timer.seconds()
+            return {**seconds, "total": time.perf_counter() - start}
+
+    def memory(self) -> dict[str, float]:
+        """MiB of tensors at their peak in each part of one step."""
+        activities = [ProfilerActivity.CPU]
+        if self._setting.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        profiler = profile(activities=activities, profile_memory=True)
+        with profiler, record_function(MARK + "other"):
+            self.run()
+        return peaks(profiler, self._setting.device)
+
+
+def values_for(name: str, num_prototypes: int) -> dict[str, float]:
+    """Settings that a method cannot do without."""
+    fields = METHODS[name].settings.model_fields
+    values = {"num_prototypes": num_prototypes, "gamma_decay_epochs": 10.0}
+    if "gamma" in fields and fields["gamma"].default is None:
+        values["gamma"] = 0.5
+    return {key: value for key, value in values.items() if key in fields}
+
+
+@contextmanager
+def gathers_counted(part: Callable) -> Iterator[None]:
+    """Counts the exchange of embeddings between processes as a part of its own."""
+    names = ("gather", "gather_constant")
+    before = {name: getattr(distributed, name) for name in names}
+
+    def counted(function: Callable) -> Callable:
+        def call(local: torch.Tensor) -> torch.Tensor:
+            with part("gather"):
+                return function(local)
+
+        return call
+
+    for name, function in before.items():
+        setattr(distributed, name, counted(function))
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(distributed, name, function)
+
+
+def peaks(profiler: profile, device: torch.device) -> dict[str, float]:
+    """The most memory above the start of a step, by the innermost part at the time."""
+    events = profiler.profiler.kineto_results.events()
+    parts = [
+        (event.start_ns(), event.start_ns() + event.duration_ns(), event.name().removeprefix(MARK))
+        for event in events
+        if event.name().startswith(MARK)
+    ]
+    wanted = torch.autograd.DeviceType.CUDA if device.type == "cuda" else None
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in events
+        if event.name() == "[memory]" and (wanted is None or event.device_type() == wanted)
+    )
+    now, peak = 0, {}
+    for moment, change in changes:
+        now += change
+        inside = [part for part in parts if part[0] <= moment <= part[1]]
+        if inside:
+            name = max(inside)[2]  # the one that began last
+            peak[name] = max(peak.get(name, 0), now)
+    return {name: round(value / 2**20, 1) for name, value in peak.items()}
+
+
+# --- what the machine can do ----------------------------------------------------------------
+
+
+def check_memory(clip: Clip, args: argparse.Namespace, device: torch.device) -> float:
+    """GiB that the benchmark will need, at least.
+
+    Weights, gradients and two moments; what the backward pass keeps for a pair (measured on two),
+    times the batch; and the prototypes with their pools and moments.
+
+    Raises:
+        UserError: that is more than is free.
+    """
+    saved: dict[int, int] = {}  # by storage: views of weights are saved too, and cost nothing
+    weights = {p.untyped_storage().data_ptr() for p in clip.towers.parameters()}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    two = random_batch(clip, 2)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        images = two.images.to(device, clip.input_dtype)
+        with clip.autocast(device):
+            outputs = clip.towers(images, two.tokens.to(device))  # keeps what was saved alive
+    towers = 4 * sum(p.nbytes for p in clip.towers.parameters())
+    network = 2 * 4 * 4 * args.num_prototypes * clip.embed_dim if "neuclip" in args.methods else 0
+    needed = (towers + sum(saved.values()) / len(two) * args.batch_size + network) / 2**30
+    del outputs
+    free = free_memory(device)
+    if needed > 0.95 * free:
+        raise UserError(
+            f"{args.model} at batch {args.batch_size} needs at least {needed:.1f} GiB, of "
+            f"{free:.1f} GiB free on {device}: lower --batch-size to "
+            f"{max(2, int(args.batch_size * 0.9 * free / needed))} or less"
+        )
+    return needed
+
+
+def free_memory(device: torch.device) -> float:
+    """GiB."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2**30
+    fields = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    (available,) = [line.split()[1] for line in fields if line.startswith("MemAvailable")]
+    return int(available) / 2**20
+
+
+# --- batches --------------------------------------------------------------------------------
+
+
+def random_batch(clip: Clip, size: int) -> Batch:
+    captions = [f"a photo of object number {i} on a table" for i in range(size)]
+    return Batch(
+        images=torch.randn(size, 3, clip.image_size, clip.image_size),
+        tokens=clip.tokenize(captions),
+        sample_ids=torch.arange(size),
+        class_indices=torch.full((size,), -1),
+        captions=captions,
+        keys=captions,
+    )
+
+
+def batches(args: argparse.Namespace, clip: Clip) -> tuple[Callable[[], Batch], int]:
+    """What gives the next batch, and the bound of sample ids."""
+    if args.train_data is None:
+        batch = random_batch(clip, args.batch_size)
+        return (lambda: batch), args.batch_size
+    source = open_source(args.train_data, OpenSettings())
+    settings = LoaderSettings(args.batch_size, workers=args.workers)
+    loader = TrainLoader(source, clip.train_transform, clip.tokenize, settings)
+
+    def forever() -> Iterator[Batch]:
+        while True:
+            yield from loader
+
+    endless = forever()
+    return (lambda: next(endless)), len(source)
+
+
+# --- the report -----------------------------------------------------------------------------
 
 
 def main() -> None:
     args = arguments()
-    device = choose_device(args.device)
-    torch.manual_seed(0)
-    clip = build_clip(args.model, choose_precision(args.precision, device), device)
+    try:
+        device = choose_device(args.device)
+        precision = choose_precision(args.precision, device)
+        path = args.out or RESULTS / (
+            f"step_{args.model}_b{args.batch_size}_m{args.num_prototypes}_{device.type}.json"
+        )
+        if not args.no_save:
+            check_version(path, FORMAT)
+        torch.manual_seed(0)
+        init = {"logit_bias": -10.0} if "siglip" in args.methods else None
+        clip = build_clip(args.model, precision, device, init)
+        needed = check_memory(clip, args, device)
+        next_batch, num_samples = batches(args, clip)
+    except UserError as error:
+        raise SystemExit(f"cannot be measured here: {error}") from None
+    print(f"needs {needed:.1f} GiB, {free_memory(device):.1f} are free", flush=True)
     optimizer = Optimizer(clip.towers, RunConfig().resolved().optim, 1000)
-    optimizer.set_rates(0, 0.07)
-    size = clip.towers.visual.image_size
-    side = size[0] if isinstance(size, tuple) else size
-    images = torch.randn(args.batch_size, 3, side, side, device=device)
-    captions = [f"a photo of object number {i} on a table" for i in range(args.batch_size)]
-    tokens = clip.tokenize(captions).to(device)
-    ids = torch.arange(args.batch_size, device=device)
-    contenders = {name: Contender(name, clip, args, device) for name in args.methods}
-    parts = {name: [] for name in args.methods}
-    for repeat in range(args.repeats + 1):
-        for name, contender in contenders.items():
-            start = time.perf_counter()
-            seconds = contender.step((images.to(clip.input_dtype), tokens, ids), optimizer)
-            if repeat:  # the first round warms up
-                parts[name].append({**seconds, "total": time.perf_counter() - start})
-    report(args, device, parts)
-
-
-def report(args, device, parts) -> None:
-    medians = {
-        name: {
-            part: statistics.median(row.get(part, 0.0) for row in rows)
-            for part in sorted({key for row in rows for key in row})
-        }
-        for name, rows in parts.items()
-    }
-    card = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {platform.machine()}"
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/step.py " + " ".join(
-            f"--{key.replace('_', '-')} {' '.join(v) if isinstance(v, list) else v}"
-            for key, v in vars(args).items() if key != "no_save"
-        ),
-        "machine": f"{card}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "median_seconds": medians,
-    }  # fmt: skip
-    base = medians.get("openclip", {}).get("total")
-    for name, row in medians.items():
-        share = row.get("normalizer", 0.0) / row["total"]
-        ratio = f"{row['total'] / base:.3f} x openclip" if base else ""
-        print(f"{name:12} {row['total']:.3f} s  {ratio}  normalizer {share:.2%} of the step", row)
+    setting = Setting(args, clip, device, optimizer, next_batch, num_samples)
+    contenders = {name: Contender(name, setting) for name in args.methods}
+    rounds = [
+        {name: contender.run() for name, contender in contenders.items()}
+        for _ in range(args.repeats + 1)
+    ][1:]  # the first warms up
+    memory = {name: contender.memory() for name, contender in contenders.items()}
+    methods = {name: summary(name, rounds, memory[name]) for name in args.methods}
+    for name, row in methods.items():
+        print(
+            f"{name:12} {row['seconds']['total']:8.3f} s  {row['ratio_to_openclip']:.3f} x openclip"
+            f"  normalizer {row['normalizer_share']:.2%}  peak {max(row['peak_mib'].values())} MiB"
+        )
     if not args.no_save:
-        RESULTS.mkdir(exist_ok=True)
-        name = f"step_{args.model}_b{args.batch_size}_m{args.num_prototypes}_{device.type}.json"
-        (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+        content = {"precision": precision, "repeats": args.repeats, "methods": methods}
+        save(path, FORMAT, device, content)
+
+
+def summary(name: str, rounds: list[dict[str, dict[str, float]]], memory: dict) -> dict:
+    """Medians over the rounds."""
+    rows = [each[name] for each in rounds]
+    seconds = {
+        part: round(statistics.median(row.get(part, 0.0) for row in rows), 6)
+        for part in sorted({part for row in rows for part in row})
+    }
+    ratios = [each[name]["total"] / each["openclip"]["total"] for each in rounds]
+    return {
+        "ratio_to_openclip": round(statistics.median(ratios), 4),
+        "ratios": [round(ratio, 4) for ratio in ratios],
+        "normalizer_share": round(seconds.get("normalizer", 0.0) / seconds["total"], 5),
+        "seconds": seconds,
+        "peak_mib": memory,
+    }
 
 
 if __name__ == "__main__":
