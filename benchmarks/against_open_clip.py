@@ -54,7 +54,7 @@ LINE = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/.* Loss: ([0-9.naif]+)")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="glyph-tiny")
-    parser.add_argument("--characters", type=int, default=256, help="of the embedded data")
+    parser.add_argument("--characters", type=int, default=512, help="of the embedded data")
     parser.add_argument("--image-side", type=int, default=32, help="of its pictures, in pixels")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
@@ -101,12 +101,12 @@ def main() -> None:
     path = RESULTS / f"{name}_{device.type}.json"
     if not args.no_save:
         check_version(path, FORMAT)
-    python = environment(args.environment)
     rounds: dict[str, list[Outcome]] = {"open_clip": [], "neuclip": []}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         summary = tiny_demo(data, characters=args.characters, size=args.image_side)
         check_pairs(args, summary.pairs["train"])
+        python = environment(args.environment)
         for seed in range(args.rounds):
             for trainer, run in (("open_clip", open_clip), ("neuclip", ours)):
                 logs = Path(folder) / f"{trainer}_{seed}"

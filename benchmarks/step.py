@@ -103,14 +103,15 @@ class Contender:
     def run(self) -> dict[str, float]:
         """Seconds of one step by part, and in all."""
         with gathers_counted(self._part):
-            start = time.perf_counter()
+            start, start_cpu = time.perf_counter(), time.process_time()
             self._timer.reset()
             with self._part("data"):
                 batch = self._feed.next_step(iter([self._setting.next_batch()]))
             self._setting.optimizer.set_rates(0)
             self._step(batch)
             seconds = self._timer.seconds()
-            return {**seconds, "total": time.perf_counter() - start}
+            total, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+            return {**seconds, "total": total, "cpu": cpu}
 
     def memory(self) -> dict[str, float]:
         """MiB of tensors at their peak in each part of one step."""
@@ -292,6 +293,7 @@ def main() -> None:
     for name, row in methods.items():
         print(
             f"{name:12} {row['seconds']['total']:8.3f} s  {row['ratio_to_openclip']:.3f} x openclip"
+            f" ({row['cpu_ratio_to_openclip']:.3f} of the processors' seconds)"
             f"  normalizer {row['normalizer_share']:.2%}  peak {max(row['peak_mib'].values())} MiB"
         )
     if not args.no_save:
@@ -306,10 +308,15 @@ def summary(name: str, rounds: list[dict[str, dict[str, float]]], memory: dict) 
         part: round(statistics.median(row.get(part, 0.0) for row in rows), 6)
         for part in sorted({part for row in rows for part in row})
     }
-    ratios = [each[name]["total"] / each["openclip"]["total"] for each in rounds]
+    ratios, of_cpu = (
+        [round(each[name][key] / each["openclip"][key], 4) for each in rounds]
+        for key in ("total", "cpu")
+    )
     return {
         "ratio_to_openclip": round(statistics.median(ratios), 4),
-        "ratios": [round(ratio, 4) for ratio in ratios],
+        "cpu_ratio_to_openclip": round(statistics.median(of_cpu), 4),
+        "ratios": ratios,
+        "cpu_ratios": of_cpu,
         "normalizer_share": round(seconds.get("normalizer", 0.0) / seconds["total"], 5),
         "seconds": seconds,
         "peak_mib": memory,

@@ -95,7 +95,9 @@ class TrainingStep:
     def _encode(self, batch: Batch) -> Outputs:
         with self._section("encode"), self._clip.autocast(self._device):
             batch = batch.inputs_to(self._device)
-            return self._towers(batch.images.to(self._clip.input_dtype), batch.tokens)
+            # Convolutions follow the layout of their input; a ViT's patches are cut from either.
+            images = batch.images.to(self._clip.input_dtype, memory_format=torch.channels_last)
+            return self._towers(images, batch.tokens)
 
     def _update(self, voted_down: Tensor) -> Tensor:
         """Steps the towers, unless that was voted down or the gradient is not finite.
