@@ -5,7 +5,7 @@ need no special case for world size 1. Global batches are the ranks' local batch
 """
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -368,15 +368,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def gather_integers(value: int) -> list[int]:
-    """Every rank's integer, of any size, in rank order."""
-    if not is_active():
-        return [value]
-    values: list[int] = [0] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def gather_objects(value: T) -> list[T]:
     """Every rank's value, anything that can be pickled (tensors on the CPU), in rank order."""
     if not is_active():
@@ -386,54 +377,12 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
-def share_out(count: int, work: Callable[[range], list[T]]) -> list[T]:
-    """Does `count` pieces of work, every rank its contiguous share; all get all results, in order.
-
-    Args:
-        count: how many pieces.
-        work: does some of them; gives any number of results that can be pickled.
-
-    Raises:
-        UserError: that of the first rank that met one, on all ranks, so that none waits for it.
-    """
-    share = owned_slice(count)
-    outcome: list[T] | UserError
-    try:
-        outcome = work(range(share.start, share.stop))
-    except UserError as error:
-        outcome = error
-    results: list[T] = []
-    for each in gather_objects(outcome):
-        if isinstance(each, UserError):
-            raise each
-        results += each
-    return results
-
-
-def from_main(work: Callable[[], T]) -> T:
-    """What the main process makes, on all ranks.
-
-    Raises:
-        UserError: that of the main process, on all ranks.
-    """
-    outcome: list[T | UserError | None] = [None]
-    if is_main():
-        try:
-            outcome = [work()]
-        except UserError as error:
-            outcome = [error]
+def broadcast_object(value: T) -> T:
+    """The main process's value, anything that can be pickled, on all ranks."""
+    values = [value]
     if is_active():
-        dist.broadcast_object_list(outcome, src=0)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    return outcome[0]  # pyright: ignore[reportReturnType]  the main process's T
-
-
-def copy_from_main(tensors: Iterable[Tensor]) -> None:
-    """Overwrites tensors, in place, with the main process's."""
-    if is_active():
-        for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def any_rank(flag: bool) -> bool:

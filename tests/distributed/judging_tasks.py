@@ -17,6 +17,7 @@ from neuclip.evaluation.splits import open_split
 from neuclip.evaluation.suite import load_suite
 from neuclip.evaluation.suite_run import open_sets, run_benchmark
 from neuclip.method.losses.base import PairLoss
+from neuclip.sharing import from_main, share_out
 from neuclip.training import judging
 from neuclip.training.model import Encoder, build_clip
 
@@ -82,7 +83,7 @@ def refused(data_dir: Path) -> tuple[str, str, str]:
     for work in (
         lambda: benchmark.judge(open_sets(data_dir, task)[0]),
         lambda: open_sets(data_dir, load_suite().select(["cifar10"])),
-        lambda: distributed.share_out(5, fail),
+        lambda: share_out(5, fail),
     ):
         try:
             work()
@@ -109,16 +110,13 @@ def short_prompts() -> tuple[list[str], list[str]]:
 def sharing() -> dict[str, Any]:
     """The helpers that judging rests on, as each process sees them."""
     rank = distributed.rank()
-    buffer = torch.tensor([1.0, 2.0]) + rank
-    distributed.copy_from_main([buffer])
     with distributed.alone():
         alone = (distributed.world_size(), distributed.rank(), distributed.is_main())
     return {
         "objects": distributed.gather_objects({"rank": rank, "tensor": torch.full((rank,), rank)}),
-        "shared": distributed.share_out(5, lambda pieces: [(n, rank) for n in pieces]),
-        "none": distributed.share_out(0, list),
-        "main": distributed.from_main(lambda: f"made by {rank}"),
-        "buffer": buffer.tolist(),
+        "shared": share_out(5, lambda pieces: [(n, rank) for n in pieces]),
+        "none": share_out(0, list),
+        "main": from_main(lambda: f"made by {rank}"),
         "alone": alone,
         "after": distributed.world_size(),
     }

@@ -68,7 +68,6 @@ def test_helpers(pool):
             assert rank["shared"] == list(enumerate(owners))
             assert rank["none"] == []
             assert rank["main"] == "made by 0"
-            assert rank["buffer"] == [1.0, 2.0]
             assert rank["alone"] == (1, 0, True)
             assert rank["after"] == size
 

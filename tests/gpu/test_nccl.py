@@ -58,4 +58,4 @@ def test_collectives(one_rank):
     bound = torch.tensor(100.0, device="cuda")
     torch.testing.assert_close(distributed.logsumexp_over_ranks(value, bound), value)
     assert distributed.any_rank(True)
-    assert distributed.gather_integers(2**40) == [2**40]
+    assert distributed.gather_objects(2**40) == [2**40]

@@ -14,7 +14,7 @@ LEVELS = [
     ["settings"],
     ["methods", "sections"],
     ["config", "distributed", "method.schedule"],
-    ["method.interfaces"],
+    ["method.interfaces", "sharing"],
     ["method.objective", "method.blocks", "method.sample_table", "method.inputs", "sharding"],
     ["method.fused"],
     ["method.normalizers", "method.temperature", "method.log_inner"],

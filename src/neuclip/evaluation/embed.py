@@ -20,6 +20,7 @@ from neuclip.data.samples import Damage
 from neuclip.data.sources import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import EncodedImages, EncodedSplit, ImageTextEncoder
+from neuclip.sharing import share_out
 
 
 def start_reading(
@@ -123,7 +124,7 @@ def encode_texts(
                 features.append(encoder.encode_text(tokens))
         return [torch.cat(features).cpu()] if features else []
 
-    features = _joined(encoder, distributed.share_out(len(starts), encode))
+    features = _joined(encoder, share_out(len(starts), encode))
     return require_finite(features, "text", texts)
 
 

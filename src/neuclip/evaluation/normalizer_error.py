@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neuclip import distributed
 from neuclip.evaluation.interfaces import ErrorSummary, LogNormalizerPredictor, NormalizerError
+from neuclip.sharing import share_out
 
 SIMILARITIES_AT_ONCE = 2**21
 
@@ -53,7 +54,7 @@ def _log_sums(
             found.append(torch.logsumexp(logits, dim=1))
         return [torch.cat(found).cpu()] if found else []
 
-    return torch.cat(distributed.share_out(len(starts), sums)).to(queries.device)
+    return torch.cat(share_out(len(starts), sums)).to(queries.device)
 
 
 def normalizer_error(
@@ -106,7 +107,7 @@ def normalizer_error(
         return found
 
     with loss.whole():
-        estimated = torch.cat(distributed.share_out(len(starts), estimates), dim=-1)
+        estimated = torch.cat(share_out(len(starts), estimates), dim=-1)
     exact = exact_log_normalizers(image_features, text_features, logit_scale, loss.epsilon)
     error = estimated - exact.cpu()[:, order]
     return NormalizerError(_summary(error[0]), _summary(error[1]), batch_size)

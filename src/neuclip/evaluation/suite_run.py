@@ -12,6 +12,7 @@ from neuclip.evaluation.outcomes import outcomes_path, write_outcomes
 from neuclip.evaluation.results import EvalResult, Provenance, read_eval_results, write_result
 from neuclip.evaluation.suite import Task, load_suite
 from neuclip.evaluation.task_sets import TaskSet, open_task
+from neuclip.sharing import from_main
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def run_benchmark(
     Raises:
         UserError: a set is damaged; the results before it are written.
     """
-    old = distributed.from_main(lambda: _read(results))
+    old = from_main(lambda: _read(results))
     main, found = distributed.is_main(), dict[str, EvalResult]()
     for number, task_set in enumerate(sets, start=1):
         task, before = task_set.task, old.get(task_set.task.key)
@@ -95,7 +96,7 @@ def open_sets(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
     """
     if not data_dir.is_dir():
         raise UserError(f"no folder of evaluation sets at {data_dir}")
-    return distributed.from_main(lambda: [open_task(data_dir, task) for task in tasks])
+    return from_main(lambda: [open_task(data_dir, task) for task in tasks])
 
 
 def main_scores(results: Path) -> dict[str, float]:

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from neuclip import distributed
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import require_finite
 from neuclip.evaluation.interfaces import (
@@ -25,6 +24,7 @@ from neuclip.evaluation.interfaces import (
 )
 from neuclip.evaluation.metrics import Choices, accuracy, mean_per_class_recall
 from neuclip.evaluation.ranking import best_candidate, wrong_ahead
+from neuclip.sharing import share_out
 
 
 def class_vectors(
@@ -56,7 +56,7 @@ def class_vectors(
                 vectors.append(normalize(means, dim=-1))
         return [torch.cat(vectors).cpu()] if vectors else []
 
-    vectors = torch.cat(distributed.share_out(len(groups), encode)).to(encoder.device)
+    vectors = torch.cat(share_out(len(groups), encode)).to(encoder.device)
     return require_finite(vectors, "text", classnames)
 
 

@@ -16,6 +16,7 @@ from neuclip import distributed
 from neuclip.config import RunConfig, validate
 from neuclip.errors import UserError
 from neuclip.evaluation.results import read_eval_results, results_path, write_result
+from neuclip.sharing import from_main
 from neuclip.training import checkpoint
 from neuclip.training.judging import Subject, judge_all, open_splits, open_zero_shot
 from neuclip.training.model import Clip, Encoder, build_clip, choose_precision, init_for
@@ -53,6 +54,9 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
         )
     folder, path, config = _open_folder(config)
     content = checkpoint.load(path, bare=True)
+    averaged = "ema_state_dict" in content  # which is what such a run judges in training
+    if averaged:
+        content = {**content, "state_dict": content["ema_state_dict"]}
     precision = choose_precision(config.model.precision, device)
     clip = build_clip(config.model.name, precision, device, init_for(content["state_dict"]))
     checkpoint.load_weights(clip.towers, content, path)
@@ -64,7 +68,8 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
     log_to(folder.log if main else None)
     if main and not folder.config.exists():
         folder.config.write_text(config.to_yaml(), encoding="utf-8")
-    log.info("judging %s (%s, %s on %s); nothing is trained", path, clip.name, precision, device)
+    what = f"the moving average of {path}" if averaged else str(path)
+    log.info("judging %s (%s, %s on %s); nothing is trained", what, clip.name, precision, device)
     recorder, position = Recorder(config, folder, device), _position(content)
     subject = _subject(clip, content, path, device)
     step, results = int(position["step"]), results_path(folder.path, int(position["epoch"]))
@@ -83,7 +88,7 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
 def _open_folder(config: RunConfig) -> tuple[RunFolder, Path, RunConfig]:
     """The folder of the results, the checkpoint, and the settings with the folder's name."""
     name = config.name or f"eval-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = config.model_copy(update={"name": distributed.from_main(lambda: name)})
+    config = config.model_copy(update={"name": from_main(lambda: name)})
     assert config.name is not None
     folder, path = open_run_folder(config.output.logs, config.name, config.resume)
     if path is None:

@@ -20,6 +20,7 @@ from neuclip.evaluation.splits import EvaluationSplit, open_split
 from neuclip.evaluation.suite import load_suite
 from neuclip.evaluation.suite_run import open_sets
 from neuclip.evaluation.task_sets import TaskSet
+from neuclip.sharing import from_main
 from neuclip.training.model import Encoder, imagenet_prompts
 from neuclip.training.parts import Parts
 from neuclip.training.recorder import Recorder
@@ -43,9 +44,7 @@ def open_zero_shot(config: EvaluationConfig) -> list[TaskSet]:
         if folder is not None:
             place = Path(folder)
             sets.append(
-                distributed.from_main(
-                    lambda place=place, task=task: open_imagenet(place, task, *prompts)
-                )
+                from_main(lambda place=place, task=task: open_imagenet(place, task, *prompts))
             )
     if config.eval_tasks is not None and config.eval_data_dir is not None:
         keys = [word.strip() for word in config.eval_tasks.split(",") if word.strip()]
@@ -143,10 +142,8 @@ class Judge:
         return {split.name for split in splits} | {one.key for one in sets} <= done
 
     def judge(self, step: int) -> None:
-        """Judges, writes `eval_results/` and records."""
+        """Judges, writes `eval_results/` and records; the towers are whole and equal everywhere."""
         parts = self._parts
-        # A batch normalisation's running means are each process's own; the first's are saved.
-        distributed.copy_from_main(parts.clip.towers.buffers())
         subject = Subject(
             Encoder(parts.clip, parts.device),
             parts.loss,

@@ -193,7 +193,7 @@ class Trainer:
         self._recorder.training(values, self.parts.global_batch_size)
 
     def _global_fingerprint(self) -> int:
-        return sum(distributed.gather_integers(self.fingerprint)) % 2**64
+        return sum(distributed.gather_objects(self.fingerprint)) % 2**64
 
     @contextmanager
     def _reporting_damage(self) -> Generator[None]:
