@@ -136,13 +136,13 @@ def values_for(name: str, num_prototypes: int) -> dict[str, float]:
 @contextmanager
 def gathers_counted(part: Callable) -> Iterator[None]:
     """Counts the exchange of embeddings between processes as a part of its own."""
-    names = ("gather", "gather_constant")
+    names = ("gather", "gather_constant", "scatter_sum")
     before = {name: getattr(distributed, name) for name in names}
 
     def counted(function: Callable) -> Callable:
-        def call(local: torch.Tensor) -> torch.Tensor:
+        def call(*arguments: object) -> torch.Tensor:
             with part("gather"):
-                return function(local)
+                return function(*arguments)
 
         return call
 
