@@ -6,6 +6,7 @@ import pytest
 from gloo_pool import GlooPool
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps all tests of the pool on one worker: each would start a pool of its own."""
     for item in items:
