@@ -11,12 +11,14 @@ import tyro
 from tyro.conf import Positional, arg
 
 from neuclip import __version__, terminal
+from neuclip.batches import describe_step, share_batch
 from neuclip.config import RunConfig
 from neuclip.data_cli import Bench, Inspect, Pack, bench_data, inspect_data, pack_data
-from neuclip.errors import Preempted, UserError
+from neuclip.errors import OtherProcessFailed, Preempted, UserError
 from neuclip.eval_cli import Download, Eval, download, evaluate
 from neuclip.export_cli import ExportCommand, export
 from neuclip.flags import DEFAULT_METHOD, parse_train
+from neuclip.launch import launch_environment
 from neuclip.methods import method_info, nearest
 from neuclip.published import Switch
 from neuclip.report_cli import Report, report
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         terminal.say(str(error))
         return 2
+    except OtherProcessFailed:
+        return 1  # the log says which, and why
     except KeyboardInterrupt:
         terminal.say("interrupted")
         return 130
@@ -89,10 +93,14 @@ def _call(function: Callable[..., T], argv: Sequence[str], prog: str) -> T:
 
 def _train(argv: Sequence[str]) -> int:
     command = parse_train(argv)
-    for note in command.notes:
+    launch = launch_environment()
+    for note in command.notes if launch.rank == 0 else ():
         terminal.say(note)
     if command.dry_run:
-        print(command.config.to_yaml(), end="")
+        shared = share_batch(command.config, launch.world_size)
+        if launch.rank == 0:
+            print(f"# pairs per step: {describe_step(shared, launch.world_size)}")
+            print(command.config.to_yaml(), end="")
         return 0
     _fit(command.config)
     return 0

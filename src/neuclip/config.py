@@ -103,6 +103,12 @@ class DataConfig(Section):
         description="micro-batches per step: the loss is that of batch_size x accum_freq x "
         "processes pairs, the memory that of batch_size",
     )
+    global_batch_size: int | None = Field(
+        default=None,
+        ge=2,
+        description="pairs per step over all processes, which take equal shares of it, at most "
+        "batch_size at a time; none: batch_size x accum_freq x processes",
+    )
     workers: int = Field(default=2, ge=0, description="reading processes per training process")
     max_bad_fraction: float = Field(
         default=0.01,
@@ -289,6 +295,8 @@ class RunConfig(Section):
             raise UserError(
                 f"name {name!r} cannot be a folder's name; use letters, digits, '-', '_'"
             )
+        if name is None and self.resume in {"auto", "latest"}:
+            raise UserError(f"--resume {self.resume} needs --name: which run shall continue?")
         return self
 
     def resolved(self) -> "RunConfig":
@@ -314,12 +322,9 @@ class RunConfig(Section):
         """The same run with a tiny model, 2 epochs of 10 steps, and no trace: seconds on a CPU."""
         accum_freq = min(self.data.accum_freq, 8)
         data = {
-            "batch_size": 16 // accum_freq,
-            "accum_freq": accum_freq,
-            "train_num_samples": 160,
-            "data_size": None,
-            "workers": 0,
-        }
+            "batch_size": 16 // accum_freq, "accum_freq": accum_freq, "global_batch_size": None,
+            "train_num_samples": 160, "data_size": None, "workers": 0,
+        }  # fmt: skip
         stop = 1 if self.optim.stop_epochs == 1 else None
         optim = {"epochs": 2, "stop_epochs": stop, "warmup": min(self.optim.warmup, 2)}
         return self.model_copy(

@@ -4,7 +4,6 @@ With no process group, or with one process, every function here is the identity,
 need no special case for world size 1. Global batches are the ranks' local batches in rank order.
 """
 
-import os
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from neuclip import group
 from neuclip.errors import UserError
 
 T = TypeVar("T")
@@ -72,67 +72,6 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this process writes files and talks to the user."""
     return rank() == 0
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher (torchrun, or Slurm's srun) told this process."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-
-
-def launch_environment() -> Launch:
-    """Reads the launcher's variables; a process started by hand is rank 0 of 1.
-
-    Raises:
-        UserError: a variable is missing or is no number.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if "WORLD_SIZE" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    elif "WORLD_SIZE" not in os.environ:
-        return Launch(0, 1, 0)
-    try:
-        values = [int(os.environ[name]) for name in names]
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"the launcher's environment is incomplete: {', '.join(names)} must all be numbers "
-            f"({error})"
-        ) from None
-    return Launch(*values)
-
-
-@contextmanager
-def process_group(device_type: str) -> Generator[Launch]:
-    """Joins the processes that the launcher started, for the duration of a `with` block.
-
-    Args:
-        device_type: `cuda` selects NCCL, anything else gloo.
-
-    Raises:
-        UserError: MASTER_ADDR or MASTER_PORT is missing.
-    """
-    launch = launch_environment()
-    if launch.world_size == 1 or dist.is_initialized():
-        yield launch
-        return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"{launch.world_size} processes were started, but {' and '.join(missing)} is not set; "
-            "torchrun sets it, under srun export it in the job script"
-        )
-    if device_type == "cuda":
-        torch.cuda.set_device(launch.local_rank)
-    dist.init_process_group(
-        "nccl" if device_type == "cuda" else "gloo", rank=launch.rank, world_size=launch.world_size
-    )
-    try:
-        yield launch
-    finally:
-        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -363,9 +302,14 @@ def gather_slices(local: Tensor, size: int, axis: int) -> Tensor:
 
 
 def barrier() -> None:
-    """Waits for all ranks."""
-    if is_active():
+    """Waits for all ranks, without a limit as long as all of them live."""
+    if not is_active():
+        return
+    joined = group.joined()
+    if joined is None:
         dist.barrier()
+    else:
+        joined.wait_for_all()
 
 
 def gather_objects(value: T) -> list[T]:
@@ -383,6 +327,12 @@ def broadcast_object(value: T) -> T:
     if is_active():
         dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def first_of(value: T | None) -> tuple[int, T] | None:
+    """The lowest rank that has a value, with it; none if no rank has one."""
+    found = [(r, v) for r, v in enumerate(gather_objects(value)) if v is not None]
+    return found[0] if found else None
 
 
 def any_rank(flag: bool) -> bool:

@@ -18,3 +18,7 @@ class Preempted(Exception):
     """
 
     exit_code = 75
+
+
+class OtherProcessFailed(Exception):
+    """Another process of the run failed; says which, and why. This one can only stop, too."""

@@ -157,14 +157,17 @@ def _number(value: int | None) -> int | None:
 
 
 def _splits(command: Eval, run: Path) -> int:
+    import torch
+
     from neuclip import distributed
     from neuclip.evaluation.judge import JudgeSettings, judge_split
     from neuclip.evaluation.results import gallery_path, results_path, write_eval_result
+    from neuclip.group import process_group
     from neuclip.training.judging import open_splits
     from neuclip.training.restore import load_run
 
     # The processes only share work out and gather features: gloo does, whatever the device.
-    with distributed.process_group("cpu") as launch:
+    with process_group(torch.device("cpu")) as launch:
         main = distributed.is_main()
         with distributed.alone():  # the loss whole on every process, whatever the training's
             restored = load_run(
@@ -212,16 +215,19 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
     if command.track is not None:
         terminal.say(f"--track {command.track} is not needed: nothing is sent to a leaderboard")
 
+    import torch
+
     from neuclip import distributed
     from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
     from neuclip.evaluation.suite_run import open_sets, run_benchmark
+    from neuclip.group import process_group
     from neuclip.training.pretrained import Choice, load_pretrained
     from neuclip.training.run_folder import log_to
 
     log_to(None)
 
     # The processes only share work out and gather features: gloo does, whatever the device.
-    with distributed.process_group("cpu") as launch:
+    with process_group(torch.device("cpu")) as launch:
         sets = open_sets(data_dir, tasks)
         choice = Choice(run, _number(command.epoch), _number(command.iter), command.arch)
         model = load_pretrained(choice, command.device, launch.local_rank)

@@ -117,12 +117,24 @@ class ModelConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How several processes share the towers."""
+    """How several processes share the towers, and how long they wait for each other."""
 
     fsdp: bool = Field(
         default=False,
         description="share out parameters, gradients and optimiser over the processes (FSDP2), and "
         "write sharded checkpoints; otherwise every process holds all (DDP)",
+    )
+    dist_timeout: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds that processes wait for one that lives but does not come: when a run "
+        "starts, and inside a step",
+    )
+    dist_silence: float = Field(
+        default=30.0,
+        ge=5,
+        description="seconds without a sign of life after which a process counts as dead and the "
+        "others stop",
     )
 
     def check(self, precision: Precision) -> None:

@@ -35,7 +35,7 @@ def share_out(count: int, work: Callable[[range], list[T]]) -> list[T]:
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """What the main process makes, on all ranks.
+    """What the main process makes, on all ranks, however long it takes.
 
     Raises:
         UserError: that of the main process, on all ranks.
@@ -47,6 +47,7 @@ def from_main(work: Callable[[], T]) -> T:
             made = [work()]
         except UserError as error:
             problem = error
+    distributed.barrier()  # its wait has no limit, as that of a collective has
     made, problem = distributed.broadcast_object((made, problem))
     if problem is not None:
         raise problem

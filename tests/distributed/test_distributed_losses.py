@@ -96,9 +96,7 @@ def test_the_other_form_of_the_gather_equals_one_process(pool, case):
     same_run(pool.run(3, train, replace(TASKS[case], other_form=True)), alone(case))
 
 
-@pytest.mark.parametrize(
-    "case", ["neuclip", "rolling-adam-weights", "fifo-adagrad", "fastclip_v2", "amorlip"]
-)
+@pytest.mark.parametrize("case", [*METHODS, "rolling-adam-weights", "fifo-adagrad", "amorlip-js"])
 def test_a_state_of_two_processes_goes_on_with_other_numbers(pool, case):
     whole = TASKS[case]
     before = replace(whole, steps=whole.steps[:2])

@@ -409,7 +409,7 @@ def test_help_shows_defaults_ranges_and_owners(capsys, monkeypatch):
     text = capsys.readouterr().out
     for flag in table():
         assert f"--{flag.name}" in text
-    assert "pairs per process and step (default: 64; >= 2)" in text
+    assert "(a step has accum_freq) (default: 64; >= 2)" in text
     assert "--num-prototypes INT, --npn-num-protos INT" in text
     assert "(default: 4096; >= 1; only neuclip)" in text
     assert "(default: 500 steps; >= 1; only neuclip)" in text

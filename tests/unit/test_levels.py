@@ -11,10 +11,13 @@ SRC = Path(__file__).parents[2] / "src"
 # listed on their own; modules of one level do not import each other.
 LEVELS = [
     ["errors"],
+    ["launch"],
+    ["heartbeat", "meeting"],
+    ["group"],
     ["settings"],
     ["methods", "sections"],
     ["config", "distributed", "method.schedule"],
-    ["method.interfaces", "sharing"],
+    ["method.interfaces", "sharing", "batches"],
     ["method.objective", "method.blocks", "method.sample_table", "method.inputs", "sharding"],
     ["method.fused"],
     ["method.normalizers", "method.temperature", "method.log_inner"],
@@ -26,10 +29,12 @@ LEVELS = [
         "training.model",
         "training.towers",
         "training.optim",
+        "training.agreement",
         "training.ema",
         "training.memory",
         "training.randomness",
         "training.checkpoint",
+        "training.memory",
         "training.fingerprint",
         "training.timing",
         "training.tracking",
@@ -60,7 +65,13 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # Who alone may import what.
 KEPT = {
     "open_clip": {"training.model"},
-    "torch.distributed": {"distributed", "sharding", "training.sharded_checkpoint"},
+    "torch.distributed": {
+        "distributed",
+        "group",
+        "meeting",
+        "sharding",
+        "training.sharded_checkpoint",
+    },
     "tyro": {
         "cli",
         "data_cli",
@@ -82,6 +93,9 @@ TORCH_FREE = {
     "methods",
     "config",
     "sections",
+    "batches",
+    "launch",
+    "heartbeat",
     "flag_table",
     "published",
     "flags",

@@ -51,8 +51,18 @@ class DamageLog:
                     named.append(found)
         return named
 
-    def check(self, max_bad_fraction: float, seen: int) -> None:
+    @property
+    def met(self) -> int:
+        """Damaged samples met while reading; what a scan of the shards found is not among them."""
+        return sum(count for kind, count in self._kinds.items() if kind not in INDEX_KINDS)
+
+    def check(self, max_bad_fraction: float, seen: int, met: int | None = None) -> None:
         """Stop when more than `max_bad_fraction` of the samples read are damaged.
+
+        Args:
+            max_bad_fraction: the limit.
+            seen: samples read, by all processes if `met` is given.
+            met: damaged samples that all processes have met; by default those in this log.
 
         What a scan of the shards found is not counted here, but by `check_index`. A limit of 0
         stops at the first damage. Above that, three standard deviations of chance are allowed on
@@ -61,7 +71,7 @@ class DamageLog:
         Raises:
             UserError: too much damage; the message names the worst shards.
         """
-        met = sum(count for kind, count in self._kinds.items() if kind not in INDEX_KINDS)
+        met = self.met if met is None else met
         if met > _allowed(max_bad_fraction, seen):
             raise UserError(
                 f"{met} damaged samples met while reading {seen} samples: more than "
@@ -86,13 +96,17 @@ class DamageLog:
     def from_report(cls, report: DamageReport) -> "DamageLog":
         """The log that gave a report, to go on with after a resume."""
         log = cls()
-        log._kinds.update(report["by_kind"])
-        log._shards.update(report["by_shard"])
-        for example in report["examples"]:
+        log.add_report(report)
+        return log
+
+    def add_report(self, report: DamageReport) -> None:
+        """Record what another process's log reports."""
+        self._kinds.update(report["by_kind"])
+        self._shards.update(report["by_shard"])
+        for example in report["examples"][: _LISTED - len(self._examples)]:
             kind = cast(DamageKind, example["kind"])
             found = Damage(example["shard"], example["key"], kind, example["detail"])
-            log._examples[found] = None
-        return log
+            self._examples[found] = None
 
 
 def check_index(

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from neuclip.batches import factors
 from neuclip.data.batch import Batch, Reader, Request, Tokenize, Transform, Unreadable
 from neuclip.data.damage import DamageLog
 from neuclip.data.decode import Decode, decode_image
@@ -85,8 +86,7 @@ class LoaderSettings:
     @property
     def factors(self) -> str:
         """What makes up the global batch, in words."""
-        parts = f" x {self.accum_freq} micro-batches" if self.accum_freq > 1 else ""
-        return f"{self.batch_size}{parts} x {self.world_size} processes"
+        return factors(self.batch_size, self.accum_freq, self.world_size)
 
 
 class TrainLoader:

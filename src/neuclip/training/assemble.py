@@ -1,6 +1,6 @@
 """From settings to a run: the one place that puts the parts together, in the order that matters.
 
-1. the device and the process group     5. the towers' first weights, locks and shards
+1. the device and the processes         5. the towers' first weights, locks and shards
 2. the model, with the method's first   6. the optimiser, over what is left to learn
    temperature                          7. the run folder, once nothing else can be wrong
 3. the data, which fixes the epoch      8. the checkpoint to continue from
@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from neuclip import distributed, sharding
+from neuclip.batches import share_batch
 from neuclip.config import RunConfig
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
@@ -23,15 +24,19 @@ from neuclip.data.opening import OpenSettings, open_source
 from neuclip.data.sources import Source
 from neuclip.data.tables import Columns
 from neuclip.errors import UserError
+from neuclip.group import Patience, process_group
+from neuclip.launch import launch_environment
 from neuclip.method.factory import Run, build_loss
 from neuclip.methods import METHODS
+from neuclip.sharing import from_main
 from neuclip.training import towers as tower_parts
+from neuclip.training.agreement import check_same_data, check_same_program
 from neuclip.training.judge_only import judge_only
 from neuclip.training.judging import open_splits, open_zero_shot
 from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
 from neuclip.training.optim import Optimizer
 from neuclip.training.parts import Parts
-from neuclip.training.run_folder import log_to, open_run_folder
+from neuclip.training.run_folder import earlier_config, log_to, open_run_folder
 from neuclip.training.starting_weights import load_starting_weights
 from neuclip.training.trainer import Trainer
 
@@ -56,27 +61,36 @@ def train(config: RunConfig) -> Path:
             "--train-data is not given: a folder of .tar shards or a pattern such as "
             "'shards/{00000..00331}.tar' (neuclip data demo --out DIR makes a data set)"
         )
-    launch = distributed.launch_environment()
-    device = choose_device(config.device, launch.local_rank)
+    log_to(None)
+    device = choose_device(config.device, launch_environment().local_rank)
     with (
-        distributed.process_group(device.type),
+        process_group(device, _patience(config)),
         sharding.group(device.type, wanted=config.parallel.fsdp),
     ):
-        return _train(config, config.data.train_data, device)
+        check_same_program(config)
+        name = config.name or from_main(lambda: _name_now(config))
+        return _train(config.model_copy(update={"name": name}), config.data.train_data, device)
 
 
 def _judge_only(config: RunConfig) -> Path:
-    launch = distributed.launch_environment()
-    device = choose_device(config.device, launch.local_rank)
-    with distributed.process_group(device.type):
+    device = choose_device(config.device, launch_environment().local_rank)
+    with process_group(device, _patience(config)):
         return judge_only(config, device)
 
 
-def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
-    log_to(None)
-    name = (
-        config.name or f"{config.method.name}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+def _patience(config: RunConfig) -> Patience:
+    return Patience(config.parallel.dist_timeout, config.parallel.dist_silence)
+
+
+def _name_now(config: RunConfig) -> str:
+    return f"{config.method.name}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
+    """The run, in processes that have met; `asked` has a name."""
+    name = str(asked.name)
+    before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
+    config = share_batch(asked, distributed.world_size(), before)
     index = _in_turn(lambda: read_index(config, train_data))
     limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
     check_index(index.damage, limit, samples=len(index), shards=shards)
@@ -84,16 +98,17 @@ def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
     zero_shot = open_zero_shot(config.evaluation)
     clip = _build_clip(config, device)
     loader = _build_loader(config, index, clip)
+    check_same_data(len(index), loader.order_digest)
     num_samples = config.data.data_size or len(index)
     run = Run(clip.embed_dim, loader.steps_per_epoch, num_samples=num_samples)
     loss = build_loss(config.method, run).to(device)
     _ready_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
-    folder, start = open_run_folder(config.output.logs, name, config.resume)
+    folder, start = from_main(lambda: open_run_folder(config.output.logs, name, config.resume))
     log_to(folder.log if distributed.is_main() else None)
     parts = Parts(
-        config=config.model_copy(update={"name": name}),
+        config=config,
         folder=folder,
         device=device,
         clip=clip,
@@ -109,14 +124,21 @@ def _train(config: RunConfig, train_data: str, device: torch.device) -> Path:
     if start is not None:
         trainer.load(start)
     if distributed.is_main():
-        folder.config.write_text(parts.config.to_yaml(), encoding="utf-8")
+        folder.config.write_text(_kept(asked, parts).to_yaml(), encoding="utf-8")
         _announce(parts, index)
     try:
         trainer.fit()
     finally:
         index.close()
-    log.info("finished: %s", folder.path)
+    if distributed.is_main():
+        log.info("finished: %s", folder.path)
     return folder.path
+
+
+def _kept(asked: RunConfig, parts: Parts) -> RunConfig:
+    """What the run folder keeps: the settings as asked for, and the batch that they came to."""
+    whole = {"global_batch_size": parts.global_batch_size}
+    return asked.model_copy(update={"data": asked.data.model_copy(update=whole)})
 
 
 def _build_clip(config: RunConfig, device: torch.device) -> Clip:
@@ -226,17 +248,11 @@ def _in_turn(open_data: Callable[[], Source]) -> Source:
 
     On every machine but the first, its first process then does the same for its neighbours.
     """
-    launch = distributed.launch_environment()
-    turn = 0 if distributed.is_main() else 1 if launch.local_rank == 0 else 2
+    turn = 0 if distributed.is_main() else 1 if launch_environment().local_rank == 0 else 2
     source: Source | None = None
-    try:
-        for now in range(3):
-            if now == turn:
-                source = open_data()
-            distributed.barrier()
-    except UserError:
-        for _ in range(turn, 3):  # the others are not left waiting: they meet the same
-            distributed.barrier()
-        raise
+    for now in range(3):
+        if now == turn:
+            source = open_data()
+        distributed.barrier()
     assert source is not None
     return source

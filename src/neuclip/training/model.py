@@ -6,6 +6,7 @@ open_clip keeps it (`logit_scale`, its logarithm), so checkpoints load in open_c
 
 import logging
 import math
+import os
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("--device cuda: this machine or this build of torch has no CUDA; use cpu")
+    if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
+        return torch.device("cuda", 0)  # --gpus-per-task: each process sees its own alone
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} are "

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuclip.config import RunConfig, read_yaml, validate
 from neuclip.errors import UserError
 from neuclip.training.checkpoint import LATEST, newest_complete
 
@@ -102,6 +103,21 @@ def open_run_folder(logs: str, name: str, resume: str | None) -> tuple[RunFolder
             f"cannot write the run folder {folder.path}: {error.strerror}; choose another --logs"
         ) from None
     return folder, checkpoint
+
+
+def earlier_config(logs: str, name: str, resume: str | None) -> RunConfig | None:
+    """The settings, as they were asked for, of the run that `resume` continues, if it has any.
+
+    Raises:
+        UserError: its config.yaml is damaged.
+    """
+    if resume is None:
+        return None
+    own = RunFolder(Path(logs) / name)
+    folder = own if resume in {"latest", "auto"} else RunFolder(Path(resume).parent.parent)
+    if not folder.config.exists():
+        return None
+    return validate(read_yaml(folder.config), str(folder.config))
 
 
 def log_to(file: Path | None) -> None:

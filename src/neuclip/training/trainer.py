@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuclip import distributed, sharding
-from neuclip.data.damage import DamageLog
+from neuclip import distributed, group, sharding
+from neuclip.data.damage import DamageLog, DamageReport
 from neuclip.data.loader import Batch
 from neuclip.errors import Preempted
 from neuclip.evaluation.results import write_whole
@@ -51,8 +51,11 @@ class Trainer:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.step = 0
-        self.damage = DamageLog()
-        self.damage.add(parts.shard_damage)
+        self.damage = DamageLog()  # what this process meets
+        self._earlier = DamageLog()  # what the run met before; only the main process has it
+        self._begun = 0
+        if distributed.is_main():
+            self.damage.add(parts.shard_damage)
         self._recorder = Recorder(parts.config, parts.folder, parts.device)
         self._judge = Judge(parts, self._recorder)
         parts.loss.equal_batches = True  # the loader drops what would make them differ
@@ -92,6 +95,7 @@ class Trainer:
             self._saver.open(),
             self._reporting_damage(),
             self._profiler() as profiler,
+            group.telling(),
         ):
             if self._judge.is_due(self.step) and not self._judge.has_judged(self.step):
                 self._judge_towers()
@@ -127,7 +131,8 @@ class Trainer:
             self.fingerprint = add_to_fingerprint(self.fingerprint, batch.sample_ids)
             for damage in self.damage.add(batch.damage):
                 log.warning("damaged: %s", damage)
-        self.damage.check(data.max_bad_fraction, self.step * self.parts.process_batch_size)
+        seen = (self.step - self._begun) * self.parts.process_batch_size
+        self.damage.check(data.max_bad_fraction, seen)
         self._recorder.advance(self.step)
         if self._recorder.is_due(self.step):
             self._record(result)
@@ -195,16 +200,30 @@ class Trainer:
     def _global_fingerprint(self) -> int:
         return sum(distributed.gather_objects(self.fingerprint)) % 2**64
 
+    def _global_damage(self) -> DamageReport:
+        """What all processes have met, and the run before."""
+        return self._with_earlier(distributed.gather_objects(self.damage.report()))
+
+    def _with_earlier(self, reports: Sequence[DamageReport]) -> DamageReport:
+        whole = DamageLog.from_report(self._earlier.report())
+        for report in reports:
+            whole.add_report(report)
+        return whole.report()
+
     @contextmanager
     def _reporting_damage(self) -> Generator[None]:
+        whole: DamageReport | None = None
         try:
             yield
+            whole = self._global_damage()
         finally:
             if distributed.is_main():
+                # When the run fails the others cannot be asked.
+                whole = whole or self._with_earlier([self.damage.report()])
                 path = self.parts.folder.data_report
-                write_whole(path, json.dumps(self.damage.report(), indent=2) + "\n")
-                if self.damage.total:
-                    found = self.damage.summary()
+                write_whole(path, json.dumps(whole, indent=2) + "\n")
+                if whole["total"]:
+                    found = DamageLog.from_report(whole).summary()
                     log.warning("damaged samples or shards met: %s; see %s", found, path)
 
     def _profiler(self) -> AbstractContextManager[Any]:
@@ -272,10 +291,10 @@ class Trainer:
                 **self._identity(),
                 "step": self.step,
                 "skipped": self._watch.skipped,
-                "fingerprint": self.fingerprint,
+                "fingerprint": self._global_fingerprint(),
                 "config": parts.config.to_yaml(),
                 "loss": parts.loss.state_dict(),
-                "damage": self.damage.report(),
+                "damage": self._global_damage(),
                 **random_state(parts.device),
             },
         }
@@ -300,11 +319,13 @@ class Trainer:
         parts.optimizer.load_state_dict(content["optimizer"])
         self._load_average(content, path)
         checkpoint.load_loss(parts.loss, own["loss"], path)
-        self.damage = DamageLog.from_report(own["damage"])
-        self.step = int(own["step"])
+        self.step = self._begun = int(own["step"])
         self._watch.skipped = int(own["skipped"])
         restore_random_state(own, parts.device, parts.config.seed + self.step)
-        self.fingerprint = int(own["fingerprint"])
+        self.damage = DamageLog()  # what the scan of the shards found is in the report already
+        if distributed.is_main():
+            self._earlier = DamageLog.from_report(own["damage"])
+            self.fingerprint = int(own["fingerprint"])
         log.info("resumed %s at step %d", path, self.step)
 
     def _load_average(self, content: dict[str, Any], path: Path) -> None:

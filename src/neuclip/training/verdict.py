@@ -48,6 +48,9 @@ class Containment:
         return cls(contained, counts, (counts[:, 0] > 0).any())
 
 
+ELSEWHERE = "another process met a loss that is not finite"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the host learns of a step.
@@ -81,7 +84,7 @@ class Verdict:
         if not math.isfinite(self.loss):
             return f"the loss is {self.loss}"
         if self.voted_down:
-            return "another process met a loss that is not finite"
+            return ELSEWHERE
         if not math.isfinite(self.gradient_norm):
             return f"the gradient's norm is {self.gradient_norm}"
         return None

@@ -13,7 +13,7 @@ from neuclip.data.batch import Batch
 from neuclip.errors import UserError
 from neuclip.evaluation.results import write_whole
 from neuclip.training.run_folder import RunFolder
-from neuclip.training.verdict import Readback
+from neuclip.training.verdict import ELSEWHERE, Readback
 
 log = logging.getLogger("neuclip")
 
@@ -77,7 +77,7 @@ class Watch:
             verdict = step.readback.read()
             self.stop = self.stop or verdict.stop
             if verdict.problem is not None:
-                self._skip(step, verdict.problem, verdict.temperature)
+                self._skip(step, _named(verdict.problem), verdict.temperature)
 
     def _skip(self, step: _Step, problem: str, temperature: float) -> None:
         """Lists the batch of a step that left the towers as they were.
@@ -107,3 +107,11 @@ class Watch:
         log.warning(
             "skipped: %s (%d of at most %d); see %s", where, self.skipped, self._limit, path
         )
+
+
+def _named(problem: str) -> str:
+    """The problem of the first process that has one, and which that is; all call this together."""
+    found = distributed.first_of(None if problem == ELSEWHERE else problem)
+    if found is None or not distributed.is_active():
+        return problem
+    return f"process {found[0]}: {found[1]}"

@@ -3,7 +3,7 @@
 import pytest
 
 from neuclip.data.sources import Source
-from neuclip.errors import UserError
+from neuclip.launch import Launch
 from neuclip.training import assemble
 
 
@@ -24,8 +24,8 @@ def events(monkeypatch):
 
 def as_rank(monkeypatch, rank, local_rank):
     monkeypatch.setattr(assemble.distributed, "is_main", lambda: rank == 0)
-    launch = assemble.distributed.Launch(rank, 4, local_rank)
-    monkeypatch.setattr(assemble.distributed, "launch_environment", lambda: launch)
+    launch = Launch(rank, 4, local_rank)
+    monkeypatch.setattr(assemble, "launch_environment", lambda: launch)
 
 
 @pytest.mark.parametrize(("rank", "local_rank", "turn"), [(0, 0, 0), (2, 0, 1), (1, 1, 2)])
@@ -39,15 +39,3 @@ def test_data_are_opened_in_turn(monkeypatch, events, rank, local_rank, turn):
 
     assert assemble._in_turn(open_data) is source
     assert events == ["wait"] * turn + ["open"] + ["wait"] * (3 - turn)
-
-
-@pytest.mark.parametrize(("rank", "local_rank"), [(0, 0), (2, 0), (1, 1)])
-def test_a_failure_leaves_nobody_waiting(monkeypatch, events, rank, local_rank):
-    as_rank(monkeypatch, rank, local_rank)
-
-    def open_data():
-        raise UserError("no data")
-
-    with pytest.raises(UserError, match="no data"):
-        assemble._in_turn(open_data)
-    assert events == ["wait"] * 3

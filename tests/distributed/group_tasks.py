@@ -1,0 +1,98 @@
+"""What the processes of `test_group.py` do."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import open_clip
+import torch
+
+from neuclip import distributed, group, terminal
+from neuclip.cli import main
+from neuclip.errors import OtherProcessFailed, UserError
+from neuclip.group import Patience
+from neuclip.training.agreement import check_same
+
+STEP = 0.02
+
+
+def steps(patience: Patience, count: int, at: dict[tuple[int, int], str] | None = None) -> int:
+    """Steps that wait for all processes; `at` says what becomes of which (rank, step)."""
+    torch.set_num_threads(1)
+    try:
+        with group.process_group(torch.device("cpu"), patience) as launch:
+            for step in range(count):
+                print("step", step)
+                _act((at or {}).get((launch.rank, step), ""))
+                total = distributed.sum_over_ranks(torch.ones(4))
+                assert total[0] == launch.world_size
+                time.sleep(STEP)
+    except UserError as error:
+        terminal.say(str(error))
+        return 2
+    except OtherProcessFailed:
+        return 1
+    print("finished")
+    return 0
+
+
+def _act(what: str) -> None:
+    kind, _, rest = what.partition(" ")
+    if kind == "raise":
+        raise ValueError(rest)
+    if kind == "refuse":
+        raise UserError(rest)
+    if kind == "sleep":
+        time.sleep(float(rest))
+    if kind == "wait":
+        distributed.barrier()
+
+
+def slow_main(patience: Patience, seconds: float) -> int:
+    """The first process is busy for long, as with indexing data; the others wait for it."""
+    with group.process_group(torch.device("cpu"), patience):
+
+        def make() -> str:
+            time.sleep(seconds)
+            return "made by the main process"
+
+        print(distributed.from_main(make))
+    return 0
+
+
+def disagree(patience: Patience, mine: list[dict[str, str]]) -> int:
+    """Each process says something of itself."""
+    try:
+        with group.process_group(torch.device("cpu"), patience) as launch:
+            check_same(mine[launch.rank])
+    except UserError as error:
+        terminal.say(str(error))
+        return 2
+    except OtherProcessFailed:
+        return 1
+    return 0
+
+
+TINY_VIT = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {
+        "context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2,
+    },
+}  # fmt: skip
+"""Small, and without batch norm, whose statistics are those of one process."""
+
+
+def neuclip_train(folder: Path, flags: list[str], dtype: str = "float64") -> int:
+    """`neuclip train`; in float64, where other sums of the same numbers differ by 1e-16 only."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(getattr(torch, dtype))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tiny-vit.json").write_text(json.dumps(TINY_VIT))
+    open_clip.add_model_config(folder / "tiny-vit.json")
+    return main(["train", *flags])
+
+
+if __name__ == "__main__":  # under torchrun
+    sys.exit(neuclip_train(Path(sys.argv[1]), sys.argv[2:], "float32"))

@@ -1,0 +1,155 @@
+"""Whole runs of several processes: stopped, killed, and continued with as many or with others."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from group_tasks import neuclip_train
+from ranks import Ranks, free_port
+
+from neuclip.training import checkpoint
+from neuclip.training.tracking import read_records
+
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
+
+STEPS = 12
+TIMES = {"samples_per_second", "memory_mb", "seconds"}
+
+
+@pytest.fixture
+def flags(demo_dir, tmp_path):
+    """A command line of a run of 12 steps of 16 threes."""
+
+    def make(name, batch_size, *more):
+        return [
+            "--train-data", str(demo_dir / "train"), "--model", "tiny-vit",
+            "--train-num-samples", "96", "--epochs", "2", "--lr", "1e-3", "--warmup", "2",
+            "--batch-size", str(batch_size), "--workers", "0", "--device", "cpu", "--seed", "3",
+            "--save-every-steps", "2", "--log-every-n-steps", "1", "--dist-silence", "10",
+            "--logs-dir", str(tmp_path / "logs"), "--name", name, "--resume", "auto", *more,
+        ]  # fmt: skip
+
+    return make
+
+
+def leaves(value, path=""):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from leaves(inner, f"{path}/{number}")
+    else:
+        yield path, value
+
+
+def final(folder):
+    content = dict(leaves(checkpoint.load(folder / "checkpoints/epoch_2.pt")))
+    return {key: v for key, v in content.items() if key not in {"/name", "/neuclip/config"}}
+
+
+def assert_same_end(one: Path, other: Path, tolerance: float) -> None:
+    first, second = final(one), final(other)
+    assert first.keys() == second.keys()
+    for path, value in first.items():
+        if tolerance and "rng" in path:
+            continue  # a state for each process
+        if torch.is_tensor(value):
+            torch.testing.assert_close(value, second[path], rtol=tolerance, atol=tolerance)
+        else:
+            assert value == second[path], path
+
+
+def losses(folder):
+    return [r["loss"] for r in read_records(folder / "metrics.jsonl") if r["kind"] == "train"]
+
+
+METHODS = {
+    "neuclip": ("--method", "neuclip", "--num-prototypes", "41", "--restart-steps", "4"),
+    "fastclip_v2": ("--method", "fastclip_v2"),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_goes_on_with_other_processes(flags, tmp_path, method):
+    """Three processes, one of which gets SIGUSR1; then two, with the same command line."""
+    more = METHODS[method]
+    logs = tmp_path / "logs"
+    whole = Ranks(
+        tmp_path / "whole", 1, neuclip_train, tmp_path / "models", flags("whole", 24, *more)
+    )
+    assert whole.exit_codes() == [0]
+    three = Ranks(
+        tmp_path / "three", 3, neuclip_train, tmp_path / "models", flags("moved", 8, *more)
+    )
+    three.wait_until_said(0, "2/8")
+    three.signal(2, signal.SIGUSR1)
+    assert three.exit_codes() == [75] * 3
+    done = len(losses(logs / "moved"))
+    assert 2 <= done < 8
+    two = Ranks(tmp_path / "two", 2, neuclip_train, tmp_path / "models", flags("moved", 8, *more))
+    assert two.exit_codes() == [0, 0]
+    assert "24 = 6 x 2 micro-batches x 2 processes" in two.said(0)
+    assert_same_end(logs / "whole", logs / "moved", tolerance=1e-7)
+    assert losses(logs / "moved") == pytest.approx(losses(logs / "whole"), rel=1e-7)
+
+
+def test_torchrun_restarts_a_run_after_a_kill(flags, tmp_path):
+    """kill -9 for one of two processes at a random step; the end is the same, bit by bit."""
+    seed = 5
+    draw = random.Random(seed)
+    victim, step = draw.randrange(2), draw.randrange(2, STEPS - 3)
+    logs, more = tmp_path / "logs", METHODS["neuclip"]
+    whole = Ranks(
+        tmp_path / "whole",
+        2,
+        neuclip_train,
+        tmp_path / "models",
+        flags("whole", 8, *more),
+        "float32",
+    )
+    assert whole.exit_codes() == [0, 0]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += [
+        "--max-restarts=1",
+        f"--master-port={free_port()}",
+        str(Path(__file__).parent / "group_tasks.py"),
+        str(tmp_path / "models"),
+    ]
+    output = tmp_path / "torchrun.txt"
+    with output.open("w") as file:
+        run = subprocess.Popen(
+            [*command, *flags("killed", 8, *more)],
+            stdout=file, stderr=file, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        end = time.monotonic() + 120
+        while len(losses(logs / "killed")) < step and run.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        os.kill(worker(run.pid, victim), signal.SIGKILL)
+        assert run.wait(120) == 0, output.read_text()
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    assert "Signal 9" in output.read_text() or "restart" in output.read_text()
+    assert "at step" in output.read_text()  # resumed
+    assert_same_end(logs / "whole", logs / "killed", tolerance=0)
+    assert losses(logs / "killed") == losses(logs / "whole"), (seed, victim, step)
+
+
+def worker(launcher: int, rank: int) -> int:
+    """The process of a rank among a launcher's children."""
+    for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if f"RANK={rank}".encode() in environ:
+            return int(pid)
+    raise AssertionError(f"no process of rank {rank}")
