@@ -65,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--log-every", type=int, default=2, help="steps between two records")
     parser.add_argument("--device", default="auto")
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser.add_argument("--environment", type=Path, default=cache / "neuclip" / "open_clip_trainer")
@@ -161,7 +162,8 @@ def common(args: argparse.Namespace, seed: int, device: str) -> list[str]:
         "--train-num-samples", str(args.batch_size * args.steps), "--model", args.model,
         "--batch-size", str(args.batch_size), "--epochs", str(args.epochs), "--lr", str(args.lr),
         "--warmup", str(args.warmup), "--workers", str(args.workers), "--seed", str(seed),
-        "--precision", args.precision, "--device", device, "--log-every-n-steps", "5",
+        "--precision", args.precision, "--device", device,
+        "--log-every-n-steps", str(args.log_every),
         "--name", "run",
     ]  # fmt: skip
 

@@ -44,6 +44,7 @@ def save(path: Path, version: int, device: torch.device, content: dict) -> None:
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
         "machine": machine(device),
+        "load_average": [round(load, 1) for load in os.getloadavg()],  # of others too
         "torch": torch.__version__,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -269,7 +269,7 @@ def main() -> None:
         device = choose_device(args.device)
         precision = choose_precision(args.precision, device)
         path = args.out or RESULTS / (
-            f"step_{args.model}_b{args.batch_size}_m{args.num_prototypes}_{device.type}.json"
+            f"step_parts_{args.model}_b{args.batch_size}_m{args.num_prototypes}_{device.type}.json"
         )
         if not args.no_save:
             check_version(path, FORMAT)

@@ -142,6 +142,9 @@ class NoReading(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__name__", "") in self.REFUSED:
             raise AssertionError(f"{func.__name__} waits for the device")
+        if func is torch.Tensor.__setitem__ and isinstance(args[2], int | float):
+            # On CUDA a fill; only the CPU makes a tensor of the number first.
+            return args[0][args[1]].fill_(args[2])
         return func(*args, **(kwargs or {}))
 
 
@@ -154,6 +157,8 @@ class NoReading(TorchFunctionMode):
         lambda x: x[x > 0],
         lambda x: x.nonzero(),
         lambda x: torch.tensor(3.0) + x,
+        lambda x: x.__setitem__(x > 0, 1.0),
+        lambda x: x.__setitem__(0, torch.tensor(1.0)),
     ],
 )
 def test_the_guard_refuses(read):
