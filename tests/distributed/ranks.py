@@ -99,7 +99,7 @@ class Ranks:
         path = self._output(rank)
         return " ".join(path.read_text().split()) if path.exists() else ""
 
-    def wait_until_said(self, rank: int, words: str, seconds: float = 60) -> None:
+    def wait_until_said(self, rank: int, words: str, seconds: float = 300) -> None:
         """Waits for one of them to write something."""
         end = time.monotonic() + seconds
         while words not in self.said(rank):
@@ -107,7 +107,7 @@ class Ranks:
                 raise AssertionError(f"rank {rank} never said {words!r}, but: {self.said(rank)}")
             time.sleep(0.02)
 
-    def exit_codes(self, *ranks: int, seconds: float = 60) -> list[int | None]:
+    def exit_codes(self, *ranks: int, seconds: float = 300) -> list[int | None]:
         """Waits for some of them to end, or all."""
         codes = []
         for rank in ranks or range(self.size):

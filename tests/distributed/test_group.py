@@ -60,7 +60,7 @@ def test_a_users_mistake_is_told_as_it_is(ranks):
 def test_one_that_waits_for_nobody_is_ended_too(ranks):
     """It sleeps, and looks at nothing: the watch ends it."""
     run = ranks(2, steps, QUICK, LONG, {(0, 5): "sleep 300", (1, 5): "raise out of ideas"})
-    assert run.exit_codes(seconds=30) == [1, 1]
+    assert run.exit_codes() == [1, 1]
     assert "stopped: process 1" in run.said(0)
 
 
