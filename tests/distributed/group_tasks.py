@@ -12,6 +12,7 @@ from neuclip import distributed, group, terminal
 from neuclip.cli import main
 from neuclip.errors import OtherProcessFailed, UserError
 from neuclip.group import Patience
+from neuclip.sharing import from_main
 from neuclip.training.agreement import check_same
 
 STEP = 0.02
@@ -57,7 +58,7 @@ def slow_main(patience: Patience, seconds: float) -> int:
             time.sleep(seconds)
             return "made by the main process"
 
-        print(distributed.from_main(make))
+        print(from_main(make))
     return 0
 
 
