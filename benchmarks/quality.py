@@ -1,0 +1,282 @@
+"""Every method on the embedded data at equal samples seen: which is best, and what is worth what.
+
+    neuclip data demo --out demo-data
+    python benchmarks/quality.py run --data demo-data --out study --parallel 2
+    python benchmarks/quality.py plan --out study          # what is done and what is not
+    python benchmarks/quality.py report --out study        # tables and figures
+
+The runs are cells of a plan (`quality_plan.py`), each trained by `neuclip` itself in a process of
+its own with one thread. Kill it at any time: the same command goes on where it stopped, in the
+middle of a run too. `study/results.jsonl` gets a line for each run that ended; lines of another
+format, other code or other data are refused. The whole plan takes days of one core; it comes in an
+order in which every prefix is useful.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import datetime
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from quality_plan import Cell, plan
+from quality_results import ResultsFile, data_digest, lock
+
+from neuclip.errors import Preempted, UserError
+
+RESULTS = Path(__file__).parent / "results"
+MEMORY_PER_RUN = 2 * 2**30  # 1.1 GiB were measured with glyph-tiny at batch 256
+DISK_PER_RUN = 2**30
+EVALUATED = ("acc1", "acc5", "image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall@1")
+TRAINED = ("samples_seen", "loss", "temperature", "lr", "grad_norm", "gamma", "weight_max")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "plan", "report"):
+        command = commands.add_parser(name)
+        command.add_argument("--out", type=Path, required=True)
+        command.add_argument("--same-code", nargs="+", default=[], metavar="DIGEST")
+        if name == "run":
+            command.add_argument("--data", type=Path, required=True)
+            command.add_argument("--parallel", type=int, default=1)
+            command.add_argument("--limit", type=int, help="stop after so many runs")
+            command.add_argument("--stages", nargs="+", help="only these")
+        if name == "report":
+            command.add_argument("--document", type=Path, help="put the tables between its markers")
+            command.add_argument("--figures", type=Path, help="folder for the figures")
+    cell = commands.add_parser("cell")
+    cell.add_argument("spec", type=Path)
+    return parser.parse_args()
+
+
+# --- the runner -----------------------------------------------------------------------------
+
+
+class Runner:
+    """Starts cells, a few at a time, and collects their rows."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        args.out.mkdir(parents=True, exist_ok=True)
+        self.data = args.data.resolve()
+        self.results = ResultsFile(
+            args.out / "results.jsonl", data_digest(self.data), args.same_code
+        )
+        check_machine(args.out, args.parallel)
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.started = 0
+
+    def run(self) -> None:
+        with lock(self.args.out):
+            try:
+                while self._fill() or self.running:
+                    self._reap()
+                    time.sleep(1.0)
+            finally:
+                self._stop()
+
+    def _fill(self) -> bool:
+        """Starts what there is room for; whether anything is left to start."""
+        rows = self.results.read()
+        waiting = [
+            cell
+            for cell in plan(rows)
+            if cell.name not in rows
+            and cell.name not in self.running
+            and (not self.args.stages or cell.stage in self.args.stages)
+        ]
+        for cell in waiting:
+            if len(self.running) >= self.args.parallel or self._limited():
+                break
+            self._start(cell)
+        return bool(waiting) and not self._limited()
+
+    def _limited(self) -> bool:
+        return self.args.limit is not None and self.started >= self.args.limit
+
+    def _start(self, cell: Cell) -> None:
+        folder = self.args.out / "cells" / cell.name
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = folder / "cell.json"
+        spec.write_text(json.dumps({"data": str(self.data), "cell": asdict(cell)}, indent=1))
+        words = [sys.executable, __file__, "cell", str(spec)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (folder / "output.log").open("ab") as log:
+            process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
+        self.running[cell.name] = process
+        self.started += 1
+        say(f"started {cell.name}")
+
+    def _reap(self) -> None:
+        for name, process in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[name]
+            folder = self.args.out / "cells" / name
+            row = folder / "row.json"
+            if not row.exists():
+                tail = (folder / "output.log").read_text(errors="replace")[-500:]
+                raise UserError(
+                    f"{name} ended with code {process.returncode} and without a result; the end "
+                    f"of {folder / 'output.log'}:\n{tail}"
+                )
+            self.results.append({"data": self.results.data, **json.loads(row.read_text())})
+            shutil.rmtree(folder)
+            say(f"finished {name}")
+
+    def _stop(self) -> None:
+        """The runs write a checkpoint and end."""
+        for process in self.running.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.running.values():
+            process.wait()
+
+
+def say(text: str) -> None:
+    print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
+
+
+def check_machine(out: Path, parallel: int) -> None:
+    """Refuses before anything starts what this machine cannot hold.
+
+    Raises:
+        UserError: says what there is and what is needed.
+    """
+    if parallel < 1:
+        raise UserError(f"--parallel {parallel}: must be at least 1")
+    needed = parallel * MEMORY_PER_RUN
+    free = available_memory()
+    if free is not None and free < needed:
+        raise UserError(
+            f"--parallel {parallel} needs {needed / 2**30:.0f} GiB of memory, "
+            f"{free / 2**30:.1f} GiB are free: lower --parallel"
+        )
+    disk = shutil.disk_usage(out).free
+    if disk < parallel * DISK_PER_RUN:
+        raise UserError(
+            f"--out {out}: {disk / 2**30:.1f} GiB are free, checkpoints need {parallel} GiB"
+        )
+
+
+def available_memory() -> int | None:
+    """Bytes that a new process can have; none where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+# --- one run, in a process of its own ---------------------------------------------------------
+
+
+def run_cell(spec: Path) -> None:
+    """Trains, measures, and writes `row.json` beside the cell's description."""
+    _end_with_parent()
+    with lock(spec.parent, wait=True):
+        _run_cell(spec)
+
+
+def _end_with_parent() -> None:
+    """A runner that is killed takes its runs along: they write a checkpoint and end."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _run_cell(spec: Path) -> None:
+    from quality_error import training_error
+
+    from neuclip.training.assemble import train
+
+    described = json.loads(spec.read_text())
+    cell, data = Cell(**described["cell"]), Path(described["data"])
+    start, cpu = time.perf_counter(), time.process_time()
+    row = {**asdict(cell), "cell": cell.name, **facts()}
+    config = cell.config(data, spec.parent / "logs")
+    folder = spec.parent / "logs" / cell.name
+    try:
+        train(config)
+    except Preempted:
+        raise SystemExit(75) from None
+    except UserError as error:
+        if not (folder / "metrics.jsonl").exists():
+            raise
+        row["failed"] = str(error).splitlines()[0]
+    row |= records(folder)
+    epochs = range(cell.judged_every, cell.epochs + 1, cell.judged_every)
+    if cell.measures and "failed" not in row:
+        row["errors"] = [training_error(folder, epoch) for epoch in epochs]
+    row["seconds"] = round(time.perf_counter() - start, 1)
+    row["cpu_seconds"] = round(time.process_time() - cpu, 1)
+    partial = spec.parent / "row.json.partial"
+    partial.write_text(json.dumps(row))
+    partial.replace(spec.parent / "row.json")
+
+
+def facts() -> dict[str, str]:
+    import torch
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"CPU ({platform.machine()}), {os.cpu_count()} cores, 1 thread per run",
+        "torch": torch.__version__,
+    }
+
+
+def records(folder: Path) -> dict[str, list[dict[str, object]]]:
+    """What the run itself recorded, shortened."""
+    from neuclip.training.tracking import read_records
+
+    evaluations, trained = [], []
+    for record in read_records(folder / "metrics.jsonl"):
+        if record["kind"] == "eval":
+            metrics = record["metrics"]
+            kept = {k: round(v, 5) for k, v in metrics.items() if k in EVALUATED or "normal" in k}
+            where = {key: record[key] for key in ("epoch", "samples_seen", "split")}
+            evaluations.append({**where, **kept})
+        else:
+            kept = {key: record[key] for key in TRAINED if key in record}
+            trained.append({k: v and float(f"{v:.5g}") for k, v in kept.items()})
+    return {"evaluations": evaluations, "training": trained}
+
+
+def show_plan(args: argparse.Namespace) -> None:
+    rows = ResultsFile(args.out / "results.jsonl", same_code=args.same_code).read()
+    for cell in plan(rows):
+        state = "failed" if rows.get(cell.name, {}).get("failed") else "done"
+        print(f"{state if cell.name in rows else 'open':6} {cell.name}")
+
+
+def main() -> int:
+    args = arguments()
+    try:
+        if args.command == "run":
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+            Runner(args).run()
+        elif args.command == "cell":
+            run_cell(args.spec)
+        elif args.command == "plan":
+            show_plan(args)
+        else:
+            from quality_report import write_report
+
+            results = ResultsFile(args.out / "results.jsonl", same_code=args.same_code)
+            write_report(results.read(), args.document, args.figures)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

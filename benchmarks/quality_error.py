@@ -1,0 +1,85 @@
+"""Error of a checkpoint's log-normalizers over the training data, against the exact value.
+
+The normalizers of the anchors are compared with log(eps + g_i) over *all* n training pairs, each
+method's own, as it stands in the checkpoint: the moving average of a sample, the answer of the
+network, the estimate from a batch. Anchors are a fixed random subset; candidates are all.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neuclip.data.loader import evaluation_loader
+from neuclip.errors import UserError
+from neuclip.evaluation.embed import encode_split
+from neuclip.training.assemble import read_index
+from neuclip.training.restore import load_run
+
+ANCHORS = 4096
+ROWS = 256
+
+
+def training_error(folder: Path, epoch: int) -> dict[str, float]:
+    """MSE, MAE and bias of the method's log-normalizers and of the mini-batch estimates.
+
+    Args:
+        folder: a run's.
+        epoch: whose checkpoint.
+    """
+    run = load_run(folder, epoch=epoch, device="cpu")
+    source = read_index(run.config, str(run.config.data.train_data))
+    batches = evaluation_loader(source, run.encoder.transform, run.encoder.tokenize, 256)
+    encoded = encode_split(run.encoder, batches)
+    features = torch.stack([encoded.image_features, encoded.text_features])
+    count, batch = features.shape[1], run.global_batch_size
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    chosen = order[: min(ANCHORS, count) // batch * batch]
+    exact = exact_of(features, chosen, run.logit_scale, run.loss.epsilon)
+    row = {"epoch": float(epoch), "temperature": 1 / run.logit_scale, "anchors": float(len(chosen))}
+    scale = torch.tensor(run.logit_scale)
+    predicted, minibatch = [], []
+    for rows in chosen.split(batch):
+        own = features[:, rows]
+        minibatch.append(exact_of(own, torch.arange(batch), run.logit_scale, run.loss.epsilon))
+        try:
+            answer = run.loss.predict_log_normalizers(
+                own[0], own[1], scale, encoded.sample_ids[rows]
+            )
+        except UserError:  # the sigmoid loss has none
+            continue
+        predicted.append(torch.stack([answer.image, answer.text]))
+    row |= summary("minibatch_", torch.cat(minibatch, 1) - exact)
+    return row | (summary("", torch.cat(predicted, 1) - exact) if predicted else {})
+
+
+def exact_of(features: Tensor, anchors: Tensor, scale: float, epsilon: float) -> Tensor:
+    """log(eps + g) of some anchors over all candidates but their own: [2, anchors], float64.
+
+    Args:
+        features: images, texts: [2, n, d].
+        anchors: positions of the anchors.
+        scale: 1 / temperature.
+        epsilon: stabiliser.
+    """
+    count = features.shape[1]
+    positive = (features[0, anchors] * features[1, anchors]).double().sum(-1) * scale
+    sides = []
+    for side in (0, 1):
+        pieces = []
+        for rows in anchors.split(ROWS):
+            logits = (features[side, rows] @ features[1 - side].T).double() * scale
+            logits[torch.arange(len(rows)), rows] = -torch.inf
+            pieces.append(torch.logsumexp(logits, 1))
+        sides.append(torch.cat(pieces))
+    log_g = torch.stack(sides) - positive - torch.tensor(float(count - 1)).double().log()
+    return torch.logaddexp(log_g, torch.tensor(epsilon).double().log())
+
+
+def summary(prefix: str, error: Tensor) -> dict[str, float]:
+    """MSE, MAE and bias."""
+    return {
+        f"{prefix}mse": round(float(error.square().mean()), 5),
+        f"{prefix}mae": round(float(error.abs().mean()), 5),
+        f"{prefix}bias": round(float(error.mean()), 5),
+    }

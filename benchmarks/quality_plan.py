@@ -1,0 +1,270 @@
+"""Which runs the study of quality consists of: named cells, made from the small tables below.
+
+A cell is one training run. What a later stage trains depends on what an earlier one found: the best
+settings of the stage `tune` are those of `final`, `batch` and `size`. So the plan is a function of
+the results so far, and cells come in an order in which every prefix is useful.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neuclip.config import RunConfig, merge, read_yaml, validate
+from neuclip.flags import RECIPES
+
+FULL = 46_780
+SHARD = 5_000
+BATCH = 64
+SEEDS = (0, 1, 2)
+SHORT, MEDIUM, LONG = 2, 4, 12
+"""Epochs over all data; other sizes see equally many samples."""
+
+LEARNING_RATES = (1e-3, 2e-3)
+POOL = {"refresh": "fifo", "inner_steps": 0, "gradient": "full", "num_prototypes": 2048}
+PAPER = {"refresh": "restart", "inner_steps": 10, "gradient": "detached", "restart_steps": 32}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method as it enters the tables.
+
+    Attributes:
+        method: its name in the catalogue.
+        settings: what differs from the catalogue's defaults.
+        temperatures: the second axis of the grid: two settings of the temperature each.
+    """
+
+    method: str
+    settings: Mapping[str, Any]
+    temperatures: tuple[Mapping[str, Any], ...]
+
+
+def _rho(*values: float) -> tuple[Mapping[str, Any], ...]:
+    return tuple({"rho": value} for value in values)
+
+
+def _start(*values: float) -> tuple[Mapping[str, Any], ...]:
+    return tuple({"temperature": value} for value in values)
+
+
+CONTENDERS: dict[str, Contender] = {
+    "neuclip": Contender("neuclip", {**POOL, "gamma": 0.4}, _rho(6.5, 8.5)),
+    "rgcl_batch": Contender("rgcl_batch", {}, _rho(6.5, 8.5)),
+    "openclip": Contender("openclip", {}, _start(0.07, 0.03)),
+    "fastclip_v3": Contender("fastclip_v3", {"gamma": 0.7}, _rho(6.5, 8.5)),
+    "neuclip-paper": Contender(
+        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 8.5)
+    ),
+    "siglip": Contender("siglip", {}, _start(0.1, 0.05)),
+    "scent": Contender("scent", {}, _rho(6.5, 8.5)),
+    "amorlip": Contender(
+        "amorlip",
+        {"previous_epochs": 8},
+        ({"rho": 6.5, "late_rho": 6.5}, {"rho": 8.5, "late_rho": 8.5}),
+    ),
+    "sogclr": Contender("sogclr", {}, _start(0.05, 0.03)),
+    "isogclr": Contender("isogclr", {}, _start(0.04, 0.03)),
+    "fastclip_v0": Contender("fastclip_v0", {"gamma": 0.7}, _start(0.07, 0.03)),
+    "fastclip_v1": Contender("fastclip_v1", {"gamma": 0.7}, _start(0.05, 0.03)),
+    "fastclip_v2": Contender("fastclip_v2", {"gamma": 0.7}, _start(0.05, 0.03)),
+}
+
+INGREDIENTS: dict[str, Mapping[str, Any]] = {
+    "base": {},
+    "detached": {"gradient": "detached"},
+    "union": {"gradient": "union"},
+    "moving-average": {"name": "fastclip_v3"},
+    "restart-trained-detached": dict(PAPER),
+    "trained": {"inner_steps": 10},
+    "restart-trained": {**PAPER, "gradient": "full"},
+    "restart-untrained": {"refresh": "restart", "restart_steps": 32},
+    "m512": {"num_prototypes": 512},
+    "m8192": {"num_prototypes": 8192},
+    "gamma0.7": {"gamma": 0.7},
+    "gamma0.2": {"gamma": 0.2},
+    "gamma0": {"gamma": 0.0},
+    "m1024": {"num_prototypes": 1024},
+    "m4096": {"num_prototypes": 4096},
+    "cosine": {"gamma_decay_epochs": None},
+    "doubled-temperature-gradient": {"temperature_gradient": "fastclip"},
+    "rho4": {"rho": 4.0},
+    "rho11": {"rho": 11.0},
+    "rolling": {"refresh": "rolling", "restart_steps": 32},
+    "trained-once": {"inner_steps": 1},
+    "trained-adam": {"inner_steps": 1, "prototype_optimizer": "adam", "prototype_lr": 0.003},
+    "trained-adagrad": {"inner_steps": 1, "prototype_optimizer": "adagrad", "prototype_lr": 0.01},
+    "trained-sgd": {"inner_steps": 1, "prototype_optimizer": "sgd"},
+    "trained-weights": {"inner_steps": 10, "log_weights": True},
+}
+"""What differs from the pool of recent embeddings; gamma falls to its floor after one epoch."""
+
+BATCH_CONTENDERS = ("neuclip", "rgcl_batch", "openclip", "fastclip_v3", "neuclip-paper")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        stage: why it is run.
+        label: the contender or ingredient.
+        method: settings of the method, its name among them.
+        epochs: over `samples` pairs of the training data.
+        measures: whether the error of the normalizers is measured over all of the training data.
+    """
+
+    stage: str
+    label: str
+    method: Mapping[str, Any]
+    lr: float
+    seed: int = 0
+    batch: int = BATCH
+    samples: int = FULL
+    epochs: int = SHORT
+    measures: bool = False
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """A folder's name, unique in the plan."""
+        parts = (self.stage, self.label, self.note, f"b{self.batch}", f"n{self.samples}")
+        return "_".join(part for part in (*parts, f"s{self.seed}") if part)
+
+    @property
+    def judged_every(self) -> int:
+        """Epochs between two judgings: four over a long run, one at the end of a short one."""
+        return self.epochs if self.epochs <= SHORT else max(1, self.epochs // 4)
+
+    def config(self, data: Path, logs: Path) -> RunConfig:
+        """The run's settings, over those of the recipe `demo`."""
+        shards = [f"{data}/train/{number:05}.tar" for number in range(self.samples // SHARD)]
+        steps = self.epochs * self.samples // self.batch
+        tree = merge(
+            read_yaml(RECIPES / "demo.yaml"),
+            {
+                "name": self.name,
+                "seed": self.seed,
+                "resume": "auto",
+                "method": dict(self.method),
+                "data": {
+                    "train_data": f"{data}/train" if self.samples == FULL else "::".join(shards),
+                    "batch_size": self.batch,
+                    "workers": 0,
+                },
+                "optim": {
+                    "epochs": self.epochs,
+                    # Equally many samples of warm-up; Adam's rate goes with the batch's root.
+                    "warmup": 200 * BATCH // self.batch,
+                    "lr": self.lr * (self.batch / BATCH) ** 0.5,
+                },
+                "evaluation": {
+                    "val_data": f"{data}/unseen_face::{data}/unseen_character",
+                    "val_frequency": self.judged_every,
+                },
+                "output": {
+                    "logs": str(logs),
+                    "save_frequency": self.judged_every if self.measures else 0,
+                    "save_every_steps": max(1, 64_000 // self.batch),
+                    "keep_step_checkpoints": 1,
+                    "log_every_n_steps": max(1, steps // 40),
+                },
+            },
+        )
+        return validate(tree, self.name)
+
+
+@dataclass
+class Findings:
+    """What is known so far: rows of results by the name of their cell."""
+
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def score(self, cell: Cell) -> float | None:
+        """Mean of both splits' top-1 at the end; none before it has run; 0 where it failed."""
+        row = self.rows.get(cell.name)
+        if row is None:
+            return None
+        return 0.0 if row.get("failed") else final_score(row)
+
+    def best(self, label: str) -> Cell | None:
+        """The best cell of a contender's grid, once all of it has run."""
+        cells = list(tuning(label))
+        scores = [self.score(cell) for cell in cells]
+        if any(score is None for score in scores):
+            return None
+        return max(zip(cells, scores, strict=True), key=lambda pair: pair[1] or 0.0)[0]
+
+
+def final_score(row: Mapping[str, Any]) -> float:
+    """Mean over the splits of the last top-1 accuracy."""
+    last = {each["split"]: each["acc1"] for each in row["evaluations"]}
+    return sum(last.values()) / len(last)
+
+
+def tuning(label: str) -> Iterator[Cell]:
+    """A contender's grid: learning rates times settings of the temperature."""
+    contender = CONTENDERS[label]
+    for number, temperature in enumerate(contender.temperatures):
+        for lr in LEARNING_RATES:
+            method = {"name": contender.method, **contender.settings, **temperature}
+            yield Cell("tune", label, method, lr, note=f"lr{lr:g}-t{number}")
+
+
+def ingredients(seed: int, labels: Iterable[str] = INGREDIENTS) -> Iterator[Cell]:
+    """NeuCLIP with one thing changed, in short runs."""
+    base = {"name": "neuclip", **POOL, "gamma": 0.4, "gamma_decay_epochs": 1.0, "rho": 6.5}
+    for label in labels:
+        changed = INGREDIENTS[label]
+        kept = {k: v for k, v in base.items() if k not in POOL} if "name" in changed else base
+        yield Cell("ingredient", label, {**kept, **changed}, 1e-3, seed)
+
+
+def plan(rows: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+    """All cells whose settings are known, in the order to run them."""
+    found = Findings(rows)
+    tuned = {label: best for label in CONTENDERS if (best := found.best(label)) is not None}
+    cells = [next(tuning("rgcl_batch")), *ingredients(0), next(tuning("openclip"))]
+    cells += [cell for label in CONTENDERS for cell in tuning(label)]
+    cells += ingredients(1, ("base", "detached", "union", "m1024", "m4096"))
+    cells += _long(tuned, seed=0)
+    cells += _batches(tuned, MEDIUM)
+    cells += _sizes(tuned)
+    for seed in SEEDS[1:]:
+        cells += _long(tuned, seed)
+    cells += _batches(tuned, LONG)
+    return list({cell.name: cell for cell in cells}.values())
+
+
+def _long(tuned: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
+    for label, best in tuned.items():
+        yield Cell("final", label, best.method, best.lr, seed, epochs=LONG, measures=True)
+
+
+def _batches(tuned: Mapping[str, Cell], epochs: int) -> Iterator[Cell]:
+    for batch in (256, 32, 128, BATCH):
+        for label in BATCH_CONTENDERS:
+            if label in tuned and not (batch == BATCH and epochs == LONG):
+                best = tuned[label]
+                method = scaled_to_batch(label, best.method, batch)
+                yield Cell(
+                    "batch", label, method, best.lr, batch=batch, epochs=epochs, measures=True,
+                    note=f"e{epochs}",
+                )  # fmt: skip
+
+
+def scaled_to_batch(label: str, method: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    """The pool of recent embeddings keeps its age of 32 batches."""
+    return {**method, "num_prototypes": 32 * batch} if label == "neuclip" else dict(method)
+
+
+def _sizes(tuned: Mapping[str, Cell]) -> Iterator[Cell]:
+    for samples in (5_000, 15_000, FULL):
+        for label in BATCH_CONTENDERS:
+            if label in tuned:
+                best = tuned[label]
+                epochs = MEDIUM if samples == FULL else round(180_000 / samples)
+                yield Cell(
+                    "size", label, best.method, best.lr, samples=samples, epochs=epochs,
+                    measures=True,
+                )  # fmt: skip
