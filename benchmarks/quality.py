@@ -195,6 +195,7 @@ def _end_with_parent() -> None:
 
 def _run_cell(spec: Path) -> None:
     from quality_error import training_error
+    from quality_ideas import use
 
     from neuclip.training.assemble import train
 
@@ -202,6 +203,8 @@ def _run_cell(spec: Path) -> None:
     cell, data = Cell(**described["cell"]), Path(described["data"])
     start, cpu = time.perf_counter(), time.process_time()
     row = {**asdict(cell), "cell": cell.name, **facts()}
+    if cell.idea:
+        use(cell.idea)
     config = cell.config(data, spec.parent / "logs")
     folder = spec.parent / "logs" / cell.name
     try:

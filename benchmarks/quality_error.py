@@ -13,8 +13,9 @@ from torch import Tensor
 from neuclip.data.loader import evaluation_loader
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split
+from neuclip.method.objective import log_plus
 from neuclip.training.assemble import read_index
-from neuclip.training.restore import load_run
+from neuclip.training.restore import RestoredRun, load_run
 
 ANCHORS = 4096
 ROWS = 256
@@ -28,10 +29,7 @@ def training_error(folder: Path, epoch: int) -> dict[str, float]:
         epoch: whose checkpoint.
     """
     run = load_run(folder, epoch=epoch, device="cpu")
-    source = read_index(run.config, str(run.config.data.train_data))
-    batches = evaluation_loader(source, run.encoder.transform, run.encoder.tokenize, 256)
-    encoded = encode_split(run.encoder, batches)
-    features = torch.stack([encoded.image_features, encoded.text_features])
+    features, ids = encode_training_pairs(run)
     count, batch = features.shape[1], run.global_batch_size
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     chosen = order[: min(ANCHORS, count) // batch * batch]
@@ -43,14 +41,26 @@ def training_error(folder: Path, epoch: int) -> dict[str, float]:
         own = features[:, rows]
         minibatch.append(exact_of(own, torch.arange(batch), run.logit_scale, run.loss.epsilon))
         try:
-            answer = run.loss.predict_log_normalizers(
-                own[0], own[1], scale, encoded.sample_ids[rows]
-            )
+            answer = run.loss.predict_log_normalizers(own[0], own[1], scale, ids[rows])
         except UserError:  # the sigmoid loss has none
             continue
         predicted.append(torch.stack([answer.image, answer.text]))
     row |= summary("minibatch_", torch.cat(minibatch, 1) - exact)
     return row | (summary("", torch.cat(predicted, 1) - exact) if predicted else {})
+
+
+def encode_training_pairs(run: RestoredRun, train_data: str | None = None) -> tuple[Tensor, Tensor]:
+    """Embeddings of all training pairs, [2, n, d], and their sample ids.
+
+    Args:
+        run: whose towers.
+        train_data: read these instead of what the run was trained on.
+    """
+    source = read_index(run.config, train_data or str(run.config.data.train_data))
+    batches = evaluation_loader(source, run.encoder.transform, run.encoder.tokenize, 256)
+    encoded = encode_split(run.encoder, batches)
+    features = torch.stack([encoded.image_features, encoded.text_features])
+    return features, encoded.sample_ids
 
 
 def exact_of(features: Tensor, anchors: Tensor, scale: float, epsilon: float) -> Tensor:
@@ -73,7 +83,7 @@ def exact_of(features: Tensor, anchors: Tensor, scale: float, epsilon: float) ->
             pieces.append(torch.logsumexp(logits, 1))
         sides.append(torch.cat(pieces))
     log_g = torch.stack(sides) - positive - torch.tensor(float(count - 1)).double().log()
-    return torch.logaddexp(log_g, torch.tensor(epsilon).double().log())
+    return log_plus(log_g, epsilon)
 
 
 def summary(prefix: str, error: Tensor) -> dict[str, float]:

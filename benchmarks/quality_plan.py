@@ -72,8 +72,12 @@ CONTENDERS: dict[str, Contender] = {
 
 INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "base": {},
-    "detached": {"gradient": "detached"},
+    "idea:whole-gradient": {},
     "union": {"gradient": "union"},
+    "detached": {"gradient": "detached"},
+    "idea:fresh-gradient": {"num_prototypes": 8192},
+    "gamma-by-counts": {"gamma": 0.03},
+    "idea:anchor-gamma": {},
     "moving-average": {"name": "fastclip_v3"},
     "restart-trained-detached": dict(PAPER),
     "trained": {"inner_steps": 10},
@@ -84,6 +88,7 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "gamma0.7": {"gamma": 0.7},
     "gamma0.2": {"gamma": 0.2},
     "gamma0": {"gamma": 0.0},
+    "idea:age-weights": {"num_prototypes": 8192, "log_weights": True},
     "m1024": {"num_prototypes": 1024},
     "m4096": {"num_prototypes": 4096},
     "cosine": {"gamma_decay_epochs": None},
@@ -97,7 +102,8 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "trained-sgd": {"inner_steps": 1, "prototype_optimizer": "sgd"},
     "trained-weights": {"inner_steps": 10, "log_weights": True},
 }
-"""What differs from the pool of recent embeddings; gamma falls to its floor after one epoch."""
+"""What differs from the pool of recent embeddings; gamma falls to its floor after one epoch.
+`idea:` takes a normalizer of `quality_ideas.py`."""
 
 BATCH_CONTENDERS = ("neuclip", "rgcl_batch", "openclip", "fastclip_v3", "neuclip-paper")
 
@@ -112,6 +118,8 @@ class Cell:
         method: settings of the method, its name among them.
         epochs: over `samples` pairs of the training data.
         measures: whether the error of the normalizers is measured over all of the training data.
+        note: tells cells of one label apart.
+        idea: a normalizer of `quality_ideas.py` instead of the product's.
     """
 
     stage: str
@@ -124,6 +132,7 @@ class Cell:
     epochs: int = SHORT
     measures: bool = False
     note: str = ""
+    idea: str = ""
 
     @property
     def name(self) -> str:
@@ -217,7 +226,9 @@ def ingredients(seed: int, labels: Iterable[str] = INGREDIENTS) -> Iterator[Cell
     for label in labels:
         changed = INGREDIENTS[label]
         kept = {k: v for k, v in base.items() if k not in POOL} if "name" in changed else base
-        yield Cell("ingredient", label, {**kept, **changed}, 1e-3, seed)
+        idea, own = label.removeprefix("idea:"), label.startswith("idea:")
+        method = {**kept, **changed}
+        yield Cell("ingredient", idea, method, 1e-3, seed, idea=idea if own else "")
 
 
 def plan(rows: Mapping[str, Mapping[str, Any]]) -> list[Cell]:

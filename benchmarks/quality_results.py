@@ -1,4 +1,4 @@
-"""The results of the study of quality: one JSON object a line, never of two versions in one file."""
+"""Results of the study of quality: one JSON object a line, never two versions in one file."""
 
 import ast
 import fcntl

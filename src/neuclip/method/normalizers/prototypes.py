@@ -141,9 +141,12 @@ class PrototypeNormalizer(nn.Module):
         if not first:
             self._remember(candidates)
         self._note(readout.log_mean, log_target, gamma)
-        predicted = self._attach(readout, anchors)
-        batch = anchors.log_inner if self.direct else anchors.log_inner.detach()
-        return log_plus(mix(predicted, batch, gamma), self.epsilon)
+        mixed = self._mix(self._attach(readout, anchors), anchors.log_inner, gamma)
+        return log_plus(mixed, self.epsilon)
+
+    def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Float[Tensor, "2 local"]:
+        """The prediction with the batch's estimate, which is a constant unless it is minimised."""
+        return mix(predicted, batch if self.direct else batch.detach(), gamma)
 
     @torch.no_grad()
     def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:

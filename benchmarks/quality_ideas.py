@@ -1,0 +1,92 @@
+"""Variants of the prototype normalizer that the study tries: not part of the product.
+
+What measures well moves into `neuclip.method`; what does not stays here, so that its number can be
+computed again. An idea that changes gets another name.
+"""
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from neuclip.method import factory
+from neuclip.method.interfaces import Anchors
+from neuclip.method.losses.base import PairLoss
+from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer, Readout
+from neuclip.method.objective import mix
+from neuclip.methods import MethodSettings
+from neuclip.settings import NeuCLIPSettings
+
+
+class WholeGradient(PrototypeNormalizer):
+    """The objective is differentiated through all of r_i, the batch's part of the mix too.
+
+    With r = log((1 - gamma) e^alpha + gamma q), an anchor whose q dominates then has the gradient
+    of log q, instead of 1 / gamma times that.
+    """
+
+    def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Tensor:
+        return mix(predicted, batch, gamma)
+
+
+class AnchorGamma(PrototypeNormalizer):
+    """SCENT's rate applied to alpha: 1 / (1 + exp(-alpha_i - c)), once gamma is below 1."""
+
+    offset = 6.0
+
+    def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Tensor:
+        if gamma >= 1:
+            return batch.detach()
+        raised = predicted.detach() + self.offset
+        return torch.logaddexp(predicted + logsigmoid(-raised), batch.detach() + logsigmoid(raised))
+
+
+class AgeWeights(PrototypeNormalizer):
+    """Weights of the pool decay with age: by e in 32 steps. Needs `log_weights`, untrained."""
+
+    decay = 1 / 32
+
+    def _remember(self, candidates: Tensor) -> None:
+        self.log_weights -= self.decay
+        super()._remember(candidates)
+
+
+class FreshGradient(PrototypeNormalizer):
+    """The value from the whole pool, its gradient from the newest 32 batches alone."""
+
+    batches = 32
+
+    def _attach(self, readout: Readout, anchors: Anchors) -> Tensor:
+        newest = self.batches * anchors.positive.shape[0]
+        first = self.ring.written - anchors.positive.shape[0] - newest
+        weights = torch.zeros_like(readout.weights)
+        for _, rows in self.ring.window(max(0, first), min(newest, self.ring.size)):
+            weights[..., rows] = readout.weights[..., rows]
+        total = weights.sum(-1, keepdim=True)
+        fresh = Readout(
+            readout.directions, readout.norms, weights / total.clamp_min(1e-30), readout.log_mean
+        )
+        return super()._attach(fresh, anchors)
+
+
+IDEAS: dict[str, type[PrototypeNormalizer]] = {
+    "whole-gradient": WholeGradient,
+    "anchor-gamma": AnchorGamma,
+    "age-weights": AgeWeights,
+    "fresh-gradient": FreshGradient,
+}
+
+
+def use(idea: str) -> None:
+    """From now on, `neuclip` is built with the idea's normalizer in this process."""
+
+    def build(settings: MethodSettings, run: factory.Run) -> PairLoss:
+        assert isinstance(settings, NeuCLIPSettings)
+        names = {field.name for field in fields(NetworkSettings)}
+        network = NetworkSettings(**settings.model_dump(include=names))
+        gamma = factory._gamma(settings, run)
+        normalizer = IDEAS[idea](run.embed_dim, network, gamma, settings.epsilon)
+        return factory.GlobalContrastiveLoss(run.embed_dim, normalizer, factory._robust(settings))
+
+    factory._BUILDERS[NeuCLIPSettings] = build
