@@ -194,36 +194,40 @@ def _end_with_parent() -> None:
 
 
 def _run_cell(spec: Path) -> None:
+    from quality_ideas import using
+
+    described = json.loads(spec.read_text())
+    cell = Cell(**described["cell"])
+    start, cpu = time.perf_counter(), time.process_time()
+    with using(cell.idea):
+        found = _trained(cell, Path(described["data"]), spec.parent / "logs")
+    times = {
+        "seconds": round(time.perf_counter() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
+    partial = spec.parent / "row.json.partial"
+    partial.write_text(json.dumps({**asdict(cell), "cell": cell.name, **facts(), **found, **times}))
+    partial.replace(spec.parent / "row.json")
+
+
+def _trained(cell: Cell, data: Path, logs: Path) -> dict[str, object]:
+    """Trains and measures; a run that ends with a loss that is not finite counts as failed."""
     from quality_error import training_error
-    from quality_ideas import use
 
     from neuclip.training.assemble import train
 
-    described = json.loads(spec.read_text())
-    cell, data = Cell(**described["cell"]), Path(described["data"])
-    start, cpu = time.perf_counter(), time.process_time()
-    row = {**asdict(cell), "cell": cell.name, **facts()}
-    if cell.idea:
-        use(cell.idea)
-    config = cell.config(data, spec.parent / "logs")
-    folder = spec.parent / "logs" / cell.name
+    folder = logs / cell.name
     try:
-        train(config)
+        train(cell.config(data, logs))
     except Preempted:
         raise SystemExit(75) from None
     except UserError as error:
         if not (folder / "metrics.jsonl").exists():
-            raise
-        row["failed"] = str(error).splitlines()[0]
-    row |= records(folder)
+            raise  # it never began
+        return {**records(folder), "failed": str(error).splitlines()[0]}
     epochs = range(cell.judged_every, cell.epochs + 1, cell.judged_every)
-    if cell.measures and "failed" not in row:
-        row["errors"] = [training_error(folder, epoch) for epoch in epochs]
-    row["seconds"] = round(time.perf_counter() - start, 1)
-    row["cpu_seconds"] = round(time.process_time() - cpu, 1)
-    partial = spec.parent / "row.json.partial"
-    partial.write_text(json.dumps(row))
-    partial.replace(spec.parent / "row.json")
+    errors = [training_error(folder, epoch) for epoch in epochs] if cell.measures else []
+    return {**records(folder), "errors": errors}
 
 
 def facts() -> dict[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from neuclip.data.loader import evaluation_loader
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split
+from neuclip.method.losses.base import PairLoss
 from neuclip.method.objective import log_plus
 from neuclip.training.assemble import read_index
 from neuclip.training.restore import RestoredRun, load_run
@@ -30,23 +31,38 @@ def training_error(folder: Path, epoch: int) -> dict[str, float]:
     """
     run = load_run(folder, epoch=epoch, device="cpu")
     features, ids = encode_training_pairs(run)
-    count, batch = features.shape[1], run.global_batch_size
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    chosen = order[: min(ANCHORS, count) // batch * batch]
-    exact = exact_of(features, chosen, run.logit_scale, run.loss.epsilon)
-    row = {"epoch": float(epoch), "temperature": 1 / run.logit_scale, "anchors": float(len(chosen))}
-    scale = torch.tensor(run.logit_scale)
+    error = error_of(features, ids, run.loss, run.logit_scale, run.global_batch_size)
+    return {"epoch": float(epoch), "temperature": 1 / run.logit_scale, **error}
+
+
+def error_of(
+    features: Tensor, ids: Tensor, loss: PairLoss, scale: float, batch: int, anchors: int = ANCHORS
+) -> dict[str, float]:
+    """The error at some random anchors, in batches as in training.
+
+    Args:
+        features: of all training pairs, [2, n, d].
+        ids: their sample ids.
+        loss: the method, with its state.
+        scale: 1 / temperature.
+        batch: pairs in a batch.
+        anchors: how many.
+    """
+    order = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(0))
+    chosen = order[: min(anchors, len(order)) // batch * batch]
+    exact = exact_of(features, chosen, scale, loss.epsilon)
     predicted, minibatch = [], []
     for rows in chosen.split(batch):
         own = features[:, rows]
-        minibatch.append(exact_of(own, torch.arange(batch), run.logit_scale, run.loss.epsilon))
+        minibatch.append(exact_of(own, torch.arange(batch), scale, loss.epsilon))
         try:
-            answer = run.loss.predict_log_normalizers(own[0], own[1], scale, ids[rows])
+            answer = loss.predict_log_normalizers(own[0], own[1], torch.tensor(scale), ids[rows])
         except UserError:  # the sigmoid loss has none
             continue
         predicted.append(torch.stack([answer.image, answer.text]))
-    row |= summary("minibatch_", torch.cat(minibatch, 1) - exact)
-    return row | (summary("", torch.cat(predicted, 1) - exact) if predicted else {})
+    found = {"anchors": float(len(chosen))}
+    found |= summary("minibatch_", torch.cat(minibatch, 1) - exact)
+    return found | (summary("", torch.cat(predicted, 1) - exact) if predicted else {})
 
 
 def encode_training_pairs(run: RestoredRun, train_data: str | None = None) -> tuple[Tensor, Tensor]:

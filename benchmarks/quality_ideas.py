@@ -4,6 +4,8 @@ What measures well moves into `neuclip.method`; what does not stays here, so tha
 computed again. An idea that changes gets another name.
 """
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -78,8 +80,10 @@ IDEAS: dict[str, type[PrototypeNormalizer]] = {
 }
 
 
-def use(idea: str) -> None:
-    """From now on, `neuclip` is built with the idea's normalizer in this process."""
+@contextmanager
+def using(idea: str) -> Generator[None]:
+    """Inside, `neuclip` has the idea's normalizer; without an idea, the product's."""
+    usual = factory._BUILDERS[NeuCLIPSettings]
 
     def build(settings: MethodSettings, run: factory.Run) -> PairLoss:
         assert isinstance(settings, NeuCLIPSettings)
@@ -89,4 +93,9 @@ def use(idea: str) -> None:
         normalizer = IDEAS[idea](run.embed_dim, network, gamma, settings.epsilon)
         return factory.GlobalContrastiveLoss(run.embed_dim, normalizer, factory._robust(settings))
 
-    factory._BUILDERS[NeuCLIPSettings] = build
+    if idea:
+        factory._BUILDERS[NeuCLIPSettings] = build
+    try:
+        yield
+    finally:
+        factory._BUILDERS[NeuCLIPSettings] = usual

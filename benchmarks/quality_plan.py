@@ -5,7 +5,7 @@ settings of the stage `tune` are those of `final`, `batch` and `size`. So the pl
 the results so far, and cells come in an order in which every prefix is useful.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Contender:
     Attributes:
         method: its name in the catalogue.
         settings: what differs from the catalogue's defaults.
-        temperatures: the second axis of the grid: two settings of the temperature each.
+        temperatures: the second axis of the grid: three settings of the temperature each.
     """
 
     method: str
@@ -49,25 +49,25 @@ def _start(*values: float) -> tuple[Mapping[str, Any], ...]:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "neuclip": Contender("neuclip", {**POOL, "gamma": 0.4}, _rho(6.5, 8.5)),
-    "rgcl_batch": Contender("rgcl_batch", {}, _rho(6.5, 8.5)),
-    "openclip": Contender("openclip", {}, _start(0.07, 0.03)),
-    "fastclip_v3": Contender("fastclip_v3", {"gamma": 0.7}, _rho(6.5, 8.5)),
+    "neuclip": Contender("neuclip", {**POOL, "gamma": 0.4}, _rho(6.5, 9.0, 12.0)),
+    "rgcl_batch": Contender("rgcl_batch", {}, _rho(6.5, 9.0, 12.0)),
+    "openclip": Contender("openclip", {}, _start(0.07, 0.03, 0.015)),
+    "fastclip_v3": Contender("fastclip_v3", {"gamma": 0.7}, _rho(6.5, 9.0, 12.0)),
     "neuclip-paper": Contender(
-        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 8.5)
+        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 9.0, 12.0)
     ),
-    "siglip": Contender("siglip", {}, _start(0.1, 0.05)),
-    "scent": Contender("scent", {}, _rho(6.5, 8.5)),
+    "siglip": Contender("siglip", {}, _start(0.1, 0.05, 0.02)),
+    "scent": Contender("scent", {}, _rho(6.5, 9.0, 12.0)),
     "amorlip": Contender(
         "amorlip",
         {"previous_epochs": 8},
-        ({"rho": 6.5, "late_rho": 6.5}, {"rho": 8.5, "late_rho": 8.5}),
+        tuple({"rho": rho, "late_rho": rho} for rho in (6.5, 9.0, 12.0)),
     ),
-    "sogclr": Contender("sogclr", {}, _start(0.05, 0.03)),
-    "isogclr": Contender("isogclr", {}, _start(0.04, 0.03)),
-    "fastclip_v0": Contender("fastclip_v0", {"gamma": 0.7}, _start(0.07, 0.03)),
-    "fastclip_v1": Contender("fastclip_v1", {"gamma": 0.7}, _start(0.05, 0.03)),
-    "fastclip_v2": Contender("fastclip_v2", {"gamma": 0.7}, _start(0.05, 0.03)),
+    "sogclr": Contender("sogclr", {}, _start(0.07, 0.05, 0.03)),
+    "isogclr": Contender("isogclr", {}, _start(0.05, 0.04, 0.03)),
+    "fastclip_v0": Contender("fastclip_v0", {"gamma": 0.7}, _start(0.07, 0.03, 0.015)),
+    "fastclip_v1": Contender("fastclip_v1", {"gamma": 0.7}, _start(0.07, 0.05, 0.03)),
+    "fastclip_v2": Contender("fastclip_v2", {"gamma": 0.7}, _start(0.07, 0.05, 0.03)),
 }
 
 INGREDIENTS: dict[str, Mapping[str, Any]] = {
@@ -174,7 +174,7 @@ class Cell:
                 "output": {
                     "logs": str(logs),
                     "save_frequency": self.judged_every if self.measures else 0,
-                    "save_every_steps": max(1, 64_000 // self.batch),
+                    "save_every_steps": max(1, 32_000 // self.batch),
                     "keep_step_checkpoints": 1,
                     "log_every_n_steps": max(1, steps // 40),
                 },
@@ -220,25 +220,27 @@ def tuning(label: str) -> Iterator[Cell]:
             yield Cell("tune", label, method, lr, note=f"lr{lr:g}-t{number}")
 
 
-def ingredients(seed: int, labels: Iterable[str] = INGREDIENTS) -> Iterator[Cell]:
+def ingredients(seed: int) -> Iterator[Cell]:
     """NeuCLIP with one thing changed, in short runs."""
     base = {"name": "neuclip", **POOL, "gamma": 0.4, "gamma_decay_epochs": 1.0, "rho": 6.5}
-    for label in labels:
-        changed = INGREDIENTS[label]
+    for label, changed in INGREDIENTS.items():
         kept = {k: v for k, v in base.items() if k not in POOL} if "name" in changed else base
         idea, own = label.removeprefix("idea:"), label.startswith("idea:")
         method = {**kept, **changed}
         yield Cell("ingredient", idea, method, 1e-3, seed, idea=idea if own else "")
 
 
-def plan(rows: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+def plan(
+    rows: Mapping[str, Mapping[str, Any]], ingredient_seeds: Sequence[int] = (0, 1)
+) -> list[Cell]:
     """All cells whose settings are known, in the order to run them."""
     found = Findings(rows)
     tuned = {label: best for label in CONTENDERS if (best := found.best(label)) is not None}
     cells = [next(tuning("rgcl_batch")), *ingredients(0), next(tuning("openclip"))]
     cells += [cell for label in CONTENDERS for cell in tuning(label)]
-    cells += ingredients(1, ("base", "detached", "union", "m1024", "m4096"))
     cells += _long(tuned, seed=0)
+    for seed in ingredient_seeds[1:]:
+        cells += ingredients(seed)
     cells += _batches(tuned, MEDIUM)
     cells += _sizes(tuned)
     for seed in SEEDS[1:]:

@@ -1,0 +1,306 @@
+"""Tables and figures of the study of quality, from its results."""
+
+import datetime
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from quality_plan import CONTENDERS, INGREDIENTS, LEARNING_RATES, LONG, final_score, plan
+
+from neuclip.errors import UserError
+
+Row = Mapping[str, Any]
+BEGIN = "<!-- results: written by benchmarks/quality.py report -->"
+END = "<!-- /results -->"
+FACE, CHARACTER = "unseen_face", "unseen_character"
+
+
+def write_report(rows: Mapping[str, Row], document: Path | None, figures: Path | None) -> None:
+    """Prints the tables, or puts them between a document's markers; draws the figures.
+
+    Raises:
+        UserError: the document has no markers.
+    """
+    text = tables(rows)
+    if document is None:
+        print(text)
+    else:
+        document.write_text(between_markers(document.read_text(encoding="utf-8"), text, document))
+    if figures is not None:
+        figures.mkdir(parents=True, exist_ok=True)
+        for name, draw in FIGURES.items():
+            figure = draw(list(rows.values()))
+            if figure is not None:
+                figure.savefig(figures / f"{name}.svg", bbox_inches="tight")
+
+
+def between_markers(content: str, text: str, document: Path) -> str:
+    """The content with the text between its markers.
+
+    Raises:
+        UserError: there are none.
+    """
+    if content.count(BEGIN) != 1 or content.count(END) != 1:
+        raise UserError(f"{document}: the lines {BEGIN!r} and {END!r} must each occur once")
+    head, rest = content.split(BEGIN)
+    return f"{head}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}"
+
+
+def tables(rows: Mapping[str, Row]) -> str:
+    """All tables as markdown, those without a row left out."""
+    done = [row for row in rows.values() if not row.get("failed")]
+    parts = [_facts(rows)]
+    for title, table in (
+        ("Long runs at batch 64 (12 epochs of all data)", final_table(done)),
+        ("Ingredients (short runs)", ingredient_table(done)),
+        ("Grids (short runs, mean of both splits' top-1)", tuning_table(rows)),
+        ("Batch sizes", batch_table(done)),
+        ("Data sizes", size_table(done)),
+    ):
+        if table:
+            parts.append(f"### {title}\n\n{table}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(rows: Mapping[str, Row]) -> str:
+    """What was run, when, on what, and what was not."""
+    if not rows:
+        return "Nothing has been run."
+    everything = plan(rows)
+    open_cells = Counter(cell.stage for cell in everything if cell.name not in rows)
+    failed = [f"{name}: {row['failed']}" for name, row in rows.items() if row.get("failed")]
+    dates = sorted({str(row["date"]) for row in rows.values()})
+    hours = sum(row["cpu_seconds"] for row in rows.values()) / 3600
+    lines = [
+        f"{len(rows)} runs, {dates[0]} to {dates[-1]}, {hours:.1f} hours of one core; "
+        f"{', '.join(sorted({str(row['machine']) for row in rows.values()}))}; code "
+        f"{', '.join(sorted({str(row['code']) for row in rows.values()}))}.",
+        "Not run yet: "
+        + (", ".join(f"{count} of {stage}" for stage, count in open_cells.items()) or "nothing")
+        + (
+            "; stages after `tune` grow with the grids that are complete."
+            if any(not _has(rows, label) for label in CONTENDERS)
+            else "."
+        ),
+    ]
+    return "\n".join(lines + [f"Failed: {line}" for line in failed])
+
+
+def _has(rows: Mapping[str, Row], label: str) -> bool:
+    return any(row["stage"] == "final" and row["label"] == label for row in rows.values())
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def final_table(rows: Sequence[Row]) -> str:
+    """Accuracy, retrieval and error at the end of the long runs, mean and spread over seeds."""
+    header = (
+        "method",
+        "seeds",
+        "face",
+        "characters",
+        "recall@1",
+        "MSE",
+        "MAE",
+        "bias",
+        "batch MSE",
+    )
+    body = []
+    for label in CONTENDERS:
+        mine = [row for row in rows if row["stage"] == "final" and row["label"] == label]
+        if mine:
+            ends = [row["errors"][-1] for row in mine]
+            body.append((
+                label, str(len(mine)), percent(accuracy(row, FACE) for row in mine),
+                percent(accuracy(row, CHARACTER) for row in mine),
+                percent(accuracy(row, FACE, "mean_recall@1") for row in mine),
+                *(number(end.get(key) for end in ends) for key in ("mse", "mae", "bias")),
+                number(end["minibatch_mse"] for end in ends),
+            ))  # fmt: skip
+    return markdown(header, body)
+
+
+def ingredient_table(rows: Sequence[Row]) -> str:
+    """Each change beside the base with the same seeds."""
+    mine = [row for row in rows if row["stage"] == "ingredient"]
+    base = {row["seed"]: final_score(row) for row in mine if row["label"] == "base"}
+    header = ("change", "seeds", "face", "characters", "mean, against base", "temperature")
+    body = []
+    for label in (name.removeprefix("idea:") for name in INGREDIENTS):
+        of_label = [row for row in mine if row["label"] == label]
+        if of_label:
+            both = [final_score(row) - base[row["seed"]] for row in of_label if row["seed"] in base]
+            body.append((
+                label, str(len(of_label)), percent(accuracy(row, FACE) for row in of_label),
+                percent(accuracy(row, CHARACTER) for row in of_label),
+                f"{100 * statistics.mean(both):+.1f}" if both else "",
+                number((row["training"][-1]["temperature"] for row in of_label), "{:.3f}"),
+            ))  # fmt: skip
+    return markdown(header, body)
+
+
+def tuning_table(rows: Mapping[str, Row]) -> str:
+    """The runs of every grid."""
+    body = []
+    for label, contender in CONTENDERS.items():
+        mine = {row["note"]: row for row in rows.values() if _is_tuning(row, label)}
+        for number, temperature in enumerate(contender.temperatures):
+            notes = [f"lr{lr:g}-t{number}" for lr in LEARNING_RATES]
+            if any(note in mine for note in notes):
+                setting = ", ".join(f"{key} {value:g}" for key, value in temperature.items())
+                body.append((label, setting, *(_outcome(mine.get(note)) for note in notes)))
+    return markdown(("method", "setting", *(f"rate {lr:g}" for lr in LEARNING_RATES)), body)
+
+
+def _is_tuning(row: Row, label: str) -> bool:
+    return row["stage"] == "tune" and row["label"] == label
+
+
+def _outcome(row: Row | None) -> str:
+    if row is None:
+        return "not run"
+    return "failed" if row.get("failed") else percent([final_score(row)])
+
+
+def batch_table(rows: Sequence[Row]) -> str:
+    """Accuracy and error over the batch; long runs at batch 64 are those of the final table."""
+    header = ("method", "epochs", "batch", "face", "characters", "MSE", "batch MSE")
+    return _sweep(header, [row for row in rows if _in_batch_sweep(row)], "batch")
+
+
+def _in_batch_sweep(row: Row) -> bool:
+    return row["stage"] == "batch" or (row["stage"] == "final" and row["seed"] == 0)
+
+
+def size_table(rows: Sequence[Row]) -> str:
+    """Accuracy and error over the number of pairs."""
+    header = ("method", "epochs", "n", "face", "characters", "MSE", "batch MSE")
+    return _sweep(header, [row for row in rows if row["stage"] == "size"], "samples")
+
+
+def _sweep(header: Sequence[str], rows: Sequence[Row], key: str) -> str:
+    body = [
+        (
+            row["label"], str(row["epochs"]), str(row[key]), percent([accuracy(row, FACE)]),
+            percent([accuracy(row, CHARACTER)]), number([row["errors"][-1].get("mse")]),
+            number([row["errors"][-1]["minibatch_mse"]]),
+        )
+        for row in sorted(rows, key=lambda row: (row["epochs"], row[key]))
+    ]  # fmt: skip
+    return markdown(header, body)
+
+
+def accuracy(row: Row, split: str, key: str = "acc1") -> float:
+    """The last value on a split."""
+    return [each[key] for each in row["evaluations"] if each["split"] == split][-1]
+
+
+def percent(values: Iterable[float]) -> str:
+    """Mean in percent, with the standard deviation over several seeds."""
+    return number((100 * value for value in values), "{:.1f}")
+
+
+def number(values: Iterable[float | None], form: str = "{:.2f}") -> str:
+    """Mean, with the standard deviation of several; empty where there is none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    text = form.format(statistics.mean(known))
+    return f"{text} ± {form.format(statistics.stdev(known))}" if len(known) > 1 else text
+
+
+def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table, or nothing where it would have no rows."""
+    if not body:
+        return ""
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# --- the figures --------------------------------------------------------------------------------
+
+
+def accuracy_over_samples(rows: Sequence[Row]) -> Figure | None:
+    """Long runs at batch 64, mean over seeds."""
+    lines = {}
+    for label in CONTENDERS:
+        points: dict[float, list[float]] = {}
+        for row in rows:
+            if row["stage"] == "final" and row["label"] == label and not row.get("failed"):
+                for each in row["evaluations"]:
+                    if each["split"] == FACE:
+                        points.setdefault(each["samples_seen"], []).append(each["acc1"])
+        lines[label] = sorted((x, 100 * statistics.mean(y)) for x, y in points.items())
+    return _drawing(lines, "samples seen", "top-1 on the unseen face, %")
+
+
+def accuracy_over_batch(rows: Sequence[Row]) -> Figure | None:
+    """The sweep over batches: long runs where there are some, else those of medium length."""
+    found = [row for row in rows if _in_batch_sweep(row) and not row.get("failed")]
+    epochs = LONG if any(row["stage"] == "batch" and row["epochs"] == LONG for row in found) else 4
+    points = _points(
+        [row for row in found if row["epochs"] == epochs],
+        lambda row: row["batch"],
+        lambda row: 100 * accuracy(row, FACE),
+    )
+    return _drawing(points, "batch", "top-1 on the unseen face, %", log_x=True)
+
+
+def error_over_ratio(rows: Sequence[Row]) -> Figure | None:
+    """MSE of the log-normalizers over n / B, all sweeps."""
+    found = [row for row in rows if row.get("errors")]
+    points = _points(
+        [row for row in found if row["stage"] in {"batch", "size"} and row["epochs"] != LONG],
+        lambda row: row["samples"] / row["batch"],
+        lambda row: row["errors"][-1].get("mse"),
+    )
+    return _drawing(points, "n / B", "MSE of the log-normalizer", log_x=True, log_y=True)
+
+
+def _points(
+    rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float | None]
+) -> dict[str, list[tuple[float, float]]]:
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        value = y(row)
+        if value is not None:
+            lines.setdefault(row["label"], []).append((x(row), value))
+    return {label: sorted(points) for label, points in lines.items()}
+
+
+def _drawing(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    x: str,
+    y: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Figure | None:
+    """A figure, or none where there is nothing to draw."""
+    drawn = {label: points for label, points in lines.items() if points}
+    if not drawn:
+        return None
+    figure = Figure(figsize=(6, 4))
+    axes = figure.add_subplot()
+    for label, points in drawn.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if log_x:
+        axes.set_xscale("log", base=2)
+    if log_y:
+        axes.set_yscale("log")
+    axes.legend(fontsize=8, frameon=False)
+    axes.set_title(datetime.date.today().isoformat(), fontsize=8)
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
+    "accuracy_over_samples": accuracy_over_samples,
+    "accuracy_over_batch": accuracy_over_batch,
+    "error_over_ratio": error_over_ratio,
+}
