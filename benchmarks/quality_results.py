@@ -155,5 +155,6 @@ def lock(folder: Path, *, wait: bool = False) -> TextIO:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
+        file.close()
         raise UserError(f"--out {folder}: another run of this script works there") from None
     return file

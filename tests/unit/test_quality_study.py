@@ -1,0 +1,248 @@
+"""The study of quality: its plan, its file of results, its tables."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import quality
+import torch
+from quality_error import error_of, exact_of
+from quality_ideas import IDEAS, using
+from quality_plan import CONTENDERS, FULL, LEARNING_RATES, Cell, final_score, plan, tuning
+from quality_report import BEGIN, END, between_markers, tables
+from quality_results import ResultsFile, code_digest, data_digest, lock
+from torch.nn.functional import normalize
+
+from neuclip.errors import UserError
+from neuclip.method.factory import create_loss
+
+
+def row_of(cell: Cell, acc1: float = 0.5, **others) -> dict:
+    where = {"samples_seen": 100, "epoch": 1.0}
+    splits = ("unseen_face", "unseen_character")
+    return {
+        "cell": cell.name, "code": "c0de", "data": "da7a", "date": "2026-01-02", "machine": "CPU",
+        "stage": cell.stage, "label": cell.label, "note": cell.note, "seed": cell.seed,
+        "batch": cell.batch, "samples": cell.samples, "epochs": cell.epochs, "cpu_seconds": 36.0,
+        "evaluations": [
+            {**where, "split": split, "acc1": acc1, "mean_recall@1": 0.25} for split in splits
+        ],
+        "training": [{"samples_seen": 100, "temperature": 0.04}],
+        "errors": [{"mse": 1.5, "mae": 1.0, "bias": -0.5, "minibatch_mse": 9.0}],
+        **others,
+    }  # fmt: skip
+
+
+def grids(labels=tuple(CONTENDERS), best="lr0.002-t1") -> dict[str, dict]:
+    cells = [cell for label in labels for cell in tuning(label)]
+    return {cell.name: row_of(cell, 0.6 if cell.note == best else 0.4) for cell in cells}
+
+
+def test_every_cell_has_a_name_of_its_own_and_valid_settings():
+    cells = plan(grids())
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        config = cell.config(Path("data"), Path("logs")).resolved().check()
+        assert config.name == cell.name
+        assert "/" not in cell.name
+
+
+def test_equal_samples_seen():
+    for cell in plan(grids()):
+        seen = cell.epochs * cell.samples
+        budget = {"size": 4 * FULL, "batch": seen, "final": 12 * FULL}.get(cell.stage, 2 * FULL)
+        assert abs(seen - budget) < 0.05 * budget, cell.name
+
+
+def test_what_was_tuned_decides_what_comes_next():
+    assert {cell.stage for cell in plan({})} == {"ingredient", "tune"}
+    done = grids(("openclip",))
+    finals = [cell for cell in plan(done) if cell.stage == "final"]
+    assert {(cell.label, cell.lr, cell.method["temperature"]) for cell in finals} == {
+        ("openclip", LEARNING_RATES[1], CONTENDERS["openclip"].temperatures[1]["temperature"])
+    }
+    assert sorted(cell.seed for cell in finals) == [0, 1, 2]
+    failed = {name: {**row, "failed": "not finite"} for name, row in done.items() if "t1" in name}
+    best = next(cell for cell in plan({**done, **failed}) if cell.stage == "final")
+    assert best.method["temperature"] != 0.03
+
+
+def test_a_pool_keeps_its_age_when_the_batch_changes():
+    sizes = {
+        cell.batch: cell.method["num_prototypes"]
+        for cell in plan(grids())
+        if cell.stage == "batch" and cell.label == "neuclip"
+    }
+    assert sizes == {32: 1024, 64: 2048, 128: 4096, 256: 8192}
+
+
+def test_score_is_the_mean_of_the_last_values():
+    row = row_of(next(tuning("openclip")))
+    row["evaluations"] += [{"split": "unseen_face", "acc1": 0.9}]
+    assert final_score(row) == pytest.approx((0.9 + 0.5) / 2)
+
+
+# --- the file -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path) -> ResultsFile:
+    return ResultsFile(tmp_path / "results.jsonl", "da7a")
+
+
+def test_rows_come_back_and_a_torn_line_is_dropped(results):
+    results.append({"cell": "one", "data": "da7a"})
+    with results.path.open("a") as file:
+        file.write('{"format": 1, "cell": "to')
+    assert list(results.read()) == ["one"]
+    results.append({"cell": "two", "data": "da7a"})
+    assert list(results.read()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 0}, "has format 0, this script writes format 1"),
+        ({"code": "01d"}, "computed by code 01d, this is .* --same-code 01d"),
+        ({"data": "other"}, "is of the data other, these are da7a"),
+    ],
+)
+def test_other_versions_are_refused(results, changes, message):
+    results.append({"cell": "one", "data": "da7a"})
+    row = json.loads(results.path.read_text())
+    results.path.write_text(json.dumps({**row, **changes}) + "\n")
+    with pytest.raises(UserError, match=message):
+        results.read()
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1"):
+        results.read()
+
+
+def test_code_that_is_said_to_be_equal_is_accepted(results):
+    results.append({"cell": "one", "data": "da7a"})
+    row = json.loads(results.path.read_text())
+    results.path.write_text(json.dumps({**row, "code": "01d"}) + "\n")
+    assert list(ResultsFile(results.path, "da7a", ["01d"]).read()) == ["one"]
+
+
+def test_lines_that_are_no_results_are_refused(results):
+    results.path.write_text("[]\n")
+    with pytest.raises(UserError, match="format None"):
+        results.read()
+    results.path.write_text("{\n")
+    with pytest.raises(UserError, match="not JSON"):
+        results.read()
+
+
+def test_the_digest_sees_code_and_not_words(tmp_path):
+    path = tmp_path / "method" / "loss.py"
+    path.parent.mkdir()
+
+    def digest(text: str) -> str:
+        path.write_text(text)
+        return code_digest(tmp_path)
+
+    one = digest('"""Text."""\nx = 1\n')
+    assert digest('"""Other text."""\n\n# why\nx = 1  # here\n') == one
+    assert digest('"""Text."""\nx = 2\n') != one
+
+
+def test_no_data_and_a_second_runner_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no embedded data there"):
+        data_digest(tmp_path)
+    with lock(tmp_path), pytest.raises(UserError, match="another run of this script"):
+        lock(tmp_path)
+
+
+def test_what_the_machine_cannot_hold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "available_memory", lambda: 3 * 2**30)
+    quality.check_machine(tmp_path, 1)
+    with pytest.raises(UserError, match=r"needs 4 GiB of memory, 3\.0 GiB are free"):
+        quality.check_machine(tmp_path, 2)
+    with pytest.raises(UserError, match="must be at least 1"):
+        quality.check_machine(tmp_path, 0)
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def test_tables_show_means_spreads_and_what_is_missing():
+    rows = grids()
+    finals = [cell for cell in plan(rows) if cell.stage == "final" and cell.label == "siglip"]
+    rows |= {cell.name: row_of(cell, 0.4 + cell.seed / 10) for cell in finals}
+    text = tables(rows)
+    assert "| siglip | 3 | 50.0 ± 10.0 | 50.0 ± 10.0 | 25.0 ± 0.0 | 1.50 ± 0.00 |" in text
+    assert "Not run yet: " in text
+    assert f"{len(rows)} runs, 2026-01-02 to 2026-01-02" in text
+    assert "| openclip | temperature 0.03 | 40.0 | 60.0 |" in text
+
+
+def test_ingredients_stand_beside_the_base_of_their_seed():
+    cells = {cell.label: cell for cell in plan({}) if cell.stage == "ingredient" and not cell.seed}
+    rows = {cells[label].name: row_of(cells[label], acc1) for label, acc1 in
+            (("base", 0.5), ("detached", 0.45))}  # fmt: skip
+    text = tables(rows)
+    assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 |" in text
+
+
+def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):
+    path = tmp_path / "study.md"
+    found = between_markers(f"before\n{BEGIN}\nold\n{END}\nafter\n", "new", path)
+    assert found == f"before\n{BEGIN}\n\nnew\n{END}\nafter\n"
+    with pytest.raises(UserError, match="must each occur once"):
+        between_markers("none", "new", path)
+
+
+def test_no_results_are_said():
+    assert tables({}) == "Nothing has been run.\n"
+
+
+# --- the error, and ideas -----------------------------------------------------------------------
+
+
+def test_exact_normalizers_are_those_of_a_double_loop():
+    features = normalize(torch.randn(2, 6, 4, dtype=torch.float64), dim=-1)
+    found = exact_of(features, torch.tensor([4, 1]), 7.0, 1e-3)
+    for side in (0, 1):
+        for column, i in enumerate((4, 1)):
+            similarity = features[side, i] @ features[1 - side].T
+            own = math.exp(0) * similarity[i]
+            others = [math.exp(7 * float(similarity[j] - own)) for j in range(6) if j != i]
+            expected = math.log(1e-3 + sum(others) / 5)
+            assert float(found[side, column]) == pytest.approx(expected)
+
+
+def test_the_batch_normalizer_has_the_error_of_the_batch():
+    features = normalize(torch.randn(2, 40, 4), dim=-1)
+    loss = create_loss("rgcl_batch", embed_dim=4)
+    error = error_of(features, torch.arange(40), loss, 9.0, batch=8, anchors=24)
+    assert error["anchors"] == 24
+    for key in ("mse", "mae", "bias"):
+        assert error[key] == pytest.approx(error[f"minibatch_{key}"], abs=1e-3)
+    assert error["mse"] > 0
+
+
+@pytest.mark.parametrize("idea", IDEAS)
+def test_an_idea_is_what_neuclip_is_built_with_inside(idea):
+    settings = {
+        "num_prototypes": 64,
+        "inner_steps": 0,
+        "refresh": "fifo",
+        "gradient": "full",
+        "gamma": 0.4,
+        "gamma_decay_epochs": 1.0,
+        "log_weights": idea == "age-weights",
+    }
+
+    def build():
+        return create_loss("neuclip", embed_dim=8, steps_per_epoch=2, **settings)
+
+    with using(idea):
+        loss = build()
+    assert type(loss.normalizer) is IDEAS[idea]
+    assert type(build().normalizer) not in IDEAS.values()
+    for _ in range(12):
+        features = normalize(torch.randn(2, 8, 8), dim=-1).requires_grad_()
+        value = loss(features[0], features[1], torch.tensor(10.0))
+        value.backward()
+    assert torch.isfinite(features.grad).all()
