@@ -49,19 +49,21 @@ def _start(*values: float) -> tuple[Mapping[str, Any], ...]:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "neuclip": Contender("neuclip", {**POOL, "gamma": 0.4}, _rho(6.5, 9.0, 12.0)),
-    "rgcl_batch": Contender("rgcl_batch", {}, _rho(6.5, 9.0, 12.0)),
+    "neuclip": Contender("neuclip", {**POOL, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)),
+    # The temperature falls until the softmax over negatives is rho away from uniform (KL). Over a
+    # batch that is at most log(B - 1) = 4.1, over all pairs 10.8.
+    "rgcl_batch": Contender("rgcl_batch", {}, _rho(6.5, 3.5, 2.0)),
     "openclip": Contender("openclip", {}, _start(0.07, 0.03, 0.015)),
-    "fastclip_v3": Contender("fastclip_v3", {"gamma": 0.7}, _rho(6.5, 9.0, 12.0)),
+    "fastclip_v3": Contender("fastclip_v3", {"gamma": 0.7}, _rho(6.5, 5.0, 3.5)),
     "neuclip-paper": Contender(
-        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 9.0, 12.0)
+        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)
     ),
     "siglip": Contender("siglip", {}, _start(0.1, 0.05, 0.02)),
-    "scent": Contender("scent", {}, _rho(6.5, 9.0, 12.0)),
+    "scent": Contender("scent", {}, _rho(6.5, 5.0, 3.5)),
     "amorlip": Contender(
         "amorlip",
         {"previous_epochs": 8},
-        tuple({"rho": rho, "late_rho": rho} for rho in (6.5, 9.0, 12.0)),
+        tuple({"rho": rho, "late_rho": rho} for rho in (6.5, 5.0, 3.5)),
     ),
     "sogclr": Contender("sogclr", {}, _start(0.07, 0.05, 0.03)),
     "isogclr": Contender("isogclr", {}, _start(0.05, 0.04, 0.03)),
@@ -93,8 +95,7 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "m4096": {"num_prototypes": 4096},
     "cosine": {"gamma_decay_epochs": None},
     "doubled-temperature-gradient": {"temperature_gradient": "fastclip"},
-    "rho4": {"rho": 4.0},
-    "rho11": {"rho": 11.0},
+    "rho8": {"rho": 8.0},
     "rolling": {"refresh": "rolling", "restart_steps": 32},
     "trained-once": {"inner_steps": 1},
     "trained-adam": {"inner_steps": 1, "prototype_optimizer": "adam", "prototype_lr": 0.003},
@@ -220,14 +221,19 @@ def tuning(label: str) -> Iterator[Cell]:
             yield Cell("tune", label, method, lr, note=f"lr{lr:g}-t{number}")
 
 
-def ingredients(seed: int) -> Iterator[Cell]:
-    """NeuCLIP with one thing changed, in short runs."""
-    base = {"name": "neuclip", **POOL, "gamma": 0.4, "gamma_decay_epochs": 1.0, "rho": 6.5}
+def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
+    """NeuCLIP with one thing changed, in short runs, at the best rho of its grid."""
+    cells = [cell for cell in tuning("neuclip") if cell.lr == LEARNING_RATES[0]]
+    scores = [found.score(cell) for cell in cells]
+    if any(score is None for score in scores):
+        return
+    best = max(zip(cells, scores, strict=True), key=lambda pair: pair[1] or 0.0)[0]
+    base = {**best.method, "gamma_decay_epochs": 1.0}
     for label, changed in INGREDIENTS.items():
         kept = {k: v for k, v in base.items() if k not in POOL} if "name" in changed else base
         idea, own = label.removeprefix("idea:"), label.startswith("idea:")
         method = {**kept, **changed}
-        yield Cell("ingredient", idea, method, 1e-3, seed, idea=idea if own else "")
+        yield Cell("ingredient", idea, method, best.lr, seed, idea=idea if own else "")
 
 
 def plan(
@@ -236,11 +242,13 @@ def plan(
     """All cells whose settings are known, in the order to run them."""
     found = Findings(rows)
     tuned = {label: best for label in CONTENDERS if (best := found.best(label)) is not None}
-    cells = [next(tuning("rgcl_batch")), *ingredients(0), next(tuning("openclip"))]
+    leaders = [cell for label in ("neuclip", "rgcl_batch") for cell in tuning(label)]
+    cells = [cell for cell in leaders if cell.lr == LEARNING_RATES[0]]
+    cells += ingredients(0, found)
     cells += [cell for label in CONTENDERS for cell in tuning(label)]
     cells += _long(tuned, seed=0)
     for seed in ingredient_seeds[1:]:
-        cells += ingredients(seed)
+        cells += ingredients(seed, found)
     cells += _batches(tuned, MEDIUM)
     cells += _sizes(tuned)
     for seed in SEEDS[1:]:

@@ -18,8 +18,9 @@ from pydantic_core import ErrorDetails
 from neuclip.config import RunConfig, merge, read_yaml
 from neuclip.errors import UserError
 from neuclip.flag_table import SYNONYMS, bounds, sections, table
-from neuclip.methods import METHODS, nearest
+from neuclip.methods import METHODS, MethodSettings, NeuCLIPSettings, nearest
 from neuclip.published import (
+    PUBLISHED_FORM,
     SAME_AS,
     WITHOUT_EFFECT,
     Choice,
@@ -251,14 +252,39 @@ def _lay_over(
         notes.append(f"--gamma {settings['gamma']:g} is above 1, the rate of no memory: taken as 1")
         settings["gamma"] = 1.0
     tree = merge(tree, {**top, "optim": optim, "method": {"name": method, **settings}})
-    gradient = "temperature_gradient"
-    if choice.published and gradient in own and gradient not in tree["method"]:
-        tree["method"][gradient] = "fastclip"
-        notes.append(
-            "temperature_gradient fastclip, with which published settings were tuned "
-            "(--temperature-gradient exact: every term counted once)"
-        )
-    return _validate(tree, None).resolved().check()
+    if choice.published:
+        notes += _publish(tree["method"], method)
+    config = _validate(tree, None).resolved().check()
+    _refuse_idle(settings, config.method)
+    return config
+
+
+def _publish(settings: dict[str, Any], method: str) -> list[str]:
+    """Gives a published line the published form, where neither it nor a file says otherwise."""
+    own = METHODS[method].settings.model_fields
+    form = {key: value for key, value in PUBLISHED_FORM.items() if key in own}
+    added = {key: value for key, value in form.items() if key not in settings}
+    settings |= added
+    shown = {key: value for key, value in added.items() if own[key].default != value}
+    if not shown:
+        return []
+    words = ", ".join(f"{key} {value}" for key, value in shown.items())
+    return [f"the published form: {words} (flags of these names say otherwise)"]
+
+
+def _refuse_idle(given: Iterable[str], settings: MethodSettings) -> None:
+    """Refuses flags of neuclip that the other settings leave without effect."""
+    if not isinstance(settings, NeuCLIPSettings):
+        return
+    idle = {}
+    if settings.refresh == "fifo":
+        idle["restart_steps"] = "--refresh fifo, which never restarts: add --refresh restart"
+    if settings.inner_steps == 0:
+        reason = "--inner-steps 0, which trains no prototypes: add --inner-steps 10"
+        idle |= dict.fromkeys(("prototype_lr", "prototype_optimizer", "log_weights"), reason)
+    for key in given:
+        if key in idle:
+            raise UserError(f"--{key.replace('_', '-')} has no effect with {idle[key]}")
 
 
 def _check_settings(settings: Iterable[str], method: str) -> None:

@@ -100,6 +100,16 @@ SPELLINGS: Mapping[str, Mapping[str, object]] = {
     },
 }
 
+# What the published code of a method does and our default does not, unless the line says otherwise.
+# Published hyper-parameters of the FastCLIP family were tuned with its temperature gradient.
+PUBLISHED_FORM: Mapping[str, object] = {
+    "temperature_gradient": "fastclip",
+    "num_prototypes": 4096,
+    "refresh": "restart",
+    "inner_steps": 10,
+    "gradient": "detached",
+}
+
 # Published flags that say what a setting of ours says, and those that say nothing here.
 SAME_AS: Mapping[str, tuple[str, str]] = {
     "dataset_type": ("data", "data_format"),

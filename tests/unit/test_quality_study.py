@@ -56,7 +56,9 @@ def test_equal_samples_seen():
 
 
 def test_what_was_tuned_decides_what_comes_next():
-    assert {cell.stage for cell in plan({})} == {"ingredient", "tune"}
+    assert {cell.stage for cell in plan({})} == {"tune"}
+    known = grids(("neuclip",))
+    assert {c.method["rho"] for c in plan(known) if c.label == "detached"} == {6.5}
     done = grids(("openclip",))
     finals = [cell for cell in plan(done) if cell.stage == "final"]
     assert {(cell.label, cell.lr, cell.method["temperature"]) for cell in finals} == {
@@ -178,7 +180,9 @@ def test_tables_show_means_spreads_and_what_is_missing():
 
 
 def test_ingredients_stand_beside_the_base_of_their_seed():
-    cells = {cell.label: cell for cell in plan({}) if cell.stage == "ingredient" and not cell.seed}
+    cells = {
+        cell.label: cell for cell in plan(grids()) if cell.stage == "ingredient" and not cell.seed
+    }
     rows = {cells[label].name: row_of(cells[label], acc1) for label, acc1 in
             (("base", 0.5), ("detached", 0.45))}  # fmt: skip
     text = tables(rows)
