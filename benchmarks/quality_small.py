@@ -14,7 +14,7 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -211,25 +211,27 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--same-code", nargs="+", default=[], metavar="DIGEST")
     parser.add_argument("--limit", type=int, help="stop after so many runs")
+    parser.add_argument("--labels", nargs="+", help="only these methods and ingredients")
     args = parser.parse_args()
     torch.set_num_threads(1)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         results = ResultsFile(args.out / "results.jsonl", data_digest(args.data), args.same_code)
         with lock(args.out):
-            work(results, Data(args.data), args.limit)
+            work(results, Data(args.data), args.limit, args.labels)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def work(results: ResultsFile, data: Data, limit: int | None) -> None:
+def work(results: ResultsFile, data: Data, limit: int | None, labels: Sequence[str] | None) -> None:
     """Runs what is open, one after the other, until nothing is or the limit is met."""
     done = 0
     while limit is None or done < limit:
         rows = results.read()
-        waiting = [cell for cell in small_plan(rows) if cell.name not in rows]
+        wanted = [cell for cell in small_plan(rows) if not labels or cell.label in labels]
+        waiting = [cell for cell in wanted if cell.name not in rows]
         if not waiting:
             return
         cell, start = waiting[0], time.process_time()
