@@ -272,7 +272,7 @@ def _publish(settings: dict[str, Any], method: str) -> list[str]:
     return [f"the published form: {words} (flags of these names say otherwise)"]
 
 
-def _refuse_idle(given: Iterable[str], settings: MethodSettings) -> None:
+def _refuse_idle(given: Mapping[str, object], settings: MethodSettings) -> None:
     """Refuses flags of neuclip that the other settings leave without effect."""
     if not isinstance(settings, NeuCLIPSettings):
         return
@@ -282,8 +282,8 @@ def _refuse_idle(given: Iterable[str], settings: MethodSettings) -> None:
     if settings.inner_steps == 0:
         reason = "--inner-steps 0, which trains no prototypes: add --inner-steps 10"
         idle |= dict.fromkeys(("prototype_lr", "prototype_optimizer", "log_weights"), reason)
-    for key in given:
-        if key in idle:
+    for key, value in given.items():
+        if key in idle and value is not False:
             raise UserError(f"--{key.replace('_', '-')} has no effect with {idle[key]}")
 
 

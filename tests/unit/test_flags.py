@@ -172,6 +172,43 @@ def test_method_and_temperature_gradient(line, method, gradient):
     assert (config.method.name, config.method.temperature_gradient) == (method, gradient)
 
 
+PUBLISHED_NETWORK = {
+    "num_prototypes": 4096,
+    "refresh": "restart",
+    "inner_steps": 10,
+    "gradient": "detached",
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "changes"),
+    [
+        ("--npn", {}),
+        ("--method neuclip --fastclip --npn", {}),
+        ("--npn --npn_num_protos 8", {"num_prototypes": 8}),
+        ("--npn --refresh fifo --gradient full", {"refresh": "fifo", "gradient": "full"}),
+        ("--recipe neuclip-paper", {}),
+        ("--recipe neuclip-dfn14m", {}),
+    ],
+)
+def test_published_spelling_has_the_published_network(line, changes):
+    settings = parse(line).method.model_dump()
+    assert {key: settings[key] for key in PUBLISHED_NETWORK} == {**PUBLISHED_NETWORK, **changes}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--refresh fifo --npn-restart-iter 100", "--restart-steps has no effect with --refresh f"),
+        ("--inner-steps 0 --npn-lr 1", "--prototype-lr has no effect with --inner-steps 0"),
+        ("--inner-steps 0 --log-weights", "--log-weights has no effect with --inner-steps 0"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(flags, message):
+    assert message in refusal(f"--method neuclip {flags}")
+    parse("--method neuclip --refresh restart --inner-steps 1 --npn-restart-iter 9 --npn-lr 1")
+
+
 @pytest.mark.parametrize(
     ("line", "note"),
     [
