@@ -13,8 +13,8 @@ from quality_plan import CONTENDERS, INGREDIENTS, LEARNING_RATES, LONG, final_sc
 from neuclip.errors import UserError
 
 Row = Mapping[str, Any]
-BEGIN = "<!-- results: written by benchmarks/quality.py report -->"
-END = "<!-- /results -->"
+BEGIN = "<!-- results of {block}: written by benchmarks/quality.py report -->"
+END = "<!-- /results of {block} -->"
 FACE, CHARACTER = "unseen_face", "unseen_character"
 
 
@@ -22,13 +22,17 @@ def write_report(rows: Mapping[str, Row], document: Path | None, figures: Path |
     """Prints the tables, or puts them between a document's markers; draws the figures.
 
     Raises:
-        UserError: the document has no markers.
+        UserError: the document has no markers, or the rows are of two kinds of towers.
     """
+    kinds = {str(row.get("towers", "full")) for row in rows.values()} or {"full"}
+    if len(kinds) > 1:
+        raise UserError(f"results of {' and '.join(sorted(kinds))} towers are not mixed")
     text = tables(rows)
     if document is None:
         print(text)
     else:
-        document.write_text(between_markers(document.read_text(encoding="utf-8"), text, document))
+        content = document.read_text(encoding="utf-8")
+        document.write_text(between_markers(content, text, document, *kinds), encoding="utf-8")
     if figures is not None:
         figures.mkdir(parents=True, exist_ok=True)
         for name, draw in FIGURES.items():
@@ -37,16 +41,17 @@ def write_report(rows: Mapping[str, Row], document: Path | None, figures: Path |
                 figure.savefig(figures / f"{name}.svg", bbox_inches="tight")
 
 
-def between_markers(content: str, text: str, document: Path) -> str:
-    """The content with the text between its markers.
+def between_markers(content: str, text: str, document: Path, block: str = "full") -> str:
+    """The content with the text between the markers of a block.
 
     Raises:
         UserError: there are none.
     """
-    if content.count(BEGIN) != 1 or content.count(END) != 1:
-        raise UserError(f"{document}: the lines {BEGIN!r} and {END!r} must each occur once")
-    head, rest = content.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{text}\n{END}{rest.split(END)[1]}"
+    begin, end = BEGIN.format(block=block), END.format(block=block)
+    if content.count(begin) != 1 or content.count(end) != 1:
+        raise UserError(f"{document}: the lines {begin!r} and {end!r} must each occur once")
+    head, rest = content.split(begin)
+    return f"{head}{begin}\n\n{text}\n{end}{rest.split(end)[1]}"
 
 
 def tables(rows: Mapping[str, Row]) -> str:
@@ -54,9 +59,9 @@ def tables(rows: Mapping[str, Row]) -> str:
     done = [row for row in rows.values() if not row.get("failed")]
     parts = [_facts(rows)]
     for title, table in (
-        ("Long runs at batch 64 (12 epochs of all data)", final_table(done)),
-        ("Ingredients (short runs)", ingredient_table(done)),
-        ("Grids (short runs, mean of both splits' top-1)", tuning_table(rows)),
+        ("Final runs at batch 64", final_table(done)),
+        ("Ingredients", ingredient_table(done)),
+        ("Grids: mean of both splits' top-1", tuning_table(rows)),
         ("Batch sizes", batch_table(done)),
         ("Data sizes", size_table(done)),
     ):
@@ -74,10 +79,13 @@ def _facts(rows: Mapping[str, Row]) -> str:
     failed = [f"{name}: {row['failed']}" for name, row in rows.items() if row.get("failed")]
     dates = sorted({str(row["date"]) for row in rows.values()})
     hours = sum(row["cpu_seconds"] for row in rows.values()) / 3600
+    lengths = {(row["stage"], row["epochs"] * row["samples"]) for row in rows.values()}
+    shown = ", ".join(f"{stage} {seen:,}" for stage, seen in sorted(lengths))
     lines = [
         f"{len(rows)} runs, {dates[0]} to {dates[-1]}, {hours:.1f} hours of one core; "
         f"{', '.join(sorted({str(row['machine']) for row in rows.values()}))}; code "
         f"{', '.join(sorted({str(row['code']) for row in rows.values()}))}.",
+        f"Samples seen: {shown}.",
         "Not run yet: "
         + (", ".join(f"{count} of {stage}" for stage, count in open_cells.items()) or "nothing")
         + (

@@ -10,7 +10,7 @@ import torch
 from quality_error import error_of, exact_of
 from quality_ideas import IDEAS, using
 from quality_plan import CONTENDERS, FULL, LEARNING_RATES, Cell, final_score, plan, tuning
-from quality_report import BEGIN, END, between_markers, tables
+from quality_report import BEGIN, END, between_markers, tables, write_report
 from quality_results import ResultsFile, code_digest, data_digest, lock
 from torch.nn.functional import normalize
 
@@ -191,10 +191,18 @@ def test_ingredients_stand_beside_the_base_of_their_seed():
 
 def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):
     path = tmp_path / "study.md"
-    found = between_markers(f"before\n{BEGIN}\nold\n{END}\nafter\n", "new", path)
-    assert found == f"before\n{BEGIN}\n\nnew\n{END}\nafter\n"
+    begin, end = BEGIN.format(block="small"), END.format(block="small")
+    found = between_markers(f"before\n{begin}\nold\n{end}\nafter\n", "new", path, "small")
+    assert found == f"before\n{begin}\n\nnew\n{end}\nafter\n"
     with pytest.raises(UserError, match="must each occur once"):
         between_markers("none", "new", path)
+
+
+def test_two_kinds_of_towers_are_refused():
+    cells = list(tuning("openclip"))[:2]
+    rows = {cells[0].name: row_of(cells[0]), cells[1].name: row_of(cells[1], towers="small")}
+    with pytest.raises(UserError, match="results of full and small towers are not mixed"):
+        write_report(rows, None, None)
 
 
 def test_no_results_are_said():
