@@ -224,7 +224,7 @@ CATALOGUE: tuple[MethodInfo, ...] = (
     ),
     MethodInfo(
         settings=NeuCLIPSettings,
-        summary="log-normalizers predicted by a network of prototypes, trained in alternation",
+        summary="log-normalizers predicted by a network of prototypes",
         normalizer="a network of m prototypes per side, mixed with the batch by gamma",
         state="2 * m * d numbers in all, whatever the data size",
         formula=_ROBUST
@@ -233,7 +233,9 @@ CATALOGUE: tuple[MethodInfo, ...] = (
              alpha1_i = log( eps + 1/m sum_k exp((cos(e1_i, W1_k) - s_ii) / tau) )   texts W1
              alpha2_i = log( eps + 1/m sum_k exp((cos(e2_i, W2_k) - s_ii) / tau) )   images W2
              normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
-             W: T_u steps per batch on the same objective; restarted every T_r steps""",
+             W: the newest m embeddings, and the loss is differentiated through alpha (default);
+             as published: T_u steps per batch on the same objective, restarted every T_r steps,
+             alpha a constant for the towers""",
         paper="Wei, Lin, Yang, NeuCLIP: Efficient Large-Scale CLIP Training with Neural Normalizer "
         "Optimization, ICLR 2026 (arXiv 2511.08417)",
         counts_epochs=True,

@@ -243,14 +243,26 @@ class AmorLIPSettings(MethodSettings):
 
 
 class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
-    """Prototype network that predicts the log-normalizer."""
+    """Prototype network that predicts the log-normalizer.
+
+    The defaults are what the study found best (docs/study.md), not the published form: for that
+    there is the recipe `neuclip-paper`.
+    """
 
     name: Literal["neuclip"] = "neuclip"
-    num_prototypes: int = setting(
-        4096, "prototypes of each side, over all processes", flag="--npn-num-protos", ge=1
+    num_prototypes: int | None = setting(
+        None,
+        "prototypes of each side, over all processes; none: 32 global batches, at most 16,384 "
+        "(4,096 in a loop of your own that does not tell its batch)",
+        flag="--npn-num-protos",
+        ge=1,
     )
     inner_steps: int = setting(
-        10, "prototype steps per training step (T_u)", unit="steps", flag="--npn-repetition", ge=0
+        0,
+        "prototype steps per training step (T_u); 0: they stay the embeddings they were taken from",
+        unit="steps",
+        flag="--npn-repetition",
+        ge=0,
     )
     restart_steps: int = setting(
         500,
@@ -264,12 +276,12 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
         "adagrad_norm", "adagrad_norm keeps one scalar accumulator for each matrix of prototypes"
     )
     refresh: Refresh = setting(
-        "restart",
+        "fifo",
         "restart: all prototypes every restart_steps; fifo: the newest embeddings replace the "
         "oldest at every step; rolling: a share of 1/restart_steps is replaced at every step",
     )
     gradient: Gradient = setting(
-        "detached",
+        "full",
         "detached: the prediction is a constant for the towers; full: the objective is "
         "differentiated through the prediction; union: prototypes act as extra negatives",
     )

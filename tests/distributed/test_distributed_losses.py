@@ -25,6 +25,8 @@ NETWORK = {
     "inner_steps": 2,
     "restart_steps": 3,
     "prototype_lr": 0.3,
+    "refresh": "restart",
+    "gradient": "detached",
 }
 
 

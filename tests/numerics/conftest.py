@@ -10,7 +10,14 @@ from neuclip.methods import METHODS
 
 DIM = 8
 SAMPLES = 48
-NETWORK = {"num_prototypes": 7, "restart_steps": 3, "inner_steps": 2, "prototype_lr": 0.3}
+NETWORK = {
+    "num_prototypes": 7,
+    "restart_steps": 3,
+    "inner_steps": 2,
+    "prototype_lr": 0.3,
+    "refresh": "restart",
+    "gradient": "detached",
+}
 
 BuildLoss = Callable[..., PairLoss]
 

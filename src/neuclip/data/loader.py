@@ -98,6 +98,7 @@ class TrainLoader:
     Attributes:
         description: what an epoch visits, repeats and leaves out, in one sentence.
         factors: what makes up a global batch, in words.
+        global_batch_size: pairs in a step, over all processes.
         order_digest: equal for runs that visit equally many samples in the same order.
     """
 
@@ -114,6 +115,7 @@ class TrainLoader:
         order = Order(source.layout, settings.seed, length=settings.num_samples, window=window)
         length, global_batch = order.length, settings.global_batch
         self.factors = settings.factors
+        self.global_batch_size = settings.global_batch
         self.order_digest = source.layout.digest(window, settings.num_samples)
         self._requests = _TrainRequests(order, settings, source.expect)
         if len(self._requests) == 0:

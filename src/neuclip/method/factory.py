@@ -39,6 +39,13 @@ from neuclip.settings import (
     StabilisedSettings,
 )
 
+POOL_BATCHES = 32
+"""Age up to which embeddings are good prototypes (docs/study.md)."""
+MAX_POOL = 16_384
+"""Where a pool begins to cost: B x m logits per side."""
+POOL_UNLESS_KNOWN = 4096
+"""Where the batch is not known."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -48,11 +55,13 @@ class Run:
         embed_dim: width of the embeddings.
         steps_per_epoch: training steps in an epoch, for schedules in epochs.
         num_samples: bound of the sample ids, for methods with a state per sample.
+        global_batch_size: pairs in a training step, over all processes.
     """
 
     embed_dim: int
     steps_per_epoch: int | None = None
     num_samples: int | None = None
+    global_batch_size: int | None = None
 
 
 def create_loss(
@@ -61,6 +70,7 @@ def create_loss(
     embed_dim: int,
     steps_per_epoch: int | None = None,
     num_samples: int | None = None,
+    global_batch_size: int | None = None,
     **settings: Any,  # noqa: ANN401  validated by the method's settings
 ) -> PairLoss:
     """Builds the loss of a method, ready for anybody's training loop.
@@ -70,6 +80,8 @@ def create_loss(
         embed_dim: width of the embeddings.
         steps_per_epoch: training steps in an epoch, for methods with a schedule in epochs.
         num_samples: sample ids run from 0 to num_samples - 1, for methods with a state per sample.
+        global_batch_size: pairs in a training step over all processes; `neuclip` sizes its pool by
+            it, unless num_prototypes is given.
         settings: the method's settings that differ from the defaults (`neuclip methods NAME`).
 
     Returns:
@@ -80,7 +92,7 @@ def create_loss(
         UserError: unknown method or setting (lists what exists), a value out of range, or a missing
             length of the schedule or number of samples.
     """
-    run = Run(embed_dim, steps_per_epoch, num_samples)
+    run = Run(embed_dim, steps_per_epoch, num_samples, global_batch_size)
     return build_loss(method_settings(name, settings), run)
 
 
@@ -90,7 +102,7 @@ def build_loss(settings: MethodSettings, run: Run) -> PairLoss:
     Raises:
         UserError: the run does not say what the method must know.
     """
-    for key in ("embed_dim", "steps_per_epoch", "num_samples"):
+    for key in ("embed_dim", "steps_per_epoch", "num_samples", "global_batch_size"):
         value = getattr(run, key)
         if value is not None and value < 1:
             raise UserError(f"{key} {value}: must be at least 1")
@@ -205,9 +217,8 @@ def _amorlip(settings: MethodSettings, run: Run) -> PairLoss:
 
 def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
     assert isinstance(settings, NeuCLIPSettings)
-    network = NetworkSettings(
-        **settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
-    )
+    values = settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
+    network = NetworkSettings(**{**values, "num_prototypes": _num_prototypes(settings, run)})
     normalizer = PrototypeNormalizer(
         run.embed_dim, network, _gamma(settings, run), settings.epsilon
     )
@@ -258,6 +269,15 @@ def _num_samples(settings: MethodSettings, run: Run) -> int:
             "than the largest sample id"
         )
     return run.num_samples
+
+
+def _num_prototypes(settings: NeuCLIPSettings, run: Run) -> int:
+    """As many as are asked for, or those of `POOL_BATCHES` batches."""
+    if settings.num_prototypes is not None:
+        return settings.num_prototypes
+    if run.global_batch_size is None:
+        return POOL_UNLESS_KNOWN
+    return min(POOL_BATCHES * run.global_batch_size, MAX_POOL)
 
 
 def _steps_per_epoch(settings: MethodSettings, run: Run) -> int:

@@ -100,7 +100,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     loader = _build_loader(config, index, clip)
     check_same_data(len(index), loader.order_digest)
     num_samples = config.data.data_size or len(index)
-    run = Run(clip.embed_dim, loader.steps_per_epoch, num_samples=num_samples)
+    run = Run(clip.embed_dim, loader.steps_per_epoch, num_samples, loader.global_batch_size)
     loss = build_loss(config.method, run).to(device)
     _ready_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch

@@ -97,7 +97,9 @@ def restore_loss(content: dict[str, Any], clip: Clip, path: Path, device: torch.
     """
     own = content["neuclip"]
     config = validate(yaml.safe_load(own["config"]), str(path))
-    sizes = Run(clip.embed_dim, own["steps_per_epoch"], num_samples=own["num_samples"])
+    sizes = Run(
+        clip.embed_dim, own["steps_per_epoch"], own["num_samples"], own["global_batch_size"]
+    )
     loss = build_loss(config.method, sizes).to(device)
     checkpoint.load_loss(loss, own["loss"], path)
     return loss

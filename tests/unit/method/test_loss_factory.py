@@ -82,7 +82,9 @@ def test_wrong_names_and_settings(name, settings, message):
         create_loss(name, embed_dim=4, steps_per_epoch=3, num_samples=10, **settings)
 
 
-@pytest.mark.parametrize("key", ["embed_dim", "steps_per_epoch", "num_samples"])
+@pytest.mark.parametrize(
+    "key", ["embed_dim", "steps_per_epoch", "num_samples", "global_batch_size"]
+)
 def test_sizes_below_one(key):
     sizes = {"embed_dim": 4, "steps_per_epoch": 3, "num_samples": 10, key: 0}
     with pytest.raises(UserError, match=f"{key} 0: must be at least 1"):
@@ -97,3 +99,20 @@ def test_the_catalogue_says_what_the_settings_are():
         assert info.paper
         for key, field in info.settings.model_fields.items():
             assert key == "name" or field.description, (info.name, key)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"global_batch_size": 64}, 2048),
+        ({"global_batch_size": 4096}, 16_384),
+        ({}, 4096),
+        ({"global_batch_size": 64, "num_prototypes": 7}, 7),
+    ],
+)
+def test_the_pool_follows_the_batch_unless_it_is_given(sizes, expected):
+    loss = create_loss(
+        "neuclip", embed_dim=4, steps_per_epoch=3, gamma=0.5, gamma_decay_epochs=2.0, **sizes
+    )
+    assert loss.normalizer.ring.size == expected
+    assert (loss.normalizer.settings.refresh, loss.normalizer.settings.inner_steps) == ("fifo", 0)
