@@ -124,12 +124,14 @@ class Contender:
         return peaks(profiler, self._setting.device)
 
 
-def values_for(name: str, num_prototypes: int) -> dict[str, float]:
+def values_for(name: str, num_prototypes: int) -> dict[str, object]:
     """Settings that a method cannot do without."""
     fields = METHODS[name].settings.model_fields
     values = {"num_prototypes": num_prototypes, "gamma_decay_epochs": 10.0}
     if "gamma" in fields and fields["gamma"].default is None:
         values["gamma"] = 0.5
+    if name == "neuclip":  # the published network: the pool of the default trains no prototypes
+        values |= {"refresh": "restart", "inner_steps": 10, "gradient": "detached"}
     return {key: value for key, value in values.items() if key in fields}
 
 

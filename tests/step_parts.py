@@ -17,6 +17,13 @@ from neuclip.training.optim import Optimizer
 
 DIM, SAMPLES = 6, 40
 CPU = torch.device("cpu")
+NETWORK = {
+    "num_prototypes": 7,
+    "inner_steps": 10,
+    "refresh": "restart",
+    "restart_steps": 2,
+    "gradient": "detached",
+}
 
 
 class Towers(nn.Module):
@@ -86,7 +93,7 @@ class Bench:
         fields = METHODS[method].settings.model_fields
         settings = {"gamma": 0.5} if "gamma" in fields and method not in {"sogclr", "scent"} else {}
         settings |= {"gamma_decay_epochs": 2.0} if "gamma_decay_epochs" in fields else {}
-        settings |= {"num_prototypes": 7, "restart_steps": 2} if method == "neuclip" else {}
+        settings |= NETWORK if method == "neuclip" else {}
         loss = create_loss(
             method, embed_dim=DIM, steps_per_epoch=2, num_samples=SAMPLES, **settings
         ).double()

@@ -14,7 +14,15 @@ from neuclip.training.restore import load_run
 from neuclip.training.tracking import read_records
 from tiny_models import VIT
 
-METHOD = {"name": "neuclip", "num_prototypes": 24, "restart_steps": 2, "gamma": 0.5}
+METHOD = {
+    "name": "neuclip",
+    "num_prototypes": 24,
+    "inner_steps": 10,
+    "refresh": "restart",
+    "restart_steps": 2,
+    "gradient": "detached",
+    "gamma": 0.5,
+}
 
 
 @pytest.fixture(scope="module")

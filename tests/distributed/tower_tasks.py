@@ -65,7 +65,8 @@ def train_towers(task: Task) -> Result:
     optim = OptimConfig(lr=1e-3, warmup=1, beta2=0.98, eps=1e-6, grad_clip_norm=task.clip)
     optimizer = Optimizer(model, optim, 10)
     average = WeightAverage(model, settings.model_ema_decay or 0.5)
-    network = {"num_prototypes": 8, "gamma": 0.5, "gamma_schedule": "constant"}
+    network = {"num_prototypes": 8, "inner_steps": 2, "refresh": "restart"}
+    network |= {"gradient": "detached", "gamma": 0.5, "gamma_schedule": "constant"}
     chosen = network if task.method == "neuclip" else {}
     loss = create_loss(task.method, embed_dim=16, steps_per_epoch=STEPS, **chosen)
     loss = loss.double() if exact else loss

@@ -8,7 +8,13 @@ from neuclip import create_loss
 from neuclip.methods import METHODS
 
 BATCH, DIM, STEPS = 200, 96, 4
-NETWORK = {"num_prototypes": 300, "inner_steps": 3, "restart_steps": 2}
+NETWORK = {
+    "num_prototypes": 300,
+    "inner_steps": 3,
+    "restart_steps": 2,
+    "refresh": "restart",
+    "gradient": "detached",
+}
 VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip", {"gradient": "full"}),
     ("neuclip", {"gradient": "union", "log_weights": True}),

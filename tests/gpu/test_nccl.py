@@ -25,7 +25,7 @@ def step(name):
     if "gamma_schedule" in METHODS[name].settings.model_fields and name != "scent":
         settings = {"gamma": 0.5, "gamma_decay_epochs": 2.0}
     if name == "neuclip":
-        settings |= {"num_prototypes": 64, "inner_steps": 2, "gradient": "full"}
+        settings |= {"num_prototypes": 64, "inner_steps": 2, "refresh": "restart"}
     loss = create_loss(name, embed_dim=32, steps_per_epoch=1, num_samples=48, **settings).cuda()
     values = []
     for number in range(2):

@@ -7,6 +7,7 @@ import torch
 
 from neuclip.config import RunConfig
 from neuclip.errors import UserError
+from neuclip.methods import NeuCLIPSettings
 
 _CPU_MESSAGES = ("can't allocate memory", "not enough memory", "cannot allocate memory")
 
@@ -41,8 +42,8 @@ def _advice(config: RunConfig, error: Exception) -> str:
         knobs.append("--grad-checkpointing: a third more time, far fewer activations")
     if not config.parallel.fsdp:
         knobs.append("--fsdp with several processes: parameters and optimiser shared out")
-    prototypes = getattr(config.method, "num_prototypes", None)
-    if prototypes is not None:
+    if isinstance(config.method, NeuCLIPSettings):
+        prototypes = config.method.num_prototypes or "the 32 batches of the default"
         knobs.append(f"--num-prototypes below {prototypes}")
     said = next(iter(str(error).splitlines()), "") or type(error).__name__
     return f"out of memory in a training step: {said}\nWhat lowers memory:\n" + "\n".join(
