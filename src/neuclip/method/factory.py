@@ -218,7 +218,8 @@ def _amorlip(settings: MethodSettings, run: Run) -> PairLoss:
 def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
     assert isinstance(settings, NeuCLIPSettings)
     values = settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
-    network = NetworkSettings(**{**values, "num_prototypes": _num_prototypes(settings, run)})
+    values["num_prototypes"] = _num_prototypes(settings, run)
+    network = NetworkSettings(**values)
     normalizer = PrototypeNormalizer(
         run.embed_dim, network, _gamma(settings, run), settings.epsilon
     )
