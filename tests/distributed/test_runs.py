@@ -71,9 +71,13 @@ def losses(folder):
 
 
 METHODS = {
-    "neuclip": ("--method", "neuclip", "--num-prototypes", "41", "--restart-steps", "4"),
+    "neuclip": (
+        "--method", "neuclip", "--num-prototypes", "41",
+        "--refresh", "restart", "--restart-steps", "4", "--inner-steps", "10",
+        "--gradient", "detached",
+    ),
     "fastclip_v2": ("--method", "fastclip_v2"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         length = int(self.headers.get("Content-Length") or 0)
         if length > _LARGEST_UPLOAD:
-            self.close_connection = True  # what was not read would be taken for a request
+            self._discard(length)
             limit = f"{_LARGEST_UPLOAD // 2**20} MB"
             self._send_error(f"The picture is too large: {limit} is the most.", 413)
             return
@@ -111,6 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
         found = lambda: self.engine.by_picture(content, _number(asked))  # noqa: E731
         answers = {"/search": lambda: self._send_found(found)}
         self._answer(answers.get(parts.path))
+
+    def _discard(self, length: int) -> None:
+        """Reads on, within reason: a client that is still sending would not see the answer."""
+        self.close_connection = True  # what is not read would be taken for a request
+        left = min(length, 16 * _LARGEST_UPLOAD)
+        while left and (chunk := self.rfile.read(min(left, 2**16))):
+            left -= len(chunk)
 
     def log_message(self, format: str, *args: object) -> None:
         """The terminal stays quiet: queries are nobody's business."""
