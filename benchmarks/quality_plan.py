@@ -21,6 +21,7 @@ SHORT, MEDIUM, LONG = 2, 4, 12
 """Epochs over all data; other sizes see equally many samples."""
 
 LEARNING_RATES = (1e-3, 2e-3)
+TEMPERATURES = range(3)
 POOL = {"refresh": "fifo", "inner_steps": 0, "gradient": "full", "num_prototypes": 2048}
 PAPER = {"refresh": "restart", "inner_steps": 10, "gradient": "detached", "restart_steps": 32}
 
@@ -32,7 +33,8 @@ class Contender:
     Attributes:
         method: its name in the catalogue.
         settings: what differs from the catalogue's defaults.
-        temperatures: the second axis of the grid: three settings of the temperature each.
+        temperatures: three settings of the temperature, tried at the lower learning rate; the best
+            of them at the higher one too.
     """
 
     method: str
@@ -105,6 +107,10 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 }
 """What differs from the pool of recent embeddings; gamma falls to its floor after one epoch.
 `idea:` takes a normalizer of `quality_ideas.py`."""
+
+LEADERS = ("neuclip", "rgcl_batch")
+NEXT = ("openclip", "fastclip_v3")
+"""Whose long runs come first."""
 
 BATCH_CONTENDERS = ("neuclip", "rgcl_batch", "openclip", "fastclip_v3", "neuclip-paper")
 
@@ -199,7 +205,10 @@ class Findings:
 
     def best(self, label: str) -> Cell | None:
         """The best cell of a contender's grid, once all of it has run."""
-        cells = list(tuning(label))
+        return self.best_of(list(tuning(label, self)))
+
+    def best_of(self, cells: Sequence[Cell]) -> Cell | None:
+        """The best of some cells, once all of them have run."""
         scores = [self.score(cell) for cell in cells]
         if any(score is None for score in scores):
             return None
@@ -212,22 +221,31 @@ def final_score(row: Mapping[str, Any]) -> float:
     return sum(last.values()) / len(last)
 
 
-def tuning(label: str) -> Iterator[Cell]:
-    """A contender's grid: learning rates times settings of the temperature."""
+def tuning(label: str, found: Findings) -> Iterator[Cell]:
+    """A contender's grid: its temperatures at the lower rate, then the best at the higher rate."""
+    lower, higher = LEARNING_RATES
+    cells = [tuning_cell(label, number, lower) for number in TEMPERATURES]
+    yield from cells
+    best = found.best_of(cells)
+    if best is not None:
+        yield tuning_cell(label, cells.index(best), higher)
+
+
+def tuning_cell(label: str, temperature: int, lr: float) -> Cell:
+    """A point of a contender's grid."""
     contender = CONTENDERS[label]
-    for number, temperature in enumerate(contender.temperatures):
-        for lr in LEARNING_RATES:
-            method = {"name": contender.method, **contender.settings, **temperature}
-            yield Cell("tune", label, method, lr, note=f"lr{lr:g}-t{number}")
+    own = contender.temperatures[temperature]
+    method = {"name": contender.method, **contender.settings, **own}
+    return Cell("tune", label, method, lr, note=f"lr{lr:g}-t{temperature}")
 
 
 def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
     """NeuCLIP with one thing changed, in short runs, at the best rho of its grid."""
-    cells = [cell for cell in tuning("neuclip") if cell.lr == LEARNING_RATES[0]]
-    scores = [found.score(cell) for cell in cells]
-    if any(score is None for score in scores):
+    best = found.best_of(
+        [cell for cell in tuning("neuclip", found) if cell.lr == LEARNING_RATES[0]]
+    )
+    if best is None:
         return
-    best = max(zip(cells, scores, strict=True), key=lambda pair: pair[1] or 0.0)[0]
     base = {**best.method, "gamma_decay_epochs": 1.0}
     for label, changed in INGREDIENTS.items():
         kept = {k: v for k, v in base.items() if k not in POOL} if "name" in changed else base
@@ -242,10 +260,13 @@ def plan(
     """All cells whose settings are known, in the order to run them."""
     found = Findings(rows)
     tuned = {label: best for label in CONTENDERS if (best := found.best(label)) is not None}
-    leaders = [cell for label in ("neuclip", "rgcl_batch") for cell in tuning(label)]
-    cells = [cell for cell in leaders if cell.lr == LEARNING_RATES[0]]
+    cells: list[Cell] = []
+    for labels in (LEADERS, NEXT):
+        cells += [cell for label in labels for cell in tuning(label, found)]
+        cells += _long({label: tuned[label] for label in labels if label in tuned}, seed=0)
+    cells += _long({label: tuned[label] for label in LEADERS if label in tuned}, seed=1)
     cells += ingredients(0, found)
-    cells += [cell for label in CONTENDERS for cell in tuning(label)]
+    cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
     cells += _long(tuned, seed=0)
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)

@@ -9,7 +9,16 @@ import quality
 import torch
 from quality_error import error_of, exact_of
 from quality_ideas import IDEAS, using
-from quality_plan import CONTENDERS, FULL, LEARNING_RATES, Cell, final_score, plan, tuning
+from quality_plan import (
+    CONTENDERS,
+    FULL,
+    LEARNING_RATES,
+    TEMPERATURES,
+    Cell,
+    final_score,
+    plan,
+    tuning_cell,
+)
 from quality_report import BEGIN, END, between_markers, tables, write_report
 from quality_results import ResultsFile, code_digest, data_digest, lock
 from torch.nn.functional import normalize
@@ -35,8 +44,10 @@ def row_of(cell: Cell, acc1: float = 0.5, **others) -> dict:
 
 
 def grids(labels=tuple(CONTENDERS), best="lr0.002-t1") -> dict[str, dict]:
-    cells = [cell for label in labels for cell in tuning(label)]
-    return {cell.name: row_of(cell, 0.6 if cell.note == best else 0.4) for cell in cells}
+    points = [*((number, LEARNING_RATES[0]) for number in TEMPERATURES), (1, LEARNING_RATES[1])]
+    cells = [tuning_cell(label, *point) for label in labels for point in points]
+    scores = {"lr0.001-t1": 0.5, best: 0.6}  # the better temperature's higher rate is tried
+    return {cell.name: row_of(cell, scores.get(cell.note, 0.4)) for cell in cells}
 
 
 def test_every_cell_has_a_name_of_its_own_and_valid_settings():
@@ -58,16 +69,27 @@ def test_equal_samples_seen():
 def test_what_was_tuned_decides_what_comes_next():
     assert {cell.stage for cell in plan({})} == {"tune"}
     known = grids(("neuclip",))
-    assert {c.method["rho"] for c in plan(known) if c.label == "detached"} == {6.5}
+    assert {c.method["rho"] for c in plan(known) if c.label == "detached"} == {5.0}
     done = grids(("openclip",))
     finals = [cell for cell in plan(done) if cell.stage == "final"]
     assert {(cell.label, cell.lr, cell.method["temperature"]) for cell in finals} == {
         ("openclip", LEARNING_RATES[1], CONTENDERS["openclip"].temperatures[1]["temperature"])
     }
     assert sorted(cell.seed for cell in finals) == [0, 1, 2]
-    failed = {name: {**row, "failed": "not finite"} for name, row in done.items() if "t1" in name}
+    failed = {
+        name: {**row, "failed": "not finite"} for name, row in done.items() if "lr0.002" in name
+    }
     best = next(cell for cell in plan({**done, **failed}) if cell.stage == "final")
-    assert best.method["temperature"] != 0.03
+    assert best.lr == LEARNING_RATES[0]
+
+
+def test_the_higher_rate_is_tried_at_the_best_temperature():
+    lower = [tuning_cell("openclip", number, LEARNING_RATES[0]) for number in TEMPERATURES]
+    rows = {cell.name: row_of(cell, 0.4) for cell in lower[:2]}
+    assert all(cell.lr == LEARNING_RATES[0] for cell in plan(rows))
+    rows[lower[2].name] = row_of(lower[2], 0.5)
+    higher = [cell.name for cell in plan(rows) if cell.lr == LEARNING_RATES[1]]
+    assert higher == [tuning_cell("openclip", 2, LEARNING_RATES[1]).name]
 
 
 def test_a_pool_keeps_its_age_when_the_batch_changes():
@@ -80,7 +102,7 @@ def test_a_pool_keeps_its_age_when_the_batch_changes():
 
 
 def test_score_is_the_mean_of_the_last_values():
-    row = row_of(next(tuning("openclip")))
+    row = row_of(tuning_cell("openclip", 0, 1e-3))
     row["evaluations"] += [{"split": "unseen_face", "acc1": 0.9}]
     assert final_score(row) == pytest.approx((0.9 + 0.5) / 2)
 
@@ -176,7 +198,7 @@ def test_tables_show_means_spreads_and_what_is_missing():
     assert "| siglip | 3 | 50.0 ± 10.0 | 50.0 ± 10.0 | 25.0 ± 0.0 | 1.50 ± 0.00 |" in text
     assert "Not run yet: " in text
     assert f"{len(rows)} runs, 2026-01-02 to 2026-01-02" in text
-    assert "| openclip | temperature 0.03 | 40.0 | 60.0 |" in text
+    assert "| openclip | temperature 0.03 | 50.0 | 60.0 |" in text
 
 
 def test_ingredients_stand_beside_the_base_of_their_seed():
@@ -199,7 +221,7 @@ def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):
 
 
 def test_two_kinds_of_towers_are_refused():
-    cells = list(tuning("openclip"))[:2]
+    cells = [tuning_cell("openclip", number, 1e-3) for number in (0, 1)]
     rows = {cells[0].name: row_of(cells[0]), cells[1].name: row_of(cells[1], towers="small")}
     with pytest.raises(UserError, match="results of full and small towers are not mixed"):
         write_report(rows, None, None)
