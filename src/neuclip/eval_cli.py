@@ -18,6 +18,8 @@ from neuclip.published import Switch
 if TYPE_CHECKING:
     from neuclip.evaluation.suite_run import Progress
 
+_AVERAGE = "the moving average of "
+
 
 @dataclass(frozen=True)
 class Eval:
@@ -58,6 +60,8 @@ class Eval:
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the checkpoint's)")
     ] = None
     """architecture, for a checkpoint that does not say it"""
+    ema: Switch = True
+    """judge the weights themselves, not their moving average, where the run kept one"""
     out: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(default: in eval_results/)")
     ] = None
@@ -175,6 +179,7 @@ def _splits(command: Eval, run: Path) -> int:
                 epoch=_number(command.epoch),
                 device=command.device,
                 local_rank=launch.local_rank,
+                ema=command.ema,
             )
         folders = command.val_data or restored.config.evaluation.val_data
         if not folders:
@@ -186,12 +191,14 @@ def _splits(command: Eval, run: Path) -> int:
             batch_size=command.batch_size,
             workers=command.workers,
             normalizer_batch_size=restored.global_batch_size,
+            seed=restored.config.seed,  # as in training, whose numbers these repeat
             allow_damage=command.allow_damage,
         )
-        path = results_path(restored.folder, restored.epoch)
+        path = results_path(restored.folder, restored.epoch, plain=restored.plain)
         found: dict[str, Mapping[str, float]] = {}
         if main:
-            print(f"judging {restored.path}", flush=True)
+            what = _AVERAGE if restored.averaged else ""
+            print(f"judging {what}{restored.path}", flush=True)
         for split in open_splits(folders):
             found[split.name] = metrics = judge_split(
                 restored.encoder,
@@ -229,7 +236,9 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
     # The processes only share work out and gather features: gloo does, whatever the device.
     with process_group(torch.device("cpu")) as launch:
         sets = open_sets(data_dir, tasks)
-        choice = Choice(run, _number(command.epoch), _number(command.iter), command.arch)
+        choice = Choice(
+            run, _number(command.epoch), _number(command.iter), command.arch, command.ema
+        )
         model = load_pretrained(choice, command.device, launch.local_rank)
         settings = BenchmarkSettings(
             batch_size=command.batch_size,
@@ -240,7 +249,9 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
         results = command.out or model.results
         main = distributed.is_main()
         if main:
-            print(f"judging {model.path} ({model.arch}) on {len(tasks)} tasks", flush=True)
+            what = _AVERAGE if model.averaged else ""
+            said = f"{what}{model.path} ({model.arch})"
+            print(f"judging {said} on {len(tasks)} tasks", flush=True)
         benchmark = Benchmark(model.encoder, settings)
         found = run_benchmark(benchmark, sets, model.sha256, results, _tell)
     if main:

@@ -43,8 +43,8 @@ class ExportCommand:
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the checkpoint's)")
     ] = None
     """architecture, for a checkpoint that does not say it"""
-    ema: Switch = False
-    """the moving average of the weights instead of the weights"""
+    ema: Switch = True
+    """take the weights themselves, not their moving average, where the run kept one"""
     license: Annotated[
         str | None, arg(metavar="ID", help_behavior_hint="(default: the card states none)")
     ] = None
@@ -71,7 +71,7 @@ def export(command: ExportCommand) -> int:
 
     choice = Choice(command.run, command.epoch, command.iter, command.arch, command.ema)
     model = load_pretrained(choice, "cpu")
-    average = ", moving average of the weights" if command.ema else ""
+    average = ", moving average of the weights" if model.averaged else ""
     print(f"exporting {model.path} ({model.arch}{average})", flush=True)
     done = export_model(
         model,

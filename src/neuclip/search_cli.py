@@ -46,8 +46,8 @@ class Search(ReadingFlags):
         str | None, arg(metavar="NAME", help_behavior_hint="(default: the checkpoint's)")
     ] = None
     """architecture, for a checkpoint that does not say it"""
-    ema: Switch = False
-    """use the moving average of the weights"""
+    ema: Switch = True
+    """take the weights themselves, not their moving average, where the run kept one"""
     embeddings: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: in the user's cache)")
     ] = None

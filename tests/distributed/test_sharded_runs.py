@@ -139,7 +139,7 @@ def test_judged_and_read_like_any_other(whole):
 
 def test_exported_like_any_other(whole, tmp_path):
     content = sharded_checkpoint.consolidate(whole / "checkpoints" / "epoch_2")
-    for flags, key in ((), "state_dict"), (("--ema",), "ema_state_dict"):
+    for flags, key in (("--no-ema",), "state_dict"), ((), "ema_state_dict"):
         out = tmp_path / key
         assert main(["export", str(whole), "--out", str(out), *flags]) == 0
         (file,) = out.glob("*.pt")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from neuclip.cli import main
+from neuclip.evaluation.results import read_eval_results
 from neuclip.training import checkpoint
 from neuclip.training.trainer import Trainer
 
@@ -41,6 +42,16 @@ def test_an_averaged_run_resumes_bit_by_bit_and_is_judged_by_its_average(demo, m
     averages, weights = content["ema_state_dict"], content["state_dict"]
     assert averages.keys() == weights.keys()
     assert not torch.equal(averages["visual.conv1.weight"], weights["visual.conv1.weight"])
+    results = demo.logs / "whole/eval_results/epoch_2_eval_results.jsonl"
+    in_training = read_eval_results(results)
+    judging = ["eval", str(demo.logs / "whole"), "--workers", "0", "--device", "cpu"]
+    assert main(judging) == 0
+    assert read_eval_results(results) == in_training
+    assert main([*judging, "--no-ema"]) == 0
+    assert read_eval_results(results) == in_training
+    plain = read_eval_results(results.with_name("epoch_2_weights_eval_results.jsonl"))
+    assert [line.key for line in plain] == [line.key for line in in_training]
+    assert plain[0].metrics != in_training[0].metrics
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, pytest shows it

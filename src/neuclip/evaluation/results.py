@@ -85,9 +85,20 @@ _RESULT = TypeAdapter(EvalResult)
 _GALLERY = TypeAdapter(Gallery)
 
 
-def results_path(run_dir: Path, epoch: int) -> Path:
-    """Where the results of an epoch's checkpoint lie in a run folder."""
-    return run_dir / "eval_results" / f"epoch_{epoch}_eval_results.jsonl"
+PLAIN = "weights"
+"""In the name of results of a checkpoint's weights, where it holds their moving average too."""
+
+
+def results_path(run_dir: Path, epoch: int, *, plain: bool = False) -> Path:
+    """Where the results of an epoch's checkpoint lie in a run folder.
+
+    Args:
+        run_dir: The run folder.
+        epoch: Of the checkpoint.
+        plain: For the weights of a run that is judged by their moving average.
+    """
+    name = f"epoch_{epoch}_{PLAIN}" if plain else f"epoch_{epoch}"
+    return run_dir / "eval_results" / f"{name}_eval_results.jsonl"
 
 
 def gallery_path(run_dir: Path, split: str) -> Path:

@@ -17,7 +17,7 @@ from neuclip.config import RunConfig, validate
 from neuclip.errors import UserError
 from neuclip.evaluation.results import read_eval_results, results_path, write_result
 from neuclip.sharing import from_main
-from neuclip.training import checkpoint
+from neuclip.training import checkpoint, ema
 from neuclip.training.judging import Subject, judge_all, open_splits, open_zero_shot
 from neuclip.training.model import Clip, Encoder, build_clip, choose_precision, init_for
 from neuclip.training.recorder import Recorder
@@ -53,10 +53,7 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
             "--imagenet-val, --imagenet-v2, --eval-tasks or --val-data, with a frequency above 0"
         )
     folder, path, config = _open_folder(config)
-    content = checkpoint.load(path, bare=True)
-    averaged = "ema_state_dict" in content  # which is what such a run judges in training
-    if averaged:
-        content = {**content, "state_dict": content["ema_state_dict"]}
+    content, averaged = ema.judged(checkpoint.load(path, bare=True))
     precision = choose_precision(config.model.precision, device)
     clip = build_clip(config.model.name, precision, device, init_for(content["state_dict"]))
     checkpoint.load_weights(clip.towers, content, path)

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 
 from neuclip.config import validate
 from neuclip.errors import UserError
+from neuclip.evaluation.results import PLAIN
 from neuclip.training import checkpoint
+from neuclip.training.ema import AVERAGES, judged
 from neuclip.training.model import Clip, Encoder, build_clip, choose_device, init_for
 from neuclip.training.run_folder import RunFolder
 from neuclip.training.sharded_checkpoint import is_sharded
@@ -32,14 +34,15 @@ class Choice:
         epoch: Of a run folder, the checkpoint of this epoch.
         step: Of a run folder, the checkpoint of this step; with neither, the newest.
         arch: The architecture; none: what the checkpoint says.
-        ema: Take the moving average of the weights instead of the weights.
+        ema: Take the moving average of the weights where the checkpoint holds one, as training
+            judges it; otherwise the weights themselves.
     """
 
     path: Path
     epoch: int | None = None
     step: int | None = None
     arch: str | None = None
-    ema: bool = False
+    ema: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Pretrained:
         results: Where results belong.
         clip: The towers with their transforms and tokenizer.
         recorded: What else the checkpoint says: `epoch`, `name` and `neuclip`, where it has them.
+        averaged: Whether the weights are the moving average of the training's.
     """
 
     encoder: Encoder
@@ -65,6 +69,7 @@ class Pretrained:
     results: Path
     clip: Clip
     recorded: Mapping[str, Any]
+    averaged: bool
 
 
 def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -> Pretrained:
@@ -77,7 +82,7 @@ def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -
 
     Raises:
         UserError: no such checkpoint (never another one in its place), no architecture known,
-            weights of another architecture, or no moving average where it was asked for.
+            or weights of another architecture.
     """
     place = choose_device(device, local_rank)
     if (choice.path / REPOSITORY_CONFIG).is_file():
@@ -85,8 +90,8 @@ def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -
     else:
         path, name = _in_run(choice), None
     content = _load(path)
-    if choice.ema:
-        content = {**content, "state_dict": _average(content, path)}
+    plain = AVERAGES in content and not choice.ema
+    content, averaged = (content, False) if plain else judged(content)
     arch = name or choice.arch or _recorded_arch(content, path)
     clip = build_clip(arch, "fp32", place, init_for(content["state_dict"]))
     checkpoint.load_weights(clip.towers, content, path)
@@ -96,9 +101,10 @@ def load_pretrained(choice: Choice, device: str = "auto", local_rank: int = 0) -
         arch=arch,
         path=path,
         sha256=_digest(_identity(choice, arch), clip.towers.state_dict()),
-        results=_results(choice.path, path, content),
+        results=_results(choice.path, path, content, plain=plain),
         clip=clip,
         recorded={key: content[key] for key in ("epoch", "name", "neuclip") if key in content},
+        averaged=averaged,
     )
 
 
@@ -160,16 +166,6 @@ def _load(path: Path) -> dict[str, Any]:
     return checkpoint.load(path, bare=True)
 
 
-def _average(content: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The moving average of the weights that a checkpoint holds."""
-    if "ema_state_dict" not in content:
-        raise UserError(
-            f"{path} holds no moving average of the weights (ema_state_dict): the run kept none; "
-            "leave out --ema"
-        )
-    return content["ema_state_dict"]
-
-
 def _recorded_arch(content: dict[str, Any], path: Path) -> str:
     own: dict[str, Any] | None = content.get("neuclip")
     if own is not None:
@@ -196,12 +192,18 @@ def _digest(identity: str, weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _results(asked: Path, path: Path, content: dict[str, Any]) -> Path:
-    """Beside the checkpoints of a run, in `eval_results`; the name says which checkpoint it was."""
+def _results(asked: Path, path: Path, content: dict[str, Any], *, plain: bool) -> Path:
+    """Beside the checkpoints of a run, in `eval_results`; the name says which checkpoint it was.
+
+    What stands under a checkpoint's name is of the moving average where there is one; results of
+    the weights beside it (`plain`) have a name of their own.
+    """
     name = path.stem
     if name == "epoch_latest" and "epoch" in content:
         name = f"epoch_{int(content['epoch'])}"
     if asked.is_dir() and path.parent == asked:
         name = "repository"
+    if plain:
+        name = f"{name}_{PLAIN}"
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return folder / "eval_results" / f"{name}_eval_results.jsonl"

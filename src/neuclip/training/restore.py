@@ -12,6 +12,7 @@ from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss
 from neuclip.method.losses.base import PairLoss
 from neuclip.training import checkpoint
+from neuclip.training.ema import AVERAGES, judged
 from neuclip.training.model import (
     Clip,
     Encoder,
@@ -37,6 +38,8 @@ class RestoredRun:
         epoch: whole epochs trained.
         global_batch_size: pairs in a training step.
         path: the checkpoint's file, or its folder.
+        averaged: whether the towers are the moving average of the run's weights.
+        plain: whether they are not, though the run kept one.
     """
 
     folder: Path
@@ -47,10 +50,17 @@ class RestoredRun:
     epoch: int
     global_batch_size: int
     path: Path
+    averaged: bool
+    plain: bool
 
 
 def load_run(
-    run: Path, *, epoch: int | None = None, device: str = "auto", local_rank: int = 0
+    run: Path,
+    *,
+    epoch: int | None = None,
+    device: str = "auto",
+    local_rank: int = 0,
+    ema: bool = True,
 ) -> RestoredRun:
     """Loads a run's checkpoint.
 
@@ -59,6 +69,7 @@ def load_run(
         epoch: which epoch's checkpoint of the folder; none: the newest.
         device: `auto`, `cpu` or `cuda`.
         local_rank: which GPU of this machine.
+        ema: take the moving average of the weights where the run kept one, as training judges it.
 
     Raises:
         UserError: no such run or checkpoint; never another one in its place.
@@ -69,6 +80,8 @@ def load_run(
     if own is None:
         raise UserError(f"{path} was not written by neuclip: its model and method are not recorded")
     config = validate(yaml.safe_load(own["config"]), str(path))
+    plain = AVERAGES in content and not ema
+    content, averaged = (content, False) if plain else judged(content)
     place = choose_device(device, local_rank)
     precision = choose_precision(config.model.precision, place)
     clip = build_clip(config.model.name, precision, place, init_for(content["state_dict"]))
@@ -83,6 +96,8 @@ def load_run(
         epoch=int(content["epoch"]),
         global_batch_size=int(own["global_batch_size"]),
         path=path,
+        averaged=averaged,
+        plain=plain,
     )
 
 

@@ -22,7 +22,7 @@ from neuclip.errors import Preempted
 from neuclip.evaluation.results import write_whole
 from neuclip.training import checkpoint, memory
 from neuclip.training.checkpoint_files import CheckpointError
-from neuclip.training.ema import WeightAverage
+from neuclip.training.ema import AVERAGES, WeightAverage
 from neuclip.training.feed import Feed
 from neuclip.training.fingerprint import add_to_fingerprint
 from neuclip.training.judging import Judge
@@ -35,7 +35,6 @@ from neuclip.training.watch import Watch
 
 log = logging.getLogger("neuclip")
 
-AVERAGES = "ema_state_dict"
 """Key of the averaged weights in a checkpoint, beside `state_dict`."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

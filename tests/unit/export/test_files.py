@@ -121,17 +121,18 @@ def test_the_moving_average(make_run, tmp_path, pictures, texts, capsys):
     content = torch.load(path)
     torch.save(content | {"ema_state_dict": averaged(content["state_dict"])}, path)
     flags = ["--epoch", "2", "--format", "safetensors", "--out", str(tmp_path / "o")]
-    assert main(["export", str(run), *flags, "--ema"]) == 0
+    assert main(["export", str(run), *flags]) == 0
+    assert ", moving average of the weights)" in capsys.readouterr().out
     found = load_file(tmp_path / "o" / "open_clip_model.safetensors")
     expected = averaged(content["state_dict"])
     assert all(torch.equal(found[key], expected[key]) for key in expected)
-    plain = own_features(run, pictures, texts)
-    average = own_features(run, pictures, texts, epoch=2, ema=True)
+    plain = own_features(run, pictures, texts, epoch=2, ema=False)
+    average = own_features(run, pictures, texts, epoch=2)
     assert not torch.equal(plain[0], average[0])
-    capsys.readouterr()
-    assert main(["export", str(run), "--out", str(tmp_path / "p"), "--ema"]) == 2
-    assert "holds no moving average of the weights" in capsys.readouterr().err
-    assert not (tmp_path / "p").exists()
+    assert main(["export", str(run), *flags, "--no-ema", "--overwrite"]) == 0
+    assert "moving average" not in capsys.readouterr().out
+    found = load_file(tmp_path / "o" / "open_clip_model.safetensors")
+    assert all(torch.equal(found[key], value) for key, value in content["state_dict"].items())
 
 
 def averaged(weights):
