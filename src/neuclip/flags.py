@@ -21,6 +21,7 @@ from neuclip.flag_table import SYNONYMS, bounds, sections, table
 from neuclip.methods import METHODS, MethodSettings, NeuCLIPSettings, nearest
 from neuclip.published import (
     PUBLISHED_FORM,
+    PUBLISHED_NETWORK,
     SAME_AS,
     WITHOUT_EFFECT,
     Choice,
@@ -263,12 +264,14 @@ def _publish(settings: dict[str, Any], method: str) -> list[str]:
     """Gives a published line the published form, where neither it nor a file says otherwise."""
     own = METHODS[method].settings.model_fields
     form = {key: value for key, value in PUBLISHED_FORM.items() if key in own}
+    if method == "neuclip":
+        form |= PUBLISHED_NETWORK
     added = {key: value for key, value in form.items() if key not in settings}
     settings |= added
     shown = {key: value for key, value in added.items() if own[key].default != value}
     if not shown:
         return []
-    words = ", ".join(f"{key} {value}" for key, value in shown.items())
+    words = ", ".join(f"{k} {'none' if v is None else v}" for k, v in shown.items())
     return [f"the published form: {words} (flags of these names say otherwise)"]
 
 

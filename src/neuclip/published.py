@@ -102,12 +102,13 @@ SPELLINGS: Mapping[str, Mapping[str, object]] = {
 
 # What the published code of a method does and our default does not, unless the line says otherwise.
 # Published hyper-parameters of the FastCLIP family were tuned with its temperature gradient.
-PUBLISHED_FORM: Mapping[str, object] = {
-    "temperature_gradient": "fastclip",
+PUBLISHED_FORM: Mapping[str, object] = {"temperature_gradient": "fastclip"}
+PUBLISHED_NETWORK: Mapping[str, object] = {
     "num_prototypes": 4096,
     "refresh": "restart",
     "inner_steps": 10,
     "gradient": "detached",
+    "gamma": None,  # by the rule
 }
 
 # Published flags that say what a setting of ours says, and those that say nothing here.

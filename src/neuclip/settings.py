@@ -250,6 +250,12 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
     """
 
     name: Literal["neuclip"] = "neuclip"
+    gamma: float | None = setting(
+        0.4,
+        "final weight of the batch estimate; none: min(1, 4.177 * epochs^-0.7265)",
+        ge=0,
+        le=1,
+    )
     num_prototypes: int | None = setting(
         None,
         "prototypes of each side, over all processes; none: 32 global batches, at most 16,384 "

@@ -53,13 +53,17 @@ def address(trained):
     """A server in a process of its own, which Ctrl-C ends."""
     flags = [str(trained / "logs" / "glyphs"), "--images", str(trained / "data" / "train")]
     flags += ["--port", "0", "--workers", "0", "--embeddings", str(trained / "features")]
-    with subprocess.Popen(
+    # Jobs that a shell runs in the background ignore Ctrl-C, and so would the server.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    server = subprocess.Popen(
         [sys.executable, "-m", "neuclip", "search", *flags, "--device", "cpu"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ) as process:
+    )
+    signal.signal(signal.SIGINT, before)
+    with server as process:
         said = []
         for line in process.stdout:
             said.append(line)
@@ -69,8 +73,11 @@ def address(trained):
             pytest.fail("".join(said))
         yield found[1]
         process.send_signal(signal.SIGINT)
-        assert process.stdout.read() == "stopped\n"
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.communicate(timeout=60)[0] == "stopped\n"
+        finally:
+            process.kill()
+        assert process.returncode == 0
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_open_clip_loads_the_checkpoint(demo):
     assert restored.epoch == 1
 
 
-def test_methods_side_by_side(demo, tmp_path):
+def test_methods_side_by_side(demo, tmp_path, capsys):
     runs = []
     for method in METHODS:
         flags = demo.flags(method, "--method", method, "--epochs", "1")
@@ -88,6 +88,10 @@ def test_methods_side_by_side(demo, tmp_path):
     assert main(["report", *runs, "--out", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
     assert all(method in page for method in METHODS)
+    said = capsys.readouterr().err
+    assert [method for method in METHODS if f"gamma stays 1: {method} learns" in said] == [
+        "fastclip_v0", "fastclip_v1", "fastclip_v2", "fastclip_v3",
+    ]  # fmt: skip
 
 
 def test_the_published_line_trains(demo, capsys):

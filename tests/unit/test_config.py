@@ -72,11 +72,14 @@ def test_resolved_adam_follows_the_model(model, beta2, eps):
 
 
 def test_resolved_gamma_follows_the_length_of_the_run():
-    method = run(method={"name": "neuclip"}, optim={"epochs": 24}).resolved().method.model_dump()
+    def resolved(name, epochs):
+        return run(method={"name": name}, optim={"epochs": epochs}).resolved().method.model_dump()
+
+    method = resolved("fastclip_v3", 24)
     assert method["gamma"] == pytest.approx(0.415, abs=1e-3)
     assert method["gamma_decay_epochs"] == 24.0
-    short = run(method={"name": "neuclip"}, optim={"epochs": 4}).resolved().method.model_dump()
-    assert short["gamma"] == 1.0
+    assert resolved("fastclip_v3", 4)["gamma"] == 1.0
+    assert resolved("neuclip", 4)["gamma"] == resolved("neuclip", 24)["gamma"] == 0.4
 
 
 def test_resolving_twice_changes_nothing():

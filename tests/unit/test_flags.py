@@ -177,6 +177,7 @@ PUBLISHED_NETWORK = {
     "refresh": "restart",
     "inner_steps": 10,
     "gradient": "detached",
+    "gamma": 0.3368,  # by the rule
 }
 
 
@@ -188,11 +189,12 @@ PUBLISHED_NETWORK = {
         ("--npn --npn_num_protos 8", {"num_prototypes": 8}),
         ("--npn --refresh fifo --gradient full", {"refresh": "fifo", "gradient": "full"}),
         ("--recipe neuclip-paper", {}),
-        ("--recipe neuclip-dfn14m", {}),
+        ("--recipe neuclip-dfn14m", {"gamma": 0.42}),
+        ("--npn --gamma 0.5", {"gamma": 0.5}),
     ],
 )
 def test_published_spelling_has_the_published_network(line, changes):
-    settings = parse(line).method.model_dump()
+    settings = parse(f"{line} --epochs 32").method.model_dump()
     assert {key: settings[key] for key in PUBLISHED_NETWORK} == {**PUBLISHED_NETWORK, **changes}
 
 

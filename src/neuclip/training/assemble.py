@@ -27,7 +27,7 @@ from neuclip.errors import UserError
 from neuclip.group import Patience, process_group
 from neuclip.launch import launch_environment
 from neuclip.method.factory import Run, build_loss
-from neuclip.methods import METHODS
+from neuclip.methods import METHODS, MixingSettings
 from neuclip.sharing import from_main
 from neuclip.training import towers as tower_parts
 from neuclip.training.agreement import check_same_data, check_same_program
@@ -221,6 +221,12 @@ def _announce(parts: Parts, index: Source) -> None:
             "warm-up of %d steps is as long as the run (%d steps): the rate never reaches %g",
             config.optim.warmup, config.optim.epochs * steps, config.optim.lr,
         )  # fmt: skip
+    if isinstance(config.method, MixingSettings) and config.method.gamma == 1:
+        log.warning(
+            "gamma stays 1: %s learns from the batch's own normalizers, as rgcl_batch does (the "
+            "published rule gives 1 below 8 epochs; --gamma 0.4 mixes in what it remembers)",
+            config.method.name,
+        )
 
 
 def read_index(config: RunConfig, train_data: str) -> Source:
