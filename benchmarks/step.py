@@ -37,6 +37,7 @@ from neuclip.data.opening import OpenSettings, open_source
 from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss
 from neuclip.methods import METHODS, method_settings
+from neuclip.published import PUBLISHED_NETWORK
 from neuclip.training.feed import Feed
 from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
 from neuclip.training.optim import Optimizer
@@ -44,6 +45,7 @@ from neuclip.training.step import TrainingStep
 from neuclip.training.timing import StepTimer
 
 FORMAT = 2
+PAPER = "neuclip-paper"  # the published network; `neuclip` is the default: a pool, untrained
 MARK = "part:"
 
 
@@ -52,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="ViT-B-32", help="glyph-tiny, ViT-B-32, ViT-B-16, ...")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-prototypes", type=int, default=4096)
-    parser.add_argument("--methods", nargs="+", default=["openclip", "rgcl_batch", "neuclip"])
+    parser.add_argument("--methods", nargs="+", default=["openclip", "neuclip", PAPER])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--train-data", help="real batches; by default random ones")
     parser.add_argument("--workers", type=int, default=1)
@@ -61,10 +63,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result file; by default in benchmarks/results/")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
+    known = [*METHODS, PAPER]
     if args.methods == ["all"]:
-        args.methods = list(METHODS)
-    if unknown := set(args.methods) - set(METHODS):
-        parser.error(f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}")
+        args.methods = known
+    if unknown := set(args.methods) - set(known):
+        parser.error(f"unknown methods {sorted(unknown)}; known: {', '.join(known)}")
     if "openclip" not in args.methods:
         args.methods = ["openclip", *args.methods]  # the ratios' base
     return args
@@ -88,7 +91,8 @@ class Contender:
     def __init__(self, name: str, setting: Setting) -> None:
         self._setting, self._timer = setting, StepTimer(setting.device)
         run = Run(setting.clip.embed_dim, steps_per_epoch=1, num_samples=setting.num_samples)
-        settings = method_settings(name, values_for(name, setting.args.num_prototypes))
+        method, values = values_for(name, setting.args.num_prototypes)
+        settings = method_settings(method, values)
         loss = build_loss(settings, run).to(setting.device)
         self._step = TrainingStep(
             setting.clip, setting.clip.towers, loss, setting.optimizer, setting.device, self._part
@@ -124,15 +128,17 @@ class Contender:
         return peaks(profiler, self._setting.device)
 
 
-def values_for(name: str, num_prototypes: int) -> dict[str, object]:
-    """Settings that a method cannot do without."""
-    fields = METHODS[name].settings.model_fields
+def values_for(name: str, num_prototypes: int) -> tuple[str, dict[str, object]]:
+    """A contender's method, and the settings that it cannot do without."""
+    method = "neuclip" if name == PAPER else name
+    fields = METHODS[method].settings.model_fields
     values = {"num_prototypes": num_prototypes, "gamma_decay_epochs": 10.0}
     if "gamma" in fields and fields["gamma"].default is None:
         values["gamma"] = 0.5
-    if name == "neuclip":  # the published network: the pool of the default trains no prototypes
-        values |= {"refresh": "restart", "inner_steps": 10, "gradient": "detached"}
-    return {key: value for key, value in values.items() if key in fields}
+    if name == PAPER:
+        published = {**PUBLISHED_NETWORK, "num_prototypes": num_prototypes, "gamma": 0.4}
+        values |= published
+    return method, {key: value for key, value in values.items() if key in fields}
 
 
 @contextmanager
@@ -208,7 +214,11 @@ def check_memory(clip: Clip, args: argparse.Namespace, device: torch.device) -> 
         with clip.autocast(device):
             outputs = clip.towers(images, two.tokens.to(device))  # keeps what was saved alive
     towers = 4 * sum(p.nbytes for p in clip.towers.parameters())
-    network = 2 * 4 * 4 * args.num_prototypes * clip.embed_dim if "neuclip" in args.methods else 0
+    network = (
+        2 * 4 * 4 * args.num_prototypes * clip.embed_dim
+        if {"neuclip", PAPER} & {*args.methods}
+        else 0
+    )
     needed = (towers + sum(saved.values()) / len(two) * args.batch_size + network) / 2**30
     del outputs
     free = free_memory(device)

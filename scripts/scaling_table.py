@@ -5,7 +5,7 @@ bytes and floating-point operations counted in real runs of 2 and 4 processes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -128,6 +128,16 @@ def prototypes(setup: Setup, *, through: bool) -> Cost:
     )
 
 
+def pool(setup: Setup) -> Cost:
+    """The newest embeddings as prototypes, untrained; alpha has a gradient."""
+    return softmax_loss(setup) + prototypes(replace(setup, prototype_steps=0), through=True)
+
+
+def default_pool(setup: Setup) -> Cost:
+    """The same at the size that `neuclip` chooses by itself."""
+    return pool(replace(setup, prototypes=min(32 * setup.batch, 16_384)))
+
+
 def networks(setup: Setup) -> Cost:
     """AmorLIP's: steps with gradient, and two answers of the averaged and earlier networks."""
     dim, hidden, steps = setup.dim, setup.hidden, setup.network_steps
@@ -162,6 +172,7 @@ COSTS: dict[str, Callable[[Setup], Cost]] = {
     "amorlip": lambda setup: softmax_loss(setup) + networks(setup),
     "neuclip": lambda setup: softmax_loss(setup) + prototypes(setup, through=False),
     "neuclip, full or union": lambda setup: softmax_loss(setup) + prototypes(setup, through=True),
+    "neuclip, pool": pool,
 }
 """By method; `neuclip` stands for `gradient: detached`."""
 
@@ -175,8 +186,9 @@ SHOWN = {
     "isogclr": COSTS["isogclr"],
     "fastclip_v2": COSTS["fastclip_v2"],
     "amorlip": COSTS["amorlip"],
-    "neuclip, detached": COSTS["neuclip"],
-    "neuclip, full or union": COSTS["neuclip, full or union"],
+    "neuclip (its default)": default_pool,
+    "neuclip, trained, detached": COSTS["neuclip"],
+    "neuclip, trained, full or union": COSTS["neuclip, full or union"],
     "ViT-B/32 towers": towers,
 }
 SETUPS = [
