@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from neuclip import terminal
+from neuclip.checkpoint_cli import CheckpointFlags, counted
 from neuclip.errors import UserError
 from neuclip.evaluation.suite import Suite, Task, load_suite
 from neuclip.published import Switch
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 _AVERAGE = "the moving average of "
 
 
-@dataclass(frozen=True)
-class Eval:
+@dataclass(frozen=True, kw_only=True)
+class Eval(CheckpointFlags):
     """Judge a checkpoint: on evaluation splits (--val-data), or on DataComp's tasks (--data-dir).
 
     With neither, on the splits that the run was trained with: zero-shot classification, retrieval,
@@ -48,20 +49,6 @@ class Eval:
     """DataComp: judge the sets that are there, and average over the tasks that have results"""
     allow_damage: Switch = False
     """judge what is left of a damaged set instead of refusing it"""
-    epoch: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this epoch"""
-    iter: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this step"""
-    arch: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: the checkpoint's)")
-    ] = None
-    """architecture, for a checkpoint that does not say it"""
-    ema: Switch = True
-    """judge the weights themselves, not their moving average, where the run kept one"""
     out: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(default: in eval_results/)")
     ] = None
@@ -135,7 +122,7 @@ def evaluate(command: Eval) -> int:
         )
     for flag, value in (
         ("tasks", command.tasks), ("groups", command.groups), ("partial", command.partial),
-        ("iter", _number(command.iter)), ("arch", command.arch), ("out", command.out),
+        ("iter", counted(command.iter)), ("arch", command.arch), ("out", command.out),
         ("track", command.track),
     ):  # fmt: skip
         if value:
@@ -151,13 +138,6 @@ def _run(command: Eval) -> Path:
     run = command.run or command.train_output_dir
     assert run is not None
     return run
-
-
-def _number(value: int | None) -> int | None:
-    """DataComp's -1 for the latest."""
-    if value is not None and value < -1:
-        raise UserError(f"{value} is no epoch or step: they count from 0 (-1: the latest)")
-    return None if value == -1 else value
 
 
 def _splits(command: Eval, run: Path) -> int:
@@ -176,7 +156,7 @@ def _splits(command: Eval, run: Path) -> int:
         with distributed.alone():  # the loss whole on every process, whatever the training's
             restored = load_run(
                 run,
-                epoch=_number(command.epoch),
+                epoch=counted(command.epoch),
                 device=command.device,
                 local_rank=launch.local_rank,
                 ema=command.ema,
@@ -228,7 +208,7 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
     from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
     from neuclip.evaluation.suite_run import open_sets, run_benchmark
     from neuclip.group import process_group
-    from neuclip.training.pretrained import Choice, load_pretrained
+    from neuclip.training.pretrained import load_pretrained
     from neuclip.training.run_folder import log_to
 
     log_to(None)
@@ -236,10 +216,7 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
     # The processes only share work out and gather features: gloo does, whatever the device.
     with process_group(torch.device("cpu")) as launch:
         sets = open_sets(data_dir, tasks)
-        choice = Choice(
-            run, _number(command.epoch), _number(command.iter), command.arch, command.ema
-        )
-        model = load_pretrained(choice, command.device, launch.local_rank)
+        model = load_pretrained(command.choice(run), command.device, launch.local_rank)
         settings = BenchmarkSettings(
             batch_size=command.batch_size,
             workers=command.workers,

@@ -11,12 +11,13 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from neuclip import terminal
+from neuclip.checkpoint_cli import CheckpointFlags
 from neuclip.errors import UserError
 from neuclip.published import Switch
 
 
-@dataclass(frozen=True)
-class ExportCommand:
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand(CheckpointFlags):
     """Write trained towers for open_clip or Hugging Face, with a model card.
 
     open_clip: a checkpoint (.pt) for create_model_and_transforms(..., pretrained=FILE).
@@ -31,20 +32,6 @@ class ExportCommand:
     """folder to write to"""
     format: Literal["open_clip", "hf", "safetensors"] = "open_clip"
     """which files"""
-    epoch: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this epoch"""
-    iter: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this step"""
-    arch: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: the checkpoint's)")
-    ] = None
-    """architecture, for a checkpoint that does not say it"""
-    ema: Switch = True
-    """take the weights themselves, not their moving average, where the run kept one"""
     license: Annotated[
         str | None, arg(metavar="ID", help_behavior_hint="(default: the card states none)")
     ] = None
@@ -67,10 +54,9 @@ def export(command: ExportCommand) -> int:
         raise UserError(f"--out {command.out} is a file; give a folder")
 
     from neuclip.export import export_model
-    from neuclip.training.pretrained import Choice, load_pretrained
+    from neuclip.training.pretrained import load_pretrained
 
-    choice = Choice(command.run, command.epoch, command.iter, command.arch, command.ema)
-    model = load_pretrained(choice, "cpu")
+    model = load_pretrained(command.choice(command.run), "cpu")
     average = ", moving average of the weights" if model.averaged else ""
     print(f"exporting {model.path} ({model.arch}{average})", flush=True)
     done = export_model(

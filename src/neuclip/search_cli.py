@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from neuclip import terminal
+from neuclip.checkpoint_cli import CheckpointFlags
 from neuclip.data_cli import ReadingFlags
 from neuclip.errors import UserError
-from neuclip.published import Switch
 
 if TYPE_CHECKING:
     from neuclip.data.sources import Source
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(ReadingFlags):
+class Search(CheckpointFlags, ReadingFlags):
     """Open a local web page that finds pictures by text or by picture.
 
     The pictures are embedded once; the features are kept on disk and found again by checkpoint and
@@ -34,20 +34,6 @@ class Search(ReadingFlags):
     """pictures to search, as --train-data takes them: shards, tables, folders; joined by ::"""
     port: int = 8765
     """where to serve; 0: any free port"""
-    epoch: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this epoch"""
-    iter: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this step"""
-    arch: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: the checkpoint's)")
-    ] = None
-    """architecture, for a checkpoint that does not say it"""
-    ema: Switch = True
-    """take the weights themselves, not their moving average, where the run kept one"""
     embeddings: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: in the user's cache)")
     ] = None
@@ -76,10 +62,9 @@ def search(command: Search) -> int:
             raise UserError(f"--{flag} {value} is out of range; it must be {least}")
 
     from neuclip.search.server import HOST, About, make_server
-    from neuclip.training.pretrained import Choice, load_pretrained
+    from neuclip.training.pretrained import load_pretrained
 
-    choice = Choice(command.run, command.epoch, command.iter, command.arch, command.ema)
-    model = load_pretrained(choice, command.device)
+    model = load_pretrained(command.choice(command.run), command.device)
     source = command.open(command.images)
     try:
         engine = _engine(command, model, source)
