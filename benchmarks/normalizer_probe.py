@@ -22,7 +22,8 @@ import torch
 from quality_error import encode_training_pairs, exact_of, summary
 from torch import Tensor
 
-from neuclip.method.interfaces import Anchors
+from neuclip.distributed import Layout
+from neuclip.method.interfaces import Anchors, Pairs
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
 from neuclip.method.objective import mix
 from neuclip.method.schedule import Gamma
@@ -176,7 +177,8 @@ def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
 def _as_anchors(features: Tensor, scale: Tensor) -> Anchors:
     inner = exact_of(features, torch.arange(features.shape[1]), float(scale), 0.0).float()
     positive = (features[0] * features[1]).sum(-1)
-    return Anchors(features, positive, inner, scale, features)
+    pairs = Pairs(features, Layout((features.shape[1],), 0))
+    return Anchors(pairs, positive, inner, scale, features)
 
 
 def natural_weights(probe: Probe, count: int, steps: int, rate: float = 0.05) -> Tensor:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import normalizer_probe
 import pytest
 import quality
 import torch
@@ -254,6 +255,20 @@ def test_the_batch_normalizer_has_the_error_of_the_batch():
     for key in ("mse", "mae", "bias"):
         assert error[key] == pytest.approx(error[f"minibatch_{key}"], abs=1e-3)
     assert error["mse"] > 0
+
+
+def test_every_estimator_of_the_probe_is_finite_and_more_prototypes_are_better(monkeypatch):
+    monkeypatch.setattr(normalizer_probe, "ANCHORS", 128)
+    monkeypatch.setattr(normalizer_probe, "POOL", 2048)
+    features = normalize(torch.randn(2, 2500, 8), dim=-1)
+    probe = normalizer_probe.Probe(features, 10.0, seed=0)
+    mse = {
+        name: float((estimate(probe) - probe.exact).square().mean())
+        for name, estimate in normalizer_probe.estimators(steps=2).items()
+    }
+    assert all(math.isfinite(value) for value in mse.values()), mse
+    assert mse["pool, m 2048"] < mse["pool, m 512"] < mse["pool, m 64"]
+    assert mse["pool 2048 and batch, by counts"] < mse["batch of 64"]
 
 
 @pytest.mark.parametrize("idea", IDEAS)
