@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neuclip.data.loader import evaluation_loader
 from neuclip.errors import UserError
-from neuclip.evaluation.embed import encode_split
+from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.method.losses.base import PairLoss
 from neuclip.method.objective import log_plus
 from neuclip.training.assemble import read_index
@@ -73,8 +72,7 @@ def encode_training_pairs(run: RestoredRun, train_data: str | None = None) -> tu
         train_data: read these instead of what the run was trained on.
     """
     source = read_index(run.config, train_data or str(run.config.data.train_data))
-    batches = evaluation_loader(source, run.encoder.transform, run.encoder.tokenize, 256)
-    encoded = encode_split(run.encoder, batches)
+    encoded = encode_split(run.encoder, start_reading(run.encoder, source, 256, workers=0))
     features = torch.stack([encoded.image_features, encoded.text_features])
     return features, encoded.sample_ids
 

@@ -28,9 +28,10 @@ from quality_results import ResultsFile, data_digest, lock
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from neuclip.data.loader import Batch, evaluation_loader
+from neuclip.data.loader import Batch, evaluation_loader, evaluation_requests
 from neuclip.data.opening import open_source
 from neuclip.data.order import Order
+from neuclip.data.sources import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split
 from neuclip.evaluation.retrieval import retrieve
@@ -46,8 +47,9 @@ WIDTH, DIM, EPOCHS, JUDGINGS, ANCHORS = 256, 128, 6, 2, 1024
 
 
 def grey(picture: Image.Image) -> Tensor:
-    """Pixels as a tensor [1, 32, 32] in -1 ... 1."""
-    return torch.from_numpy(np.array(picture.convert("L"))).float()[None] / 127.5 - 1
+    """Pixels as a tensor [3, 32, 32] in -1 ... 1: one channel thrice, for a batch has three."""
+    pixels = torch.from_numpy(np.array(picture.convert("L"))).float() / 127.5 - 1
+    return pixels.expand(3, -1, -1)
 
 
 class Towers(nn.Module):
@@ -74,7 +76,7 @@ class Towers(nn.Module):
         return found if self.logit_bias is None else {**found, "logit_bias": self.logit_bias}
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return normalize(self.image(images), dim=-1)
+        return normalize(self.image(images[:, :1]), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         return normalize(self.text(self.words(tokens)), dim=-1)
@@ -99,12 +101,22 @@ class Tokens:
 class Encoder:
     """The towers as judges see them."""
 
+    device = torch.device("cpu")
     transform = staticmethod(grey)
 
     def __init__(self, towers: Towers, tokenize: Tokens) -> None:
         self.encode_image = torch.no_grad()(towers.encode_image)
         self.encode_text = torch.no_grad()(towers.encode_text)
         self.tokenize = tokenize
+
+
+def read(source: Source, tokenize: Tokens) -> list[Batch]:
+    """All of a source, in order."""
+    requests = evaluation_requests(np.arange(len(source), dtype=np.int64), 1024)
+    return [
+        batch for batch in evaluation_loader(source, grey, tokenize, requests)
+        if isinstance(batch, Batch)
+    ]  # fmt: skip
 
 
 class Data:
@@ -115,12 +127,12 @@ class Data:
         captions = [self.source.content(position).caption for position in range(len(self.source))]
         tokenize = build_clip("glyph-tiny", "fp32", torch.device("cpu")).tokenize
         self.tokenize = Tokens(tokenize, captions)
-        batches = list(evaluation_loader(self.source, grey, self.tokenize, 1024))
-        self.images = torch.cat([batch.images for batch in batches])
+        batches = read(self.source, self.tokenize)
+        self.images = torch.cat([batch.images[:, :1] for batch in batches])
         self.tokens = torch.cat([batch.tokens for batch in batches])
         self.splits = [open_split(folder / name) for name in SPLITS]
         self.batches: list[list[Batch]] = [
-            list(evaluation_loader(split.index, grey, self.tokenize, 1024)) for split in self.splits
+            read(split.index, self.tokenize) for split in self.splits
         ]
 
 
@@ -164,14 +176,14 @@ class SmallRun:
         positions = torch.from_numpy(places[places < self.cell.samples])
         value = math.nan
         for rows in positions.split(self.cell.batch)[: self.steps]:
-            self.optimizer.set_rates(self.step, self.temperature)
+            self.optimizer.set_rates(self.step)
             outputs = self.towers(self.data.images[rows], self.data.tokens[rows])
             loss = self.loss(**outputs, sample_ids=rows)
             value = float(loss.detach())
             if not math.isfinite(value):
                 break
             loss.backward()
-            self.optimizer.step()
+            self.optimizer.step(skip=torch.zeros(()))
             clamp_logit_scale(self.towers)
             self.step += 1
         return value

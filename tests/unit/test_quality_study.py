@@ -1,5 +1,6 @@
 """The study of quality: its plan, its file of results, its tables."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,8 +8,9 @@ from pathlib import Path
 import normalizer_probe
 import pytest
 import quality
+import quality_small
 import torch
-from quality_error import error_of, exact_of
+from quality_error import error_of, exact_of, training_error
 from quality_ideas import IDEAS, using
 from quality_plan import (
     CONTENDERS,
@@ -24,6 +26,7 @@ from quality_report import BEGIN, END, between_markers, tables, write_report
 from quality_results import ResultsFile, code_digest, data_digest, lock
 from torch.nn.functional import normalize
 
+from neuclip.cli import main
 from neuclip.errors import UserError
 from neuclip.method.factory import create_loss
 
@@ -269,6 +272,28 @@ def test_every_estimator_of_the_probe_is_finite_and_more_prototypes_are_better(m
     assert all(math.isfinite(value) for value in mse.values()), mse
     assert mse["pool, m 2048"] < mse["pool, m 512"] < mse["pool, m 64"]
     assert mse["pool 2048 and batch, by counts"] < mse["batch of 64"]
+
+
+def test_the_error_over_all_training_pairs_of_a_run(demo_dir, tmp_path):
+    flags = ["--train-data", str(demo_dir / "train"), "--method", "fastclip_v3", "--smoke"]
+    flags += ["--logs", str(tmp_path), "--name", "run", "--device", "cpu"]
+    assert main(["train", *flags]) == 0
+    error = training_error(tmp_path / "run", 2)
+    assert error["anchors"] == 512
+    assert 0 < error["mse"] < 10
+    assert 0 < error["minibatch_mse"] < 10
+    assert error["temperature"] == pytest.approx(0.07, abs=0.01)
+
+
+def test_small_towers_learn_and_are_judged(demo_dir):
+    data = quality_small.Data(demo_dir)
+    method = {"name": "neuclip", "num_prototypes": 128}
+    run = quality_small.SmallRun(Cell("tune", "x", method, 1e-3, batch=16, measures=True), data)
+    run.steps = 20
+    run.cell = dataclasses.replace(run.cell, epochs=2)
+    found = run.train()
+    assert {row["split"] for row in found["evaluations"]} == set(quality_small.SPLITS)
+    assert all(math.isfinite(row["mse"]) for row in found["errors"])
 
 
 @pytest.mark.parametrize("idea", IDEAS)
