@@ -66,8 +66,8 @@ def test_other_methods_need_neither():
         ("rgcl_batch", {"rho": -1.0}, "rho: Input should be greater than or equal to 0 (got -1.0)"),
         ("neuclip", {"refresh": "lifo"}, "refresh: Input should be 'restart', 'fifo' or 'rolling'"),
         ("sogclr", {"gamma": 0.0}, "gamma: Input should be greater than 0"),
-        ("neuclip", {}, "method 'neuclip': pass gamma="),
-        ("neuclip", {"gamma": 0.5}, "method 'neuclip': pass gamma_decay_epochs="),
+        ("neuclip", {"gamma": None}, "method 'neuclip': pass gamma="),
+        ("neuclip", {}, "method 'neuclip': pass gamma_decay_epochs="),
         ("neuclip", {"gamma": 2.0}, "gamma: Input should be less than or equal to 1 (got 2.0)"),
         (
             "isogclr",
