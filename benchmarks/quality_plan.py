@@ -5,8 +5,9 @@ settings of the stage `tune` are those of `final`, `batch` and `size`. So the pl
 the results so far, and cells come in an order in which every prefix is useful.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,14 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 `idea:` takes a normalizer of `quality_ideas.py`."""
 
 LEADERS = ("neuclip", "rgcl_batch")
-NEXT = ("openclip", "fastclip_v3")
+NEXT = ("fastclip_v3", "openclip")
 """Whose long runs come first."""
+
+INDISTINCT = 0.015
+"""Short runs closer than this do not tell temperatures apart: all of them go on to a long run, the
+best of which is the method's. Only our own method goes on with its short runs' best: what this
+leaves untried is to its disadvantage."""
+OURS = "neuclip"
 
 BATCH_CONTENDERS = ("neuclip", "rgcl_batch", "openclip", "fastclip_v3", "neuclip-paper")
 
@@ -207,6 +214,30 @@ class Findings:
         """The best cell of a contender's grid, once all of it has run."""
         return self.best_of(list(tuning(label, self)))
 
+    def candidates(self, label: str) -> list[Cell]:
+        """The long runs of seed 0 that decide a contender's temperature; none before its grid."""
+        best = self.best(label)
+        if best is None:
+            return []
+        grid = [cell for cell in tuning(label, self) if cell.lr == LEARNING_RATES[0]]
+        scores = {id(cell): self.score(cell) or 0.0 for cell in grid}
+        first = max(grid, key=lambda cell: scores[id(cell)])
+        rivals = [
+            cell
+            for cell in grid
+            if cell is not first and scores[id(first)] - scores[id(cell)] < INDISTINCT
+        ]
+        rivals = [] if label == OURS else sorted(rivals, key=lambda cell: -scores[id(cell)])
+        return [
+            long_run(label, best),
+            *(long_run(label, replace(cell, lr=best.lr), temperature_of(cell)) for cell in rivals),
+        ]
+
+    def chosen(self, label: str) -> Cell | None:
+        """The best of a contender's long runs of seed 0, once all of them have run."""
+        candidates = self.candidates(label)
+        return self.best_of(candidates) if candidates else None
+
     def best_of(self, cells: Sequence[Cell]) -> Cell | None:
         """The best of some cells, once all of them have run."""
         scores = [self.score(cell) for cell in cells]
@@ -239,6 +270,17 @@ def tuning_cell(label: str, temperature: int, lr: float) -> Cell:
     return Cell("tune", label, method, lr, note=f"lr{lr:g}-t{temperature}")
 
 
+def long_run(label: str, like: Cell, note: str = "", seed: int = 0) -> Cell:
+    """A run of full length with the settings of another cell."""
+    return Cell("final", label, like.method, like.lr, seed, epochs=LONG, measures=True, note=note)
+
+
+def temperature_of(cell: Cell) -> str:
+    """The temperature's setting in a word."""
+    key = "rho" if "rho" in cell.method else "temperature"
+    return f"{key}{cell.method[key]:g}"
+
+
 def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
     """NeuCLIP with one thing changed, in short runs, at the best rho of its grid."""
     best = found.best_of(
@@ -259,35 +301,42 @@ def plan(
 ) -> list[Cell]:
     """All cells whose settings are known, in the order to run them."""
     found = Findings(rows)
-    tuned = {label: best for label in CONTENDERS if (best := found.best(label)) is not None}
+    chosen = {label: cell for label in CONTENDERS if (cell := found.chosen(label)) is not None}
     cells: list[Cell] = []
     for labels in (LEADERS, NEXT):
         cells += [cell for label in labels for cell in tuning(label, found)]
-        cells += _long({label: tuned[label] for label in labels if label in tuned}, seed=0)
-    cells += _long({label: tuned[label] for label in LEADERS if label in tuned}, seed=1)
+        cells += _candidates(labels, found)
+        cells += _seeds({label: chosen[label] for label in labels if label in chosen}, 1)
+    cells += _seeds({label: chosen[label] for label in LEADERS if label in chosen}, 2)
     cells += ingredients(0, found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
-    cells += _long(tuned, seed=0)
+    cells += _candidates(CONTENDERS, found)
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)
-    cells += _batches(tuned, MEDIUM)
-    cells += _sizes(tuned)
+    cells += _batches(chosen, MEDIUM)
+    cells += _sizes(chosen)
     for seed in SEEDS[1:]:
-        cells += _long(tuned, seed)
-    cells += _batches(tuned, LONG)
+        cells += _seeds(chosen, seed)
+    cells += _batches(chosen, LONG)
     return list({cell.name: cell for cell in cells}.values())
 
 
-def _long(tuned: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
-    for label, best in tuned.items():
-        yield Cell("final", label, best.method, best.lr, seed, epochs=LONG, measures=True)
+def _candidates(labels: Iterable[str], found: Findings) -> list[Cell]:
+    """The first choice of every contender before the second of any."""
+    lists = [found.candidates(label) for label in labels]
+    return [cell for rank in zip_longest(*lists) for cell in rank if cell is not None]
 
 
-def _batches(tuned: Mapping[str, Cell], epochs: int) -> Iterator[Cell]:
+def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
+    for label, cell in chosen.items():
+        yield long_run(label, cell, cell.note, seed)
+
+
+def _batches(chosen: Mapping[str, Cell], epochs: int) -> Iterator[Cell]:
     for batch in (256, 32, 128, BATCH):
         for label in BATCH_CONTENDERS:
-            if label in tuned and not (batch == BATCH and epochs == LONG):
-                best = tuned[label]
+            if label in chosen and not (batch == BATCH and epochs == LONG):
+                best = chosen[label]
                 method = scaled_to_batch(label, best.method, batch)
                 yield Cell(
                     "batch", label, method, best.lr, batch=batch, epochs=epochs, measures=True,
@@ -300,11 +349,11 @@ def scaled_to_batch(label: str, method: Mapping[str, Any], batch: int) -> dict[s
     return {**method, "num_prototypes": 32 * batch} if label == "neuclip" else dict(method)
 
 
-def _sizes(tuned: Mapping[str, Cell]) -> Iterator[Cell]:
+def _sizes(chosen: Mapping[str, Cell]) -> Iterator[Cell]:
     for samples in (5_000, 15_000, FULL):
         for label in BATCH_CONTENDERS:
-            if label in tuned:
-                best = tuned[label]
+            if label in chosen:
+                best = chosen[label]
                 epochs = MEDIUM if samples == FULL else round(180_000 / samples)
                 yield Cell(
                     "size", label, best.method, best.lr, samples=samples, epochs=epochs,

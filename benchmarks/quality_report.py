@@ -105,9 +105,13 @@ def _has(rows: Mapping[str, Row], label: str) -> bool:
 
 
 def final_table(rows: Sequence[Row]) -> str:
-    """Accuracy, retrieval and error at the end of the long runs, mean and spread over seeds."""
+    """Accuracy, retrieval and error at the end of the long runs, mean and spread over seeds.
+
+    A line per method and temperature; the temperature that is best at seed 0 has all the seeds.
+    """
     header = (
         "method",
+        "setting",
         "seeds",
         "face",
         "characters",
@@ -117,19 +121,39 @@ def final_table(rows: Sequence[Row]) -> str:
         "bias",
         "batch MSE",
     )
+    finals = [row for row in rows if row["stage"] == "final"]
     body = []
     for label in CONTENDERS:
-        mine = [row for row in rows if row["stage"] == "final" and row["label"] == label]
-        if mine:
+        of_label = [row for row in finals if row["label"] == label]
+        for note in sorted({row["note"] for row in of_label}):
+            mine = [row for row in of_label if row["note"] == note]
             ends = [row["errors"][-1] for row in mine]
             body.append((
-                label, str(len(mine)), percent(accuracy(row, FACE) for row in mine),
+                label, _setting(label, mine[0]["method"]), str(len(mine)),
+                percent(accuracy(row, FACE) for row in mine),
                 percent(accuracy(row, CHARACTER) for row in mine),
                 percent(accuracy(row, FACE, "mean_recall@1") for row in mine),
                 *(number(end.get(key) for end in ends) for key in ("mse", "mae", "bias")),
                 number(end["minibatch_mse"] for end in ends),
             ))  # fmt: skip
     return markdown(header, body)
+
+
+def _setting(label: str, method: Mapping[str, Any]) -> str:
+    """What a contender's grid varies, as a run had it."""
+    varied = CONTENDERS[label].temperatures[0]
+    return ", ".join(f"{key.replace('_', ' ')} {method[key]:g}" for key in varied)
+
+
+def best_finals(rows: Sequence[Row]) -> list[Row]:
+    """The long runs of every method at its best temperature, by the mean accuracy at seed 0."""
+    finals = [row for row in rows if row["stage"] == "final" and not row.get("failed")]
+    best: dict[str, tuple[float, str]] = {}
+    for row in finals:
+        if row["seed"] == 0:
+            found = (final_score(row), str(row["note"]))
+            best[row["label"]] = max(best.get(row["label"], found), found)
+    return [row for row in finals if row["note"] == best.get(row["label"], (0.0, None))[1]]
 
 
 def ingredient_table(rows: Sequence[Row]) -> str:
@@ -159,7 +183,7 @@ def tuning_table(rows: Mapping[str, Row]) -> str:
         for number, temperature in enumerate(contender.temperatures):
             notes = [f"lr{lr:g}-t{number}" for lr in LEARNING_RATES]
             if any(note in mine for note in notes):
-                setting = ", ".join(f"{key} {value:g}" for key, value in temperature.items())
+                setting = _setting(label, temperature)
                 body.append((label, setting, *(_outcome(mine.get(note)) for note in notes)))
     return markdown(("method", "setting", *(f"rate {lr:g}" for lr in LEARNING_RATES)), body)
 
@@ -177,11 +201,12 @@ def _outcome(row: Row | None) -> str:
 def batch_table(rows: Sequence[Row]) -> str:
     """Accuracy and error over the batch; long runs at batch 64 are those of the final table."""
     header = ("method", "epochs", "batch", "face", "characters", "MSE", "batch MSE")
-    return _sweep(header, [row for row in rows if _in_batch_sweep(row)], "batch")
+    return _sweep(header, _batch_sweep(rows), "batch")
 
 
-def _in_batch_sweep(row: Row) -> bool:
-    return row["stage"] == "batch" or (row["stage"] == "final" and row["seed"] == 0)
+def _batch_sweep(rows: Sequence[Row]) -> list[Row]:
+    finals = [row for row in best_finals(rows) if row["seed"] == 0]
+    return [row for row in rows if row["stage"] == "batch" and not row.get("failed")] + finals
 
 
 def size_table(rows: Sequence[Row]) -> str:
@@ -233,12 +258,12 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def accuracy_over_samples(rows: Sequence[Row]) -> Figure | None:
-    """Long runs at batch 64, mean over seeds."""
+    """Long runs at batch 64 at each method's best temperature, mean over seeds."""
     lines = {}
     for label in CONTENDERS:
         points: dict[float, list[float]] = {}
-        for row in rows:
-            if row["stage"] == "final" and row["label"] == label and not row.get("failed"):
+        for row in best_finals(rows):
+            if row["label"] == label:
                 for each in row["evaluations"]:
                     if each["split"] == FACE:
                         points.setdefault(each["samples_seen"], []).append(each["acc1"])
@@ -248,7 +273,7 @@ def accuracy_over_samples(rows: Sequence[Row]) -> Figure | None:
 
 def accuracy_over_batch(rows: Sequence[Row]) -> Figure | None:
     """The sweep over batches: long runs where there are some, else those of medium length."""
-    found = [row for row in rows if _in_batch_sweep(row) and not row.get("failed")]
+    found = _batch_sweep(rows)
     epochs = LONG if any(row["stage"] == "batch" and row["epochs"] == LONG for row in found) else 4
     points = _points(
         [row for row in found if row["epochs"] == epochs],

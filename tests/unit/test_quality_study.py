@@ -22,7 +22,7 @@ from quality_plan import (
     plan,
     tuning_cell,
 )
-from quality_report import BEGIN, END, between_markers, tables, write_report
+from quality_report import BEGIN, END, best_finals, between_markers, tables, write_report
 from quality_results import ResultsFile, code_digest, data_digest, lock
 from torch.nn.functional import normalize
 
@@ -38,6 +38,7 @@ def row_of(cell: Cell, acc1: float = 0.5, **others) -> dict:
         "cell": cell.name, "code": "c0de", "data": "da7a", "date": "2026-01-02", "machine": "CPU",
         "stage": cell.stage, "label": cell.label, "note": cell.note, "seed": cell.seed,
         "batch": cell.batch, "samples": cell.samples, "epochs": cell.epochs, "cpu_seconds": 36.0,
+        "method": dict(cell.method),
         "evaluations": [
             {**where, "split": split, "acc1": acc1, "mean_recall@1": 0.25} for split in splits
         ],
@@ -54,8 +55,15 @@ def grids(labels=tuple(CONTENDERS), best="lr0.002-t1") -> dict[str, dict]:
     return {cell.name: row_of(cell, scores.get(cell.note, 0.4)) for cell in cells}
 
 
+def with_finals(rows: dict[str, dict]) -> dict[str, dict]:
+    """The grids, and the long runs of seed 0 that decide between temperatures."""
+    finals = [cell for cell in plan(rows) if cell.stage == "final" and cell.seed == 0]
+    return rows | {cell.name: row_of(cell) for cell in finals}
+
+
 def test_every_cell_has_a_name_of_its_own_and_valid_settings():
-    cells = plan(grids())
+    cells = plan(with_finals(grids()))
+    assert {cell.stage for cell in cells} == {"tune", "final", "ingredient", "batch", "size"}
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in cells:
         config = cell.config(Path("data"), Path("logs")).resolved().check()
@@ -64,7 +72,7 @@ def test_every_cell_has_a_name_of_its_own_and_valid_settings():
 
 
 def test_equal_samples_seen():
-    for cell in plan(grids()):
+    for cell in plan(with_finals(grids())):
         seen = cell.epochs * cell.samples
         budget = {"size": 4 * FULL, "batch": seen, "final": 12 * FULL}.get(cell.stage, 2 * FULL)
         assert abs(seen - budget) < 0.05 * budget, cell.name
@@ -79,12 +87,43 @@ def test_what_was_tuned_decides_what_comes_next():
     assert {(cell.label, cell.lr, cell.method["temperature"]) for cell in finals} == {
         ("openclip", LEARNING_RATES[1], CONTENDERS["openclip"].temperatures[1]["temperature"])
     }
-    assert sorted(cell.seed for cell in finals) == [0, 1, 2]
+    assert [cell.seed for cell in finals] == [0]
+    done |= {cell.name: row_of(cell) for cell in finals}
+    assert sorted(cell.seed for cell in plan(done) if cell.stage == "final") == [0, 1, 2]
     failed = {
         name: {**row, "failed": "not finite"} for name, row in done.items() if "lr0.002" in name
     }
     best = next(cell for cell in plan({**done, **failed}) if cell.stage == "final")
     assert best.lr == LEARNING_RATES[0]
+
+
+def test_temperatures_that_short_runs_do_not_tell_apart_all_run_long():
+    def finals(rows: dict, label: str) -> list[Cell]:
+        return [cell for cell in plan(rows) if cell.stage == "final" and cell.label == label]
+
+    close = {"lr0.001-t0": 0.495, "lr0.001-t1": 0.5, "lr0.001-t2": 0.48}
+    rows = {
+        name: {**row, **row_of(cell, close.get(cell.note, 0.3))}
+        for label in ("neuclip", "rgcl_batch")
+        for name, row in grids((label,)).items()
+        for cell in [next(c for c in plan(grids((label,))) if c.name == name)]
+    }
+    assert [cell.method["rho"] for cell in finals(rows, "neuclip")] == [5.0]
+    first, second = finals(rows, "rgcl_batch")
+    assert (first.method["rho"], second.method["rho"]) == (3.5, 6.5)
+    assert {first.seed, second.seed} == {0}
+    rows |= {first.name: row_of(first, 0.6)}
+    assert len(finals(rows, "rgcl_batch")) == 2  # no other seed before both have run
+    rows |= {second.name: row_of(second, 0.7)}
+    third, fourth = finals(rows, "rgcl_batch")[2:]
+    assert {(c.method["rho"], c.seed) for c in (third, fourth)} == {(6.5, 1), (6.5, 2)}
+    rows |= {third.name: row_of(third, 0.8)}
+    text = tables(rows)
+    assert "| rgcl_batch | rho 6.5 | 2 | 75.0 ± 7.1 |" in text
+    assert "| rgcl_batch | rho 3.5 | 1 | 60.0 |" in text
+    assert [(row["note"], row["seed"]) for row in best_finals(list(rows.values()))] == [
+        ("rho6.5", 0), ("rho6.5", 1)
+    ]  # fmt: skip
 
 
 def test_the_higher_rate_is_tried_at_the_best_temperature():
@@ -99,7 +138,7 @@ def test_the_higher_rate_is_tried_at_the_best_temperature():
 def test_a_pool_keeps_its_age_when_the_batch_changes():
     sizes = {
         cell.batch: cell.method["num_prototypes"]
-        for cell in plan(grids())
+        for cell in plan(with_finals(grids()))
         if cell.stage == "batch" and cell.label == "neuclip"
     }
     assert sizes == {32: 1024, 64: 2048, 128: 4096, 256: 8192}
@@ -195,11 +234,14 @@ def test_what_the_machine_cannot_hold_is_refused(tmp_path, monkeypatch):
 
 
 def test_tables_show_means_spreads_and_what_is_missing():
-    rows = grids()
+    rows = with_finals(grids())
     finals = [cell for cell in plan(rows) if cell.stage == "final" and cell.label == "siglip"]
     rows |= {cell.name: row_of(cell, 0.4 + cell.seed / 10) for cell in finals}
     text = tables(rows)
-    assert "| siglip | 3 | 50.0 ± 10.0 | 50.0 ± 10.0 | 25.0 ± 0.0 | 1.50 ± 0.00 |" in text
+    assert (
+        "| siglip | temperature 0.05 | 3 | 50.0 ± 10.0 | 50.0 ± 10.0 | 25.0 ± 0.0 | 1.50 ± 0.00 |"
+        in text
+    )
     assert "Not run yet: " in text
     assert f"{len(rows)} runs, 2026-01-02 to 2026-01-02" in text
     assert "| openclip | temperature 0.03 | 50.0 | 60.0 |" in text
