@@ -109,6 +109,9 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 """What differs from the pool of recent embeddings; gamma falls to its floor after one epoch.
 `idea:` takes a normalizer of `quality_ideas.py`."""
 
+LONG_INGREDIENTS = ("idea:fresh-gradient", "detached", "gamma0.2", "union", "m8192", "m512")
+"""Those that also run at full length, with gamma's schedule of the final runs."""
+
 LEADERS = ("neuclip", "rgcl_batch")
 NEXT = ("fastclip_v3", "openclip")
 """Whose long runs come first."""
@@ -283,17 +286,26 @@ def temperature_of(cell: Cell) -> str:
 
 def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
     """NeuCLIP with one thing changed, in short runs, at the best rho of its grid."""
-    best = found.best_of(
-        [cell for cell in tuning("neuclip", found) if cell.lr == LEARNING_RATES[0]]
-    )
-    if best is None:
-        return
-    base = {**best.method, "gamma_decay_epochs": 1.0}
-    for label, changed in INGREDIENTS.items():
-        kept = {k: v for k, v in base.items() if k not in POOL} if "name" in changed else base
-        idea, own = label.removeprefix("idea:"), label.startswith("idea:")
-        method = {**kept, **changed}
-        yield Cell("ingredient", idea, method, best.lr, seed, idea=idea if own else "")
+    best = found.best_of([cell for cell in tuning(OURS, found) if cell.lr == LEARNING_RATES[0]])
+    if best is not None:
+        base = replace(best, method={**best.method, "gamma_decay_epochs": 1.0})
+        for label in INGREDIENTS:
+            yield _changed(label, Cell("ingredient", label, base.method, best.lr, seed))
+
+
+def long_ingredients(found: Findings) -> Iterator[Cell]:
+    """NeuCLIP's final run with one thing changed."""
+    final = found.chosen(OURS)
+    if final is not None:
+        for label in LONG_INGREDIENTS:
+            yield _changed(label, replace(final, stage="long-ingredient"))
+
+
+def _changed(label: str, like: Cell) -> Cell:
+    changed, own = INGREDIENTS[label], label.startswith("idea:")
+    kept = {k: v for k, v in like.method.items() if not ("name" in changed and k in POOL)}
+    idea = label.removeprefix("idea:")
+    return replace(like, label=idea, method={**kept, **changed}, idea=idea if own else "")
 
 
 def plan(
@@ -302,12 +314,17 @@ def plan(
     """All cells whose settings are known, in the order to run them."""
     found = Findings(rows)
     chosen = {label: cell for label in CONTENDERS if (cell := found.chosen(label)) is not None}
-    cells: list[Cell] = []
-    for labels in (LEADERS, NEXT):
-        cells += [cell for label in labels for cell in tuning(label, found)]
-        cells += _candidates(labels, found)
-        cells += _seeds({label: chosen[label] for label in labels if label in chosen}, 1)
-    cells += _seeds({label: chosen[label] for label in LEADERS if label in chosen}, 2)
+    leaders = {label: chosen[label] for label in LEADERS if label in chosen}
+    cells = [cell for label in LEADERS for cell in tuning(label, found)]
+    cells += _candidates(LEADERS, found)
+    cells += _seeds(leaders, 1)
+    cells += [cell for label in NEXT for cell in tuning(label, found)]
+    cells += [cell for label in NEXT for cell in found.candidates(label)[:1]]
+    in_long_runs = list(long_ingredients(found))
+    cells += in_long_runs[:1]
+    cells += _candidates(NEXT, found)
+    cells += _seeds(leaders, 2)
+    cells += in_long_runs
     cells += ingredients(0, found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
     cells += _candidates(CONTENDERS, found)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from quality_plan import CONTENDERS, INGREDIENTS, LEARNING_RATES, LONG, final_score, plan
+from quality_plan import CONTENDERS, INGREDIENTS, LEARNING_RATES, LONG, OURS, final_score, plan
 
 from neuclip.errors import UserError
 
@@ -60,7 +60,8 @@ def tables(rows: Mapping[str, Row]) -> str:
     parts = [_facts(rows)]
     for title, table in (
         ("Final runs at batch 64", final_table(done)),
-        ("Ingredients", ingredient_table(done)),
+        ("Ingredients in long runs", long_ingredient_table(done)),
+        ("Ingredients in short runs", ingredient_table(done)),
         ("Grids: mean of both splits' top-1", tuning_table(rows)),
         ("Batch sizes", batch_table(done)),
         ("Data sizes", size_table(done)),
@@ -159,7 +160,18 @@ def best_finals(rows: Sequence[Row]) -> list[Row]:
 def ingredient_table(rows: Sequence[Row]) -> str:
     """Each change beside the base with the same seeds."""
     mine = [row for row in rows if row["stage"] == "ingredient"]
-    base = {row["seed"]: final_score(row) for row in mine if row["label"] == "base"}
+    return _changes(mine, [row for row in mine if row["label"] == "base"])
+
+
+def long_ingredient_table(rows: Sequence[Row]) -> str:
+    """Each change beside the final run of `neuclip` with the same seed."""
+    mine = [row for row in rows if row["stage"] == "long-ingredient"]
+    return _changes(mine, [row for row in best_finals(rows) if row["label"] == OURS])
+
+
+def _changes(mine: Sequence[Row], bases: Sequence[Row]) -> str:
+    base = {row["seed"]: final_score(row) for row in bases}
+    measured = any(row.get("errors") for row in mine)
     header = ("change", "seeds", "face", "characters", "mean, against base", "temperature")
     body = []
     for label in (name.removeprefix("idea:") for name in INGREDIENTS):
@@ -171,8 +183,14 @@ def ingredient_table(rows: Sequence[Row]) -> str:
                 percent(accuracy(row, CHARACTER) for row in of_label),
                 f"{100 * statistics.mean(both):+.1f}" if both else "",
                 number((row["training"][-1]["temperature"] for row in of_label), "{:.3f}"),
+                *(_errors(of_label) if measured else ()),
             ))  # fmt: skip
-    return markdown(header, body)
+    return markdown((*header, "MSE", "batch MSE") if measured else header, body)
+
+
+def _errors(rows: Sequence[Row]) -> tuple[str, str]:
+    ends = [row["errors"][-1] for row in rows if row.get("errors")]
+    return number(end.get("mse") for end in ends), number(end["minibatch_mse"] for end in ends)
 
 
 def tuning_table(rows: Mapping[str, Row]) -> str:

@@ -208,12 +208,12 @@ class SmallRun:
 
 
 def small_plan(rows: Mapping[str, Mapping[str, object]]) -> list[Cell]:
-    """The plan with every run long, and the ingredients with as many seeds as the finals."""
+    """The plan, all runs of one length, the ingredients with as many seeds as the finals."""
     known = plan(rows, SEEDS)
     return [
         dataclasses.replace(cell, epochs=cell.epochs if cell.stage == "size" else EPOCHS)
         for cell in known
-        if not (cell.stage == "batch" and cell.epochs != LONG)
+        if not (cell.stage == "batch" and cell.epochs != LONG) and cell.stage != "long-ingredient"
     ]
 
 

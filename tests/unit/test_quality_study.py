@@ -63,7 +63,11 @@ def with_finals(rows: dict[str, dict]) -> dict[str, dict]:
 
 def test_every_cell_has_a_name_of_its_own_and_valid_settings():
     cells = plan(with_finals(grids()))
-    assert {cell.stage for cell in cells} == {"tune", "final", "ingredient", "batch", "size"}
+    stages = {"tune", "final", "ingredient", "long-ingredient", "batch", "size"}
+    assert {cell.stage for cell in cells} == stages
+    assert {cell.stage for cell in quality_small.small_plan(with_finals(grids()))} == stages - {
+        "long-ingredient"
+    }
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in cells:
         config = cell.config(Path("data"), Path("logs")).resolved().check()
@@ -74,7 +78,8 @@ def test_every_cell_has_a_name_of_its_own_and_valid_settings():
 def test_equal_samples_seen():
     for cell in plan(with_finals(grids())):
         seen = cell.epochs * cell.samples
-        budget = {"size": 4 * FULL, "batch": seen, "final": 12 * FULL}.get(cell.stage, 2 * FULL)
+        long = dict.fromkeys(("final", "long-ingredient"), 12 * FULL)
+        budget = {"size": 4 * FULL, "batch": seen, **long}.get(cell.stage, 2 * FULL)
         assert abs(seen - budget) < 0.05 * budget, cell.name
 
 
@@ -255,6 +260,15 @@ def test_ingredients_stand_beside_the_base_of_their_seed():
             (("base", 0.5), ("detached", 0.45))}  # fmt: skip
     text = tables(rows)
     assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 |" in text
+
+
+def test_changes_of_long_runs_stand_beside_the_final_run():
+    rows = with_finals(grids())
+    cells = {cell.label: cell for cell in plan(rows) if cell.stage == "long-ingredient"}
+    assert (cells["fresh-gradient"].idea, cells["detached"].idea) == ("fresh-gradient", "")
+    assert "gamma_decay_epochs" not in cells["detached"].method
+    rows |= {cells["detached"].name: row_of(cells["detached"], 0.45)}
+    assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 | 1.50 | 9.00 |" in tables(rows)
 
 
 def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):
