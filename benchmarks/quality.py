@@ -198,16 +198,35 @@ def _run_cell(spec: Path) -> None:
 
     described = json.loads(spec.read_text())
     cell = Cell(**described["cell"])
-    start, cpu = time.perf_counter(), time.process_time()
-    with using(cell.idea):
+    with Stopwatch(spec.parent / "times.json") as watch, using(cell.idea):
         found = _trained(cell, Path(described["data"]), spec.parent / "logs")
-    times = {
-        "seconds": round(time.perf_counter() - start, 1),
-        "cpu_seconds": round(time.process_time() - cpu, 1),
-    }
+    times = {key: round(value, 1) for key, value in watch.spent.items()}
     partial = spec.parent / "row.json.partial"
     partial.write_text(json.dumps({**asdict(cell), "cell": cell.name, **facts(), **found, **times}))
     partial.replace(spec.parent / "row.json")
+
+
+class Stopwatch:
+    """The time of a block, over all processes that were interrupted inside it and began again.
+
+    Args:
+        path: where it is kept in between.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}
+
+    def __enter__(self) -> "Stopwatch":
+        self._start, self._cpu = time.perf_counter(), time.process_time()
+        if self._path.exists():
+            self.spent = json.loads(self._path.read_text())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spent["seconds"] += time.perf_counter() - self._start
+        self.spent["cpu_seconds"] += time.process_time() - self._cpu
+        self._path.write_text(json.dumps(self.spent))
 
 
 def _trained(cell: Cell, data: Path, logs: Path) -> dict[str, object]:

@@ -122,7 +122,8 @@ best of which is the method's. Only our own method goes on with its short runs' 
 leaves untried is to its disadvantage."""
 OURS = "neuclip"
 
-BATCH_CONTENDERS = ("neuclip", "rgcl_batch", "openclip", "fastclip_v3", "neuclip-paper")
+BATCHES = (256, 32, 128, BATCH)
+BATCH_CONTENDERS = ("rgcl_batch", "neuclip", "openclip", "fastclip_v3", "neuclip-paper")
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,7 @@ def plan(
     cells += [cell for label in NEXT for cell in found.candidates(label)[:1]]
     in_long_runs = list(long_ingredients(found))
     cells += in_long_runs[:1]
+    cells += [cell for cell in _batches(leaders, LONG) if cell.batch == max(BATCHES)]
     cells += _candidates(NEXT, found)
     cells += _seeds(leaders, 2)
     cells += in_long_runs
@@ -350,7 +352,7 @@ def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
 
 
 def _batches(chosen: Mapping[str, Cell], epochs: int) -> Iterator[Cell]:
-    for batch in (256, 32, 128, BATCH):
+    for batch in BATCHES:
         for label in BATCH_CONTENDERS:
             if label in chosen and not (batch == BATCH and epochs == LONG):
                 best = chosen[label]

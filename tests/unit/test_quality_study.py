@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import time
 from pathlib import Path
 
 import normalizer_probe
@@ -233,6 +234,17 @@ def test_what_the_machine_cannot_hold_is_refused(tmp_path, monkeypatch):
         quality.check_machine(tmp_path, 2)
     with pytest.raises(UserError, match="must be at least 1"):
         quality.check_machine(tmp_path, 0)
+
+
+def test_the_time_of_interrupted_runs_adds_up(tmp_path):
+    path = tmp_path / "times.json"
+    with pytest.raises(SystemExit), quality.Stopwatch(path):
+        time.sleep(0.05)
+        raise SystemExit(75)
+    with quality.Stopwatch(path) as watch:
+        time.sleep(0.05)
+    assert watch.spent["seconds"] > 0.1
+    assert json.loads(path.read_text()) == watch.spent
 
 
 # --- the tables ---------------------------------------------------------------------------------
