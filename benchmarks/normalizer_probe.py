@@ -13,6 +13,7 @@ import datetime
 import json
 import math
 import platform
+import shlex
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -46,6 +47,9 @@ TRAININGS = (
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--epoch", type=int, help="of the checkpoint; none: the newest")
+    parser.add_argument("--only", nargs="+", metavar="START", help="estimators that begin so")
+    parser.add_argument("--name", default="normalizer_probe", help="of the file of results")
     parser.add_argument("--data", help="training data; none: where the run says")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=500, help="batches that train prototypes")
@@ -208,6 +212,10 @@ def estimators(steps: int) -> dict[str, Callable[[Probe], Tensor]]:
         table[f"pool 2048 and batch, gamma {gamma}"] = lambda p, g=gamma: mix(
             p.first(2048), p.batch, g
         )
+    for m, gamma in ((4096, 0.4), (8192, 0.4), (8192, 0.2), (8192, 0.1)):
+        table[f"pool {m} and batch, gamma {gamma}"] = lambda p, m=m, g=gamma: mix(
+            p.first(m), p.batch, g
+        )
     share = (BATCH - 1) / (BATCH - 1 + 2048)
     table["pool 2048 and batch, by counts"] = lambda p: mix(p.first(2048), p.batch, share)
     for c in (0.0, 3.0, 6.0, 9.0):
@@ -241,10 +249,24 @@ def by_anchor(predicted: Tensor, batch: Tensor, offset: float) -> Tensor:
     return torch.logaddexp(predicted + log_sigmoid(-raised), batch + log_sigmoid(raised))
 
 
+def shown(args: argparse.Namespace) -> list[str]:
+    """The flags that decide the numbers; the folders of run and data by a word."""
+    words = ["--run", "RUN", "--seeds", str(args.seeds), "--steps", str(args.steps)]
+    words += [] if args.epoch is None else ["--epoch", str(args.epoch)]
+    return words + ([] if args.only is None else ["--only", *args.only])
+
+
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
-    run = load_run(args.run, device="cpu")
+    run = load_run(args.run, epoch=args.epoch, device="cpu")
+    wanted = {
+        name: estimate
+        for name, estimate in estimators(args.steps).items()
+        if args.only is None or name.startswith(tuple(args.only))
+    }
+    if not wanted:
+        raise SystemExit(f"--only: no estimator begins so; there are {list(estimators(0))}")
     if args.features is not None and args.features.exists():
         features = torch.load(args.features, weights_only=True)
     else:
@@ -254,7 +276,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(args.seeds):
         probe = Probe(features, run.logit_scale, seed)
-        for name, estimate in estimators(args.steps).items():
+        for name, estimate in wanted.items():
             found.setdefault(name, []).append(summary("", estimate(probe) - probe.exact))
     rows = {}
     for name, each in found.items():
@@ -266,7 +288,7 @@ def main() -> None:
     if not args.no_save:
         result = {
             "date": datetime.date.today().isoformat(),
-            "command": "python benchmarks/normalizer_probe.py --run RUN",
+            "command": shlex.join(["python", "benchmarks/normalizer_probe.py", *shown(args)]),
             "machine": f"CPU ({platform.machine()}), 1 thread",
             "run": {"method": run.config.method.model_dump(), "epochs": run.epoch},
             "temperature": 1 / run.logit_scale,
@@ -276,7 +298,7 @@ def main() -> None:
             "log_normalizer_error": rows,
         }
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "normalizer_probe.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / f"{args.name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

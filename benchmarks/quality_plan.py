@@ -294,12 +294,12 @@ def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
             yield _changed(label, Cell("ingredient", label, base.method, best.lr, seed))
 
 
-def long_ingredients(found: Findings) -> Iterator[Cell]:
+def long_ingredients(found: Findings, seed: int = 0) -> Iterator[Cell]:
     """NeuCLIP's final run with one thing changed."""
     final = found.chosen(OURS)
     if final is not None:
         for label in LONG_INGREDIENTS:
-            yield _changed(label, replace(final, stage="long-ingredient"))
+            yield _changed(label, replace(final, stage="long-ingredient", seed=seed))
 
 
 def _changed(label: str, like: Cell) -> Cell:
@@ -321,12 +321,12 @@ def plan(
     cells += _seeds(leaders, 1)
     cells += [cell for label in NEXT for cell in tuning(label, found)]
     cells += [cell for label in NEXT for cell in found.candidates(label)[:1]]
-    in_long_runs = list(long_ingredients(found))
-    cells += in_long_runs[:1]
+    cells += list(long_ingredients(found))[:1]
+    cells += list(long_ingredients(found, 1))[:1]  # the first was the better one: a second seed
     cells += [cell for cell in _batches(leaders, LONG) if cell.batch == max(BATCHES)]
     cells += _candidates(NEXT, found)
     cells += _seeds(leaders, 2)
-    cells += in_long_runs
+    cells += long_ingredients(found)
     cells += ingredients(0, found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
     cells += _candidates(CONTENDERS, found)
