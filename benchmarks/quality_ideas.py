@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from neuclip.method import factory
-from neuclip.method.interfaces import Anchors
 from neuclip.method.losses.base import PairLoss
-from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer, Readout
+from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
 from neuclip.method.objective import mix
 from neuclip.methods import MethodSettings
 from neuclip.settings import NeuCLIPSettings
@@ -54,29 +53,10 @@ class AgeWeights(PrototypeNormalizer):
         super()._remember(candidates)
 
 
-class FreshGradient(PrototypeNormalizer):
-    """The value from the whole pool, its gradient from the newest 32 batches alone."""
-
-    batches = 32
-
-    def _attach(self, readout: Readout, anchors: Anchors) -> Tensor:
-        newest = self.batches * anchors.positive.shape[0]
-        first = self.ring.written - anchors.positive.shape[0] - newest
-        weights = torch.zeros_like(readout.weights)
-        for _, rows in self.ring.window(max(0, first), min(newest, self.ring.size)):
-            weights[..., rows] = readout.weights[..., rows]
-        total = weights.sum(-1, keepdim=True)
-        fresh = Readout(
-            readout.directions, readout.norms, weights / total.clamp_min(1e-30), readout.log_mean
-        )
-        return super()._attach(fresh, anchors)
-
-
 IDEAS: dict[str, type[PrototypeNormalizer]] = {
     "whole-gradient": WholeGradient,
     "anchor-gamma": AnchorGamma,
     "age-weights": AgeWeights,
-    "fresh-gradient": FreshGradient,
 }
 
 

@@ -80,7 +80,7 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "idea:whole-gradient": {},
     "union": {"gradient": "union"},
     "detached": {"gradient": "detached"},
-    "idea:fresh-gradient": {"num_prototypes": 8192},
+    "fresh-gradient": {"num_prototypes": 8192, "gradient_prototypes": 2048},
     "gamma-by-counts": {"gamma": 0.03},
     "idea:anchor-gamma": {},
     "moving-average": {"name": "fastclip_v3"},
@@ -109,7 +109,7 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 """What differs from the pool of recent embeddings; gamma falls to its floor after one epoch.
 `idea:` takes a normalizer of `quality_ideas.py`."""
 
-LONG_INGREDIENTS = ("idea:fresh-gradient", "detached", "gamma0.2", "union", "m8192", "m512")
+LONG_INGREDIENTS = ("fresh-gradient", "detached", "gamma0.2", "union", "m8192", "m512")
 """Those that also run at full length, with gamma's schedule of the final runs."""
 
 LEADERS = ("neuclip", "rgcl_batch")

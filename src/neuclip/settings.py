@@ -291,4 +291,10 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
         "detached: the prediction is a constant for the towers; full: the objective is "
         "differentiated through the prediction; union: prototypes act as extra negatives",
     )
+    gradient_prototypes: int | None = setting(
+        None,
+        "only so many prototypes, the newest, carry the gradient of `full` or `union`, while all "
+        "of them give the value; needs refresh fifo; none: all",
+        ge=1,
+    )
     log_weights: bool = setting(False, "learn one log-weight per prototype")

@@ -40,6 +40,7 @@ def task(name: str, **settings) -> Task:
 TASKS = {name: task(name) for name in METHODS} | {
     "full": task("neuclip", gradient="full"),
     "union": task("neuclip", gradient="union"),
+    "newest": task("neuclip", gradient="full", refresh="fifo", gradient_prototypes=7),
     "fifo-adagrad": task("neuclip", refresh="fifo", prototype_optimizer="adagrad"),
     "rolling-adam-weights": task(
         "neuclip", refresh="rolling", prototype_optimizer="adam", log_weights=True

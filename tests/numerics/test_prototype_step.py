@@ -6,6 +6,8 @@ import pytest
 import torch
 from naive_reference import inners, pairs, prototype_log_normalizers, surrogate
 
+from neuclip.errors import UserError
+
 SCALE = 9.0
 EPSILON = 1e-5
 OPTIMIZERS = {
@@ -125,6 +127,54 @@ def test_gradients_equal_autograd_through_the_plain_formula(build, gradient, log
     torch.testing.assert_close(value.detach(), expected.detach())
     for one, other in zip(got, torch.autograd.grad(expected, (same, s)), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("gradient", ["full", "union"])
+@pytest.mark.parametrize("fed", [1, 2, 5])
+def test_only_the_newest_prototypes_carry_the_gradient(build, gradient, fed):
+    gamma, size, newest, batch = 0.3, 10, 4, 3
+    loss = build(
+        "neuclip", gradient=gradient, gradient_prototypes=newest, num_prototypes=size,
+        refresh="fifo", inner_steps=0, epsilon=EPSILON, gamma=gamma, gamma_schedule="constant",
+        steps_per_epoch=1, rho=2.0,
+    )  # fmt: skip
+    earlier = pairs(fed * batch, seed=1)
+    for image, text in zip(earlier[0].split(batch), earlier[1].split(batch), strict=True):
+        loss(image, text, scalar(SCALE))
+    prototypes = loss.normalizer.prototypes.clone()
+    # While there are fewer than `newest`, those few, as often as they fill the first slots.
+    recent = earlier.flip(0)[:, -newest:] if fed > 1 else prototypes[:, :newest]
+    features = pairs(batch, seed=2)
+    leaf, scale = features.clone().requires_grad_(), scalar(SCALE).requires_grad_()
+    value = loss(leaf[0], leaf[1], scale)
+    got = torch.autograd.grad(value, (leaf, scale))
+
+    same, s = features.clone().requires_grad_(), scalar(SCALE).requires_grad_()
+    of_all = prototype_log_normalizers(same, prototypes, s, 0.0).detach()
+    of_newest = prototype_log_normalizers(same, recent, s, 0.0)
+    predicted = (of_all + of_newest - of_newest.detach()).exp()
+    estimate = inners(same, s)
+    if gradient == "union":
+        mean = (EPSILON + gamma * estimate + (1 - gamma) * predicted).log().mean()
+    else:
+        alpha = (gamma * estimate.detach() + EPSILON + (1 - gamma) * predicted).log()
+        mean = surrogate(same, s, alpha, EPSILON).mean()
+    expected = mean / s + 2.0 / s
+    torch.testing.assert_close(value.detach(), expected.detach())
+    for one, other in zip(got, torch.autograd.grad(expected, (same, s)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gradient": "full", "refresh": "rolling"}, "no effect with refresh 'rolling'"),
+        ({"gradient": "detached", "refresh": "fifo"}, "it needs gradient full or union"),
+    ],
+)
+def test_newest_prototypes_without_effect_are_refused(build, settings, message):
+    with pytest.raises(UserError, match=message):
+        build("neuclip", gradient_prototypes=4, **settings)
 
 
 @pytest.mark.parametrize("gradient", ["detached", "full", "union"])

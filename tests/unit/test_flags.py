@@ -102,6 +102,7 @@ def test_neuclip_line_shows_every_value():
         "prototype_optimizer": "adagrad_norm",
         "refresh": "restart",
         "gradient": "detached",
+        "gradient_prototypes": None,
         "log_weights": False,
     }
     assert config.data.train_data == "./datasets/dfn2b/medium/shards/0000{0000..1926}.tar"

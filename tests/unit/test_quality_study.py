@@ -277,7 +277,7 @@ def test_ingredients_stand_beside_the_base_of_their_seed():
 def test_changes_of_long_runs_stand_beside_the_final_run():
     rows = with_finals(grids())
     cells = {cell.label: cell for cell in plan(rows) if cell.stage == "long-ingredient"}
-    assert (cells["fresh-gradient"].idea, cells["detached"].idea) == ("fresh-gradient", "")
+    assert cells["fresh-gradient"].method["gradient_prototypes"] == 2048
     assert "gamma_decay_epochs" not in cells["detached"].method
     rows |= {cells["detached"].name: row_of(cells["detached"], 0.45)}
     assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 | 1.50 | 9.00 |" in tables(rows)

@@ -217,6 +217,7 @@ def _amorlip(settings: MethodSettings, run: Run) -> PairLoss:
 
 def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
     assert isinstance(settings, NeuCLIPSettings)
+    _check_gradient_prototypes(settings)
     values = settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
     values["num_prototypes"] = _num_prototypes(settings, run)
     network = NetworkSettings(**values)
@@ -279,6 +280,19 @@ def _num_prototypes(settings: NeuCLIPSettings, run: Run) -> int:
     if run.global_batch_size is None:
         return POOL_UNLESS_KNOWN
     return min(POOL_BATCHES * run.global_batch_size, MAX_POOL)
+
+
+def _check_gradient_prototypes(settings: NeuCLIPSettings) -> None:
+    """Refuses a number of newest prototypes where no order of age is kept, or nothing uses it."""
+    if settings.gradient_prototypes is None:
+        return
+    for key, right in (("refresh", ("fifo",)), ("gradient", ("full", "union"))):
+        value = getattr(settings, key)
+        if value not in right:
+            raise UserError(
+                f"method 'neuclip': gradient_prototypes {settings.gradient_prototypes} has no "
+                f"effect with {key} {value!r}: it needs {key} {' or '.join(right)}"
+            )
 
 
 def _steps_per_epoch(settings: MethodSettings, run: Run) -> int:

@@ -30,6 +30,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from neuclip import distributed
 from neuclip.errors import UserError
@@ -56,6 +57,7 @@ class NetworkSettings:
     refresh: Refresh
     gradient: Gradient
     log_weights: bool
+    gradient_prototypes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -136,12 +138,13 @@ class PrototypeNormalizer(nn.Module):
         for _ in range(self.settings.inner_steps):
             self._inner_step(features, positive, scale, log_target)
         readout = self.read(features, positive, scale)
+        newest = self._newest()  # of those just read, before the batch replaces the oldest
         gamma = self.gamma.at(self.step_count)
         self.step_count += 1
         if not first:
             self._remember(candidates)
         self._note(readout.log_mean, log_target, gamma)
-        mixed = self._mix(self._attach(readout, anchors), anchors.log_inner, gamma)
+        mixed = self._mix(self._attach(readout, anchors, newest), anchors.log_inner, gamma)
         return log_plus(mixed, self.epsilon)
 
     def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Float[Tensor, "2 local"]:
@@ -235,20 +238,45 @@ class PrototypeNormalizer(nn.Module):
         total = distributed.sum_over_ranks((self.log_weights - top).exp_().sum(-1, keepdim=True))
         return self.log_weights - top - total.log()
 
-    def _attach(self, readout: Readout, anchors: Anchors) -> Float[Tensor, "2 local"]:
+    def _newest(self) -> list[slice] | None:
+        """This rank's rows of the prototypes that carry the anchors' gradient; none: all do."""
+        count = self.settings.gradient_prototypes
+        if count is None or count >= self.ring.size:
+            return None
+        first = max(self.ring.written - count, 0)
+        return [rows for _, rows in self.ring.window(first, count)]
+
+    def _attach(
+        self, readout: Readout, anchors: Anchors, newest: list[slice] | None
+    ) -> Float[Tensor, "2 local"]:
         """This rank's log-means, carrying the anchors' gradient unless it is `detached`.
 
         d log_mean_i = d( scale * (e_i . v_i - s_ii) ) with v_i = sum_k p_ik w_k held constant, so
         adding that difference attaches the exact gradient, however the prototypes are shared out.
+        If only the newest prototypes carry it, v_i is the mean over those, and the value is not
+        touched: old embeddings still count rightly, but no longer show where negatives are.
         """
         value = anchors.layout.own(readout.log_mean).to(anchors.features.dtype)
         if self.settings.gradient == "detached":
             return value
-        means = torch.bmm(readout.weights, readout.directions).transpose(0, 1)
-        centre = distributed.scatter_sum(means, anchors.layout).transpose(0, 1)
-        centre = centre.to(anchors.features.dtype)
+        centre = self._centre(readout, anchors, newest).to(anchors.features.dtype)
         linear = anchors.logit_scale * ((anchors.features * centre).sum(-1) - anchors.positive)
         return value + (linear - linear.detach())
+
+    def _centre(
+        self, readout: Readout, anchors: Anchors, newest: list[slice] | None
+    ) -> Float[Tensor, "2 local dim"]:
+        """v_i of this rank's anchors: the mean of all ranks' prototypes under p_ik."""
+        if newest is None:
+            means = torch.bmm(readout.weights, readout.directions)
+            return distributed.scatter_sum(means.transpose(0, 1), anchors.layout).transpose(0, 1)
+        # The weights' sums go along as another column: one exchange.
+        columns = functional.pad(readout.directions, (0, 1), value=1.0)
+        sums = columns.new_zeros(*readout.weights.shape[:2], columns.shape[-1])
+        for rows in newest:
+            sums.baddbmm_(readout.weights[..., rows], columns[:, rows])
+        total = distributed.scatter_sum(sums.transpose(0, 1), anchors.layout).transpose(0, 1)
+        return total[..., :-1] / total[..., -1:].clamp_min(1e-30)
 
     # --- refreshing -------------------------------------------------------------------------
 
