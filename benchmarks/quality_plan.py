@@ -58,9 +58,6 @@ CONTENDERS: dict[str, Contender] = {
     "rgcl_batch": Contender("rgcl_batch", {}, _rho(6.5, 3.5, 2.0)),
     "openclip": Contender("openclip", {}, _start(0.07, 0.03, 0.015)),
     "fastclip_v3": Contender("fastclip_v3", {"gamma": 0.7}, _rho(6.5, 5.0, 3.5)),
-    "neuclip-paper": Contender(
-        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)
-    ),
     "siglip": Contender("siglip", {}, _start(0.1, 0.05, 0.02)),
     "scent": Contender("scent", {}, _rho(6.5, 5.0, 3.5)),
     "amorlip": Contender(
@@ -73,6 +70,9 @@ CONTENDERS: dict[str, Contender] = {
     "fastclip_v0": Contender("fastclip_v0", {"gamma": 0.7}, _start(0.07, 0.03, 0.015)),
     "fastclip_v1": Contender("fastclip_v1", {"gamma": 0.7}, _start(0.07, 0.05, 0.03)),
     "fastclip_v2": Contender("fastclip_v2", {"gamma": 0.7}, _start(0.07, 0.05, 0.03)),
+    "neuclip-paper": Contender(
+        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)
+    ),
 }
 
 INGREDIENTS: dict[str, Mapping[str, Any]] = {
@@ -326,10 +326,11 @@ def plan(
     cells += [cell for cell in _batches(leaders, LONG) if cell.batch == max(BATCHES)]
     cells += _candidates(NEXT, found)
     cells += _seeds(leaders, 2)
+    cells += _seeds({label: chosen[label] for label in NEXT[:1] if label in chosen}, 1)
+    cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
+    cells += _candidates(_promising(found), found)
     cells += long_ingredients(found)
     cells += ingredients(0, found)
-    cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
-    cells += _candidates(CONTENDERS, found)
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)
     cells += _batches(chosen, MEDIUM)
@@ -344,6 +345,16 @@ def _candidates(labels: Iterable[str], found: Findings) -> list[Cell]:
     """The first choice of every contender before the second of any."""
     lists = [found.candidates(label) for label in labels]
     return [cell for rank in zip_longest(*lists) for cell in rank if cell is not None]
+
+
+def _promising(found: Findings) -> list[str]:
+    """The contenders whose grid has run, the best first."""
+    scores = {
+        label: found.score(best) or 0.0
+        for label in CONTENDERS
+        if (best := found.best(label)) is not None
+    }
+    return sorted(scores, key=lambda label: -scores[label])
 
 
 def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:

@@ -1,13 +1,14 @@
 """What the processes of `test_group.py` do."""
 
-import json
 import sys
 import time
 from pathlib import Path
 
-import open_clip
 import torch
 
+sys.path.append(str(Path(__file__).parents[1]))  # under torchrun
+
+import tiny_models  # noqa: F401  # makes its models known
 from neuclip import distributed, group, terminal
 from neuclip.cli import main
 from neuclip.errors import OtherProcessFailed, UserError
@@ -75,25 +76,12 @@ def disagree(patience: Patience, mine: list[dict[str, str]]) -> int:
     return 0
 
 
-TINY_VIT = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
-    "text_cfg": {
-        "context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2,
-    },
-}  # fmt: skip
-"""Small, and without batch norm, whose statistics are those of one process."""
-
-
-def neuclip_train(folder: Path, flags: list[str], dtype: str = "float64") -> int:
+def neuclip_train(flags: list[str], dtype: str = "float64") -> int:
     """`neuclip train`; in float64, where other sums of the same numbers differ by 1e-16 only."""
     torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, dtype))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tiny-vit.json").write_text(json.dumps(TINY_VIT))
-    open_clip.add_model_config(folder / "tiny-vit.json")
     return main(["train", *flags])
 
 
 if __name__ == "__main__":  # under torchrun
-    sys.exit(neuclip_train(Path(sys.argv[1]), sys.argv[2:], "float32"))
+    sys.exit(neuclip_train(sys.argv[1:], "float32"))

@@ -99,6 +99,9 @@ class Ranks:
         path = self._output(rank)
         return " ".join(path.read_text().split()) if path.exists() else ""
 
+    def _all_said(self) -> dict[int, str]:
+        return {rank: self.said(rank) for rank in range(self.size)}
+
     def wait_until_said(self, rank: int, words: str, seconds: float = 300) -> None:
         """Waits for one of them to write something."""
         end = time.monotonic() + seconds
@@ -113,7 +116,8 @@ class Ranks:
         for rank in ranks or range(self.size):
             self.processes[rank].join(seconds)
             code = self.processes[rank].exitcode
-            assert code is not None, f"rank {rank} hangs; it said: {self.said(rank)}"
+            # It may wait for another that ended before they met: that one says why.
+            assert code is not None, f"rank {rank} hangs; they said: {self._all_said()}"
             codes.append(code)
         return codes
 

@@ -85,19 +85,15 @@ def test_a_stopped_run_goes_on_with_other_processes(flags, tmp_path, method):
     """Three processes, one of which gets SIGUSR1; then two, with the same command line."""
     more = METHODS[method]
     logs = tmp_path / "logs"
-    whole = Ranks(
-        tmp_path / "whole", 1, neuclip_train, tmp_path / "models", flags("whole", 24, *more)
-    )
+    whole = Ranks(tmp_path / "whole", 1, neuclip_train, flags("whole", 24, *more))
     assert whole.exit_codes() == [0]
-    three = Ranks(
-        tmp_path / "three", 3, neuclip_train, tmp_path / "models", flags("moved", 8, *more)
-    )
+    three = Ranks(tmp_path / "three", 3, neuclip_train, flags("moved", 8, *more))
     three.wait_until_said(0, "2/8")
     three.signal(2, signal.SIGUSR1)
     assert three.exit_codes() == [75] * 3
     done = len(losses(logs / "moved"))
     assert 2 <= done < 8
-    two = Ranks(tmp_path / "two", 2, neuclip_train, tmp_path / "models", flags("moved", 8, *more))
+    two = Ranks(tmp_path / "two", 2, neuclip_train, flags("moved", 8, *more))
     assert two.exit_codes() == [0, 0]
     assert "24 = 6 x 2 micro-batches x 2 processes" in two.said(0)
     assert_same_end(logs / "whole", logs / "moved", tolerance=1e-7)
@@ -114,7 +110,6 @@ def test_torchrun_restarts_a_run_after_a_kill(flags, tmp_path):
         tmp_path / "whole",
         2,
         neuclip_train,
-        tmp_path / "models",
         flags("whole", 8, *more),
         "float32",
     )
@@ -124,7 +119,6 @@ def test_torchrun_restarts_a_run_after_a_kill(flags, tmp_path):
         "--max-restarts=1",
         f"--master-port={free_port()}",
         str(Path(__file__).parent / "group_tasks.py"),
-        str(tmp_path / "models"),
     ]
     output = tmp_path / "torchrun.txt"
     with output.open("w") as file:
