@@ -4,9 +4,13 @@ torchrun hosts it and keeps it when it starts the processes again, with all that
 wrote; under srun process 0 hosts it. So each start agrees on a part of the store of its own.
 """
 
+import logging
 import os
+import threading
 import time
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -15,8 +19,12 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from neuclip.errors import UserError
 from neuclip.launch import Launch, here, meeting_point
 
+log = logging.getLogger("neuclip")
+
 _POLL = 0.05
 _NAMED = 8
+_QUIET = 30.0
+"""Seconds after which a process says what it waits for."""
 
 
 def hosts_store(launch: Launch) -> bool:
@@ -32,20 +40,38 @@ def meet(launch: Launch, timeout: timedelta) -> Store:
     """
     host, port = meeting_point(launch)
     try:
-        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            host,
-            port,
-            launch.world_size,
-            hosts_store(launch),
-            timeout,
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
-        number = _welcome(launch, store, timeout) if launch.rank == 0 else _call(launch, store)
+        with _saying_what_it_waits_for(launch, f"{host}:{port}", timeout.total_seconds()):
+            store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+                host,
+                port,
+                launch.world_size,
+                hosts_store(launch),
+                timeout,
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+            number = _welcome(launch, store, timeout) if launch.rank == 0 else _call(launch, store)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         seconds = timeout.total_seconds()
         raise UserError(_why_not(launch, host, port, seconds, str(error))) from None
     return PrefixStore(f"start/{number}", store)
+
+
+@contextmanager
+def _saying_what_it_waits_for(launch: Launch, place: str, seconds: float) -> Generator[None]:
+    """One line of each process, should the block last: another may have failed before it met."""
+    whom = "process 0" if launch.rank else f"all {launch.world_size} processes"
+    said = (
+        f"process {launch.rank} on {here()} still waits for {whom} at {place} (MASTER_ADDR, "
+        f"MASTER_PORT), up to {seconds:g} s (--dist-timeout); one that failed says why itself"
+    )
+    timer = threading.Timer(_QUIET, log.warning, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _welcome(launch: Launch, store: Store, timeout: timedelta) -> str:

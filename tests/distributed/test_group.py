@@ -1,5 +1,6 @@
 """Processes that fail, die, pause or never come: the others stop, and say which and why."""
 
+import logging
 import random
 import signal
 import socket
@@ -181,3 +182,15 @@ def test_no_main_process(monkeypatch):
     as_rank(monkeypatch, 1, port)
     said = refusal()
     assert f"process 1 on {socket.gethostname()} found no process 0 at 127.0.0.1:{port}" in said
+
+
+@pytest.mark.parametrize(("rank", "whom"), [(0, "all 2 processes"), (1, "process 0")])
+def test_waiting_for_long_says_for_whom(monkeypatch, caplog, rank, whom):
+    monkeypatch.setattr("neuclip.meeting._QUIET", 0.1)
+    monkeypatch.setattr(logging.getLogger("neuclip"), "propagate", True)
+    port = free_port()
+    as_rank(monkeypatch, rank, port)
+    refusal()
+    (said,) = [r.getMessage() for r in caplog.records if "still waits" in r.getMessage()]
+    assert f"process {rank} on {socket.gethostname()} still waits for {whom}" in said
+    assert f"127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT), up to 1 s (--dist-timeout)" in said
