@@ -327,6 +327,7 @@ def plan(
     cells += _candidates(NEXT, found)
     cells += _seeds(leaders, 2)
     cells += _seeds({label: chosen[label] for label in NEXT[:1] if label in chosen}, 1)
+    cells += list(long_ingredients(found, 2))[:1]
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
     cells += _candidates(_promising(found), found)
     cells += long_ingredients(found)
