@@ -30,7 +30,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from neuclip import distributed
 from neuclip.errors import UserError
@@ -271,10 +270,11 @@ class PrototypeNormalizer(nn.Module):
             means = torch.bmm(readout.weights, readout.directions)
             return distributed.scatter_sum(means.transpose(0, 1), anchors.layout).transpose(0, 1)
         # The weights' sums go along as another column: one exchange.
-        columns = functional.pad(readout.directions, (0, 1), value=1.0)
-        sums = columns.new_zeros(*readout.weights.shape[:2], columns.shape[-1])
+        sums = readout.weights.new_zeros(*readout.weights.shape[:2], anchors.features.shape[-1] + 1)
         for rows in newest:
-            sums.baddbmm_(readout.weights[..., rows], columns[:, rows])
+            weights = readout.weights[..., rows]
+            sums[..., :-1] += torch.bmm(weights, readout.directions[:, rows])
+            sums[..., -1] += weights.sum(-1)
         total = distributed.scatter_sum(sums.transpose(0, 1), anchors.layout).transpose(0, 1)
         return total[..., :-1] / total[..., -1:].clamp_min(1e-30)
 
