@@ -89,13 +89,17 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "restart-trained": {**PAPER, "gradient": "full"},
     "restart-untrained": {"refresh": "restart", "restart_steps": 32},
     "m512": {"num_prototypes": 512},
-    "m8192": {"num_prototypes": 8192},
+    "m8192": {"num_prototypes": 8192, "gradient_prototypes": 8192},
     "gamma0.7": {"gamma": 0.7},
     "gamma0.2": {"gamma": 0.2},
     "gamma0": {"gamma": 0.0},
-    "idea:age-weights": {"num_prototypes": 8192, "log_weights": True},
+    "idea:age-weights": {
+        "num_prototypes": 8192,
+        "gradient_prototypes": 8192,
+        "log_weights": True,
+    },
     "m1024": {"num_prototypes": 1024},
-    "m4096": {"num_prototypes": 4096},
+    "m4096": {"num_prototypes": 4096, "gradient_prototypes": 4096},
     "cosine": {"gamma_decay_epochs": None},
     "doubled-temperature-gradient": {"temperature_gradient": "fastclip"},
     "rho8": {"rho": 8.0},
@@ -111,6 +115,10 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 
 LONG_INGREDIENTS = ("fresh-gradient", "detached", "gamma0.2", "union", "m8192", "m512")
 """Those that also run at full length, with gamma's schedule of the final runs."""
+
+DEFAULT = "fresh-gradient"
+"""The ingredient whose pool has become the default of `neuclip`; the contender of that name keeps
+the pool of 2,048 embeddings with which the study began."""
 
 LEADERS = ("neuclip", "rgcl_batch")
 NEXT = ("fastclip_v3", "openclip")

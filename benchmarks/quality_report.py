@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from quality_plan import CONTENDERS, INGREDIENTS, LEARNING_RATES, LONG, OURS, final_score, plan
+from quality_plan import (
+    CONTENDERS,
+    DEFAULT,
+    INGREDIENTS,
+    LEARNING_RATES,
+    LONG,
+    OURS,
+    final_score,
+    plan,
+)
 
 from neuclip.errors import UserError
 
@@ -16,6 +25,9 @@ Row = Mapping[str, Any]
 BEGIN = "<!-- results of {block}: written by benchmarks/quality.py report -->"
 END = "<!-- /results of {block} -->"
 FACE, CHARACTER = "unseen_face", "unseen_character"
+FINALISTS = (DEFAULT, *CONTENDERS)
+NAMES = {DEFAULT: "neuclip", OURS: "neuclip, m 2,048"}
+"""What the tables call them, where that is not the label."""
 
 
 def write_report(rows: Mapping[str, Row], document: Path | None, figures: Path | None) -> None:
@@ -122,15 +134,15 @@ def final_table(rows: Sequence[Row]) -> str:
         "bias",
         "batch MSE",
     )
-    finals = [row for row in rows if row["stage"] == "final"]
+    finals = _finals(rows)
     body = []
-    for label in CONTENDERS:
+    for label in FINALISTS:
         of_label = [row for row in finals if row["label"] == label]
         for note in sorted({row["note"] for row in of_label}):
             mine = [row for row in of_label if row["note"] == note]
             ends = [row["errors"][-1] for row in mine]
             body.append((
-                label, _setting(label, mine[0]["method"]), str(len(mine)),
+                _name(label), _setting(label, mine[0]["method"]), str(len(mine)),
                 percent(accuracy(row, FACE) for row in mine),
                 percent(accuracy(row, CHARACTER) for row in mine),
                 percent(accuracy(row, FACE, "mean_recall@1") for row in mine),
@@ -140,15 +152,26 @@ def final_table(rows: Sequence[Row]) -> str:
     return markdown(header, body)
 
 
+def _name(label: str) -> str:
+    return NAMES.get(label, label)
+
+
+def _finals(rows: Iterable[Row]) -> list[Row]:
+    """Long runs of the contenders, and of the ingredient that has become the default."""
+    return [row for row in rows if row["stage"] == "final" and not row.get("failed")] + [
+        row for row in rows if row["stage"] == "long-ingredient" and row["label"] == DEFAULT
+    ]
+
+
 def _setting(label: str, method: Mapping[str, Any]) -> str:
     """What a contender's grid varies, as a run had it."""
-    varied = CONTENDERS[label].temperatures[0]
+    varied = CONTENDERS[OURS if label == DEFAULT else label].temperatures[0]
     return ", ".join(f"{key.replace('_', ' ')} {method[key]:g}" for key in varied)
 
 
 def best_finals(rows: Sequence[Row]) -> list[Row]:
     """The long runs of every method at its best temperature, by the mean accuracy at seed 0."""
-    finals = [row for row in rows if row["stage"] == "final" and not row.get("failed")]
+    finals = _finals(rows)
     best: dict[str, tuple[float, str]] = {}
     for row in finals:
         if row["seed"] == 0:
@@ -202,7 +225,7 @@ def tuning_table(rows: Mapping[str, Row]) -> str:
             notes = [f"lr{lr:g}-t{number}" for lr in LEARNING_RATES]
             if any(note in mine for note in notes):
                 setting = _setting(label, temperature)
-                body.append((label, setting, *(_outcome(mine.get(note)) for note in notes)))
+                body.append((_name(label), setting, *(_outcome(mine.get(note)) for note in notes)))
     return markdown(("method", "setting", *(f"rate {lr:g}" for lr in LEARNING_RATES)), body)
 
 
@@ -236,7 +259,7 @@ def size_table(rows: Sequence[Row]) -> str:
 def _sweep(header: Sequence[str], rows: Sequence[Row], key: str) -> str:
     body = [
         (
-            row["label"], str(row["epochs"]), str(row[key]), percent([accuracy(row, FACE)]),
+            _name(row["label"]), str(row["epochs"]), str(row[key]), percent([accuracy(row, FACE)]),
             percent([accuracy(row, CHARACTER)]), number([row["errors"][-1].get("mse")]),
             number([row["errors"][-1]["minibatch_mse"]]),
         )
@@ -278,14 +301,14 @@ def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def accuracy_over_samples(rows: Sequence[Row]) -> Figure | None:
     """Long runs at batch 64 at each method's best temperature, mean over seeds."""
     lines = {}
-    for label in CONTENDERS:
+    for label in FINALISTS:
         points: dict[float, list[float]] = {}
         for row in best_finals(rows):
             if row["label"] == label:
                 for each in row["evaluations"]:
                     if each["split"] == FACE:
                         points.setdefault(each["samples_seen"], []).append(each["acc1"])
-        lines[label] = sorted((x, 100 * statistics.mean(y)) for x, y in points.items())
+        lines[_name(label)] = sorted((x, 100 * statistics.mean(y)) for x, y in points.items())
     return _drawing(lines, "samples seen", "top-1 on the unseen face, %")
 
 
@@ -319,7 +342,7 @@ def _points(
     for row in rows:
         value = y(row)
         if value is not None:
-            lines.setdefault(row["label"], []).append((x(row), value))
+            lines.setdefault(_name(row["label"]), []).append((x(row), value))
     return {label: sorted(points) for label, points in lines.items()}
 
 

@@ -134,8 +134,8 @@ def pool(setup: Setup) -> Cost:
 
 
 def default_pool(setup: Setup) -> Cost:
-    """The same at the size that `neuclip` chooses by itself."""
-    return pool(replace(setup, prototypes=min(32 * setup.batch, 16_384)))
+    """The same at the size that `neuclip` chooses by itself; from B = 512 on all carry it."""
+    return pool(replace(setup, prototypes=min(128 * setup.batch, 16_384)))
 
 
 def networks(setup: Setup) -> Cost:

@@ -258,8 +258,8 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
     )
     num_prototypes: int | None = setting(
         None,
-        "prototypes of each side, over all processes; none: 32 global batches, at most 16,384 "
-        "(4,096 in a loop of your own that does not tell its batch)",
+        "prototypes of each side, over all processes; none: 128 global batches (32 unless refresh "
+        "is fifo), at most 16,384 (4,096 in a loop of your own that does not tell its batch)",
         flag="--npn-num-protos",
         ge=1,
     )
@@ -294,7 +294,7 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
     gradient_prototypes: int | None = setting(
         None,
         "only so many prototypes, the newest, carry the gradient of `full` or `union`, while all "
-        "of them give the value; needs refresh fifo; none: all",
+        "of them give the value; needs refresh fifo; none: those of 32 global batches",
         ge=1,
     )
     log_weights: bool = setting(False, "learn one log-weight per prototype")

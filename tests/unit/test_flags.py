@@ -451,7 +451,7 @@ def test_help_shows_defaults_ranges_and_owners(capsys, monkeypatch):
         assert f"--{flag.name}" in text
     assert "(a step has accum_freq) (default: 64; >= 2)" in text
     assert "--num-prototypes INT, --npn-num-protos INT" in text
-    assert "none: 32 global batches," in text
+    assert "none: 128 global batches" in text
     assert "(default: 500 steps; >= 1; only neuclip)" in text
 
 

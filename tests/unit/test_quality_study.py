@@ -15,6 +15,7 @@ from quality_error import error_of, exact_of, training_error
 from quality_ideas import IDEAS, using
 from quality_plan import (
     CONTENDERS,
+    DEFAULT,
     FULL,
     LEARNING_RATES,
     TEMPERATURES,
@@ -130,6 +131,16 @@ def test_temperatures_that_short_runs_do_not_tell_apart_all_run_long():
     assert [(row["note"], row["seed"]) for row in best_finals(list(rows.values()))] == [
         ("rho6.5", 0), ("rho6.5", 1)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [("siglip", "scent"), ("scent", "siglip")])
+def test_long_runs_come_in_the_order_of_the_grids_scores(order):
+    rows = grids(order[:1])
+    for name, row in grids(order[1:]).items():
+        worse = [{**each, "acc1": 0.9 * each["acc1"]} for each in row["evaluations"]]
+        rows[name] = {**row, "evaluations": worse}
+    finals = [cell.label for cell in plan(rows) if cell.stage == "final"]
+    assert list(dict.fromkeys(finals)) == list(order)
 
 
 def test_the_higher_rate_is_tried_at_the_best_temperature():
@@ -281,6 +292,23 @@ def test_changes_of_long_runs_stand_beside_the_final_run():
     assert "gamma_decay_epochs" not in cells["detached"].method
     rows |= {cells["detached"].name: row_of(cells["detached"], 0.45)}
     assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 | 1.50 | 9.00 |" in tables(rows)
+
+
+def test_the_pool_that_has_become_the_default_is_shown_as_the_method():
+    rows = with_finals(grids())
+    cell = next(cell for cell in plan(rows) if cell.label == DEFAULT)
+    assert cell.stage == "long-ingredient"
+    rows |= {cell.name: row_of(cell, 0.55)}
+    text = tables(rows)
+    assert "| neuclip | rho 5 | 1 | 55.0 | 55.0 |" in text
+    assert "| neuclip, m 2,048 | rho 5 | 1 | 50.0 | 50.0 |" in text
+    made = create_loss(
+        "neuclip", embed_dim=8, global_batch_size=cell.batch, steps_per_epoch=5, gamma=0.4,
+        gamma_decay_epochs=1.0,
+    )  # fmt: skip
+    network = made.normalizer.settings
+    assert network.num_prototypes == cell.method["num_prototypes"]
+    assert network.gradient_prototypes == cell.method["gradient_prototypes"]
 
 
 def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):

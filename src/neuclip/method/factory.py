@@ -39,8 +39,10 @@ from neuclip.settings import (
     StabilisedSettings,
 )
 
-POOL_BATCHES = 32
-"""Age up to which embeddings are good prototypes (docs/study.md)."""
+POOL_BATCHES = 128
+"""Batches in the default pool: the more embeddings, the better its value (docs/study.md)."""
+FRESH_BATCHES = 32
+"""Batches of the age up to which embeddings carry the gradient."""
 MAX_POOL = 16_384
 """Where a pool begins to cost: B x m logits per side."""
 POOL_UNLESS_KNOWN = 4096
@@ -217,9 +219,9 @@ def _amorlip(settings: MethodSettings, run: Run) -> PairLoss:
 
 def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
     assert isinstance(settings, NeuCLIPSettings)
-    _check_gradient_prototypes(settings)
     values = settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
     values["num_prototypes"] = _num_prototypes(settings, run)
+    values["gradient_prototypes"] = _gradient_prototypes(settings, run)
     network = NetworkSettings(**values)
     normalizer = PrototypeNormalizer(
         run.embed_dim, network, _gamma(settings, run), settings.epsilon
@@ -274,25 +276,34 @@ def _num_samples(settings: MethodSettings, run: Run) -> int:
 
 
 def _num_prototypes(settings: NeuCLIPSettings, run: Run) -> int:
-    """As many as are asked for, or those of `POOL_BATCHES` batches."""
+    """As many as are asked for, or those of so many batches."""
     if settings.num_prototypes is not None:
         return settings.num_prototypes
     if run.global_batch_size is None:
         return POOL_UNLESS_KNOWN
-    return min(POOL_BATCHES * run.global_batch_size, MAX_POOL)
+    # Without an order of age all prototypes carry the gradient: fewer of them are good.
+    batches = POOL_BATCHES if settings.refresh == "fifo" else FRESH_BATCHES
+    return min(batches * run.global_batch_size, MAX_POOL)
 
 
-def _check_gradient_prototypes(settings: NeuCLIPSettings) -> None:
-    """Refuses a number of newest prototypes where no order of age is kept, or nothing uses it."""
+def _gradient_prototypes(settings: NeuCLIPSettings, run: Run) -> int | None:
+    """How many of the newest carry the gradient; none: all.
+
+    Raises:
+        UserError: a number is asked for where no order of age is kept, or nothing would use it.
+    """
+    needed = {"refresh": ("fifo",), "gradient": ("full", "union")}
+    wrong = next((key for key, right in needed.items() if getattr(settings, key) not in right), "")
     if settings.gradient_prototypes is None:
-        return
-    for key, right in (("refresh", ("fifo",)), ("gradient", ("full", "union"))):
-        value = getattr(settings, key)
-        if value not in right:
-            raise UserError(
-                f"method 'neuclip': gradient_prototypes {settings.gradient_prototypes} has no "
-                f"effect with {key} {value!r}: it needs {key} {' or '.join(right)}"
-            )
+        batch = run.global_batch_size
+        return None if wrong or batch is None else FRESH_BATCHES * batch
+    if wrong:
+        raise UserError(
+            f"method 'neuclip': gradient_prototypes {settings.gradient_prototypes} has no effect "
+            f"with {wrong} {getattr(settings, wrong)!r}: it needs {wrong} "
+            f"{' or '.join(needed[wrong])}"
+        )
+    return settings.gradient_prototypes
 
 
 def _steps_per_epoch(settings: MethodSettings, run: Run) -> int:

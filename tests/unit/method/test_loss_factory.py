@@ -102,17 +102,25 @@ def test_the_catalogue_says_what_the_settings_are():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"),
+    ("settings", "size", "newest"),
     [
-        ({"global_batch_size": 64}, 2048),
-        ({"global_batch_size": 4096}, 16_384),
-        ({}, 4096),
-        ({"global_batch_size": 64, "num_prototypes": 7}, 7),
+        ({"global_batch_size": 64}, 8192, 2048),
+        ({"global_batch_size": 256}, 16_384, 8192),
+        ({"global_batch_size": 4096}, 16_384, 131_072),  # all
+        ({}, 4096, None),
+        ({"global_batch_size": 64, "num_prototypes": 7}, 7, 2048),
+        ({"global_batch_size": 64, "num_prototypes": 9999}, 9999, 2048),
+        ({"global_batch_size": 64, "gradient_prototypes": 9}, 8192, 9),
+        ({"global_batch_size": 64, "gradient": "union"}, 8192, 2048),
+        ({"global_batch_size": 64, "gradient": "detached"}, 8192, None),
+        ({"global_batch_size": 64, "refresh": "restart"}, 2048, None),
     ],
 )
-def test_the_pool_follows_the_batch_unless_it_is_given(sizes, expected):
+def test_the_pool_follows_the_batch_unless_it_is_given(settings, size, newest):
     loss = create_loss(
-        "neuclip", embed_dim=4, steps_per_epoch=3, gamma=0.5, gamma_decay_epochs=2.0, **sizes
+        "neuclip", embed_dim=4, steps_per_epoch=3, gamma=0.5, gamma_decay_epochs=2.0, **settings
     )
-    assert loss.normalizer.ring.size == expected
-    assert (loss.normalizer.settings.refresh, loss.normalizer.settings.inner_steps) == ("fifo", 0)
+    network = loss.normalizer.settings
+    assert loss.normalizer.ring.size == size
+    assert network.gradient_prototypes == newest
+    assert network.inner_steps == 0
