@@ -81,6 +81,8 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "union": {"gradient": "union"},
     "detached": {"gradient": "detached"},
     "fresh-gradient": {"num_prototypes": 8192, "gradient_prototypes": 2048},
+    "fresh-gradient-rho5": {"num_prototypes": 8192, "gradient_prototypes": 2048, "rho": 5.0},
+    "fresh-gradient-rho3.5": {"num_prototypes": 8192, "gradient_prototypes": 2048, "rho": 3.5},
     "gamma-by-counts": {"gamma": 0.03},
     "idea:anchor-gamma": {},
     "moving-average": {"name": "fastclip_v3"},
@@ -113,7 +115,16 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 """What differs from the pool of recent embeddings; gamma falls to its floor after one epoch.
 `idea:` takes a normalizer of `quality_ideas.py`."""
 
-LONG_INGREDIENTS = ("fresh-gradient", "detached", "gamma0.2", "union", "m8192", "m512")
+LONG_INGREDIENTS = (
+    "fresh-gradient",
+    "fresh-gradient-rho5",
+    "fresh-gradient-rho3.5",
+    "detached",
+    "gamma0.2",
+    "union",
+    "m8192",
+    "m512",
+)
 """Those that also run at full length, with gamma's schedule of the final runs."""
 
 DEFAULT = "fresh-gradient"
@@ -129,6 +140,8 @@ INDISTINCT = 0.015
 best of which is the method's. Only our own method goes on with its short runs' best: what this
 leaves untried is to its disadvantage."""
 OURS = "neuclip"
+
+PEERS = tuple(label for label in CONTENDERS if not label.startswith(OURS))
 
 BATCHES = (256, 32, 128, BATCH)
 BATCH_CONTENDERS = ("rgcl_batch", "neuclip", "openclip", "fastclip_v3", "neuclip-paper")
@@ -336,9 +349,13 @@ def plan(
     cells += _seeds(leaders, 2)
     cells += _seeds({label: chosen[label] for label in NEXT[:1] if label in chosen}, 1)
     cells += list(long_ingredients(found, 2))[:1]
+    cells += _seeds({label: chosen[label] for label in NEXT[:1] if label in chosen}, 2)
+    cells += list(long_ingredients(found))[:2]
+    cells += [cell for label in PEERS for cell in tuning(label, found)]
+    cells += _candidates([label for label in _promising(found) if label in PEERS], found)
+    cells += long_ingredients(found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
     cells += _candidates(_promising(found), found)
-    cells += long_ingredients(found)
     cells += ingredients(0, found)
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)
