@@ -90,7 +90,12 @@ class Contender:
 
     def __init__(self, name: str, setting: Setting) -> None:
         self._setting, self._timer = setting, StepTimer(setting.device)
-        run = Run(setting.clip.embed_dim, steps_per_epoch=1, num_samples=setting.num_samples)
+        run = Run(
+            setting.clip.embed_dim,
+            steps_per_epoch=1,
+            num_samples=setting.num_samples,
+            global_batch_size=setting.args.batch_size,
+        )
         method, values = values_for(name, setting.args.num_prototypes)
         settings = method_settings(method, values)
         loss = build_loss(settings, run).to(setting.device)
