@@ -141,7 +141,10 @@ best of which is the method's. Only our own method goes on with its short runs' 
 leaves untried is to its disadvantage."""
 OURS = "neuclip"
 
-PEERS = tuple(label for label in CONTENDERS if not label.startswith(OURS))
+PEERS = (
+    "scent", "sogclr", "fastclip_v1", "fastclip_v2", "isogclr", "amorlip", "fastclip_v0", "siglip",
+)  # fmt: skip
+"""The others, those first that their short runs, or those of methods like them, put highest."""
 
 BATCHES = (256, 32, 128, BATCH)
 BATCH_CONTENDERS = ("rgcl_batch", "neuclip", "openclip", "fastclip_v3", "neuclip-paper")
@@ -351,11 +354,12 @@ def plan(
     cells += list(long_ingredients(found, 2))[:1]
     cells += _seeds({label: chosen[label] for label in NEXT[:1] if label in chosen}, 2)
     cells += list(long_ingredients(found))[:2]
-    cells += [cell for label in PEERS for cell in tuning(label, found)]
-    cells += _candidates([label for label in _promising(found) if label in PEERS], found)
+    for label in PEERS:
+        cells += [*tuning(label, found), *found.candidates(label)[:1]]
+    cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
-    cells += _candidates(_promising(found), found)
+    cells += _candidates(CONTENDERS, found)
     cells += ingredients(0, found)
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)
@@ -371,16 +375,6 @@ def _candidates(labels: Iterable[str], found: Findings) -> list[Cell]:
     """The first choice of every contender before the second of any."""
     lists = [found.candidates(label) for label in labels]
     return [cell for rank in zip_longest(*lists) for cell in rank if cell is not None]
-
-
-def _promising(found: Findings) -> list[str]:
-    """The contenders whose grid has run, the best first."""
-    scores = {
-        label: found.score(best) or 0.0
-        for label in CONTENDERS
-        if (best := found.best(label)) is not None
-    }
-    return sorted(scores, key=lambda label: -scores[label])
 
 
 def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:

@@ -26,7 +26,7 @@ BEGIN = "<!-- results of {block}: written by benchmarks/quality.py report -->"
 END = "<!-- /results of {block} -->"
 FACE, CHARACTER = "unseen_face", "unseen_character"
 FINALISTS = (DEFAULT, *CONTENDERS)
-NAMES = {DEFAULT: "neuclip", OURS: "neuclip, m 2,048"}
+NAMES = {DEFAULT: "neuclip", OURS: "neuclip, 32 batches"}
 """What the tables call them, where that is not the label."""
 
 
