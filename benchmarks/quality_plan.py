@@ -339,7 +339,7 @@ def plan(
     """All cells whose settings are known, in the order to run them."""
     found = Findings(rows)
     chosen = {label: cell for label in CONTENDERS if (cell := found.chosen(label)) is not None}
-    leaders = {label: chosen[label] for label in LEADERS if label in chosen}
+    leaders = _only(chosen, LEADERS)
     cells = [cell for label in LEADERS for cell in tuning(label, found)]
     cells += _candidates(LEADERS, found)
     cells += _seeds(leaders, 1)
@@ -350,12 +350,14 @@ def plan(
     cells += [cell for cell in _batches(leaders, LONG) if cell.batch == max(BATCHES)]
     cells += _candidates(NEXT, found)
     cells += _seeds(leaders, 2)
-    cells += _seeds({label: chosen[label] for label in NEXT[:1] if label in chosen}, 1)
+    cells += _seeds(_only(chosen, NEXT[:1]), 1)
     cells += list(long_ingredients(found, 2))[:1]
-    cells += _seeds({label: chosen[label] for label in NEXT[:1] if label in chosen}, 2)
+    cells += _seeds(_only(chosen, NEXT[:1]), 2)
     cells += list(long_ingredients(found))[:2]
-    for label in PEERS:
+    for place, label in enumerate(PEERS):
         cells += [*tuning(label, found), *found.candidates(label)[:1]]
+        if place == 1:  # the strongest of those before, at the largest batch
+            cells += [cell for cell in _batches(_only(chosen, NEXT[:1]), LONG) if cell.batch == 256]
     cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
@@ -375,6 +377,10 @@ def _candidates(labels: Iterable[str], found: Findings) -> list[Cell]:
     """The first choice of every contender before the second of any."""
     lists = [found.candidates(label) for label in labels]
     return [cell for rank in zip_longest(*lists) for cell in rank if cell is not None]
+
+
+def _only(chosen: Mapping[str, Cell], labels: Iterable[str]) -> dict[str, Cell]:
+    return {label: chosen[label] for label in labels if label in chosen}
 
 
 def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
