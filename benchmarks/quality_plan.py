@@ -339,7 +339,7 @@ def plan(
     """All cells whose settings are known, in the order to run them."""
     found = Findings(rows)
     chosen = {label: cell for label in CONTENDERS if (cell := found.chosen(label)) is not None}
-    leaders = _only(chosen, LEADERS)
+    leaders, strongest = _only(chosen, LEADERS), _only(chosen, NEXT[:1])
     cells = [cell for label in LEADERS for cell in tuning(label, found)]
     cells += _candidates(LEADERS, found)
     cells += _seeds(leaders, 1)
@@ -347,17 +347,16 @@ def plan(
     cells += [cell for label in NEXT for cell in found.candidates(label)[:1]]
     cells += list(long_ingredients(found))[:1]
     cells += list(long_ingredients(found, 1))[:1]  # the first was the better one: a second seed
-    cells += [cell for cell in _batches(leaders, LONG) if cell.batch == max(BATCHES)]
+    cells += _largest_batch(leaders)
     cells += _candidates(NEXT, found)
     cells += _seeds(leaders, 2)
-    cells += _seeds(_only(chosen, NEXT[:1]), 1)
+    cells += _seeds(strongest, 1)
     cells += list(long_ingredients(found, 2))[:1]
-    cells += _seeds(_only(chosen, NEXT[:1]), 2)
+    cells += _seeds(strongest, 2)
     cells += list(long_ingredients(found))[:2]
-    for place, label in enumerate(PEERS):
+    cells += _largest_batch(strongest)
+    for label in PEERS:
         cells += [*tuning(label, found), *found.candidates(label)[:1]]
-        if place == 1:  # the strongest of those before, at the largest batch
-            cells += [cell for cell in _batches(_only(chosen, NEXT[:1]), LONG) if cell.batch == 256]
     cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
@@ -398,6 +397,10 @@ def _batches(chosen: Mapping[str, Cell], epochs: int) -> Iterator[Cell]:
                     "batch", label, method, best.lr, batch=batch, epochs=epochs, measures=True,
                     note=f"e{epochs}",
                 )  # fmt: skip
+
+
+def _largest_batch(chosen: Mapping[str, Cell]) -> list[Cell]:
+    return [cell for cell in _batches(chosen, LONG) if cell.batch == max(BATCHES)]
 
 
 def scaled_to_batch(label: str, method: Mapping[str, Any], batch: int) -> dict[str, Any]:

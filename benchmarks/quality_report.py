@@ -133,6 +133,7 @@ def final_table(rows: Sequence[Row]) -> str:
         "MAE",
         "bias",
         "batch MSE",
+        "MSE / batch MSE",
     )
     finals = _finals(rows)
     body = []
@@ -148,8 +149,16 @@ def final_table(rows: Sequence[Row]) -> str:
                 percent(accuracy(row, FACE, "mean_recall@1") for row in mine),
                 *(number(end.get(key) for end in ends) for key in ("mse", "mae", "bias")),
                 number(end["minibatch_mse"] for end in ends),
+                _ratio(ends),
             ))  # fmt: skip
     return markdown(header, body)
+
+
+def _ratio(ends: Sequence[Mapping[str, Any]]) -> str:
+    """Of the means over seeds."""
+    if any(end.get("mse") is None for end in ends):
+        return "-"
+    return f"{sum(e['mse'] for e in ends) / sum(e['minibatch_mse'] for e in ends):.3f}"
 
 
 def _name(label: str) -> str:

@@ -294,7 +294,8 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
     gradient_prototypes: int | None = setting(
         None,
         "only so many prototypes, the newest, carry the gradient of `full` or `union`, while all "
-        "of them give the value; needs refresh fifo; none: those of 32 global batches",
+        "of them give the value; needs refresh fifo; none: those of 32 global batches "
+        "(all in a loop of your own that does not tell its batch)",
         ge=1,
     )
     log_weights: bool = setting(False, "learn one log-weight per prototype")

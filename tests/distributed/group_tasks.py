@@ -8,13 +8,13 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # under torchrun
 
-import tiny_models  # noqa: F401  # makes its models known
 from neuclip import distributed, group, terminal
 from neuclip.cli import main
 from neuclip.errors import OtherProcessFailed, UserError
 from neuclip.group import Patience
 from neuclip.sharing import from_main
 from neuclip.training.agreement import check_same
+from tiny_models import VIT
 
 STEP = 0.02
 
@@ -80,7 +80,7 @@ def neuclip_train(flags: list[str], dtype: str = "float64") -> int:
     """`neuclip train`; in float64, where other sums of the same numbers differ by 1e-16 only."""
     torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, dtype))
-    return main(["train", *flags])
+    return main(["train", "--model", VIT, *flags])
 
 
 if __name__ == "__main__":  # under torchrun

@@ -28,7 +28,7 @@ def flags(demo_dir, tmp_path):
 
     def make(name, batch_size, *more):
         return [
-            "--train-data", str(demo_dir / "train"), "--model", "tiny-vit",
+            "--train-data", str(demo_dir / "train"),
             "--train-num-samples", "96", "--epochs", "2", "--lr", "1e-3", "--warmup", "2",
             "--batch-size", str(batch_size), "--workers", "0", "--device", "cpu", "--seed", "3",
             "--save-every-steps", "2", "--log-every-n-steps", "1", "--dist-silence", "10",

@@ -303,6 +303,7 @@ def test_the_pool_that_has_become_the_default_is_shown_as_the_method():
     text = tables(rows)
     assert "| neuclip | rho 5 | 1 | 55.0 | 55.0 |" in text
     assert "| neuclip, 32 batches | rho 5 | 1 | 50.0 | 50.0 |" in text
+    assert "| 1.50 | 1.00 | -0.50 | 9.00 | 0.167 |" in text
     made = create_loss(
         "neuclip", embed_dim=8, global_batch_size=cell.batch, steps_per_epoch=5, gamma=0.4,
         gamma_decay_epochs=1.0,
