@@ -43,7 +43,7 @@ def _advice(config: RunConfig, error: Exception) -> str:
     if not config.parallel.fsdp:
         knobs.append("--fsdp with several processes: parameters and optimiser shared out")
     if isinstance(config.method, NeuCLIPSettings):
-        prototypes = config.method.num_prototypes or "the 128 batches of the default"
+        prototypes = config.method.num_prototypes or "those of the default"
         knobs.append(f"--num-prototypes below {prototypes}")
     said = next(iter(str(error).splitlines()), "") or type(error).__name__
     return f"out of memory in a training step: {said}\nWhat lowers memory:\n" + "\n".join(

@@ -23,7 +23,8 @@ def test_exhausted_memory_names_the_knobs(error):
     message = str(caught.value)
     assert message.startswith("out of memory in a training step: ")
     for knob in ("--batch-size below 64", "--accum-freq", "--precision amp_bf16",
-                 "--grad-checkpointing", "--fsdp", "--num-prototypes below the 32"):  # fmt: skip
+                 "--grad-checkpointing", "--fsdp",
+                 "--num-prototypes below those of the default"):  # fmt: skip
         assert knob in message
     known = {f"--{flag.name}" for flag in table()}
     assert {"--batch-size", "--precision", "--grad-checkpointing", "--fsdp"} < known
