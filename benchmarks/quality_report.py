@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from quality_plan import (
     CONTENDERS,
@@ -28,6 +29,9 @@ FACE, CHARACTER = "unseen_face", "unseen_character"
 FINALISTS = (DEFAULT, *CONTENDERS)
 NAMES = {DEFAULT: "neuclip", OURS: "neuclip, 32 batches"}
 """What the tables call them, where that is not the label."""
+COLOURS = {NAMES.get(label, label): f"C{place}" for place, label in enumerate(FINALISTS[:10])}
+COLOURS |= {label: colormaps["Set2"](place) for place, label in enumerate(FINALISTS[10:])}
+"""A method has the same in every figure."""
 
 
 def write_report(rows: Mapping[str, Row], document: Path | None, figures: Path | None) -> None:
@@ -369,12 +373,13 @@ def _drawing(
         return None
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot()
-    for label, points in drawn.items():
-        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    for name, points in drawn.items():
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, color=COLOURS.get(name))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log_x:
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
     if log_y:
         axes.set_yscale("log")
     axes.legend(fontsize=8, frameon=False)
