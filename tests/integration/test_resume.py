@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from neuclip.cli import main
+from neuclip.config import read_yaml
+from neuclip.method import factory
+from neuclip.methods import NeuCLIPSettings
 from neuclip.training import checkpoint
+from neuclip.training.restore import load_run
 from neuclip.training.tracking import read_records
 
 from .conftest import kill_group, wait_for
@@ -134,6 +138,29 @@ def test_micro_batches_train_on_the_same_samples_and_can_be_cut_anew(demo, whole
         assert [r[key] for r in found] == [r[key] for r in expected], key
     # BatchNorm sees 4 pairs instead of 16: near, not equal.
     assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.1)
+
+
+def test_a_run_keeps_its_pool_whatever_the_default_becomes(demo, monkeypatch, capsys):
+    quiet = ("--method", "neuclip", "--val-frequency", "0", "--save-frequency", "1")
+    assert main(["train", *demo.flags("pool", *quiet, "--stop-epochs", "1")]) == 0
+    monkeypatch.setattr(factory, "POOL_BATCHES", 3)
+    monkeypatch.setattr(factory, "FRESH_BATCHES", 2)
+    kept = read_yaml(demo.logs / "pool" / "config.yaml")["method"]
+    assert (kept["num_prototypes"], kept["gradient_prototypes"]) == (128 * 16, 32 * 16)
+    assert main(["train", *demo.flags("pool", *quiet, "--resume", "latest")]) == 0
+    run = load_run(demo.logs / "pool", device="cpu")
+    assert isinstance(run.config.method, NeuCLIPSettings)
+    assert run.config.method.gradient_prototypes == 32 * 16
+    assert run.loss.normalizer.settings.num_prototypes == 128 * 16
+    # What a new run would be: another size.
+    assert main(["train", *demo.flags("new", *quiet, "--stop-epochs", "1")]) == 0
+    assert read_yaml(demo.logs / "new" / "config.yaml")["method"]["num_prototypes"] == 3 * 16
+    # Its settings are a recipe; the one that no longer fits is named.
+    recipe = str(demo.logs / "pool" / "config.yaml")
+    assert main(["train", "--config", recipe, "--name", "again", "--gradient", "detached"]) == 2
+    assert "gradient_prototypes 512 has no effect with gradient 'detached'" in (
+        capsys.readouterr().err.replace("\n", " ")
+    )
 
 
 @pytest.mark.parametrize(

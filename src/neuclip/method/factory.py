@@ -102,13 +102,41 @@ def build_loss(settings: MethodSettings, run: Run) -> PairLoss:
     """Builds the loss of validated settings.
 
     Raises:
-        UserError: the run does not say what the method must know.
+        UserError: the run does not say what the method must know, or a setting has no effect.
     """
     for key in ("embed_dim", "steps_per_epoch", "num_samples", "global_batch_size"):
         value = getattr(run, key)
         if value is not None and value < 1:
             raise UserError(f"{key} {value}: must be at least 1")
-    return _BUILDERS[type(settings)](settings, run)
+    return _BUILDERS[type(settings)](resolve(settings, run), run)
+
+
+def resolve(
+    settings: MethodSettings, run: Run, before: MethodSettings | None = None
+) -> MethodSettings:
+    """The settings with numbers where their defaults follow from the run.
+
+    What is kept of a run must say how large its network is, not how large it would be by the
+    defaults of the day on which it is read.
+
+    Args:
+        settings: as asked for.
+        run: what is trained.
+        before: those of the run that is continued: what is not asked for stays as it was there.
+
+    Raises:
+        UserError: a number is asked for that nothing would use.
+    """
+    if not isinstance(settings, NeuCLIPSettings):
+        return settings
+    if isinstance(before, NeuCLIPSettings):
+        settings = _as_before(settings, before)
+    return settings.model_copy(
+        update={
+            "num_prototypes": _num_prototypes(settings, run),
+            "gradient_prototypes": _gradient_prototypes(settings, run),
+        }
+    )
 
 
 # --- one builder per method -----------------------------------------------------------------
@@ -219,10 +247,9 @@ def _amorlip(settings: MethodSettings, run: Run) -> PairLoss:
 
 def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
     assert isinstance(settings, NeuCLIPSettings)
-    values = settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
-    values["num_prototypes"] = _num_prototypes(settings, run)
-    values["gradient_prototypes"] = _gradient_prototypes(settings, run)
-    network = NetworkSettings(**values)
+    network = NetworkSettings(
+        **settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
+    )
     normalizer = PrototypeNormalizer(
         run.embed_dim, network, _gamma(settings, run), settings.epsilon
     )
@@ -273,6 +300,15 @@ def _num_samples(settings: MethodSettings, run: Run) -> int:
             "than the largest sample id"
         )
     return run.num_samples
+
+
+def _as_before(settings: NeuCLIPSettings, before: NeuCLIPSettings) -> NeuCLIPSettings:
+    """What is not asked for, as the run had it; its gradient only where it still has the same."""
+    kept = ["num_prototypes"]
+    if (settings.refresh, settings.gradient) == (before.refresh, before.gradient):
+        kept.append("gradient_prototypes")
+    update = {key: getattr(before, key) for key in kept if getattr(settings, key) is None}
+    return settings.model_copy(update=update)
 
 
 def _num_prototypes(settings: NeuCLIPSettings, run: Run) -> int:

@@ -26,7 +26,7 @@ from neuclip.data.tables import Columns
 from neuclip.errors import UserError
 from neuclip.group import Patience, process_group
 from neuclip.launch import launch_environment
-from neuclip.method.factory import Run, build_loss
+from neuclip.method.factory import Run, build_loss, resolve
 from neuclip.methods import METHODS, MixingSettings
 from neuclip.sharing import from_main
 from neuclip.training import towers as tower_parts
@@ -101,7 +101,9 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     check_same_data(len(index), loader.order_digest)
     num_samples = config.data.data_size or len(index)
     run = Run(clip.embed_dim, loader.steps_per_epoch, num_samples, loader.global_batch_size)
-    loss = build_loss(config.method, run).to(device)
+    method = resolve(config.method, run, None if before is None else before.method)
+    config = config.model_copy(update={"method": method})
+    loss = build_loss(method, run).to(device)
     _ready_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
@@ -136,9 +138,10 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
 
 
 def _kept(asked: RunConfig, parts: Parts) -> RunConfig:
-    """What the run folder keeps: the settings as asked for, and the batch that they came to."""
+    """What the run folder keeps: the settings as asked for, with the sizes they came to."""
     whole = {"global_batch_size": parts.global_batch_size}
-    return asked.model_copy(update={"data": asked.data.model_copy(update=whole)})
+    data = asked.data.model_copy(update=whole)
+    return asked.model_copy(update={"data": data, "method": parts.config.method})
 
 
 def _build_clip(config: RunConfig, device: torch.device) -> Clip:

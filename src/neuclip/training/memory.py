@@ -43,8 +43,7 @@ def _advice(config: RunConfig, error: Exception) -> str:
     if not config.parallel.fsdp:
         knobs.append("--fsdp with several processes: parameters and optimiser shared out")
     if isinstance(config.method, NeuCLIPSettings):
-        prototypes = config.method.num_prototypes or "those of the default"
-        knobs.append(f"--num-prototypes below {prototypes}")
+        knobs.append(f"--num-prototypes below {config.method.num_prototypes}")
     said = next(iter(str(error).splitlines()), "") or type(error).__name__
     return f"out of memory in a training step: {said}\nWhat lowers memory:\n" + "\n".join(
         f"  {knob}" for knob in knobs

@@ -6,9 +6,9 @@ import pytest
 
 from neuclip import create_loss
 from neuclip.errors import UserError
-from neuclip.method.factory import Run, build_loss
+from neuclip.method.factory import Run, build_loss, resolve
 from neuclip.method.losses.base import PairLoss
-from neuclip.methods import CATALOGUE, METHODS, method_settings
+from neuclip.methods import CATALOGUE, METHODS, NeuCLIPSettings, OpenCLIPSettings, method_settings
 
 TABLE_METHODS = [info.name for info in CATALOGUE if info.needs_sample_ids]
 EPOCH_METHODS = [info.name for info in CATALOGUE if info.counts_epochs]
@@ -124,3 +124,35 @@ def test_the_pool_follows_the_batch_unless_it_is_given(settings, size, newest):
     assert loss.normalizer.ring.size == size
     assert network.gradient_prototypes == newest
     assert network.inner_steps == 0
+
+
+def test_what_is_kept_of_a_run_says_how_large_its_network_is():
+    run = Run(4, 3, global_batch_size=64)
+    kept = resolve(NeuCLIPSettings(), run)
+    assert isinstance(kept, NeuCLIPSettings)
+    assert (kept.num_prototypes, kept.gradient_prototypes) == (8192, 2048)
+    assert resolve(kept, Run(4, 3, global_batch_size=7)) == kept
+    assert resolve(OpenCLIPSettings(), run) == OpenCLIPSettings()
+    assert resolve(OpenCLIPSettings(), run, kept) == OpenCLIPSettings()
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, (40, 24)),
+        ({"rho": 5.0}, (40, 24)),
+        ({"num_prototypes": 50}, (50, 24)),
+        ({"gradient_prototypes": 9}, (40, 9)),
+        ({"gradient": "union"}, (40, 2048)),
+        ({"gradient": "detached"}, (40, None)),
+        ({"refresh": "restart"}, (40, None)),
+    ],
+)
+def test_a_continued_run_keeps_the_numbers_it_was_made_with(asked, expected):
+    before = NeuCLIPSettings(num_prototypes=40, gradient_prototypes=24)
+    run = Run(4, 3, global_batch_size=64)
+    settings = resolve(NeuCLIPSettings(**asked), run, before)
+    assert isinstance(settings, NeuCLIPSettings)
+    assert (settings.num_prototypes, settings.gradient_prototypes) == expected
+    assert settings.rho == asked.get("rho", before.rho)
+    assert resolve(NeuCLIPSettings(), run, OpenCLIPSettings()) == resolve(NeuCLIPSettings(), run)

@@ -4,7 +4,7 @@ import torch
 from neuclip.config import RunConfig
 from neuclip.errors import UserError
 from neuclip.flag_table import table
-from neuclip.methods import OpenCLIPSettings
+from neuclip.methods import NeuCLIPSettings, OpenCLIPSettings
 from neuclip.sections import ModelConfig, ParallelConfig
 from neuclip.training import memory
 
@@ -18,13 +18,13 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_exhausted_memory_names_the_knobs(error):
-    with pytest.raises(UserError) as caught, memory.explained(RunConfig()):
+    config = RunConfig(method=NeuCLIPSettings(num_prototypes=8192))
+    with pytest.raises(UserError) as caught, memory.explained(config):
         raise error
     message = str(caught.value)
     assert message.startswith("out of memory in a training step: ")
     for knob in ("--batch-size below 64", "--accum-freq", "--precision amp_bf16",
-                 "--grad-checkpointing", "--fsdp",
-                 "--num-prototypes below those of the default"):  # fmt: skip
+                 "--grad-checkpointing", "--fsdp", "--num-prototypes below 8192"):  # fmt: skip
         assert knob in message
     known = {f"--{flag.name}" for flag in table()}
     assert {"--batch-size", "--precision", "--grad-checkpointing", "--fsdp"} < known
