@@ -139,7 +139,7 @@ INDISTINCT = 0.015
 """Short runs closer than this do not tell temperatures apart: all of them go on to a long run, the
 best of which is the method's. Only our own method goes on with its short runs' best: what this
 leaves untried is to its disadvantage."""
-OURS = "neuclip"
+OURS, PUBLISHED = "neuclip", "neuclip-paper"
 
 PEERS = (
     "scent", "sogclr", "fastclip_v1", "fastclip_v2", "isogclr", "amorlip", "fastclip_v0", "siglip",
@@ -147,7 +147,8 @@ PEERS = (
 """The others, those first that their short runs, or those of methods like them, put highest."""
 
 BATCHES = (256, 32, 128, BATCH)
-BATCH_CONTENDERS = ("rgcl_batch", "neuclip", "openclip", "fastclip_v3", "neuclip-paper")
+SWEPT = (DEFAULT, "rgcl_batch", "openclip", "fastclip_v3", "neuclip-paper")
+"""Whose batches and data sizes are varied."""
 
 
 @dataclass(frozen=True)
@@ -340,6 +341,8 @@ def plan(
     found = Findings(rows)
     chosen = {label: cell for label in CONTENDERS if (cell := found.chosen(label)) is not None}
     leaders, strongest = _only(chosen, LEADERS), _only(chosen, NEXT[:1])
+    default = {cell.label: cell for cell in list(long_ingredients(found))[:1]}
+    swept = _only({**chosen, **default}, SWEPT)
     cells = [cell for label in LEADERS for cell in tuning(label, found)]
     cells += _candidates(LEADERS, found)
     cells += _seeds(leaders, 1)
@@ -357,6 +360,10 @@ def plan(
     cells += _largest_batch(strongest)
     for label in PEERS:
         cells += [*tuning(label, found), *found.candidates(label)[:1]]
+    cells += [cell for cell in long_ingredients(found) if cell.label == "detached"]
+    cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
+    cells += _largest_batch(strongest, seed=1)
+    cells += _largest_batch(default)
     cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
@@ -364,11 +371,11 @@ def plan(
     cells += ingredients(0, found)
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)
-    cells += _batches(chosen, MEDIUM)
-    cells += _sizes(chosen)
+    cells += _batches(swept, MEDIUM)
+    cells += _sizes(swept)
     for seed in SEEDS[1:]:
         cells += _seeds(chosen, seed)
-    cells += _batches(chosen, LONG)
+    cells += _batches(swept, LONG)
     return list({cell.name: cell for cell in cells}.values())
 
 
@@ -387,34 +394,34 @@ def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
         yield long_run(label, cell, cell.note, seed)
 
 
-def _batches(chosen: Mapping[str, Cell], epochs: int) -> Iterator[Cell]:
+def _batches(chosen: Mapping[str, Cell], epochs: int, seed: int = 0) -> Iterator[Cell]:
     for batch in BATCHES:
-        for label in BATCH_CONTENDERS:
-            if label in chosen and not (batch == BATCH and epochs == LONG):
-                best = chosen[label]
+        for label, best in chosen.items():
+            if not (batch == BATCH and epochs == LONG):
                 method = scaled_to_batch(label, best.method, batch)
-                yield Cell(
-                    "batch", label, method, best.lr, batch=batch, epochs=epochs, measures=True,
+                yield replace(
+                    best, stage="batch", method=method, seed=seed, batch=batch, epochs=epochs,
                     note=f"e{epochs}",
                 )  # fmt: skip
 
 
-def _largest_batch(chosen: Mapping[str, Cell]) -> list[Cell]:
-    return [cell for cell in _batches(chosen, LONG) if cell.batch == max(BATCHES)]
+def _largest_batch(chosen: Mapping[str, Cell], seed: int = 0) -> list[Cell]:
+    return [cell for cell in _batches(chosen, LONG, seed) if cell.batch == max(BATCHES)]
 
 
 def scaled_to_batch(label: str, method: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """The pool of recent embeddings keeps its age of 32 batches."""
-    return {**method, "num_prototypes": 32 * batch} if label == "neuclip" else dict(method)
+    """The pool of recent embeddings keeps its age; the default is what it is at that batch."""
+    scaled = dict(method)
+    if label == OURS:
+        scaled["num_prototypes"] = 32 * batch
+    if label == DEFAULT:
+        scaled["num_prototypes"] = min(128 * batch, 16_384)
+        scaled["gradient_prototypes"] = 32 * batch
+    return scaled
 
 
 def _sizes(chosen: Mapping[str, Cell]) -> Iterator[Cell]:
     for samples in (5_000, 15_000, FULL):
-        for label in BATCH_CONTENDERS:
-            if label in chosen:
-                best = chosen[label]
-                epochs = MEDIUM if samples == FULL else round(180_000 / samples)
-                yield Cell(
-                    "size", label, best.method, best.lr, samples=samples, epochs=epochs,
-                    measures=True,
-                )  # fmt: skip
+        epochs = MEDIUM if samples == FULL else round(180_000 / samples)
+        for best in chosen.values():
+            yield replace(best, stage="size", note="", samples=samples, epochs=epochs)

@@ -254,30 +254,40 @@ def _outcome(row: Row | None) -> str:
 
 def batch_table(rows: Sequence[Row]) -> str:
     """Accuracy and error over the batch; long runs at batch 64 are those of the final table."""
-    header = ("method", "epochs", "batch", "face", "characters", "MSE", "batch MSE")
-    return _sweep(header, _batch_sweep(rows), "batch")
+    return _sweep(_batch_sweep(rows), "batch")
 
 
 def _batch_sweep(rows: Sequence[Row]) -> list[Row]:
-    finals = [row for row in best_finals(rows) if row["seed"] == 0]
-    return [row for row in rows if row["stage"] == "batch" and not row.get("failed")] + finals
+    return [row for row in rows if row["stage"] == "batch" and not row.get("failed")] + best_finals(
+        rows
+    )
 
 
 def size_table(rows: Sequence[Row]) -> str:
     """Accuracy and error over the number of pairs."""
-    header = ("method", "epochs", "n", "face", "characters", "MSE", "batch MSE")
-    return _sweep(header, [row for row in rows if row["stage"] == "size"], "samples")
+    return _sweep([row for row in rows if row["stage"] == "size"], "samples")
 
 
-def _sweep(header: Sequence[str], rows: Sequence[Row], key: str) -> str:
-    body = [
-        (
-            _name(row["label"]), str(row["epochs"]), str(row[key]), percent([accuracy(row, FACE)]),
-            percent([accuracy(row, CHARACTER)]), number([row["errors"][-1].get("mse")]),
-            number([row["errors"][-1]["minibatch_mse"]]),
-        )
-        for row in sorted(rows, key=lambda row: (row["epochs"], row[key]))
-    ]  # fmt: skip
+def _sweep(rows: Sequence[Row], key: str) -> str:
+    """A line per method and value of the key, mean and spread over seeds."""
+    header = (
+        "method", "epochs", "n" if key == "samples" else key, "seeds", "face", "characters",
+        "MSE", "batch MSE", "MSE / batch MSE",
+    )  # fmt: skip
+    groups: dict[tuple[int, int, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["epochs"], row[key], row["label"]), []).append(row)
+    body = []
+    for (epochs, value, label), mine in sorted(groups.items(), key=lambda each: each[0][:2]):
+        ends = [row["errors"][-1] for row in mine]
+        body.append((
+            _name(label), str(epochs), str(value), str(len(mine)),
+            percent(accuracy(row, FACE) for row in mine),
+            percent(accuracy(row, CHARACTER) for row in mine),
+            number(end.get("mse") for end in ends),
+            number(end["minibatch_mse"] for end in ends),
+            _ratio(ends),
+        ))  # fmt: skip
     return markdown(header, body)
 
 
@@ -326,37 +336,50 @@ def accuracy_over_samples(rows: Sequence[Row]) -> Figure | None:
 
 
 def accuracy_over_batch(rows: Sequence[Row]) -> Figure | None:
-    """The sweep over batches: long runs where there are some, else those of medium length."""
-    found = _batch_sweep(rows)
-    epochs = LONG if any(row["stage"] == "batch" and row["epochs"] == LONG for row in found) else 4
+    """The sweep over batches, mean over seeds."""
     points = _points(
-        [row for row in found if row["epochs"] == epochs],
+        _longest(_batch_sweep(rows)),
         lambda row: row["batch"],
-        lambda row: 100 * accuracy(row, FACE),
+        lambda mine: 100 * statistics.mean(accuracy(row, FACE) for row in mine),
     )
     return _drawing(points, "batch", "top-1 on the unseen face, %", log_x=True)
 
 
 def error_over_ratio(rows: Sequence[Row]) -> Figure | None:
-    """MSE of the log-normalizers over n / B, all sweeps."""
-    found = [row for row in rows if row.get("errors")]
+    """Error of the log-normalizers at the end over n / B.
+
+    Relative to the mini-batch estimate's at the same embeddings: methods end at different
+    temperatures, between which errors cannot be compared.
+    """
+    found = _longest(_batch_sweep(rows)) + [row for row in rows if row["stage"] == "size"]
     points = _points(
-        [row for row in found if row["stage"] in {"batch", "size"} and row["epochs"] != LONG],
+        [row for row in found if row["errors"][-1].get("mse") is not None],
         lambda row: row["samples"] / row["batch"],
-        lambda row: row["errors"][-1].get("mse"),
+        lambda mine: (
+            sum(row["errors"][-1]["mse"] for row in mine)
+            / sum(row["errors"][-1]["minibatch_mse"] for row in mine)
+        ),
     )
-    return _drawing(points, "n / B", "MSE of the log-normalizer", log_x=True, log_y=True)
+    label = "MSE of the log-normalizer over the mini-batch's"
+    return _drawing(points, "n / B", label, log_x=True, log_y=True)
+
+
+def _longest(sweep: Sequence[Row]) -> list[Row]:
+    """Long runs where there are some at several batches, else those of medium length."""
+    swept = {row["epochs"] for row in sweep if row["stage"] == "batch"}
+    return [row for row in sweep if row["epochs"] == max(swept, default=LONG)]
 
 
 def _points(
-    rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Row], float | None]
+    rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Sequence[Row]], float]
 ) -> dict[str, list[tuple[float, float]]]:
-    lines: dict[str, list[tuple[float, float]]] = {}
+    """Points by method: y of all rows with the same x."""
+    groups: dict[str, dict[float, list[Row]]] = {}
     for row in rows:
-        value = y(row)
-        if value is not None:
-            lines.setdefault(_name(row["label"]), []).append((x(row), value))
-    return {label: sorted(points) for label, points in lines.items()}
+        groups.setdefault(_name(row["label"]), {}).setdefault(x(row), []).append(row)
+    return {
+        label: sorted((at, y(mine)) for at, mine in by_x.items()) for label, by_x in groups.items()
+    }
 
 
 def _drawing(

@@ -27,13 +27,23 @@ from quality_plan import (
     plan,
     tuning_cell,
 )
-from quality_report import BEGIN, END, best_finals, between_markers, tables, write_report
+from quality_report import (
+    BEGIN,
+    END,
+    accuracy_over_batch,
+    best_finals,
+    between_markers,
+    error_over_ratio,
+    tables,
+    write_report,
+)
 from quality_results import ResultsFile, code_digest, data_digest, lock
 from torch.nn.functional import normalize
 
 from neuclip.cli import main
 from neuclip.errors import UserError
-from neuclip.method.factory import create_loss
+from neuclip.method.factory import Run, create_loss, resolve
+from neuclip.methods import NeuCLIPSettings
 
 
 def row_of(cell: Cell, acc1: float = 0.5, **others) -> dict:
@@ -153,13 +163,42 @@ def test_the_higher_rate_is_tried_at_the_best_temperature():
     assert higher == [tuning_cell("openclip", 2, LEARNING_RATES[1]).name]
 
 
-def test_a_pool_keeps_its_age_when_the_batch_changes():
-    sizes = {
-        cell.batch: cell.method["num_prototypes"]
-        for cell in plan(with_finals(grids()))
-        if cell.stage == "batch" and cell.label == "neuclip"
+def test_the_pool_follows_the_batch_as_that_of_the_product_does():
+    cells = [cell for cell in plan(with_finals(grids())) if cell.stage == "batch"]
+    ours = [cell for cell in cells if cell.label == DEFAULT]
+    assert {cell.batch for cell in ours} == {32, 64, 128, 256}
+    for cell in ours:
+        settings = NeuCLIPSettings(refresh="fifo", gradient="full")
+        product = resolve(settings, Run(8, global_batch_size=cell.batch))
+        assert isinstance(product, NeuCLIPSettings)
+        sizes = (cell.method["num_prototypes"], cell.method["gradient_prototypes"])
+        assert sizes == (product.num_prototypes, product.gradient_prototypes)
+    first = {cell.method["num_prototypes"] for cell in cells if cell.label == "neuclip"}
+    assert first == {32 * 256}
+
+
+def test_the_batch_table_takes_the_seeds_together():
+    rows = with_finals(grids())
+    cells = [
+        cell
+        for cell in plan(rows)
+        if (cell.stage, cell.label, cell.batch, cell.epochs) == ("batch", "fastclip_v3", 256, 12)
+    ]
+    assert {cell.seed for cell in cells} == {0, 1}
+    rows |= {cell.name: row_of(cell, 0.5 + cell.seed / 10) for cell in cells}
+    text = tables(rows)
+    line = "| fastclip_v3 | 12 | 256 | 2 | 55.0 ± 7.1 | 55.0 ± 7.1 | 1.50 ± 0.00 | 9.00 ± 0.00 |"
+    assert line in text
+    expected = {
+        accuracy_over_batch: ([64, 256], [50, 55]),
+        error_over_ratio: ([FULL / 256, FULL / 64], [1 / 6, 1 / 6]),
     }
-    assert sizes == {32: 1024, 64: 2048, 128: 4096, 256: 8192}
+    for draw, (x, y) in expected.items():
+        figure = draw(list(rows.values()))
+        assert figure is not None
+        lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+        assert list(lines["fastclip_v3"].get_xdata()) == x
+        assert list(lines["fastclip_v3"].get_ydata()) == pytest.approx(y)
 
 
 def test_score_is_the_mean_of_the_last_values():
