@@ -13,6 +13,7 @@ from torch import Tensor
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.method.losses.base import PairLoss
+from neuclip.method.losses.individual import IndividualContrastiveLoss
 from neuclip.method.objective import log_plus
 from neuclip.training.assemble import read_index
 from neuclip.training.restore import RestoredRun, load_run
@@ -43,17 +44,20 @@ def error_of(
         features: of all training pairs, [2, n, d].
         ids: their sample ids.
         loss: the method, with its state.
-        scale: 1 / temperature.
+        scale: 1 / temperature; methods with a temperature per anchor are measured at those.
         batch: pairs in a batch.
         anchors: how many.
     """
     order = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(0))
     chosen = order[: min(anchors, len(order)) // batch * batch]
-    exact = exact_of(features, chosen, scale, loss.epsilon)
+    scales = torch.full((2, len(chosen)), scale, dtype=torch.float64)
+    if isinstance(loss, IndividualContrastiveLoss):
+        scales = 1 / loss.temperature.read(ids[chosen])
+    exact = exact_of(features, chosen, scales, loss.epsilon)
     predicted, minibatch = [], []
-    for rows in chosen.split(batch):
+    for rows, own_scales in zip(chosen.split(batch), scales.split(batch, 1), strict=True):
         own = features[:, rows]
-        minibatch.append(exact_of(own, torch.arange(batch), scale, loss.epsilon))
+        minibatch.append(exact_of(own, torch.arange(batch), own_scales, loss.epsilon))
         try:
             answer = loss.predict_log_normalizers(own[0], own[1], torch.tensor(scale), ids[rows])
         except UserError:  # the sigmoid loss has none
@@ -77,22 +81,23 @@ def encode_training_pairs(run: RestoredRun, train_data: str | None = None) -> tu
     return features, encoded.sample_ids
 
 
-def exact_of(features: Tensor, anchors: Tensor, scale: float, epsilon: float) -> Tensor:
+def exact_of(features: Tensor, anchors: Tensor, scale: float | Tensor, epsilon: float) -> Tensor:
     """log(eps + g) of some anchors over all candidates but their own: [2, anchors], float64.
 
     Args:
         features: images, texts: [2, n, d].
         anchors: positions of the anchors.
-        scale: 1 / temperature.
+        scale: 1 / temperature, of all or of each anchor: [2, anchors].
         epsilon: stabiliser.
     """
     count = features.shape[1]
-    positive = (features[0, anchors] * features[1, anchors]).double().sum(-1) * scale
+    scales = torch.as_tensor(scale, dtype=torch.float64).expand(2, len(anchors))
+    positive = (features[0, anchors] * features[1, anchors]).double().sum(-1) * scales
     sides = []
     for side in (0, 1):
         pieces = []
-        for rows in anchors.split(ROWS):
-            logits = (features[side, rows] @ features[1 - side].T).double() * scale
+        for rows, own in zip(anchors.split(ROWS), scales[side].split(ROWS), strict=True):
+            logits = (features[side, rows] @ features[1 - side].T).double() * own[:, None]
             logits[torch.arange(len(rows)), rows] = -torch.inf
             pieces.append(torch.logsumexp(logits, 1))
         sides.append(torch.cat(pieces))

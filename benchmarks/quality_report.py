@@ -152,7 +152,7 @@ def final_table(rows: Sequence[Row]) -> str:
                 percent(accuracy(row, CHARACTER) for row in mine),
                 percent(accuracy(row, FACE, "mean_recall@1") for row in mine),
                 *(number(end.get(key) for end in ends) for key in ("mse", "mae", "bias")),
-                number(end["minibatch_mse"] for end in ends),
+                number(end.get("minibatch_mse") for end in ends),
                 _ratio(ends),
             ))  # fmt: skip
     return markdown(header, body)
@@ -226,7 +226,7 @@ def _changes(mine: Sequence[Row], bases: Sequence[Row]) -> str:
 
 def _errors(rows: Sequence[Row]) -> tuple[str, str]:
     ends = [row["errors"][-1] for row in rows if row.get("errors")]
-    return number(end.get("mse") for end in ends), number(end["minibatch_mse"] for end in ends)
+    return number(end.get("mse") for end in ends), number(end.get("minibatch_mse") for end in ends)
 
 
 def tuning_table(rows: Mapping[str, Row]) -> str:
@@ -285,7 +285,7 @@ def _sweep(rows: Sequence[Row], key: str) -> str:
             percent(accuracy(row, FACE) for row in mine),
             percent(accuracy(row, CHARACTER) for row in mine),
             number(end.get("mse") for end in ends),
-            number(end["minibatch_mse"] for end in ends),
+            number(end.get("minibatch_mse") for end in ends),
             _ratio(ends),
         ))  # fmt: skip
     return markdown(header, body)

@@ -397,6 +397,24 @@ def test_the_batch_normalizer_has_the_error_of_the_batch():
     assert error["mse"] > 0
 
 
+@pytest.mark.parametrize("method", ["isogclr", "fastclip_v2"])
+def test_individual_temperatures_are_those_the_error_is_measured_at(method):
+    """With an own temperature per anchor, and normalizers that are exact at it: no error."""
+    features = normalize(torch.randn(2, 40, 4), dim=-1)
+    ids = torch.arange(40) + 3
+    settings = {"gamma": 0.5, "gamma_schedule": "constant"} if method == "fastclip_v2" else {}
+    loss = create_loss(method, embed_dim=4, num_samples=43, steps_per_epoch=5, **settings)
+    temperatures = torch.rand(2, 40) / 10 + 0.02
+    loss.temperature.table.values[:2, ids] = temperatures
+    exact = exact_of(features, torch.arange(40), 1 / temperatures, 0.0)
+    one = exact_of(features, torch.tensor([7]), float(1 / temperatures[1, 7]), 0.0)
+    assert float(exact[1, 7]) == pytest.approx(float(one[1]))
+    loss.normalizer.table.values[:, ids] = exact.float()
+    error = error_of(features, ids, loss, 9.0, batch=8, anchors=24)
+    assert abs(error["mse"]) < 1e-3
+    assert error["minibatch_mse"] > 0.05
+
+
 def test_every_estimator_of_the_probe_is_finite_and_more_prototypes_are_better(monkeypatch):
     monkeypatch.setattr(normalizer_probe, "ANCHORS", 128)
     monkeypatch.setattr(normalizer_probe, "POOL", 2048)
