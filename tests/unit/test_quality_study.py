@@ -21,7 +21,6 @@ from quality_plan import (
     LEARNING_RATES,
     NEXT,
     PEERS,
-    TEMPERATURES,
     Cell,
     final_score,
     plan,
@@ -64,8 +63,14 @@ def row_of(cell: Cell, acc1: float = 0.5, **others) -> dict:
 
 
 def grids(labels=tuple(CONTENDERS), best="lr0.002-t1") -> dict[str, dict]:
-    points = [*((number, LEARNING_RATES[0]) for number in TEMPERATURES), (1, LEARNING_RATES[1])]
-    cells = [tuning_cell(label, *point) for label in labels for point in points]
+    cells = [
+        tuning_cell(label, *point)
+        for label in labels
+        for point in (
+            *((number, LEARNING_RATES[0]) for number in range(len(CONTENDERS[label].temperatures))),
+            (1, LEARNING_RATES[1]),
+        )
+    ]
     scores = {"lr0.001-t1": 0.5, best: 0.6}  # the better temperature's higher rate is tried
     return {cell.name: row_of(cell, scores.get(cell.note, 0.4)) for cell in cells}
 
@@ -155,7 +160,7 @@ def test_a_peer_runs_long_before_the_grid_of_the_next_begins():
 
 
 def test_the_higher_rate_is_tried_at_the_best_temperature():
-    lower = [tuning_cell("openclip", number, LEARNING_RATES[0]) for number in TEMPERATURES]
+    lower = [tuning_cell("openclip", number, LEARNING_RATES[0]) for number in range(3)]
     rows = {cell.name: row_of(cell, 0.4) for cell in lower[:2]}
     assert all(cell.lr == LEARNING_RATES[0] for cell in plan(rows))
     rows[lower[2].name] = row_of(lower[2], 0.5)
