@@ -137,9 +137,9 @@ NEXT = ("fastclip_v3", "openclip")
 """Whose long runs come first."""
 
 INDISTINCT = 0.015
-"""Short runs closer than this do not tell temperatures apart: all of them go on to a long run, the
-best of which is the method's. Only our own method goes on with its short runs' best: what this
-leaves untried is to its disadvantage."""
+"""Short runs closer than this do not tell temperatures apart: all of them go on to a long run. The
+best of those, and of the long runs that were there before a grid grew, is the method's. Only our
+own method goes on with its short runs' best: what this leaves untried is to its disadvantage."""
 OURS, PUBLISHED = "neuclip", "neuclip-paper"
 
 PEERS = (
@@ -255,7 +255,11 @@ class Findings:
         rivals = [
             cell
             for cell in grid
-            if cell is not first and scores[id(first)] - scores[id(cell)] < INDISTINCT
+            if cell is not first
+            and (
+                scores[id(first)] - scores[id(cell)] < INDISTINCT
+                or long_run(label, cell, temperature_of(cell)).name in self.rows
+            )
         ]
         rivals = [] if label == OURS else sorted(rivals, key=lambda cell: -scores[id(cell)])
         return [

@@ -271,17 +271,20 @@ def size_table(rows: Sequence[Row]) -> str:
 def _sweep(rows: Sequence[Row], key: str) -> str:
     """A line per method and value of the key, mean and spread over seeds."""
     header = (
-        "method", "epochs", "n" if key == "samples" else key, "seeds", "face", "characters",
-        "MSE", "batch MSE", "MSE / batch MSE",
+        "method", "setting", "epochs", "n" if key == "samples" else key, "seeds", "face",
+        "characters", "MSE", "batch MSE", "MSE / batch MSE",
     )  # fmt: skip
-    groups: dict[tuple[int, int, str], list[Row]] = {}
+    groups: dict[tuple[int, int, str, str], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["epochs"], row[key], row["label"]), []).append(row)
+        group = (row["epochs"], row[key], row["label"], _setting(row["label"], row["method"]))
+        groups.setdefault(group, []).append(row)
     body = []
-    for (epochs, value, label), mine in sorted(groups.items(), key=lambda each: each[0][:2]):
+    for (epochs, value, label, setting), mine in sorted(
+        groups.items(), key=lambda each: each[0][:2]
+    ):
         ends = [row["errors"][-1] for row in mine]
         body.append((
-            _name(label), str(epochs), str(value), str(len(mine)),
+            _name(label), setting, str(epochs), str(value), str(len(mine)),
             percent(accuracy(row, FACE) for row in mine),
             percent(accuracy(row, CHARACTER) for row in mine),
             number(end.get("mse") for end in ends),
@@ -336,9 +339,9 @@ def accuracy_over_samples(rows: Sequence[Row]) -> Figure | None:
 
 
 def accuracy_over_batch(rows: Sequence[Row]) -> Figure | None:
-    """The sweep over batches, mean over seeds."""
+    """The sweep over batches at each method's best temperature, mean over seeds."""
     points = _points(
-        _longest(_batch_sweep(rows)),
+        _at_best(_longest(_batch_sweep(rows)), rows),
         lambda row: row["batch"],
         lambda mine: 100 * statistics.mean(accuracy(row, FACE) for row in mine),
     )
@@ -352,6 +355,7 @@ def error_over_ratio(rows: Sequence[Row]) -> Figure | None:
     temperatures, between which errors cannot be compared.
     """
     found = _longest(_batch_sweep(rows)) + [row for row in rows if row["stage"] == "size"]
+    found = _at_best(found, rows)
     points = _points(
         [row for row in found if row["errors"][-1].get("mse") is not None],
         lambda row: row["samples"] / row["batch"],
@@ -368,6 +372,12 @@ def _longest(sweep: Sequence[Row]) -> list[Row]:
     """Long runs where there are some at several batches, else those of medium length."""
     swept = {row["epochs"] for row in sweep if row["stage"] == "batch"}
     return [row for row in sweep if row["epochs"] == max(swept, default=LONG)]
+
+
+def _at_best(some: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Those whose temperature's setting is the method's best in the long runs of all rows."""
+    best = {(row["label"], _setting(row["label"], row["method"])) for row in best_finals(rows)}
+    return [row for row in some if (row["label"], _setting(row["label"], row["method"])) in best]
 
 
 def _points(

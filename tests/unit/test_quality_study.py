@@ -151,6 +151,18 @@ def test_temperatures_that_short_runs_do_not_tell_apart_all_run_long():
     ]  # fmt: skip
 
 
+def test_long_runs_from_before_the_grid_grew_are_candidates_too():
+    rows = grids(("fastclip_v3",), best="lr0.001-t3")
+    (new,) = [cell for cell in plan(rows) if cell.stage == "final"]
+    assert new.method["rho"] == 2.0
+    old = dataclasses.replace(new, note="rho3.5", method={**new.method, "rho": 3.5})
+    rows |= {old.name: row_of(old, 0.7)}
+    assert [c.name for c in plan(rows) if c.stage == "final"] == [new.name, old.name]
+    rows |= {new.name: row_of(new, 0.6)}
+    seeds = [cell for cell in plan(rows) if cell.stage == "final" and cell.seed]
+    assert {cell.method["rho"] for cell in seeds} == {3.5}
+
+
 def test_a_peer_runs_long_before_the_grid_of_the_next_begins():
     rows = grids(PEERS[:1])
     cells = [cell for cell in plan(rows) if cell.label in PEERS]
@@ -192,8 +204,11 @@ def test_the_batch_table_takes_the_seeds_together():
     assert {cell.seed for cell in cells} == {0, 1}
     rows |= {cell.name: row_of(cell, 0.5 + cell.seed / 10) for cell in cells}
     text = tables(rows)
-    line = "| fastclip_v3 | 12 | 256 | 2 | 55.0 ± 7.1 | 55.0 ± 7.1 | 1.50 ± 0.00 | 9.00 ± 0.00 |"
+    line = "| fastclip_v3 | rho 5 | 12 | 256 | 2 | 55.0 ± 7.1 | 55.0 ± 7.1 | 1.50 ± 0.00 |"
     assert line in text
+    other = {**cells[0].method, "rho": 9.0}
+    rows["other"] = row_of(dataclasses.replace(cells[0], method=other, note="e12-rho9"), 0.1)
+    assert "| fastclip_v3 | rho 9 | 12 | 256 | 1 | 10.0 | 10.0 |" in tables(rows)
     expected = {
         accuracy_over_batch: ([64, 256], [50, 55]),
         error_over_ratio: ([FULL / 256, FULL / 64], [1 / 6, 1 / 6]),
