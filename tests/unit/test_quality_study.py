@@ -153,6 +153,8 @@ def test_temperatures_that_short_runs_do_not_tell_apart_all_run_long():
 
 def test_long_runs_from_before_the_grid_grew_are_candidates_too():
     rows = grids(("fastclip_v3",), best="lr0.001-t3")
+    higher = tuning_cell("fastclip_v3", 3, LEARNING_RATES[1])
+    rows |= {higher.name: row_of(higher, 0.3)}
     (new,) = [cell for cell in plan(rows) if cell.stage == "final"]
     assert new.method["rho"] == 2.0
     old = dataclasses.replace(new, note="rho3.5", method={**new.method, "rho": 3.5})
