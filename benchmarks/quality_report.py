@@ -406,7 +406,8 @@ def _drawing(
         return None
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot()
-    for name, points in drawn.items():
+    # The legend lists them as they stand at the right edge.
+    for name, points in sorted(drawn.items(), key=lambda each: -each[1][-1][1]):
         axes.plot(*zip(*points, strict=True), marker="o", label=name, color=COLOURS.get(name))
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -415,7 +416,7 @@ def _drawing(
         axes.xaxis.set_major_formatter("{x:g}")
     if log_y:
         axes.set_yscale("log")
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set_title(datetime.date.today().isoformat(), fontsize=8)
     return figure
 
