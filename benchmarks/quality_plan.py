@@ -83,6 +83,11 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "detached": {"gradient": "detached"},
     "fresh-gradient": {"num_prototypes": 8192, "gradient_prototypes": 2048},
     "fresh-gradient-rho5": {"num_prototypes": 8192, "gradient_prototypes": 2048, "rho": 5.0},
+    "fresh-gradient-rho5.75": {
+        "num_prototypes": 8192,
+        "gradient_prototypes": 2048,
+        "rho": 5.75,
+    },
     "fresh-gradient-rho3.5": {"num_prototypes": 8192, "gradient_prototypes": 2048, "rho": 3.5},
     "gamma-by-counts": {"gamma": 0.03},
     "idea:anchor-gamma": {},
@@ -119,6 +124,7 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 LONG_INGREDIENTS = (
     "fresh-gradient",
     "fresh-gradient-rho5",
+    "fresh-gradient-rho5.75",
     "fresh-gradient-rho3.5",
     "detached",
     "gamma0.2",
@@ -367,8 +373,9 @@ def plan(
     for label in PEERS:
         cells += [*tuning(label, found), *found.candidates(label)[:1]]
     cells += [cell for cell in long_ingredients(found) if cell.label == "detached"]
-    cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
     cells += _largest_batch(strongest, seed=1)
+    cells += list(long_ingredients(found))[:3]
+    cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
     cells += _largest_batch(default)
     cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
