@@ -374,6 +374,8 @@ def plan(
         cells += [*tuning(label, found), *found.candidates(label)[:1]]
     cells += [cell for cell in long_ingredients(found) if cell.label == "detached"]
     cells += _largest_batch(strongest, seed=1)
+    ends = _sizes({**default, **strongest})  # does the lead grow with n / B?
+    cells += [cell for cell in ends if cell.samples in {5_000, FULL}]
     cells += list(long_ingredients(found))[:3]
     cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
     cells += _largest_batch(default)
