@@ -32,6 +32,8 @@ NAMES = {DEFAULT: "neuclip", OURS: "neuclip, 32 batches"}
 COLOURS = {NAMES.get(label, label): f"C{place}" for place, label in enumerate(FINALISTS[:10])}
 COLOURS |= {label: colormaps["Set2"](place) for place, label in enumerate(FINALISTS[10:])}
 """A method has the same in every figure."""
+BY_DATA = ", data sizes"
+"""Lines of runs with different data, which are shorter than those with different batches."""
 
 
 def write_report(rows: Mapping[str, Row], document: Path | None, figures: Path | None) -> None:
@@ -162,7 +164,11 @@ def _ratio(ends: Sequence[Mapping[str, Any]]) -> str:
     """Of the means over seeds."""
     if any(end.get("mse") is None for end in ends):
         return "-"
-    return f"{sum(e['mse'] for e in ends) / sum(e['minibatch_mse'] for e in ends):.3f}"
+    return f"{_mean_ratio(ends):.3f}"
+
+
+def _mean_ratio(ends: Sequence[Mapping[str, Any]]) -> float:
+    return sum(end["mse"] for end in ends) / sum(end["minibatch_mse"] for end in ends)
 
 
 def _name(label: str) -> str:
@@ -258,9 +264,8 @@ def batch_table(rows: Sequence[Row]) -> str:
 
 
 def _batch_sweep(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["stage"] == "batch" and not row.get("failed")] + best_finals(
-        rows
-    )
+    swept = [row for row in rows if row["stage"] == "batch" and not row.get("failed")]
+    return swept + best_finals(rows)
 
 
 def size_table(rows: Sequence[Row]) -> str:
@@ -354,18 +359,20 @@ def error_over_ratio(rows: Sequence[Row]) -> Figure | None:
     Relative to the mini-batch estimate's at the same embeddings: methods end at different
     temperatures, between which errors cannot be compared.
     """
-    found = _longest(_batch_sweep(rows)) + [row for row in rows if row["stage"] == "size"]
-    found = _at_best(found, rows)
-    points = _points(
-        [row for row in found if row["errors"][-1].get("mse") is not None],
-        lambda row: row["samples"] / row["batch"],
-        lambda mine: (
-            sum(row["errors"][-1]["mse"] for row in mine)
-            / sum(row["errors"][-1]["minibatch_mse"] for row in mine)
-        ),
-    )
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for suffix, sweep in (
+        ("", _longest(_batch_sweep(rows))),
+        (BY_DATA, [row for row in rows if row["stage"] == "size"]),  # of another length
+    ):
+        measured = [row for row in sweep if row["errors"][-1].get("mse") is not None]
+        points = _points(
+            _at_best(measured, rows),
+            lambda row: row["samples"] / row["batch"],
+            lambda mine: _mean_ratio([row["errors"][-1] for row in mine]),
+        )
+        lines |= {f"{name}{suffix}": own for name, own in points.items()}
     label = "MSE of the log-normalizer over the mini-batch's"
-    return _drawing(points, "n / B", label, log_x=True, log_y=True)
+    return _drawing(lines, "n / B", label, log_x=True, log_y=True)
 
 
 def _longest(sweep: Sequence[Row]) -> list[Row]:
@@ -408,7 +415,9 @@ def _drawing(
     axes = figure.add_subplot()
     # The legend lists them as they stand at the right edge.
     for name, points in sorted(drawn.items(), key=lambda each: -each[1][-1][1]):
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, color=COLOURS.get(name))
+        style = "--" if name.endswith(BY_DATA) else "-"
+        colour = COLOURS.get(name.removesuffix(BY_DATA))
+        axes.plot(*zip(*points, strict=True), style, marker="o", label=name, color=colour)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log_x:
