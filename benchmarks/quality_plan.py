@@ -373,16 +373,16 @@ def plan(
     cells += _largest_batch(strongest, seed=1)
     ends = _sizes({**default, **strongest})  # does the lead grow with n / B?
     cells += [cell for cell in ends if cell.samples in {5_000, FULL}]
-    cells += _long(found, f"{DEFAULT}-rho5.75")
+    cells += ingredients(0, found)
     cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
+    for seed in ingredient_seeds[1:]:
+        cells += ingredients(seed, found)
+    cells += _long(found, f"{DEFAULT}-rho5.75")
     cells += _largest_batch(default)
     cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
     cells += _candidates(CONTENDERS, found)
-    cells += ingredients(0, found)
-    for seed in ingredient_seeds[1:]:
-        cells += ingredients(seed, found)
     cells += _batches(swept, MEDIUM)
     cells += _sizes(swept)
     for seed in SEEDS[1:]:

@@ -1,20 +1,25 @@
 """The newest embeddings of both sides, first in, first out: what prototypes are renewed from."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neuclip import distributed
+
+NOBODY = -1
+"""In place of a sample id: whose embedding it is was not told."""
 
 
 class EmbeddingRing(nn.Module):
     """A ring of slots, shared out over ranks.
 
     Slot numbers run over the whole ring; this rank holds those of its slice. Row 0 keeps text
-    embeddings (candidates of image anchors), row 1 image embeddings.
+    embeddings (candidates of image anchors), row 1 image embeddings. `owners` has the sample id of
+    each slot's pair: [1, owned].
     """
 
     slots: Tensor
+    owners: Tensor
 
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
@@ -22,6 +27,7 @@ class EmbeddingRing(nn.Module):
         self.owned = distributed.owned_slice(size)
         self.written = 0
         self.register_buffer("slots", torch.zeros(2, len(self.owned), dim))
+        self.register_buffer("owners", torch.full((1, len(self.owned)), NOBODY))
 
     @property
     def filled(self) -> int:
@@ -29,14 +35,23 @@ class EmbeddingRing(nn.Module):
         return min(self.written, self.size)
 
     @torch.no_grad()
-    def push(self, candidates: Float[Tensor, "2 batch dim"]) -> list[slice]:
-        """Writes the embeddings of all ranks over the oldest; returns the local rows written."""
+    def push(
+        self, candidates: Float[Tensor, "2 batch dim"], owners: Int64[Tensor, " batch"] | None
+    ) -> list[slice]:
+        """Writes the embeddings of all ranks over the oldest; returns the local rows written.
+
+        Args:
+            candidates: texts, images.
+            owners: the sample ids of their pairs.
+        """
         batch = candidates.shape[1]
         count = min(batch, self.size)
         written: list[slice] = []
         for first, rows in self.window(self.written + batch - count, count):
             start = batch - count + first
-            self.slots[:, rows] = candidates[:, start : start + (rows.stop - rows.start)]
+            taken = slice(start, start + (rows.stop - rows.start))
+            self.slots[:, rows] = candidates[:, taken]
+            self.owners[:, rows] = NOBODY if owners is None else owners[taken]
             written.append(rows)
         self.written += batch
         return written

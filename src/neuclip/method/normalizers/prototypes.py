@@ -8,6 +8,10 @@ restarted from recent embeddings every T_r steps. The prediction is mixed with t
 
     normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
 
+Untrained prototypes (T_u = 0) are embeddings of pairs, and an anchor's own pair is no negative:
+where sample ids are given, it has no part in the sum. (The mean stays one over m: about one
+prototype in n is an anchor's own.) A trained prototype is nobody's, as published.
+
 The inner step is written out instead of left to autograd. With c_ik = cos(e_i, W_k) / tau,
 p_ik = softmax_k(c_ik), q_i = eps + g^_i and share_i = 1 - eps exp(-alpha_i):
 
@@ -28,13 +32,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from neuclip import distributed
 from neuclip.errors import UserError
 from neuclip.method.interfaces import Anchors
-from neuclip.method.normalizers.embedding_ring import EmbeddingRing
+from neuclip.method.normalizers.embedding_ring import NOBODY, EmbeddingRing
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.normalizers.inner_optimizer import Kind as OptimizerKind
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus, mix
@@ -42,6 +46,9 @@ from neuclip.method.schedule import Gamma
 
 Gradient = Literal["detached", "full", "union"]
 Refresh = Literal["restart", "fifo", "rolling"]
+
+_EXCLUDED = -1e30
+"""A logit that weighs nothing; minus infinity would make NaN where all of a rank's are it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class PrototypeNormalizer(nn.Module):
 
     prototypes: Tensor
     log_weights: Tensor
+    owners: Tensor
 
     def __init__(
         self, embed_dim: int, settings: NetworkSettings, gamma: Gamma, epsilon: float
@@ -106,6 +114,7 @@ class PrototypeNormalizer(nn.Module):
         owned = len(self.ring.owned)
         self.register_buffer("prototypes", torch.zeros(2, owned, embed_dim))
         self.register_buffer("log_weights", torch.zeros(2, owned if settings.log_weights else 0))
+        self.register_buffer("owners", self.ring.owners.clone())
         kind, lr = settings.prototype_optimizer, settings.prototype_lr
         self.optimizer = InnerOptimizer(kind, lr, self.prototypes)
         self.weight_optimizer = InnerOptimizer(kind, lr, self.log_weights)
@@ -127,21 +136,22 @@ class PrototypeNormalizer(nn.Module):
         assert anchors.logit_scale.ndim == 0
         scale = anchors.logit_scale.detach().to(dtype)
         positive = (features[0] * features[1]).sum(-1)
-        fresh = distributed.gather_constant(anchors.log_inner.T, anchors.layout).T.to(dtype)
+        fresh, ids = self._gather(anchors)
+        fresh = fresh.to(dtype)
         candidates = features.flip(0)
         first = self.ring.filled == 0
         if first:
-            self.ring.push(candidates)
+            self.ring.push(candidates, ids)
         self._refresh(first)
         log_target = log_plus(fresh, self.epsilon)
         for _ in range(self.settings.inner_steps):
             self._inner_step(features, positive, scale, log_target)
-        readout = self.read(features, positive, scale)
+        readout = self.read(features, positive, scale, self._own(ids))
         newest = self._newest()  # of those just read, before the batch replaces the oldest
         gamma = self.gamma.at(self.step_count)
         self.step_count += 1
         if not first:
-            self._remember(candidates)
+            self._remember(candidates, ids)
         self._note(readout.log_mean, log_target, gamma)
         mixed = self._mix(self._attach(readout, anchors, newest), anchors.log_inner, gamma)
         return log_plus(mixed, self.epsilon)
@@ -156,28 +166,52 @@ class PrototypeNormalizer(nn.Module):
         dtype = self.prototypes.dtype
         features = anchors.global_features.to(dtype)
         positive = (features[0] * features[1]).sum(-1)
-        readout = self.read(features, positive, anchors.logit_scale.to(dtype))
+        ids = anchors.sample_ids
+        if ids is not None:
+            ids = distributed.gather_constant(ids.to(features.device), anchors.layout)
+        scale = anchors.logit_scale.to(dtype)
+        readout = self.read(features, positive, scale, self._own(ids))
         local = anchors.layout.own(readout.log_mean)
         return log_plus(local, self.epsilon).to(anchors.features.dtype)
 
     @contextmanager
     def gathered(self) -> Generator[None]:
         """All prototypes on every rank meanwhile; all ranks enter together, and only to predict."""
-        own, size = (self.prototypes, self.log_weights), self.settings.num_prototypes
-        if own[0].shape[1] < size:
-            self.prototypes = distributed.gather_slices(own[0], size, axis=1)
+        shares, size = (self.prototypes, self.log_weights, self.owners), self.ring.size
+        if self.prototypes.shape[1] < size:
+            self.prototypes = distributed.gather_slices(self.prototypes, size, axis=1)
+            self.owners = distributed.gather_slices(self.owners, size, axis=1)
             if self.settings.log_weights:
-                self.log_weights = distributed.gather_slices(own[1], size, axis=1)
+                self.log_weights = distributed.gather_slices(self.log_weights, size, axis=1)
         try:
             yield
         finally:
-            self.prototypes, self.log_weights = own
+            self.prototypes, self.log_weights, self.owners = shares
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Diagnostics of the last estimate."""
         return self._last
 
+    def _gather(
+        self, anchors: Anchors
+    ) -> tuple[Float[Tensor, "2 batch"], Int64[Tensor, " batch"] | None]:
+        """The batch estimates and the sample ids of all ranks' anchors, in one exchange."""
+        numbers, ids = anchors.log_inner.detach().T, anchors.sample_ids
+        if ids is None:
+            return distributed.gather_constant(numbers, anchors.layout).T, None
+        bits = ids.to(numbers.device, non_blocking=True)[:, None].view(numbers.dtype)
+        whole = distributed.gather_constant(torch.cat([numbers, bits], 1), anchors.layout)
+        return whole[:, :2].T, whole[:, 2:].contiguous().view(torch.int64).squeeze(1)
+
     # --- the network ------------------------------------------------------------------------
+
+    def _own(
+        self, sample_ids: Int64[Tensor, " batch"] | None
+    ) -> Bool[Tensor, "batch owned"] | None:
+        """Which prototypes are embeddings of the anchors' own pairs; none: not to be known."""
+        if sample_ids is None or self.settings.inner_steps:
+            return None
+        return sample_ids[:, None] == self.owners
 
     @torch.no_grad()
     def read(
@@ -185,14 +219,24 @@ class PrototypeNormalizer(nn.Module):
         features: Float[Tensor, "2 batch dim"],
         positive: Float[Tensor, " batch"],
         logit_scale: Float[Tensor, ""],
+        own: Bool[Tensor, "batch owned"] | None = None,
     ) -> Readout:
-        """The network's forward pass, for the anchors of all ranks."""
+        """The network's forward pass, for the anchors of all ranks.
+
+        Args:
+            features: of the anchors.
+            positive: their s_ii.
+            logit_scale: 1 / temperature.
+            own: this rank's prototypes that have no part in an anchor's sum.
+        """
         norms = torch.linalg.vector_norm(self.prototypes, dim=-1, keepdim=True)
         directions = self.prototypes / norms.clamp_min(1e-30)
         logits = torch.bmm(features, directions.transpose(1, 2)).mul_(logit_scale)
         log_count = math.log(self.settings.num_prototypes)
         if self.settings.log_weights:
             logits += (self._log_shares() + log_count)[:, None, :]
+        if own is not None:
+            logits.masked_fill_(own, _EXCLUDED)
         top = logits.amax(-1, keepdim=True)
         weights = logits.sub_(top).exp_()
         # No cosine exceeds 1 and no share of the weights does: the bound.
@@ -295,10 +339,12 @@ class PrototypeNormalizer(nn.Module):
             self._roll(period)
 
     @torch.no_grad()
-    def _remember(self, candidates: Float[Tensor, "2 batch dim"]) -> None:
+    def _remember(
+        self, candidates: Float[Tensor, "2 batch dim"], owners: Int64[Tensor, " batch"] | None
+    ) -> None:
         """Takes in the batch's embeddings, after it was read."""
         full_before = self.ring.filled == self.ring.size
-        rows = self.ring.push(candidates)
+        rows = self.ring.push(candidates, owners)
         if self.settings.refresh == "fifo":
             self._replace(rows, min(candidates.shape[1], self.ring.size))
         elif self.ring.filled == self.ring.size and not full_before:
@@ -308,10 +354,15 @@ class PrototypeNormalizer(nn.Module):
         """All prototypes anew from the ring; while it is not full, the embeddings repeat."""
         if self.ring.filled == self.ring.size:
             self.prototypes.copy_(self.ring.slots)
+            self.owners.copy_(self.ring.owners)
         else:
-            whole = distributed.gather_slices(self.ring.slots, self.ring.size, axis=1)
             source = torch.arange(self.ring.owned.start, self.ring.owned.stop) % self.ring.filled
-            self.prototypes.copy_(whole[:, source.to(whole.device)])
+            source = source.to(self.owners.device)
+            for kept, slots in (
+                (self.prototypes, self.ring.slots), (self.owners, self.ring.owners)
+            ):  # fmt: skip
+                whole = distributed.gather_slices(slots, self.ring.size, axis=1)
+                kept.copy_(whole[:, source])
         self.log_weights.zero_()
         self.optimizer.reset()
         self.weight_optimizer.reset()
@@ -326,6 +377,7 @@ class PrototypeNormalizer(nn.Module):
         """Renews prototypes: this rank's rows `pieces`, over all ranks `count` of them."""
         for rows in pieces:
             self.prototypes[:, rows] = self.ring.slots[:, rows]
+            self.owners[:, rows] = self.ring.owners[:, rows]
             if self.settings.log_weights:
                 self.log_weights[:, rows] = 0
         for optimizer in (self.optimizer, self.weight_optimizer):
@@ -352,7 +404,8 @@ class PrototypeNormalizer(nn.Module):
         self.ring.written = int(state["written"])
 
 
-_ROW_TENSORS = ("prototypes", "log_weights", "ring.slots")
+_OWNERS = ("owners", "ring.owners")
+_ROW_TENSORS = ("prototypes", "log_weights", "ring.slots", *_OWNERS)
 
 
 def _row_names(module: PrototypeNormalizer) -> list[str]:
@@ -377,6 +430,8 @@ def _own_rows(module: nn.Module, state: dict[str, Any], prefix: str, *_: object)
     """Before `load_state_dict`: keeps this rank's rows of the whole network."""
     assert isinstance(module, PrototypeNormalizer)
     owned, size = module.ring.owned, module.ring.size
+    for name in _OWNERS:  # states of before 2026-11-27 have none
+        state.setdefault(prefix + name, torch.full((1, size), NOBODY))
     for name in _row_names(module):
         key = prefix + name
         if key not in state:
