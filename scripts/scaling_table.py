@@ -129,8 +129,9 @@ def prototypes(setup: Setup, *, through: bool) -> Cost:
 
 
 def pool(setup: Setup) -> Cost:
-    """The newest embeddings as prototypes, untrained; alpha has a gradient."""
-    return softmax_loss(setup) + prototypes(replace(setup, prototype_steps=0), through=True)
+    """The newest embeddings as prototypes, untrained, with ids; alpha has a gradient."""
+    read = prototypes(replace(setup, prototype_steps=0), through=True)
+    return softmax_loss(setup) + read + Cost(gathered=setup.batch * INTEGER)
 
 
 def default_pool(setup: Setup) -> Cost:

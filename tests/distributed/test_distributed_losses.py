@@ -41,6 +41,9 @@ TASKS = {name: task(name) for name in METHODS} | {
     "full": task("neuclip", gradient="full"),
     "union": task("neuclip", gradient="union"),
     "newest": task("neuclip", gradient="full", refresh="fifo", gradient_prototypes=7),
+    # Batches share most of their pairs: an anchor meets its own among untrained prototypes.
+    "pool": task("neuclip", gradient="full", refresh="fifo", gradient_prototypes=7, inner_steps=0),
+    "pool-restarted": task("neuclip", gradient="union", inner_steps=0),
     "fifo-adagrad": task("neuclip", refresh="fifo", prototype_optimizer="adagrad"),
     "rolling-adam-weights": task(
         "neuclip", refresh="rolling", prototype_optimizer="adam", log_weights=True

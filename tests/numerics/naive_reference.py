@@ -1,6 +1,7 @@
 """Independent references: double loops in linear space, written from the formulas alone."""
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -87,8 +88,12 @@ def prototype_log_normalizers(
     scale: Tensor | float,
     epsilon: float,
     log_weights: Tensor | None = None,
+    own: Collection[tuple[int, int]] = (),
 ) -> Tensor:
-    """alpha [2, count] of a network of prototypes, anchor by anchor."""
+    """alpha [2, count] of a network of prototypes, anchor by anchor.
+
+    `own` has the pairs of an anchor and a prototype that leave each other out.
+    """
     result: list[Tensor] = []
     for side in range(2):
         logs: list[Tensor] = []
@@ -96,6 +101,8 @@ def prototype_log_normalizers(
             total = torch.zeros((), dtype=features.dtype)
             count = prototypes.shape[1]
             for k in range(count):
+                if (i, k) in own:
+                    continue
                 direction = prototypes[side, k] / prototypes[side, k].norm()
                 weight = (
                     torch.softmax(log_weights[side], 0)[k] if log_weights is not None else 1 / count

@@ -13,6 +13,7 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip", {"refresh": "fifo", "prototype_optimizer": "adagrad", "gradient": "union"}),
     ("neuclip", {"refresh": "rolling", "prototype_optimizer": "adam", "log_weights": True}),
     ("neuclip", {"prototype_optimizer": "sgd", "gradient": "full", "num_prototypes": 30}),
+    ("neuclip", {"inner_steps": 0, "refresh": "fifo", "gradient": "full", "num_prototypes": 20}),
     ("fastclip_v2", {"temperature_gradient": "fastclip"}),
     ("amorlip", {"fit_previous": False, "amortization": "js_div"}),
 ]
@@ -48,6 +49,22 @@ def test_a_saved_state_goes_on_bit_for_bit(build, name, settings):
     for key, value in whole.state_dict().items():
         other = resumed.state_dict()[key]
         assert torch.equal(value, other) if torch.is_tensor(value) else value == other
+
+
+def test_a_state_without_owners_goes_on_as_if_they_were_untold(build):
+    """Checkpoints of before 2026-11-27 do not say whose embeddings the pool has."""
+    settings = {"inner_steps": 0, "refresh": "fifo", "num_prototypes": 20, "double": False}
+    whole, resumed = build("neuclip", **settings), build("neuclip", **settings)
+    steps(whole, range(5))
+    state = whole.state_dict()
+    for key in [key for key in state if key.endswith("owners")]:
+        del state[key]
+    resumed.load_state_dict(state)
+    assert (resumed.normalizer.owners == -1).all()
+    steps(resumed, range(5, 12))
+    steps(whole, range(5, 12))  # by now the pool was filled anew
+    for name in ("prototypes", "owners"):
+        assert torch.equal(getattr(whole.normalizer, name), getattr(resumed.normalizer, name))
 
 
 def test_a_state_of_another_size_is_refused_with_both_sizes(build):

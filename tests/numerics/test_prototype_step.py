@@ -165,6 +165,85 @@ def test_only_the_newest_prototypes_carry_the_gradient(build, gradient, fed):
         torch.testing.assert_close(one, other)
 
 
+POOL = {"refresh": "fifo", "inner_steps": 0, "epsilon": EPSILON}
+
+
+@pytest.mark.parametrize(
+    ("gradient", "newest"), [("detached", None), ("full", None), ("full", 7), ("union", 7)]
+)
+def test_an_anchors_own_pair_has_no_part(build, gradient, newest):
+    gamma = 0.3
+    mixing = {"gamma": gamma, "gamma_schedule": "constant", "steps_per_epoch": 1}
+    settings = {"gradient": gradient, "gradient_prototypes": newest, "num_prototypes": 10}
+    loss = build("neuclip", **POOL, **mixing, **settings, rho=2.0)
+    # Pair 3 stands in the pool twice, by two embeddings, and 9 has left it; 20 was never there.
+    earlier_ids = torch.tensor([9, 3, 4, 5, 6, 7, 3, 8, 10, 11, 12])
+    earlier = pairs(11, seed=1)
+    for chosen in (slice(0, 5), slice(5, 11)):
+        image, text = earlier[:, chosen]
+        loss(image, text, scalar(SCALE), sample_ids=earlier_ids[chosen])
+    slots = {10: 0, **{number: number for number in range(1, 10)}}  # embedding, by slot
+    ids = torch.tensor([3, 9, 12, 20])
+    own = {
+        (anchor, slot)
+        for anchor in range(4)
+        for number, slot in slots.items()
+        if ids[anchor] == earlier_ids[number]
+    }
+    assert len(own) == 3
+    prototypes = loss.normalizer.prototypes.clone()
+    torch.testing.assert_close(prototypes[0, slots[10]], earlier[1, 10])
+    features = pairs(4, seed=2)
+    leaf, scale = features.clone().requires_grad_(), scalar(SCALE).requires_grad_()
+    value = loss(leaf[0], leaf[1], scale, sample_ids=ids)
+    got = torch.autograd.grad(value, (leaf, scale))
+
+    same, s = features.clone().requires_grad_(), scalar(SCALE).requires_grad_()
+    predicted = prototype_log_normalizers(same, prototypes, s, 0.0, own=own)
+    if newest is not None:
+        old = {(a, slots[n]) for a in range(4) for n in range(1, 11 - newest)}
+        of_newest = prototype_log_normalizers(same, prototypes, s, 0.0, own=own | old)
+        predicted = predicted.detach() + of_newest - of_newest.detach()
+    elif gradient == "detached":
+        predicted = predicted.detach()
+    estimate = inners(same, s)
+    if gradient == "union":
+        mean = (EPSILON + gamma * estimate + (1 - gamma) * predicted.exp()).log().mean()
+    else:
+        fixed = gamma * estimate.detach() + EPSILON
+        mean = surrogate(same, s, (fixed + (1 - gamma) * predicted.exp()).log(), EPSILON).mean()
+    expected = mean / s + 2.0 / s
+    torch.testing.assert_close(value.detach(), expected.detach())
+    for one, other in zip(got, torch.autograd.grad(expected, (same, s)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_pool_of_whole_epochs_is_exact(build):
+    """Pairs that never change, each twice in the pool: all that is missing is log(1 - 1/n)."""
+    features, n = pairs(12, noise=0.1), 12
+    loss = build("neuclip", num_prototypes=2 * n, **POOL)
+    for number in range(6):
+        ids = torch.arange(4) + 4 * (number % 3)
+        loss(features[0, ids], features[1, ids], scalar(SCALE), sample_ids=ids)
+    predicted = loss.predict_log_normalizers(*features, scalar(SCALE), torch.arange(n))
+    got = torch.stack([predicted.image, predicted.text])
+    exact = (EPSILON + (1 - 1 / n) * inners(features, SCALE)).log()
+    torch.testing.assert_close(got, exact)
+    # Who does not say which pairs they are has them among the negatives.
+    predicted = loss.predict_log_normalizers(*features, scalar(SCALE))
+    assert float(torch.stack([predicted.image, predicted.text]).min()) > -torch.log(scalar(n))
+
+
+def test_a_trained_prototype_is_nobodys(build):
+    """The published network, whose sum is over all prototypes."""
+    told, untold = (build("neuclip", refresh="fifo", inner_steps=1) for _ in range(2))
+    for _ in range(3):
+        image, text = pairs(6, seed=1)
+        ids = torch.arange(6)
+        one = told(image, text, scalar(SCALE), sample_ids=ids)
+        assert torch.equal(one, untold(image, text, scalar(SCALE)))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

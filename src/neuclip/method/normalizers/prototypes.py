@@ -127,6 +127,11 @@ class PrototypeNormalizer(nn.Module):
         """Whether the estimate is itself the objective, not the alpha of the conjugate."""
         return self.settings.gradient == "union"
 
+    @property
+    def _trained(self) -> bool:
+        """Whether prototypes are something else than the embeddings they started from."""
+        return self.settings.inner_steps > 0
+
     # --- what the loss asks for -------------------------------------------------------------
 
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
@@ -166,11 +171,8 @@ class PrototypeNormalizer(nn.Module):
         dtype = self.prototypes.dtype
         features = anchors.global_features.to(dtype)
         positive = (features[0] * features[1]).sum(-1)
-        ids = anchors.sample_ids
-        if ids is not None:
-            ids = distributed.gather_constant(ids.to(features.device), anchors.layout)
-        scale = anchors.logit_scale.to(dtype)
-        readout = self.read(features, positive, scale, self._own(ids))
+        own = self._own(self._gather(anchors)[1])
+        readout = self.read(features, positive, anchors.logit_scale.to(dtype), own)
         local = anchors.layout.own(readout.log_mean)
         return log_plus(local, self.epsilon).to(anchors.features.dtype)
 
@@ -195,9 +197,9 @@ class PrototypeNormalizer(nn.Module):
     def _gather(
         self, anchors: Anchors
     ) -> tuple[Float[Tensor, "2 batch"], Int64[Tensor, " batch"] | None]:
-        """The batch estimates and the sample ids of all ranks' anchors, in one exchange."""
+        """The batch estimates and, if used, the sample ids of all ranks' anchors; one exchange."""
         numbers, ids = anchors.log_inner.detach().T, anchors.sample_ids
-        if ids is None:
+        if ids is None or self._trained:
             return distributed.gather_constant(numbers, anchors.layout).T, None
         bits = ids.to(numbers.device, non_blocking=True)[:, None].view(numbers.dtype)
         whole = distributed.gather_constant(torch.cat([numbers, bits], 1), anchors.layout)
@@ -209,7 +211,7 @@ class PrototypeNormalizer(nn.Module):
         self, sample_ids: Int64[Tensor, " batch"] | None
     ) -> Bool[Tensor, "batch owned"] | None:
         """Which prototypes are embeddings of the anchors' own pairs; none: not to be known."""
-        if sample_ids is None or self.settings.inner_steps:
+        if sample_ids is None or self._trained:
             return None
         return sample_ids[:, None] == self.owners
 
