@@ -81,7 +81,8 @@ class PairLoss(nn.Module):
             logit_scale: 1 / temperature (not its logarithm), as open_clip's models return it.
             logit_bias: only for sigmoid losses.
             sample_ids: stable ids of the pairs (int64, [local]), for methods with a state per
-                sample. Best left on the CPU: there their bounds are checked at every call.
+                sample, and for `neuclip` to know an anchor's own pair in its pool. Best left on
+                the CPU: there their bounds are checked at every call.
             output_dict: return `{"contrastive_loss": loss}` as open_clip's losses do.
 
         Raises:
