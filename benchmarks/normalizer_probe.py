@@ -170,7 +170,7 @@ def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
     network = PrototypeNormalizer(
         probe.pool.shape[-1], NetworkSettings(**values), Gamma(0.0, "constant", 1.0, 1), 0.0
     )
-    network.ring.push(probe.pool[:, :count])
+    network.ring.push(probe.pool[:, :count], None)
     network._restart()
     scale = torch.tensor(probe.scale)
     for features in probe.training_batches(steps):

@@ -48,9 +48,9 @@ class AgeWeights(PrototypeNormalizer):
 
     decay = 1 / 32
 
-    def _remember(self, candidates: Tensor) -> None:
+    def _remember(self, candidates: Tensor, owners: Tensor | None) -> None:
         self.log_weights -= self.decay
-        super()._remember(candidates)
+        super()._remember(candidates, owners)
 
 
 IDEAS: dict[str, type[PrototypeNormalizer]] = {

@@ -233,7 +233,8 @@ CATALOGUE: tuple[MethodInfo, ...] = (
              alpha1_i = log( eps + 1/m sum_k exp((cos(e1_i, W1_k) - s_ii) / tau) )   texts W1
              alpha2_i = log( eps + 1/m sum_k exp((cos(e2_i, W2_k) - s_ii) / tau) )   images W2
              normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
-             W: the newest m embeddings, and the loss is differentiated through alpha (default);
+             W: the newest m embeddings (an anchor's own pair has no part in its sum), and the
+             loss is differentiated through alpha (default);
              as published: T_u steps per batch on the same objective, restarted every T_r steps,
              alpha a constant for the towers""",
         paper="Wei, Lin, Yang, NeuCLIP: Efficient Large-Scale CLIP Training with Neural Normalizer "
