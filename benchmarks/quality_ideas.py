@@ -53,10 +53,21 @@ class AgeWeights(PrototypeNormalizer):
         super()._remember(candidates, owners)
 
 
+class OwnCounted(PrototypeNormalizer):
+    """An anchor's own pair is among its negatives where the pool holds it, as it was at first."""
+
+    def _own(self, sample_ids: Tensor | None) -> None:
+        return None
+
+
 IDEAS: dict[str, type[PrototypeNormalizer]] = {
     "whole-gradient": WholeGradient,
     "anchor-gamma": AnchorGamma,
     "age-weights": AgeWeights,
+    "fresh-gradient": OwnCounted,
+    "fresh-gradient-rho5": OwnCounted,
+    "fresh-gradient-rho5.75": OwnCounted,
+    "fresh-gradient-rho3.5": OwnCounted,
 }
 
 

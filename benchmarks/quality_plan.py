@@ -24,6 +24,7 @@ SHORT, MEDIUM, LONG = 2, 4, 12
 
 LEARNING_RATES = (1e-3, 2e-3)
 POOL = {"refresh": "fifo", "inner_steps": 0, "gradient": "full", "num_prototypes": 2048}
+NEWEST = {"num_prototypes": 8192, "gradient_prototypes": 2048}
 PAPER = {"refresh": "restart", "inner_steps": 10, "gradient": "detached", "restart_steps": 32}
 
 
@@ -82,14 +83,11 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "idea:whole-gradient": {},
     "union": {"gradient": "union"},
     "detached": {"gradient": "detached"},
-    "fresh-gradient": {"num_prototypes": 8192, "gradient_prototypes": 2048},
-    "fresh-gradient-rho5": {"num_prototypes": 8192, "gradient_prototypes": 2048, "rho": 5.0},
-    "fresh-gradient-rho5.75": {
-        "num_prototypes": 8192,
-        "gradient_prototypes": 2048,
-        "rho": 5.75,
-    },
-    "fresh-gradient-rho3.5": {"num_prototypes": 8192, "gradient_prototypes": 2048, "rho": 3.5},
+    "own-excluded": dict(NEWEST),
+    "idea:fresh-gradient": dict(NEWEST),
+    "idea:fresh-gradient-rho5": {**NEWEST, "rho": 5.0},
+    "idea:fresh-gradient-rho5.75": {**NEWEST, "rho": 5.75},
+    "idea:fresh-gradient-rho3.5": {**NEWEST, "rho": 3.5},
     "gamma-by-counts": {"gamma": 0.03},
     "idea:anchor-gamma": {},
     "moving-average": {"name": "fastclip_v3"},
@@ -123,10 +121,11 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 `idea:` takes a normalizer of `quality_ideas.py`."""
 
 LONG_INGREDIENTS = (
-    "fresh-gradient",
-    "fresh-gradient-rho5",
-    "fresh-gradient-rho5.75",
-    "fresh-gradient-rho3.5",
+    "own-excluded",
+    "idea:fresh-gradient",
+    "idea:fresh-gradient-rho5",
+    "idea:fresh-gradient-rho5.75",
+    "idea:fresh-gradient-rho3.5",
     "detached",
     "gamma0.2",
     "union",
@@ -135,9 +134,10 @@ LONG_INGREDIENTS = (
 )
 """Those that also run at full length, with gamma's schedule of the final runs."""
 
-DEFAULT = "fresh-gradient"
+DEFAULT = "own-excluded"
 """The ingredient whose pool has become the default of `neuclip`; the contender of that name keeps
-the pool of 2,048 embeddings with which the study began."""
+the pool of 2,048 embeddings with which the study began. `fresh-gradient` was the default until
+2026-11-27: an anchor's own pair counted among its negatives."""
 
 LEADERS = ("neuclip", "rgcl_batch")
 NEXT = ("fastclip_v3", "openclip")
@@ -365,7 +365,7 @@ def plan(
     cells += _seeds(strongest, 1)
     cells += _long(found, DEFAULT, seed=2)
     cells += _seeds(strongest, 2)
-    cells += _long(found, f"{DEFAULT}-rho5")
+    cells += _long(found, "fresh-gradient-rho5")
     cells += _largest_batch(strongest)
     for label in PEERS:
         cells += [*tuning(label, found), *found.candidates(label)[:1]]
@@ -377,7 +377,7 @@ def plan(
     cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)
-    cells += _long(found, f"{DEFAULT}-rho5.75")
+    cells += _long(found, "fresh-gradient-rho5.75")
     cells += _largest_batch(default)
     cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
