@@ -183,8 +183,8 @@ def _finals(rows: Iterable[Row]) -> list[Row]:
 
 
 def _setting(label: str, method: Mapping[str, Any]) -> str:
-    """What a contender's grid varies, as a run had it."""
-    varied = CONTENDERS[OURS if label == DEFAULT else label].temperatures[0]
+    """What a contender's grid varies, as a run had it; an ingredient is a change of ours."""
+    varied = CONTENDERS[label if label in CONTENDERS else OURS].temperatures[0]
     return ", ".join(f"{key.replace('_', ' ')} {method[key]:g}" for key in varied)
 
 
