@@ -66,8 +66,6 @@ IDEAS: dict[str, type[PrototypeNormalizer]] = {
     "age-weights": AgeWeights,
     "fresh-gradient": OwnCounted,
     "fresh-gradient-rho5": OwnCounted,
-    "fresh-gradient-rho5.75": OwnCounted,
-    "fresh-gradient-rho3.5": OwnCounted,
 }
 
 

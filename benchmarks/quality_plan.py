@@ -86,8 +86,9 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "own-excluded": dict(NEWEST),
     "idea:fresh-gradient": dict(NEWEST),
     "idea:fresh-gradient-rho5": {**NEWEST, "rho": 5.0},
-    "idea:fresh-gradient-rho5.75": {**NEWEST, "rho": 5.75},
-    "idea:fresh-gradient-rho3.5": {**NEWEST, "rho": 3.5},
+    "own-excluded-rho5.75": {**NEWEST, "rho": 5.75},
+    "own-excluded-rho3.5": {**NEWEST, "rho": 3.5},
+    "own-excluded-gamma0.7": {**NEWEST, "gamma": 0.7},
     "gamma-by-counts": {"gamma": 0.03},
     "idea:anchor-gamma": {},
     "moving-average": {"name": "fastclip_v3"},
@@ -124,8 +125,9 @@ LONG_INGREDIENTS = (
     "own-excluded",
     "idea:fresh-gradient",
     "idea:fresh-gradient-rho5",
-    "idea:fresh-gradient-rho5.75",
-    "idea:fresh-gradient-rho3.5",
+    "own-excluded-gamma0.7",
+    "own-excluded-rho5.75",
+    "own-excluded-rho3.5",
     "detached",
     "gamma0.2",
     "union",
@@ -375,10 +377,12 @@ def plan(
     cells += [cell for cell in ends if cell.samples in {5_000, FULL}]
     cells += ingredients(0, found)
     cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
+    for label in ("own-excluded-gamma0.7", "own-excluded-rho5.75"):
+        cells += _long(found, label)
+    cells += _largest_batch(default)
+    cells += found.candidates(PUBLISHED)
     for seed in ingredient_seeds[1:]:
         cells += ingredients(seed, found)
-    cells += _long(found, "fresh-gradient-rho5.75")
-    cells += _largest_batch(default)
     cells += _candidates(PEERS, found)
     cells += long_ingredients(found)
     cells += [cell for label in CONTENDERS for cell in tuning(label, found)]
