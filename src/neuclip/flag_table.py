@@ -58,13 +58,26 @@ class Flag:
         alias = str(extra.get("flag", "")) if isinstance(extra, dict) else ""
         return (f"--{self.name}", alias) if alias else (f"--{self.name}",)
 
+    @property
+    def _kind(self) -> object:
+        """The type of the setting, over all methods that have it."""
+        return _union(field.annotation for field in self.fields.values())
+
+    @property
+    def optional(self) -> bool:
+        """Whether `none` stands for a value that is derived, or for nothing."""
+        return type(None) in get_args(self._kind)
+
     def annotation(self) -> object:
         """The field as tyro parses it."""
-        kind = _union(field.annotation for field in self.fields.values())
+        kind = self._kind
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         metavar = "{" + ",".join(choices) + "}" if choices else _metavar(kind)
         if synonyms := SYNONYMS.get(self.path):
             kind = Literal[(*choices, *synonyms)]
+        if self.optional:
+            # The help writes none, as users do; tyro reads None only.
+            kind = cast(Any, kind) | Literal["none"]
         behaviour = self._behaviour()
         *first, last = self.names  # tyro shows aliases before the name
         return Annotated[

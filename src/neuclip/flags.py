@@ -166,7 +166,12 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
 
 
 def _translate_values(top: dict[str, Any]) -> list[str]:
-    """Puts our words for open_clip's and FastCLIP's values, and says so."""
+    """Reads `none`, and puts our words for open_clip's and FastCLIP's values and says so."""
+    for flag in table():
+        section, key = flag.path
+        values = top.get(section, {}) if section else top
+        if flag.optional and values.get(key) == "none":
+            values[key] = None
     notes: list[str] = []
     for (section, key), words in SYNONYMS.items():
         value = top.get(section, {}).get(key)

@@ -4,6 +4,7 @@ import json
 import shlex
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -248,8 +249,25 @@ def test_underscores_equals_signs_and_aliases():
     assert one.method.num_prototypes == 8
 
 
-def test_none_resets_what_a_recipe_sets():
-    assert parse("--recipe neuclip-dfn14m --data-size None").data.data_size is None
+@pytest.mark.parametrize("word", ["none", "None"])
+def test_none_resets_what_a_recipe_sets(word):
+    assert parse("--recipe neuclip-dfn14m").data.data_size is not None
+    assert parse(f"--recipe neuclip-dfn14m --data-size {word}").data.data_size is None
+
+
+@pytest.mark.parametrize("flag", [flag for flag in table() if flag.optional], ids=lambda f: f.name)
+def test_none_is_read_as_the_help_writes_it(flag):
+    owners = [
+        name for name, field in flag.fields.items() if type(None) in get_args(field.annotation)
+    ]
+    method = owners[0] or "neuclip"
+    tree = parse(f"--method {method} --{flag.name} none").model_dump()
+    section = tree[flag.path[0]] if flag.path[0] else tree
+    assert section[flag.path[1]] != "none"
+
+
+def test_none_stays_a_choice_where_it_is_one():
+    assert parse("--report-to none").output.report_to == "none"
 
 
 def test_switch_can_be_turned_off_again():

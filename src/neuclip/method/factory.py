@@ -337,7 +337,7 @@ def _gradient_prototypes(settings: NeuCLIPSettings, run: Run) -> int | None:
         raise UserError(
             f"method 'neuclip': gradient_prototypes {settings.gradient_prototypes} has no effect "
             f"with {wrong} {getattr(settings, wrong)!r}: it needs {wrong} "
-            f"{' or '.join(needed[wrong])}"
+            f"{' or '.join(needed[wrong])}, or gradient_prototypes none"
         )
     return settings.gradient_prototypes
 
