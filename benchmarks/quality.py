@@ -80,8 +80,8 @@ class Runner:
         with lock(self.args.out):
             try:
                 while self._fill() or self.running:
-                    self._reap()
-                    time.sleep(1.0)
+                    while not self._reap():
+                        time.sleep(1.0)
             finally:
                 self._stop()
 
@@ -117,11 +117,11 @@ class Runner:
         self.started += 1
         say(f"started {cell.name}")
 
-    def _reap(self) -> None:
-        for name, process in list(self.running.items()):
-            if process.poll() is None:
-                continue
-            del self.running[name]
+    def _reap(self) -> bool:
+        """Collects the rows of runs that ended; whether there was one."""
+        ended = [name for name, process in self.running.items() if process.poll() is not None]
+        for name in ended:
+            process = self.running.pop(name)
             folder = self.args.out / "cells" / name
             row = folder / "row.json"
             if not row.exists():
@@ -133,6 +133,7 @@ class Runner:
             self.results.append({"data": self.results.data, **json.loads(row.read_text())})
             shutil.rmtree(folder)
             say(f"finished {name}")
+        return bool(ended)
 
     def _stop(self) -> None:
         """The runs write a checkpoint and end."""

@@ -1,5 +1,6 @@
 """The study of quality: its plan, its file of results, its tables."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -287,6 +288,58 @@ def test_no_data_and_a_second_runner_are_refused(tmp_path):
         data_digest(tmp_path)
     with lock(tmp_path), pytest.raises(UserError, match="another run of this script"):
         lock(tmp_path)
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+spec = Path(sys.argv[2])
+name = spec.parent.name
+if "siglip" in name:
+    sys.exit("no such thing")
+(spec.parent / "row.json").write_text(json.dumps({"cell": name}))
+"""
+
+
+@pytest.fixture
+def runner(tmp_path, monkeypatch):
+    """Of two sorts of runs: those of siglip fail."""
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    (tmp_path / "demo.json").write_text("{}")
+    monkeypatch.setattr(quality, "__file__", str(script))
+    monkeypatch.setattr(quality, "check_machine", lambda *_: None)
+    args = argparse.Namespace(out=tmp_path / "study", data=tmp_path, same_code=[])
+    args.parallel, args.limit, args.stages = 2, None, None
+    yield quality.Runner(args)
+
+
+def planned(monkeypatch, labels):
+    cells = [tuning_cell(label, 0, LEARNING_RATES[0]) for label in labels]
+    monkeypatch.setattr(quality, "plan", lambda rows: cells)
+    return [cell.name for cell in cells]
+
+
+def test_the_runner_goes_through_the_plan(runner, monkeypatch):
+    names = planned(monkeypatch, ["openclip", "sogclr", "scent"])
+    runner.run()
+    assert set(runner.results.read()) == set(names)
+    assert not list((runner.args.out / "cells").iterdir())
+    runner.run()  # nothing is left
+    assert runner.started == 3
+
+
+def test_the_runner_stops_at_its_limit(runner, monkeypatch):
+    names = planned(monkeypatch, ["openclip", "sogclr", "scent"])
+    runner.args.limit = 2
+    runner.run()
+    assert set(runner.results.read()) == set(names[:2])
+
+
+def test_a_run_without_a_result_stops_the_runner_and_tells_its_last_words(runner, monkeypatch):
+    planned(monkeypatch, ["siglip"])
+    with pytest.raises(UserError, match=r"code 1 and without a result[\s\S]*no such thing"):
+        runner.run()
 
 
 def test_what_the_machine_cannot_hold_is_refused(tmp_path, monkeypatch):
