@@ -415,9 +415,12 @@ def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
 
 
 def _batches(chosen: Mapping[str, Cell], epochs: int, seed: int = 0) -> Iterator[Cell]:
+    """At batch 64 the long runs are the final ones, those of medium length are of stage `size`."""
     for batch in BATCHES:
         for label, best in chosen.items():
-            if not (batch == BATCH and epochs == LONG):
+            if batch == BATCH:
+                yield from [_size(best, FULL)] if epochs == MEDIUM else []
+            else:
                 method = scaled_to_batch(label, best.method, batch)
                 yield replace(
                     best, stage="batch", method=method, seed=seed, batch=batch, epochs=epochs,
@@ -442,6 +445,10 @@ def scaled_to_batch(label: str, method: Mapping[str, Any], batch: int) -> dict[s
 
 def _sizes(chosen: Mapping[str, Cell]) -> Iterator[Cell]:
     for samples in (5_000, 15_000, FULL):
-        epochs = MEDIUM if samples == FULL else round(180_000 / samples)
         for best in chosen.values():
-            yield replace(best, stage="size", note="", samples=samples, epochs=epochs)
+            yield _size(best, samples)
+
+
+def _size(best: Cell, samples: int) -> Cell:
+    epochs = MEDIUM if samples == FULL else round(180_000 / samples)
+    return replace(best, stage="size", note="", samples=samples, epochs=epochs)

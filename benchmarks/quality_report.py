@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from quality_plan import (
     CONTENDERS,
     DEFAULT,
+    FULL,
     INGREDIENTS,
     LEARNING_RATES,
     LONG,
@@ -259,12 +260,17 @@ def _outcome(row: Row | None) -> str:
 
 
 def batch_table(rows: Sequence[Row]) -> str:
-    """Accuracy and error over the batch; long runs at batch 64 are those of the final table."""
+    """Accuracy and error over the batch; at 64 from the final table and that of the data sizes."""
     return _sweep(_batch_sweep(rows), "batch")
 
 
 def _batch_sweep(rows: Sequence[Row]) -> list[Row]:
-    swept = [row for row in rows if row["stage"] == "batch" and not row.get("failed")]
+    swept = [
+        row
+        for row in rows
+        if not row.get("failed")
+        and (row["stage"] == "batch" or (row["stage"] == "size" and row["samples"] == FULL))
+    ]
     return swept + best_finals(rows)
 
 

@@ -172,7 +172,7 @@ def test_the_higher_rate_is_tried_at_the_best_temperature():
 def test_the_pool_follows_the_batch_as_that_of_the_product_does():
     cells = [cell for cell in plan(with_finals(grids())) if cell.stage == "batch"]
     ours = [cell for cell in cells if cell.label == DEFAULT]
-    assert {cell.batch for cell in ours} == {32, 64, 128, 256}
+    assert {cell.batch for cell in ours} == {32, 128, 256}
     for cell in ours:
         settings = NeuCLIPSettings(refresh="fifo", gradient="full")
         product = resolve(settings, Run(8, global_batch_size=cell.batch))
@@ -201,6 +201,9 @@ def test_the_batch_table_takes_the_seeds_together():
     sizes = [cell for cell in plan(rows) if cell.stage == "size" and cell.label == "fastclip_v3"]
     twice = [{"mse": 3.0, "minibatch_mse": 9.0}]  # shorter runs at the same n / B are kept apart
     rows |= {cell.name: row_of(cell, errors=twice) for cell in sizes if cell.samples == FULL}
+    table = tables(rows).split("### Batch sizes")[1]
+    assert "| fastclip_v3 | rho 5 | 4 | 64 | 1 | 50.0 | 50.0 | 3.00 | 9.00 |" in table
+    assert table.index("| 4 | 64 |") < table.index("### Data sizes")
     expected = {
         accuracy_over_batch: ([64, 256], [50, 55]),
         error_over_ratio: ([FULL / 256, FULL / 64], [1 / 6, 1 / 6]),
