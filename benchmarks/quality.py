@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quality_plan import Cell, plan
@@ -51,6 +52,9 @@ def arguments() -> argparse.Namespace:
             command.add_argument("--parallel", type=int, default=1)
             command.add_argument("--limit", type=int, help="stop after so many runs")
             command.add_argument("--stages", nargs="+", help="only these")
+            command.add_argument(
+                "--match", nargs="+", metavar="GLOB", help="only cells of such a name: '*_s0'"
+            )
         if name == "report":
             command.add_argument("--document", type=Path, help="put the tables between its markers")
             command.add_argument("--figures", type=Path, help="folder for the figures")
@@ -91,15 +95,19 @@ class Runner:
         waiting = [
             cell
             for cell in plan(rows)
-            if cell.name not in rows
-            and cell.name not in self.running
-            and (not self.args.stages or cell.stage in self.args.stages)
+            if cell.name not in rows and cell.name not in self.running and self._wanted(cell)
         ]
         for cell in waiting:
             if len(self.running) >= self.args.parallel or self._limited():
                 break
             self._start(cell)
         return bool(waiting) and not self._limited()
+
+    def _wanted(self, cell: Cell) -> bool:
+        stages, globs = self.args.stages, self.args.match
+        return (not stages or cell.stage in stages) and (
+            not globs or any(fnmatchcase(cell.name, glob) for glob in globs)
+        )
 
     def _limited(self) -> bool:
         return self.args.limit is not None and self.started >= self.args.limit

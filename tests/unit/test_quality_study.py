@@ -313,7 +313,7 @@ def runner(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "__file__", str(script))
     monkeypatch.setattr(quality, "check_machine", lambda *_: None)
     args = argparse.Namespace(out=tmp_path / "study", data=tmp_path, same_code=[])
-    args.parallel, args.limit, args.stages = 2, None, None
+    args.parallel, args.limit, args.stages, args.match = 2, None, None, None
     yield quality.Runner(args)
 
 
@@ -337,6 +337,17 @@ def test_the_runner_stops_at_its_limit(runner, monkeypatch):
     runner.args.limit = 2
     runner.run()
     assert set(runner.results.read()) == set(names[:2])
+
+
+@pytest.mark.parametrize(
+    ("stages", "globs"),
+    [(None, ["*_openclip_*", "*_scent_*"]), (["final"], None), (["tune"], ["x"])],
+)
+def test_the_runner_takes_the_cells_it_is_asked_for(runner, monkeypatch, stages, globs):
+    names = planned(monkeypatch, ["openclip", "sogclr", "scent"])
+    runner.args.stages, runner.args.match = stages, globs
+    runner.run()
+    assert set(runner.results.read()) == ({names[0], names[2]} if stages is None else set())
 
 
 def test_a_run_without_a_result_stops_the_runner_and_tells_its_last_words(runner, monkeypatch):
