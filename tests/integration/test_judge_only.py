@@ -90,12 +90,12 @@ def test_what_the_folder_of_a_run_holds_stays(foreign, imagenet, tmp_path):
     ("more", "text"),
     [
         ("--zeroshot-frequency 0", "nothing to judge on: give --imagenet-val"),
-        ("--imagenet-val none", "no folder of ImageNet pictures at none"),
+        ("--imagenet-val missing", "no folder of ImageNet pictures at missing"),
         ("--model ViT-B-32", "is of another architecture"),
         ("--resume none.pt", "no checkpoint at none.pt"),
         ("--resume auto", "has no checkpoint"),
         ("--eval-tasks mnistt --eval-data-dir .", "unknown task 'mnistt'; did you mean 'mnist'"),
-        ("--eval-tasks mnist --eval-data-dir none", "no folder of evaluation sets at none"),
+        ("--eval-tasks mnist --eval-data-dir missing", "no folder of evaluation sets at missing"),
     ],
 )
 def test_bad_input(foreign, imagenet, tmp_path, capsys, more, text):
