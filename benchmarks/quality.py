@@ -51,9 +51,8 @@ def arguments() -> argparse.Namespace:
             command.add_argument("--data", type=Path, required=True)
             command.add_argument("--parallel", type=int, default=1)
             command.add_argument("--limit", type=int, help="stop after so many runs")
-            command.add_argument("--stages", nargs="+", help="only these")
             command.add_argument(
-                "--match", nargs="+", metavar="GLOB", help="only cells of such a name: '*_s0'"
+                "--match", nargs="+", metavar="GLOB", help="only cells of such a name: 'final_*'"
             )
         if name == "report":
             command.add_argument("--document", type=Path, help="put the tables between its markers")
@@ -104,10 +103,8 @@ class Runner:
         return bool(waiting) and not self._limited()
 
     def _wanted(self, cell: Cell) -> bool:
-        stages, globs = self.args.stages, self.args.match
-        return (not stages or cell.stage in stages) and (
-            not globs or any(fnmatchcase(cell.name, glob) for glob in globs)
-        )
+        globs = self.args.match
+        return not globs or any(fnmatchcase(cell.name, glob) for glob in globs)
 
     def _limited(self) -> bool:
         return self.args.limit is not None and self.started >= self.args.limit

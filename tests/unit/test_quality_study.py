@@ -313,7 +313,7 @@ def runner(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "__file__", str(script))
     monkeypatch.setattr(quality, "check_machine", lambda *_: None)
     args = argparse.Namespace(out=tmp_path / "study", data=tmp_path, same_code=[])
-    args.parallel, args.limit, args.stages, args.match = 2, None, None, None
+    args.parallel, args.limit, args.match = 2, None, None
     yield quality.Runner(args)
 
 
@@ -340,14 +340,14 @@ def test_the_runner_stops_at_its_limit(runner, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stages", "globs"),
-    [(None, ["*_openclip_*", "*_scent_*"]), (["final"], None), (["tune"], ["x"])],
+    ("globs", "taken"),
+    [(["*_openclip_*", "*_scent_*"], {0, 2}), (["tune_s*"], {1, 2}), (["x"], set())],
 )
-def test_the_runner_takes_the_cells_it_is_asked_for(runner, monkeypatch, stages, globs):
+def test_the_runner_takes_the_cells_it_is_asked_for(runner, monkeypatch, globs, taken):
     names = planned(monkeypatch, ["openclip", "sogclr", "scent"])
-    runner.args.stages, runner.args.match = stages, globs
+    runner.args.match = globs
     runner.run()
-    assert set(runner.results.read()) == ({names[0], names[2]} if stages is None else set())
+    assert set(runner.results.read()) == {names[place] for place in taken}
 
 
 def test_a_run_without_a_result_stops_the_runner_and_tells_its_last_words(runner, monkeypatch):
