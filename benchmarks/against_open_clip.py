@@ -35,10 +35,11 @@ import torch
 from recorded import RESULTS, check_version, save
 
 import neuclip
-from neuclip.data.demo import tiny_demo
+from neuclip.data.demo.build import tiny_demo
 from neuclip.errors import UserError
-from neuclip.training.model import choose_device, model_names
-from neuclip.training.tracking import read_records
+from neuclip.model.clip import model_names
+from neuclip.model.device import choose_device
+from neuclip.training.records.sinks import read_records
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]

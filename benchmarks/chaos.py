@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from neuclip.data.demo import tiny_demo
-from neuclip.training import checkpoint
-from neuclip.training.tracking import read_records
+from neuclip.checkpoint import storage
+from neuclip.data.demo.build import tiny_demo
+from neuclip.training.records.sinks import read_records
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS = 14
@@ -65,7 +65,7 @@ def leaves(value, path=""):
 def differences(one: Path, other: Path) -> list[str]:
     """What differs between two run folders; times excepted."""
     found = []
-    first, second = (dict(leaves(checkpoint.load(run / f"checkpoints/epoch_{EPOCHS}.pt")))
+    first, second = (dict(leaves(storage.load(run / f"checkpoints/epoch_{EPOCHS}.pt")))
                      for run in (one, other))  # fmt: skip
     for path, value in first.items():
         same = torch.equal(value, second[path]) if torch.is_tensor(value) else value == second[path]

@@ -27,8 +27,8 @@ from pathlib import Path
 import torch
 from chaos import differences, flags
 
-from neuclip.data.demo import tiny_demo
-from neuclip.training.tracking import read_records
+from neuclip.data.demo.build import tiny_demo
+from neuclip.training.records.sinks import read_records
 
 RESULTS = Path(__file__).parent / "results"
 

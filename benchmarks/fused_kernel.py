@@ -20,7 +20,7 @@ import torch
 from open_clip.loss import ClipLoss
 
 from neuclip import create_loss
-from neuclip.method import log_inner
+from neuclip.method.softmax import log_inner
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -101,7 +101,7 @@ def run_contender(args: argparse.Namespace) -> dict[str, float]:
     """One epoch by one loader, in this process."""
     import torch
 
-    from neuclip.training.model import build_clip
+    from neuclip.model.clip import build_clip
 
     torch.set_num_threads(1)  # as in a worker process
     clip = build_clip(args.model, "fp32", torch.device("cpu"))
@@ -140,7 +140,7 @@ def open_clip_loader(args, clip):
 def our_loader(args, clip):
     from neuclip.data.decode import ImageDecoder
     from neuclip.data.loader import LoaderSettings, TrainLoader
-    from neuclip.data.shards import build_index, expand_patterns
+    from neuclip.data.sources.shards import build_index, expand_patterns
 
     decode = ImageDecoder.for_model(clip.image_size, full=args.contender.endswith("--full-decode"))
     index = build_index(expand_patterns(args.shards))

@@ -26,7 +26,7 @@ import torch
 from open_clip.loss import ClipLoss
 
 import neuclip
-from neuclip.methods import METHODS
+from neuclip.catalogue.registry import METHODS
 
 RESULTS = Path(__file__).parent / "results"
 WITHOUT_STEPS = "neuclip-without-steps"

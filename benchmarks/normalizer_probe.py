@@ -23,12 +23,12 @@ import torch
 from quality_error import encode_training_pairs, exact_of, summary
 from torch import Tensor
 
-from neuclip.distributed import Layout
-from neuclip.method.interfaces import Anchors, Pairs
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
+from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import mix
 from neuclip.method.schedule import Gamma
-from neuclip.training.restore import load_run
+from neuclip.model.restore import load_run
+from neuclip.parallel.collectives import Layout
 
 RESULTS = Path(__file__).parent / "results"
 ANCHORS, BATCH, POOL = 4096, 64, 8192

@@ -267,7 +267,7 @@ def facts() -> dict[str, str]:
 
 def records(folder: Path) -> dict[str, list[dict[str, object]]]:
     """What the run itself recorded, shortened."""
-    from neuclip.training.tracking import read_records
+    from neuclip.training.records.sinks import read_records
 
     evaluations, trained = [], []
     for record in read_records(folder / "metrics.jsonl"):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split, start_reading
-from neuclip.method.losses.base import PairLoss
 from neuclip.method.losses.individual import IndividualContrastiveLoss
+from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.objective import log_plus
+from neuclip.model.restore import RestoredRun, load_run
 from neuclip.training.assemble import read_index
-from neuclip.training.restore import RestoredRun, load_run
 
 ANCHORS = 4096
 ROWS = 256

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from neuclip.catalogue.method_settings import NeuCLIPSettings
+from neuclip.catalogue.registry import MethodSettings
 from neuclip.method import factory
-from neuclip.method.losses.base import PairLoss
+from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
 from neuclip.method.objective import mix
-from neuclip.methods import MethodSettings
-from neuclip.settings import NeuCLIPSettings
 
 
 class WholeGradient(PrototypeNormalizer):

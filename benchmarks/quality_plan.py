@@ -11,8 +11,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from neuclip.config import RunConfig, merge, read_yaml, validate
-from neuclip.flags import RECIPES
+from neuclip.config.recipes import RECIPES, merge, read_yaml
+from neuclip.config.run_config import RunConfig, validate
 from neuclip.method.factory import FRESH_BATCHES, MAX_POOL, POOL_BATCHES
 
 FULL = 46_780

@@ -28,18 +28,18 @@ from quality_results import ResultsFile, data_digest, lock
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from neuclip.catalogue.registry import MethodSettings
 from neuclip.data.loader import Batch, evaluation_loader, evaluation_requests
 from neuclip.data.opening import open_source
 from neuclip.data.order import Order
-from neuclip.data.sources import Source
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.splits import open_split
 from neuclip.evaluation.zero_shot import class_vectors, classify
 from neuclip.method.factory import Run, build_loss
-from neuclip.methods import MethodSettings
-from neuclip.training.model import build_clip, clamp_logit_scale
+from neuclip.model.clip import build_clip, clamp_logit_scale
 from neuclip.training.optim import Optimizer
 
 SPLITS = ("unseen_face", "unseen_character")

@@ -26,19 +26,20 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from neuclip import create_loss, distributed
-from neuclip.distributed import layout_of
-from neuclip.method.interfaces import Anchors, Pairs
+from neuclip import create_loss
+from neuclip.method.notation import Anchors, Pairs
+from neuclip.parallel import collectives
+from neuclip.parallel.collectives import layout_of
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def two_reductions(value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
     """`logsumexp_over_ranks` the usual way: maxima, then sums."""
-    if not distributed.is_active():
+    if not collectives.is_active():
         return value
-    top = distributed.max_over_ranks(value.clone())
-    return top + distributed.sum_over_ranks((value - top).exp()).log()
+    top = collectives.max_over_ranks(value.clone())
+    return top + collectives.sum_over_ranks((value - top).exp()).log()
 
 
 class Network:
@@ -60,7 +61,7 @@ class Network:
         generator = torch.Generator().manual_seed(0)
         shape = (2, args.batch_size, args.embed_dim)
         features = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
-        layout = layout_of(args.batch_size // distributed.world_size(), equal=True)
+        layout = layout_of(args.batch_size // collectives.world_size(), equal=True)
         local = layout.own(features)
         self.anchors = Anchors(
             pairs=Pairs(local, layout),
@@ -97,7 +98,7 @@ def shared_step(network: Network, reduction: Callable[..., torch.Tensor]) -> dic
     watch = Watch()
     with (
         mock.patch.object(dist, "all_reduce", watch),
-        mock.patch.object(distributed, "logsumexp_over_ranks", reduction),
+        mock.patch.object(collectives, "logsumexp_over_ranks", reduction),
     ):
         dist.barrier()
         seconds = network.step()
@@ -107,13 +108,13 @@ def shared_step(network: Network, reduction: Callable[..., torch.Tensor]) -> dic
 def work(rank: int, args: argparse.Namespace, store: str) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    with mock.patch.object(distributed, "is_active", lambda: False):
+    with mock.patch.object(collectives, "is_active", lambda: False):
         whole = Network(args)
     dist.init_process_group(
         "gloo", init_method=f"file://{store}/store", rank=rank, world_size=args.processes
     )
     shared = Network(args)
-    reductions = {"fused": distributed.logsumexp_over_ranks, "maxima then sums": two_reductions}
+    reductions = {"fused": collectives.logsumexp_over_ranks, "maxima then sums": two_reductions}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in [*reductions, "alone"]}
     for number in range(args.rounds + 1):
         for name, reduction in reductions.items():
@@ -121,7 +122,7 @@ def work(rank: int, args: argparse.Namespace, store: str) -> None:
             if number:
                 found[name].append(result)
         if rank == 0:
-            with mock.patch.object(distributed, "is_active", lambda: False):
+            with mock.patch.object(collectives, "is_active", lambda: False):
                 seconds = whole.step()
             if number:
                 found["alone"].append({"seconds": seconds})

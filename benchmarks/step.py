@@ -29,20 +29,21 @@ import torch
 from recorded import RESULTS, check_version, save
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from neuclip import distributed
-from neuclip.config import RunConfig
+from neuclip.catalogue.registry import METHODS, method_settings
+from neuclip.cli.published_flags import PUBLISHED_NETWORK
+from neuclip.config.run_config import RunConfig
 from neuclip.data.batch import Batch
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import OpenSettings, open_source
 from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss
-from neuclip.methods import METHODS, method_settings
-from neuclip.published import PUBLISHED_NETWORK
-from neuclip.training.feed import Feed
-from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
+from neuclip.model.clip import Clip, build_clip
+from neuclip.model.device import choose_device, choose_precision
+from neuclip.parallel import collectives
+from neuclip.training.device_prefetch import Feed
 from neuclip.training.optim import Optimizer
+from neuclip.training.records.step_timer import StepTimer
 from neuclip.training.step import TrainingStep
-from neuclip.training.timing import StepTimer
 
 FORMAT = 2
 PAPER = "neuclip-paper"  # the published network; `neuclip` is the default: a pool, untrained
@@ -150,7 +151,7 @@ def values_for(name: str, num_prototypes: int) -> tuple[str, dict[str, object]]:
 def gathers_counted(part: Callable) -> Iterator[None]:
     """Counts the exchange of embeddings between processes as a part of its own."""
     names = ("gather", "gather_constant", "scatter_sum")
-    before = {name: getattr(distributed, name) for name in names}
+    before = {name: getattr(collectives, name) for name in names}
 
     def counted(function: Callable) -> Callable:
         def call(*arguments: object) -> torch.Tensor:
@@ -160,12 +161,12 @@ def gathers_counted(part: Callable) -> Iterator[None]:
         return call
 
     for name, function in before.items():
-        setattr(distributed, name, counted(function))
+        setattr(collectives, name, counted(function))
     try:
         yield
     finally:
         for name, function in before.items():
-            setattr(distributed, name, function)
+            setattr(collectives, name, function)
 
 
 def peaks(profiler: profile, device: torch.device) -> dict[str, float]:

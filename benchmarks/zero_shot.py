@@ -31,11 +31,11 @@ import torch
 from photographs import photograph
 from torch.nn.functional import normalize
 
-from neuclip.data.writing import write_shards
-from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
-from neuclip.evaluation.suite import load_suite
-from neuclip.evaluation.task_sets import open_task
-from neuclip.training.model import build_clip
+from neuclip.data.tools.writing import write_shards
+from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.datacomp.sets import open_task
+from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.model.clip import build_clip
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, TEMPLATES, DIM = 1000, 80, 512

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from neuclip.methods import CATALOGUE
+from neuclip.catalogue.registry import CATALOGUE
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- methods: written by scripts/readme_methods.py -->\n", "<!-- /methods -->"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neuclip.data.demo import tiny_demo
+from neuclip.data.demo.build import tiny_demo
 
 torch.set_num_threads(1)  # several test processes share few cores, and one thread is exact
 

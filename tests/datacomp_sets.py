@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from neuclip.evaluation.suite import load_suite
+from neuclip.evaluation.datacomp.suite import load_suite
 
 DIM = 64
 WEIGHTS = (1.0, 0.6, 0.3)

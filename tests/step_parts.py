@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from neuclip import create_loss
-from neuclip.config import OptimConfig, RunConfig
+from neuclip.catalogue.registry import METHODS
+from neuclip.config.run_config import RunConfig
+from neuclip.config.sections import OptimConfig
 from neuclip.data.batch import Batch
-from neuclip.methods import METHODS
-from neuclip.training.model import Clip
+from neuclip.model.clip import Clip
 from neuclip.training.optim import Optimizer
 
 DIM, SAMPLES = 6, 40

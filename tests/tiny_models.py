@@ -5,7 +5,7 @@ from pathlib import Path
 import open_clip
 import torch
 
-from neuclip.training.model import Clip, build_clip
+from neuclip.model.clip import Clip, build_clip
 
 VIT, RESNET = "tiny-vit", "tiny-resnet"
 CPU = torch.device("cpu")

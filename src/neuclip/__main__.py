@@ -2,7 +2,7 @@
 
 import sys
 
-from neuclip.cli import main
+from neuclip.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,8 @@ from loss_tasks import Task
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from neuclip import create_loss, distributed
+from neuclip import create_loss
+from neuclip.parallel import collectives
 
 BATCH, DIM, SAMPLES = 16, 8, 40
 
@@ -42,12 +43,12 @@ def traffic() -> Iterator[Counter[str]]:
 
         return call
 
-    gather = watched("gathered", distributed._all_gather, 0)
-    scatter = watched("scattered", distributed._reduce_scatter, 1)
+    gather = watched("gathered", collectives._all_gather, 0)
+    scatter = watched("scattered", collectives._reduce_scatter, 1)
     reduce = watched("reduced", dist.all_reduce, 0)
     with (
-        mock.patch.object(distributed, "_all_gather", gather),
-        mock.patch.object(distributed, "_reduce_scatter", scatter),
+        mock.patch.object(collectives, "_all_gather", gather),
+        mock.patch.object(collectives, "_reduce_scatter", scatter),
         mock.patch.object(dist, "all_reduce", reduce),
     ):
         yield found
@@ -80,8 +81,8 @@ def count(task: Task) -> Counted:
         task.name, embed_dim=DIM, steps_per_epoch=1, num_samples=SAMPLES, **task.settings
     )
     loss.equal_batches = True
-    share = BATCH // distributed.world_size()
-    own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+    share = BATCH // collectives.world_size()
+    own = slice(collectives.rank() * share, (collectives.rank() + 1) * share)
     for number in range(3):
         generator = torch.Generator().manual_seed(number)
         features = functional.normalize(torch.randn(2, BATCH, DIM, generator=generator), dim=-1)

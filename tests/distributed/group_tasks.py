@@ -8,12 +8,13 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))  # under torchrun
 
-from neuclip import distributed, group, terminal
-from neuclip.cli import main
+from neuclip.cli import terminal
+from neuclip.cli.app import main
 from neuclip.errors import OtherProcessFailed, UserError
-from neuclip.group import Patience
-from neuclip.sharing import from_main
-from neuclip.training.agreement import check_same
+from neuclip.parallel import collectives, process_group
+from neuclip.parallel.process_group import Patience
+from neuclip.parallel.rank_consistency import check_same
+from neuclip.parallel.work_sharing import from_main
 from tiny_models import VIT
 
 STEP = 0.02
@@ -23,11 +24,11 @@ def steps(patience: Patience, count: int, at: dict[tuple[int, int], str] | None 
     """Steps that wait for all processes; `at` says what becomes of which (rank, step)."""
     torch.set_num_threads(1)
     try:
-        with group.process_group(torch.device("cpu"), patience) as launch:
+        with process_group.process_group(torch.device("cpu"), patience) as launch:
             for step in range(count):
                 print("step", step)
                 _act((at or {}).get((launch.rank, step), ""))
-                total = distributed.sum_over_ranks(torch.ones(4))
+                total = collectives.sum_over_ranks(torch.ones(4))
                 assert total[0] == launch.world_size
                 time.sleep(STEP)
     except UserError as error:
@@ -48,12 +49,12 @@ def _act(what: str) -> None:
     if kind == "sleep":
         time.sleep(float(rest))
     if kind == "wait":
-        distributed.barrier()
+        collectives.barrier()
 
 
 def slow_main(patience: Patience, seconds: float) -> int:
     """The first process is busy for long, as with indexing data; the others wait for it."""
-    with group.process_group(torch.device("cpu"), patience):
+    with process_group.process_group(torch.device("cpu"), patience):
 
         def make() -> str:
             time.sleep(seconds)
@@ -66,7 +67,7 @@ def slow_main(patience: Patience, seconds: float) -> int:
 def disagree(patience: Patience, mine: list[dict[str, str]]) -> int:
     """Each process says something of itself."""
     try:
-        with group.process_group(torch.device("cpu"), patience) as launch:
+        with process_group.process_group(torch.device("cpu"), patience) as launch:
             check_same(mine[launch.rank])
     except UserError as error:
         terminal.say(str(error))

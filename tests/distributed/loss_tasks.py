@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from neuclip import create_loss, distributed
-from neuclip.distributed import Layout
-from neuclip.method.interfaces import Pairs
-from neuclip.method.losses import base, sigmoid
+from neuclip import create_loss
+from neuclip.method.losses import pair_loss, sigmoid
 from neuclip.method.losses.sigmoid import SigmoidLoss
+from neuclip.method.notation import Pairs
+from neuclip.parallel import collectives
+from neuclip.parallel.collectives import Layout
 
 SAMPLES = 30
 BATCH = 12
@@ -74,16 +75,16 @@ def build(task: Task) -> torch.nn.Module:
 
 def own_part(number: int) -> slice:
     """This rank's pairs of a global batch."""
-    sizes = (UNEVEN if number % 2 else EVEN)[distributed.world_size()]
-    start = sum(sizes[: distributed.rank()])
-    return slice(start, start + sizes[distributed.rank()])
+    sizes = (UNEVEN if number % 2 else EVEN)[collectives.world_size()]
+    start = sum(sizes[: collectives.rank()])
+    return slice(start, start + sizes[collectives.rank()])
 
 
 def gathered_log_inner(
     features: Tensor, logit_scale: Tensor, whole: Tensor, layout: Layout
 ) -> tuple[Tensor, Tensor | None]:
     """`log_inner` by a gather with gradients (reduce-scatter backward) and the whole matrix."""
-    whole = distributed.gather(features.transpose(0, 1).contiguous(), layout).transpose(0, 1)
+    whole = collectives.gather(features.transpose(0, 1).contiguous(), layout).transpose(0, 1)
     local = features.shape[1]
     own = torch.zeros(local, layout.total, dtype=torch.bool)
     own.diagonal(layout.start)[:local] = True
@@ -102,7 +103,7 @@ def two_term_sigmoid(
 ) -> Tensor:
     """SigLIP's loss in FastCLIP's form: every side once with gradient, against constants."""
     image, text = pairs.features
-    everybody = distributed.gather_constant(pairs.features.transpose(0, 1), pairs.layout)
+    everybody = collectives.gather_constant(pairs.features.transpose(0, 1), pairs.layout)
     apply, start = sigmoid._PairwiseSigmoid.apply, pairs.layout.start
     value = apply(image, everybody[:, 1], logit_scale, logit_bias, start)
     mirror = apply(text, everybody[:, 0], logit_scale.detach(), logit_bias.detach(), start)
@@ -112,13 +113,13 @@ def two_term_sigmoid(
 @contextmanager
 def form_of(task: Task) -> Iterator[None]:
     """Softmax losses gather constants, the sigmoid loss with gradients; or the reverse."""
-    kept = base.log_inner, SigmoidLoss.pair_loss
+    kept = pair_loss.log_inner, SigmoidLoss.pair_loss
     if task.other_form:
-        base.log_inner, SigmoidLoss.pair_loss = gathered_log_inner, two_term_sigmoid
+        pair_loss.log_inner, SigmoidLoss.pair_loss = gathered_log_inner, two_term_sigmoid
     try:
         yield
     finally:
-        base.log_inner, SigmoidLoss.pair_loss = kept
+        pair_loss.log_inner, SigmoidLoss.pair_loss = kept
 
 
 def train(task: Task, state: dict[str, Any] | None = None) -> Result:
@@ -162,22 +163,22 @@ def _train(task: Task, state: dict[str, Any] | None) -> Result:
     )
 
 
-def collectives() -> dict[str, Any]:
-    """Every helper of `neuclip.distributed`, on a tensor that tells the rank."""
-    rank, size = distributed.rank(), distributed.world_size()
+def every_collective() -> dict[str, Any]:
+    """Every helper of `neuclip.parallel.collectives`, on a tensor that tells the rank."""
+    rank, size = collectives.rank(), collectives.world_size()
     local = torch.full((2, 3), float(rank), dtype=torch.float64, requires_grad=True)
-    whole = distributed.gather(local)
+    whole = collectives.gather(local)
     weights = torch.arange(whole.numel(), dtype=torch.float64).view_as(whole) * (rank + 1)
     (grad,) = torch.autograd.grad((whole * weights).sum(), local)
     sizes = tuple(range(1, size + 1))  # rank r holds r + 1 rows
     uneven = torch.full((rank + 1, 2), float(rank), dtype=torch.float64, requires_grad=True)
-    layout = distributed.layout_of(rank + 1)
-    whole_uneven = distributed.gather(uneven, layout)
+    layout = collectives.layout_of(rank + 1)
+    whole_uneven = collectives.gather(uneven, layout)
     weights = torch.arange(whole_uneven.numel(), dtype=torch.float64).view_as(whole_uneven)
     held = whole_uneven.detach()[layout.start :][: rank + 1, 0]
     (uneven_grad,) = torch.autograd.grad((whole_uneven * weights * (rank + 1)).sum(), uneven)
     seven = torch.arange(7.0).view(1, 7)
-    owned = distributed.owned_slice(7)
+    owned = collectives.owned_slice(7)
     return {
         "rank": rank,
         "gather": whole.detach(),
@@ -185,18 +186,18 @@ def collectives() -> dict[str, Any]:
         "layout": (layout.sizes == sizes, layout.start, layout.total),
         "uneven": whole_uneven.detach(),
         "uneven_grad": uneven_grad,
-        "weighed": distributed.mean_over_ranks(layout.mean(held)),
-        "logsumexp": distributed.logsumexp_over_ranks(
+        "weighed": collectives.mean_over_ranks(layout.mean(held)),
+        "logsumexp": collectives.logsumexp_over_ranks(
             torch.tensor([-90.0 * rank, 90.0 + rank]), torch.tensor(100.0)
         ),
-        "constant": distributed.gather_constant(torch.tensor([rank, -rank])),
-        "sum": distributed.sum_over_ranks(torch.tensor([1.0 + rank])),
-        "mean": distributed.mean_over_ranks(torch.tensor([1.0 + rank])),
-        "max": distributed.max_over_ranks(torch.tensor([1.0 + rank])),
+        "constant": collectives.gather_constant(torch.tensor([rank, -rank])),
+        "sum": collectives.sum_over_ranks(torch.tensor([1.0 + rank])),
+        "mean": collectives.mean_over_ranks(torch.tensor([1.0 + rank])),
+        "max": collectives.max_over_ranks(torch.tensor([1.0 + rank])),
         "slice": (owned.start, owned.stop, len(owned)),
-        "slices": distributed.gather_slices(seven[:, owned.start : owned.stop], 7, axis=1),
-        "any": (distributed.any_rank(rank == size - 1), distributed.any_rank(False)),
-        "main": distributed.is_main(),
+        "slices": collectives.gather_slices(seven[:, owned.start : owned.stop], 7, axis=1),
+        "any": (collectives.any_rank(rank == size - 1), collectives.any_rank(False)),
+        "main": collectives.is_main(),
     }
 
 
@@ -214,7 +215,7 @@ def different_numbers(equal: bool, sizes: tuple[int, ...]) -> str:
     """What a loss says of ranks with so many pairs."""
     loss = create_loss("openclip", embed_dim=DIM)
     loss.equal_batches = equal
-    features = global_batch(0)[0][:, : sizes[distributed.rank()]]
+    features = global_batch(0)[0][:, : sizes[collectives.rank()]]
     try:
         loss(features[0], features[1], torch.tensor(3.0).double())
     except ValueError as error:

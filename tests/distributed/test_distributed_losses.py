@@ -14,7 +14,7 @@ from loss_tasks import (
     train,
 )
 
-from neuclip.methods import METHODS
+from neuclip.catalogue.registry import METHODS
 
 pytestmark = pytest.mark.distributed
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from step_tasks import one_rank_meets_infinity, train_in_micro_batches
 
-from neuclip.methods import METHODS
+from neuclip.catalogue.registry import METHODS
 
 pytestmark = pytest.mark.distributed
 

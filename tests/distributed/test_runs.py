@@ -13,8 +13,8 @@ import torch
 from group_tasks import neuclip_train
 from ranks import Ranks, free_port
 
-from neuclip.training import checkpoint
-from neuclip.training.tracking import read_records
+from neuclip.checkpoint import storage
+from neuclip.training.records.sinks import read_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 
@@ -50,7 +50,7 @@ def leaves(value, path=""):
 
 
 def final(folder):
-    content = dict(leaves(checkpoint.load(folder / "checkpoints/epoch_2.pt")))
+    content = dict(leaves(storage.load(folder / "checkpoints/epoch_2.pt")))
     return {key: v for key, v in content.items() if key not in {"/name", "/neuclip/config"}}
 
 

@@ -7,7 +7,7 @@ import pytest
 from counting import BATCH, DIM, count
 from test_distributed_losses import Task, task
 
-from neuclip.methods import METHODS
+from neuclip.catalogue.registry import METHODS
 
 pytestmark = pytest.mark.distributed
 

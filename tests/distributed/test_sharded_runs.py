@@ -7,11 +7,11 @@ import pytest
 import torch
 from tower_tasks import run, write_where_it_fails
 
-from neuclip.cli import main
-from neuclip.training import checkpoint, sharded_checkpoint
-from neuclip.training.pretrained import Choice, load_pretrained
-from neuclip.training.restore import load_run
-from neuclip.training.tracking import read_records
+from neuclip.checkpoint import sharded, storage
+from neuclip.cli.app import main
+from neuclip.model.load import Choice, load_pretrained
+from neuclip.model.restore import load_run
+from neuclip.training.records.sinks import read_records
 from tiny_models import VIT
 
 METHOD = {
@@ -87,7 +87,7 @@ OF_THE_RUN = ("/name", "/neuclip/config", "/neuclip/fingerprint", "/neuclip/rng"
 
 def same(one, two, tolerance=None):
     """Equal bit by bit, or to a tolerance but for what belongs to a process."""
-    first, second = (dict(leaves(checkpoint.load(path))) for path in (one, two))
+    first, second = (dict(leaves(storage.load(path))) for path in (one, two))
     left_out = ("/name", "/neuclip/config") if tolerance is None else OF_THE_RUN
     assert first.keys() == second.keys()
     for path, value in first.items():
@@ -108,7 +108,7 @@ def test_the_folder_holds_what_a_file_would(whole):
         "epoch_1", "epoch_2", "epoch_latest", "iter_3", "iter_6",
     ]  # fmt: skip
     assert (folder / "epoch_latest").resolve() == (folder / "epoch_2").resolve()
-    content = sharded_checkpoint.consolidate(folder / "epoch_2")
+    content = sharded.consolidate(folder / "epoch_2")
     assert content.keys() == {
         "epoch",
         "name",
@@ -138,7 +138,7 @@ def test_judged_and_read_like_any_other(whole):
 
 
 def test_exported_like_any_other(whole, tmp_path):
-    content = sharded_checkpoint.consolidate(whole / "checkpoints" / "epoch_2")
+    content = sharded.consolidate(whole / "checkpoints" / "epoch_2")
     for flags, key in (("--no-ema",), "state_dict"), ((), "ema_state_dict"):
         out = tmp_path / key
         assert main(["export", str(whole), "--out", str(out), *flags]) == 0
@@ -187,13 +187,13 @@ def test_auto_finds_the_newest_of_both_forms(tree, whole, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(whole / "checkpoints", folder, symlinks=True)
     part = next((folder / "epoch_2").glob("*.distcp"))
-    assert checkpoint.newest_complete(folder) == folder / "epoch_2"
+    assert storage.newest_complete(folder) == folder / "epoch_2"
     part.write_bytes(part.read_bytes()[:-1])  # damaged: the one before
-    assert checkpoint.newest_complete(folder) == folder / "iter_6"
-    with pytest.raises(checkpoint.CheckpointError, match=r"__._0\.distcp is not as it was written"):
-        checkpoint.load(folder / "epoch_2")
-    checkpoint.save(folder / "iter_7.pt", sharded_checkpoint.consolidate(folder / "iter_6"))
-    assert checkpoint.newest_complete(folder) == folder / "iter_7.pt"
+    assert storage.newest_complete(folder) == folder / "iter_6"
+    with pytest.raises(storage.CheckpointError, match=r"__._0\.distcp is not as it was written"):
+        storage.load(folder / "epoch_2")
+    storage.save(folder / "iter_7.pt", sharded.consolidate(folder / "iter_6"))
+    assert storage.newest_complete(folder) == folder / "iter_7.pt"
 
 
 @pytest.mark.parametrize("torn", ["partial", "no sums", "no metadata"])
@@ -203,9 +203,9 @@ def test_a_torn_save_is_none(whole, tmp_path, torn):
     shutil.copytree(whole / "checkpoints" / "epoch_2", folder / name)
     if torn != "partial":
         (folder / name / {"no sums": "SHA256SUMS", "no metadata": ".metadata"}[torn]).unlink()
-    assert checkpoint.newest_complete(folder) is None
-    with pytest.raises(checkpoint.CheckpointError, match=r"damaged or incomplete|no .*checkpoint"):
-        checkpoint.load(folder / "epoch_2")
+    assert storage.newest_complete(folder) is None
+    with pytest.raises(storage.CheckpointError, match=r"damaged or incomplete|no .*checkpoint"):
+        storage.load(folder / "epoch_2")
 
 
 def test_metadata_that_would_run_code_is_refused(whole, tmp_path):
@@ -215,8 +215,8 @@ def test_metadata_that_would_run_code_is_refused(whole, tmp_path):
     lines = (folder / "SHA256SUMS").read_text().splitlines()
     kept = "\n".join(line for line in lines if not line.endswith(".metadata"))
     (folder / "SHA256SUMS").write_text(kept + "\n")
-    with pytest.raises(checkpoint.CheckpointError, match=r"could run code.*os\.system"):
-        checkpoint.load(folder)
+    with pytest.raises(storage.CheckpointError, match=r"could run code.*os\.system"):
+        storage.load(folder)
 
 
 def test_one_process_that_cannot_write_stops_all(pool, tree):
@@ -224,4 +224,4 @@ def test_one_process_that_cannot_write_stops_all(pool, tree):
     for message in messages:
         assert message.startswith("CheckpointError: cannot write checkpoint"), message
     folder = Path(tree["output"]["logs"]) / "full" / "checkpoints"
-    assert checkpoint.newest_complete(folder) is None
+    assert storage.newest_complete(folder) is None

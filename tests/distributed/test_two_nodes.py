@@ -8,7 +8,7 @@ import pytest
 from group_tasks import steps
 from ranks import Ranks
 
-from neuclip.group import Patience
+from neuclip.parallel.process_group import Patience
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuclip import create_loss, distributed, sharding
-from neuclip.config import OptimConfig, validate
+from neuclip import create_loss
+from neuclip.config.run_config import validate
+from neuclip.config.sections import ModelConfig, OptimConfig
 from neuclip.errors import UserError
-from neuclip.sections import ModelConfig
-from neuclip.training import assemble, towers
-from neuclip.training.ema import WeightAverage
-from neuclip.training.model import Encoder, clamp_logit_scale
+from neuclip.model import prepare
+from neuclip.model.clip import clamp_logit_scale
+from neuclip.model.ema import WeightAverage
+from neuclip.model.encoder import Encoder
+from neuclip.parallel import collectives, fsdp
+from neuclip.training import assemble
 from neuclip.training.optim import Optimizer
 from tiny_models import VIT, pairs, tiny
 
@@ -47,8 +50,8 @@ class Result:
 
 def shown(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole weights; of the token table the rows that are ever used."""
-    return {k: sharding.whole(v).detach().clone()[..., :64, :] if v.ndim > 1 else
-            sharding.whole(v).detach().clone() for k, v in weights.items()}  # fmt: skip
+    return {k: fsdp.whole(v).detach().clone()[..., :64, :] if v.ndim > 1 else
+            fsdp.whole(v).detach().clone() for k, v in weights.items()}  # fmt: skip
 
 
 def train_towers(task: Task) -> Result:
@@ -58,10 +61,10 @@ def train_towers(task: Task) -> Result:
     init = {"logit_bias": -5.0} if task.method == "siglip" else None
     clip = tiny(task.model, precision=task.precision, init=init)
     model = clip.towers.double() if exact else clip.towers
-    towers.prepare(model, settings)
+    prepare.prepare(model, settings)
     if task.fsdp:
-        units = towers.blocks(model)
-        sharding.shard(model, units, torch.device("cpu"), low_precision=not exact)
+        units = prepare.blocks(model)
+        fsdp.shard(model, units, torch.device("cpu"), low_precision=not exact)
     optim = OptimConfig(lr=1e-3, warmup=1, beta2=0.98, eps=1e-6, grad_clip_norm=task.clip)
     optimizer = Optimizer(model, optim, 10)
     average = WeightAverage(model, settings.model_ema_decay or 0.5)
@@ -70,9 +73,9 @@ def train_towers(task: Task) -> Result:
     chosen = network if task.method == "neuclip" else {}
     loss = create_loss(task.method, embed_dim=16, steps_per_epoch=STEPS, **chosen)
     loss = loss.double() if exact else loss
-    wrapped = distributed.parallel(model, torch.device("cpu"))
-    share = BATCH // distributed.world_size()
-    own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+    wrapped = collectives.parallel(model, torch.device("cpu"))
+    share = BATCH // collectives.world_size()
+    own = slice(collectives.rank() * share, (collectives.rank() + 1) * share)
     losses, norms = [], []
     for step in range(STEPS):
         images, tokens = pairs(BATCH, seed=step)
@@ -81,7 +84,7 @@ def train_towers(task: Task) -> Result:
             outputs = wrapped(images[own], tokens[own])
         value = loss(**outputs, sample_ids=None)
         value.backward()
-        losses.append(float(distributed.mean_over_ranks(value.detach())))
+        losses.append(float(collectives.mean_over_ranks(value.detach())))
         norms.append(float(optimizer.gradient_norm()))
         optimizer.step(skip=torch.zeros(()))
         clamp_logit_scale(model)
@@ -93,7 +96,7 @@ def train_towers(task: Task) -> Result:
         weights=shown(model.state_dict()),
         average=shown(average.state_dict()),
         judged=judged(clip, average),
-        own_elements=sum(sharding.local(p).numel() for p in parameters),
+        own_elements=sum(fsdp.local(p).numel() for p in parameters),
         all_elements=sum(p.numel() for p in parameters),
     )
 
@@ -105,10 +108,10 @@ def judged(clip: Any, average: WeightAverage) -> Tensor:
     images, tokens = pairs(4, seed=99)
     encoder = Encoder(clip, torch.device("cpu"))
     encode = model.encode_image if exact else encoder.encode_image
-    with average.applied(), sharding.gathered(model):
+    with average.applied(), fsdp.gathered(model):
         model.eval()
         with torch.no_grad():
-            for _ in range(2 if distributed.is_main() else 1):
+            for _ in range(2 if collectives.is_main() else 1):
                 embeddings = [encode(images.double() if exact else images)]
                 embeddings.append(encoder.encode_text(tokens))
         model.train()
@@ -130,17 +133,17 @@ def run(tree: dict[str, Any], stop_after: int | None = None) -> str:
 
 def write_where_it_fails(tree: dict[str, Any]) -> str:
     """A run whose second process cannot write its part of the checkpoint."""
-    from neuclip.training import sharded_checkpoint
+    from neuclip.checkpoint import sharded
 
-    if distributed.rank() == 1:
-        write = sharded_checkpoint.FileSystemWriter.write_data
+    if collectives.rank() == 1:
+        write = sharded.FileSystemWriter.write_data
 
         def fail(*_: Any) -> None:
             raise OSError(28, "No space left on device")
 
-        sharded_checkpoint.FileSystemWriter.write_data = fail
+        sharded.FileSystemWriter.write_data = fail
         try:
             return run(tree)
         finally:
-            sharded_checkpoint.FileSystemWriter.write_data = write
+            sharded.FileSystemWriter.write_data = write
     return run(tree)

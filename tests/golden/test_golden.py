@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuclip.cli import main
-from neuclip.flags import recipe_names
-from neuclip.training.tracking import read_records
+from neuclip.cli.app import main
+from neuclip.config.recipes import recipe_names
+from neuclip.training.records.sinks import read_records
 
 CURVES = Path(__file__).parent
 RECIPES = [name for name in recipe_names() if name != "demo"]  # `demo` is only built upon

@@ -6,9 +6,9 @@ from torch.nn import functional
 
 pytest.importorskip("triton")
 
-from neuclip.distributed import Layout
-from neuclip.method import blocks, log_inner
-from neuclip.method.blocks import Softmaxes
+from neuclip.method.softmax import blocks, log_inner
+from neuclip.method.softmax.blocks import Softmaxes
+from neuclip.parallel.collectives import Layout
 
 
 def relative(found, wanted):
@@ -25,7 +25,7 @@ def unit(*shape):
 @pytest.mark.parametrize("individual", [False, True])
 @pytest.mark.parametrize(("anchors", "candidates", "dim"), [(77, 1000, 512), (256, 4099, 640)])
 def test_kernels(anchors, candidates, dim, individual, dtype):
-    from neuclip.method import fused
+    from neuclip.method.softmax import fused
 
     rows, columns = unit(anchors, dim).to(dtype), unit(candidates, dim).to(dtype)
     if individual:
@@ -52,7 +52,7 @@ def test_kernels(anchors, candidates, dim, individual, dtype):
 
 
 def test_cuda_losses_take_the_fused_kernels(monkeypatch):
-    from neuclip.method import fused
+    from neuclip.method.softmax import fused
 
     called = []
     original = fused.row_sums

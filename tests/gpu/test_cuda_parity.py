@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from neuclip import create_loss
-from neuclip.methods import METHODS
+from neuclip.catalogue.registry import METHODS
 
 BATCH, DIM, STEPS = 200, 96, 4
 NETWORK = {

@@ -1,12 +1,13 @@
-"""NCCL with one rank: the collectives of `neuclip.distributed` really run, and change nothing."""
+"""NCCL with one rank: the collectives really run, and change nothing."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from neuclip import create_loss, distributed
-from neuclip.methods import METHODS
+from neuclip import create_loss
+from neuclip.catalogue.registry import METHODS
+from neuclip.parallel import collectives
 
 
 @pytest.fixture
@@ -14,7 +15,7 @@ def one_rank(tmp_path, monkeypatch):
     """A group of one, which `neuclip` takes for one of many."""
     torch.cuda.set_device(0)
     dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    monkeypatch.setattr(distributed, "is_active", dist.is_initialized)
+    monkeypatch.setattr(collectives, "is_active", dist.is_initialized)
     yield
     dist.destroy_process_group()
 
@@ -49,13 +50,13 @@ def test_a_method_through_nccl_equals_it_without(name, tmp_path, request):
 
 def test_collectives(one_rank):
     local = torch.arange(6.0, device="cuda").view(3, 2).requires_grad_()
-    layout = distributed.layout_of(3)
+    layout = collectives.layout_of(3)
     assert layout.sizes == (3,)
-    whole = distributed.gather(local, layout)
+    whole = collectives.gather(local, layout)
     (grad,) = torch.autograd.grad(whole.square().sum(), local)
     torch.testing.assert_close(grad, 2 * local.detach())
     value = torch.tensor([-60.0, 3.0], device="cuda")
     bound = torch.tensor(100.0, device="cuda")
-    torch.testing.assert_close(distributed.logsumexp_over_ranks(value, bound), value)
-    assert distributed.any_rank(True)
-    assert distributed.gather_objects(2**40) == [2**40]
+    torch.testing.assert_close(collectives.logsumexp_over_ranks(value, bound), value)
+    assert collectives.any_rank(True)
+    assert collectives.gather_objects(2**40) == [2**40]

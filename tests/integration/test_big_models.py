@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from neuclip.cli import main
+from neuclip.checkpoint import storage
+from neuclip.cli.app import main
 from neuclip.evaluation.results import read_eval_results
-from neuclip.training import checkpoint
 from neuclip.training.trainer import Trainer
 
 from .test_resume import assert_same_checkpoint, comparable
@@ -38,7 +38,7 @@ def test_an_averaged_run_resumes_bit_by_bit_and_is_judged_by_its_average(demo, m
     one, two = (demo.logs / name / "checkpoints/epoch_2.pt" for name in ("whole", "halved"))
     assert_same_checkpoint(one, two)
     assert comparable(demo.logs / "whole") == comparable(demo.logs / "halved")
-    content = checkpoint.load(one)
+    content = storage.load(one)
     averages, weights = content["ema_state_dict"], content["state_dict"]
     assert averages.keys() == weights.keys()
     assert not torch.equal(averages["visual.conv1.weight"], weights["visual.conv1.weight"])
@@ -67,7 +67,7 @@ def test_a_locked_tower_stays_what_its_file_says(demo, capsys):
     assert "--grad-checkpointing: the image tower (ModifiedResNet) has none" in said
     assert "stays as random" not in said
     one, two = (
-        checkpoint.load(demo.logs / name / "checkpoints/epoch_1.pt") for name in ("first", "second")
+        storage.load(demo.logs / name / "checkpoints/epoch_1.pt") for name in ("first", "second")
     )
     before, after = one["state_dict"], two["state_dict"]
     assert before.keys() == after.keys()

@@ -15,14 +15,15 @@ import torch
 
 from datacomp_sets import CodedTowers, write_suite
 from integration.conftest import kill_group, wait_for
-from neuclip.cli import main
+from neuclip.cli.app import main
 from neuclip.errors import UserError
-from neuclip.evaluation.benchmark import Benchmark, BenchmarkSettings
-from neuclip.evaluation.outcomes import outcomes_path, read_outcomes
+from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.datacomp.suite_run import main_scores, open_sets, run_benchmark
+from neuclip.evaluation.outcomes import read_outcomes
 from neuclip.evaluation.results import read_eval_results
-from neuclip.evaluation.suite import load_suite
-from neuclip.evaluation.suite_run import main_scores, open_sets, run_benchmark
-from neuclip.training.model import build_clip
+from neuclip.model.clip import build_clip
+from neuclip.run_folder import outcomes_path
 
 SUITE = load_suite()
 SETTINGS = BenchmarkSettings(batch_size=8, workers=0)

@@ -7,13 +7,13 @@ import signal
 import pytest
 import torch
 
-from neuclip.cli import main
-from neuclip.config import read_yaml
+from neuclip.catalogue.registry import NeuCLIPSettings
+from neuclip.checkpoint import storage
+from neuclip.cli.app import main
+from neuclip.config.recipes import read_yaml
 from neuclip.method import factory
-from neuclip.methods import NeuCLIPSettings
-from neuclip.training import checkpoint
-from neuclip.training.restore import load_run
-from neuclip.training.tracking import read_records
+from neuclip.model.restore import load_run
+from neuclip.training.records.sinks import read_records
 
 from .conftest import kill_group, wait_for
 
@@ -49,7 +49,7 @@ def tensors(value, path=""):
 
 
 def assert_same_checkpoint(one, other):
-    first, second = (dict(tensors(checkpoint.load(path))) for path in (one, other))
+    first, second = (dict(tensors(storage.load(path))) for path in (one, other))
     assert first.keys() == second.keys()
     for path, value in first.items():
         if path in {"/name", "/neuclip/config"}:
@@ -99,7 +99,7 @@ def test_asked_to_stop_and_resumed(demo, whole):
     assert process.returncode == 75, output
     assert "--resume auto continues" in output
     assert "Traceback" not in output
-    step = checkpoint.load(folder / "checkpoints/epoch_latest.pt")["neuclip"]["step"]
+    step = storage.load(folder / "checkpoints/epoch_latest.pt")["neuclip"]["step"]
     assert step >= 3
     assert main(["train", *flags, "--resume", "latest"]) == 0
     assert_same_checkpoint(whole / "checkpoints/epoch_2.pt", folder / "checkpoints/epoch_2.pt")
@@ -181,9 +181,9 @@ def test_a_checkpoint_of_another_run_is_refused(demo, whole, capsys, change, mes
 
 def test_a_checkpoint_of_another_model_is_refused(demo, whole, capsys):
     path = whole / "checkpoints" / "epoch_1.pt"
-    content = checkpoint.load(path)
+    content = storage.load(path)
     content["state_dict"].pop("visual.conv1.weight")
-    checkpoint.save(demo.logs / "broken.pt", content)
+    storage.save(demo.logs / "broken.pt", content)
     flags = demo.flags("other", *NEUCLIP, "--resume", str(demo.logs / "broken.pt"))
     assert main(["train", *flags]) == 2
     assert "another architecture" in capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_resume_latest_of_nothing_begins(demo, capsys):
 
 def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys):
     """One flipped bit in the newest: the one before continues, and the run ends the same."""
-    before = tensors(checkpoint.load(whole / "checkpoints" / "epoch_2.pt"))
+    before = tensors(storage.load(whole / "checkpoints" / "epoch_2.pt"))
     wanted = {path: value.clone() if torch.is_tensor(value) else value for path, value in before}
     for name in ("epoch_2.pt", "epoch_latest.pt"):
         path = whole / "checkpoints" / name
@@ -221,7 +221,7 @@ def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys):
     said = capsys.readouterr().err
     assert "left out: checkpoint" in said
     assert "iter_18.pt at step 18" in said
-    found = dict(tensors(checkpoint.load(whole / "checkpoints" / "epoch_2.pt")))
+    found = dict(tensors(storage.load(whole / "checkpoints" / "epoch_2.pt")))
     for path, value in wanted.items():
         if path not in {"/name", "/neuclip/config"}:
             same = torch.equal(value, found[path]) if torch.is_tensor(value) else True

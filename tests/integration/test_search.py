@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import browser
-from neuclip.cli import main
-from neuclip.data.demo import tiny_demo
+from neuclip.cli.app import main
+from neuclip.data.demo.build import tiny_demo
 
 pytestmark = pytest.mark.skipif(
     browser.missing() is not None,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from neuclip.cli import main
+from neuclip.cli.app import main
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "slurm"
 PUBLISHED = {

@@ -12,11 +12,11 @@ import open_clip
 import pytest
 import torch
 
-from neuclip.cli import main
-from neuclip.methods import METHODS
-from neuclip.training import checkpoint
-from neuclip.training.restore import load_run
-from neuclip.training.tracking import read_records
+from neuclip.catalogue.registry import METHODS
+from neuclip.checkpoint import storage
+from neuclip.cli.app import main
+from neuclip.model.restore import load_run
+from neuclip.training.records.sinks import read_records
 
 PUBLISHED = (
     "--save-frequency 1 --train-data DATA --train-num-samples 96 --data_size 19270000 --warmup 5 "
@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(demo):
     for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
         flags = demo.flags(name, "--epochs", "1", "--workers", "0", "--seed", seed)
         assert main(["train", *flags, "--val-frequency", "0"]) == 0
-        weights.append(checkpoint.load(demo.logs / name / "checkpoints/epoch_1.pt")["state_dict"])
+        weights.append(storage.load(demo.logs / name / "checkpoints/epoch_1.pt")["state_dict"])
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert not torch.equal(weights[0]["visual.conv1.weight"], weights[2]["visual.conv1.weight"])
 
@@ -100,7 +100,7 @@ def test_the_published_line_trains(demo, capsys):
     said = capsys.readouterr().err
     assert "--local-loss" in said
     assert "data_size is not needed" in said
-    assert checkpoint.load(demo.logs / "neuclip/checkpoints/epoch_1.pt")["neuclip"]["step"] == 6
+    assert storage.load(demo.logs / "neuclip/checkpoints/epoch_1.pt")["neuclip"]["step"] == 6
 
 
 def test_eval_of_a_run(demo, capsys):
@@ -191,7 +191,7 @@ def test_two_processes_train(demo):
         capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    saved = checkpoint.load(demo.logs / "two/checkpoints/epoch_1.pt")["neuclip"]
+    saved = storage.load(demo.logs / "two/checkpoints/epoch_1.pt")["neuclip"]
     assert saved["global_batch_size"] == 16
     assert saved["step"] == 10
     assert saved["loss"]["normalizer.prototypes"].shape == (2, 128 * 16, 128)  # of the global batch
@@ -212,7 +212,7 @@ def test_low_precision_trains(demo, precision):
     assert main(["train", *flags, "--val-data", str(demo.data / "unseen_character")]) == 0
     losses = [r["loss"] for r in read_records(demo.logs / "run/metrics.jsonl") if "loss" in r]
     assert losses[-1] < losses[0]
-    weights = checkpoint.load(demo.logs / "run/checkpoints/epoch_1.pt")["state_dict"]
+    weights = storage.load(demo.logs / "run/checkpoints/epoch_1.pt")["state_dict"]
     kept = torch.bfloat16 if precision == "bf16" else torch.float32
     assert weights["text_projection"].dtype == kept
     assert weights["logit_scale"].dtype == torch.float32

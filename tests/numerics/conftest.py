@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from neuclip.catalogue.registry import METHODS
 from neuclip.method.factory import create_loss
-from neuclip.method.losses.base import PairLoss
-from neuclip.methods import METHODS
+from neuclip.method.losses.pair_loss import PairLoss
 
 DIM = 8
 SAMPLES = 48

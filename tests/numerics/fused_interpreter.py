@@ -10,9 +10,9 @@ import math
 import torch
 from torch.nn import functional
 
-from neuclip.distributed import Layout
-from neuclip.method import blocks, fused, log_inner
-from neuclip.method.blocks import Softmaxes
+from neuclip.method.softmax import blocks, fused, log_inner
+from neuclip.method.softmax.blocks import Softmaxes
+from neuclip.parallel.collectives import Layout
 
 # Nothing here is a multiple of a tile: several tiles of each kind, and a last one in part.
 ANCHORS, CANDIDATES, OFFSET = 21, 45, 13

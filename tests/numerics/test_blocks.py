@@ -6,10 +6,10 @@ import pytest
 import torch
 from naive_reference import inners, pairs
 
-from neuclip.distributed import Layout
-from neuclip.method import blocks
-from neuclip.method.blocks import Softmaxes
-from neuclip.method.log_inner import log_inner
+from neuclip.method.softmax import blocks
+from neuclip.method.softmax.blocks import Softmaxes
+from neuclip.method.softmax.log_inner import log_inner
+from neuclip.parallel.collectives import Layout
 
 
 def whole_batch(features, scale):

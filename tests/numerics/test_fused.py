@@ -33,7 +33,7 @@ def test_the_kernels_compile_for_cuda(name):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from neuclip.method import fused
+    from neuclip.method.softmax import fused
 
     kernel = getattr(fused, name)
     tiles = fused.TILES

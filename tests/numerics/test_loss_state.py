@@ -6,8 +6,8 @@ import pytest
 import torch
 from naive_reference import pairs
 
+from neuclip.catalogue.registry import METHODS
 from neuclip.errors import UserError
-from neuclip.methods import METHODS
 
 VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip", {"refresh": "fifo", "prototype_optimizer": "adagrad", "gradient": "union"}),

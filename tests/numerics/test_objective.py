@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive_reference import published_gamma
 
+from neuclip.catalogue.registry import gamma_floor
 from neuclip.method.objective import (
     LOG_RATIO_LIMIT,
     bounded_exp,
@@ -15,7 +16,6 @@ from neuclip.method.objective import (
     mix,
 )
 from neuclip.method.schedule import Gamma
-from neuclip.methods import gamma_floor
 
 
 @given(log_value=st.floats(-25, 25), offset=st.floats(-25, 25))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from naive_reference import pairs
 
-from neuclip.methods import METHODS
+from neuclip.catalogue.registry import METHODS
 
 NAMES = list(METHODS)
 VARIANTS = [(name, {}) for name in NAMES] + [

@@ -40,10 +40,10 @@ from quality_report import (
 from quality_results import ResultsFile, code_digest, data_digest, lock
 from torch.nn.functional import normalize
 
-from neuclip.cli import main
+from neuclip.catalogue.registry import NeuCLIPSettings
+from neuclip.cli.app import main
 from neuclip.errors import UserError
 from neuclip.method.factory import Run, create_loss, resolve
-from neuclip.methods import NeuCLIPSettings
 
 
 def row_of(cell: Cell, acc1: float = 0.5, **others) -> dict:

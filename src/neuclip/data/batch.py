@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from neuclip.data.decode import Decode, decode_image
 from neuclip.data.order import Order, draw
 from neuclip.data.samples import Damage, RawSample, SampleError
-from neuclip.data.sources import Source
+from neuclip.data.sources.source import Source
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]

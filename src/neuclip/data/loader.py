@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from neuclip.batches import factors
+from neuclip.config.batch_size import factors
 from neuclip.data.batch import Batch, Reader, Request, Tokenize, Transform, Unreadable
 from neuclip.data.damage import DamageLog
 from neuclip.data.decode import Decode, decode_image
 from neuclip.data.order import Order, describe_epoch
 from neuclip.data.samples import Damage
-from neuclip.data.sources import Source
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 
 __all__ = [

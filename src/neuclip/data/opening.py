@@ -8,17 +8,17 @@ from typing import Literal
 
 from braceexpand import braceexpand
 
-from neuclip.config import DataFormat
-from neuclip.data.arrow import DatasetSource, open_parquet
-from neuclip.data.cache import GIB, ShardCache
-from neuclip.data.folders import FolderSource
-from neuclip.data.mixture import Mixture, parse_factors
-from neuclip.data.remote import Reading, open_remote
-from neuclip.data.remote_fetch import Patience
-from neuclip.data.remote_open import PIPE
-from neuclip.data.shards import build_index, expand_patterns
-from neuclip.data.sources import Source
-from neuclip.data.tables import Columns, open_tables
+from neuclip.config.sections import DataFormat
+from neuclip.data.remote.cache import GIB, ShardCache
+from neuclip.data.remote.fetch import Patience
+from neuclip.data.remote.remote_shards import Reading, open_remote
+from neuclip.data.remote.transport import PIPE
+from neuclip.data.sources.arrow import DatasetSource, open_parquet
+from neuclip.data.sources.folders import FolderSource
+from neuclip.data.sources.mixture import Mixture, parse_factors
+from neuclip.data.sources.shards import build_index, expand_patterns
+from neuclip.data.sources.source import Source
+from neuclip.data.sources.tables import Columns, open_tables
 from neuclip.errors import UserError
 
 _Kind = Literal["webdataset", "remote", "csv", "parquet", "folder", "huggingface"]

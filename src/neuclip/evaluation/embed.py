@@ -14,13 +14,13 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuclip import distributed
 from neuclip.data.loader import Batch, Unreadable, evaluation_loader, evaluation_requests
 from neuclip.data.samples import Damage
-from neuclip.data.sources import Source
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import EncodedImages, EncodedSplit, ImageTextEncoder
-from neuclip.sharing import share_out
+from neuclip.parallel import collectives
+from neuclip.parallel.work_sharing import share_out
 
 
 def start_reading(
@@ -42,7 +42,7 @@ def start_reading(
     if positions is None:
         positions = np.arange(len(source), dtype=np.int64)
     requests = evaluation_requests(positions, batch_size)
-    share = distributed.owned_slice(len(requests))
+    share = collectives.owned_slice(len(requests))
     mine = requests[share.start : share.stop]
     on_gpu = encoder.device.type == "cuda"  # to where page-locked memory is copied meanwhile
     return evaluation_loader(
@@ -173,7 +173,7 @@ def _encode(
         own.metadata += batch.metadata
     for features in (own.images, own.texts):
         features[:] = [torch.cat(features).cpu()] if features else []
-    parts = distributed.gather_objects(own)
+    parts = collectives.gather_objects(own)
     whole = _Part(
         **{f.name: [item for part in parts for item in getattr(part, f.name)] for f in fields(own)}
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from neuclip.data.samples import Damage
-from neuclip.method.interfaces import LogNormalizers
+from neuclip.method.notation import LogNormalizers
 
 RECALL_AT = (1, 5, 10)
 

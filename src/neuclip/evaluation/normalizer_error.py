@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuclip import distributed
 from neuclip.evaluation.interfaces import ErrorSummary, LogNormalizerPredictor, NormalizerError
-from neuclip.sharing import share_out
+from neuclip.parallel import collectives
+from neuclip.parallel.work_sharing import share_out
 
 SIMILARITIES_AT_ONCE = 2**21
 
@@ -99,7 +99,7 @@ def normalizer_error(
             batch = order[torch.arange(start, start + batch_size) % count]
             batch = batch.to(image_features.device)
             images, texts = image_features[batch], text_features[batch]
-            with distributed.alone(), torch.no_grad():
+            with collectives.alone(), torch.no_grad():
                 answer = loss.predict_log_normalizers(images, texts, scale)
                 minibatch = exact_log_normalizers(images, texts, logit_scale, loss.epsilon)
             predicted = torch.stack([answer.image, answer.text]).to(minibatch)

@@ -104,26 +104,6 @@ def _sums(
     return full
 
 
-def outcomes_path(results: Path, key: str) -> Path:
-    """Where a task's outcomes lie: in a folder of their own beside the results file.
-
-    Args:
-        results: The results file.
-        key: The task.
-    """
-    return results.parent / "outcomes" / results.stem / f"{key.replace('/', '-')}.npz"
-
-
-def split_outcomes_path(eval_results: Path, split: str) -> Path:
-    """Where the outcomes of a split's latest judging lie.
-
-    Args:
-        eval_results: The folder of results.
-        split: Name of the split.
-    """
-    return eval_results / "outcomes" / f"split_{split}.npz"
-
-
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:
     """Writes outcomes, in one piece: right and wrong take a bit a sample, before compression.
 

@@ -6,13 +6,13 @@
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from neuclip.errors import UserError
+from neuclip.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -85,27 +85,6 @@ _RESULT = TypeAdapter(EvalResult)
 _GALLERY = TypeAdapter(Gallery)
 
 
-PLAIN = "weights"
-"""In the name of results of a checkpoint's weights, where it holds their moving average too."""
-
-
-def results_path(run_dir: Path, epoch: int, *, plain: bool = False) -> Path:
-    """Where the results of an epoch's checkpoint lie in a run folder.
-
-    Args:
-        run_dir: The run folder.
-        epoch: Of the checkpoint.
-        plain: For the weights of a run that is judged by their moving average.
-    """
-    name = f"epoch_{epoch}_{PLAIN}" if plain else f"epoch_{epoch}"
-    return run_dir / "eval_results" / f"{name}_eval_results.jsonl"
-
-
-def gallery_path(run_dir: Path, split: str) -> Path:
-    """Where a split's gallery lies in a run folder."""
-    return run_dir / "eval_results" / f"gallery_{split}.json"
-
-
 def write_eval_result(
     path: Path, key: str, metrics: dict[str, float], dataset: str | None = None
 ) -> None:
@@ -166,23 +145,6 @@ def read_gallery(path: Path) -> Gallery:
         return _GALLERY.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise UserError(f"{path} is no gallery: {_short(error)}") from None
-
-
-def write_whole(path: Path, text: str | bytes) -> None:
-    """Writes a file (text as UTF-8) so that it is either the old one or the new one, never a part.
-
-    Raises:
-        UserError: there is no right or room to write.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(text.encode() if isinstance(text, str) else text)
-        partial.replace(path)
-    except OSError as error:
-        if partial.is_file():
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _lines(path: Path) -> list[tuple[str, EvalResult]]:

@@ -8,12 +8,7 @@ cases of it. recall@k is the share of queries with any right candidate among the
 import torch
 from torch import Tensor
 
-from neuclip.evaluation.interfaces import (
-    RECALL_AT,
-    EncodedSplit,
-    RetrievalResult,
-    first_of_each,
-)
+from neuclip.evaluation.interfaces import RECALL_AT, EncodedSplit, RetrievalResult, first_of_each
 from neuclip.evaluation.ranking import Ties, wrong_ahead
 
 

@@ -6,7 +6,7 @@ The names of the files are DataComp's (`classnames.txt`, `zeroshot_classificatio
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuclip.data.shards import ShardIndex, build_index, expand_patterns
+from neuclip.data.sources.shards import ShardIndex, build_index, expand_patterns
 from neuclip.errors import UserError
 
 CLASSNAMES = "classnames.txt"

@@ -24,7 +24,7 @@ from neuclip.evaluation.interfaces import (
 )
 from neuclip.evaluation.metrics import Choices, accuracy, mean_per_class_recall
 from neuclip.evaluation.ranking import best_candidate, wrong_ahead
-from neuclip.sharing import share_out
+from neuclip.parallel.work_sharing import share_out
 
 
 def class_vectors(

@@ -4,6 +4,6 @@ Modules, lowest first: `transformers_clip` (the same towers in transformers' ter
 model card); `files` (what is written for each form). No network, and no transformers.
 """
 
-from neuclip.export.files import Export, Form, export_model
+from neuclip.export.repository import Export, Form, export_model
 
 __all__ = ["Export", "Form", "export_model"]

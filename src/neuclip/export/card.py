@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from neuclip.config import RunConfig, validate
+from neuclip.catalogue.registry import MethodInfo, method_info
+from neuclip.config.run_config import RunConfig, validate
+from neuclip.evaluation.datacomp.suite import Average, load_suite
 from neuclip.evaluation.results import EvalResult, read_eval_results
-from neuclip.evaluation.suite import Average, load_suite
-from neuclip.methods import MethodInfo, method_info
-from neuclip.training.pretrained import Pretrained
+from neuclip.model.load import Pretrained
 
 _SHOWN = ("acc1", "mean_recall@1", "image_retrieval_recall@1", "text_retrieval_recall@1")
 _NO_RECIPE = ("name", "resume", "device", "evaluation", "output")

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neuclip.training.model import Vocabulary
+from neuclip.model.export_info import Vocabulary
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PROCESSOR, _TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"

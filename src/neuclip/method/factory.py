@@ -4,22 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from neuclip.errors import UserError
-from neuclip.method.interfaces import Normalizer
-from neuclip.method.losses.amorlip import AmorLIPLoss
-from neuclip.method.losses.base import PairLoss
-from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss, Objective
-from neuclip.method.losses.individual import IndividualContrastiveLoss
-from neuclip.method.losses.infonce import InfoNCELoss
-from neuclip.method.losses.sigmoid import SigmoidLoss
-from neuclip.method.normalizers.amortized import AmortizedNormalizer, AmortizedSettings
-from neuclip.method.normalizers.minibatch import MinibatchNormalizer
-from neuclip.method.normalizers.moving_average import AnchorRate, MovingAverageNormalizer, Rate
-from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
-from neuclip.method.schedule import Gamma
-from neuclip.method.temperature import IndividualTemperature, Kind, TemperatureRule
-from neuclip.methods import method_settings
-from neuclip.settings import (
+from neuclip.catalogue.method_settings import (
     AmorLIPSettings,
     FastCLIPv0Settings,
     FastCLIPv1Settings,
@@ -38,6 +23,21 @@ from neuclip.settings import (
     SogCLRSettings,
     StabilisedSettings,
 )
+from neuclip.catalogue.registry import method_settings
+from neuclip.errors import UserError
+from neuclip.method.losses.amorlip import AmorLIPLoss
+from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss, Objective
+from neuclip.method.losses.individual import IndividualContrastiveLoss
+from neuclip.method.losses.infonce import InfoNCELoss
+from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.method.losses.sigmoid import SigmoidLoss
+from neuclip.method.normalizers.amortized import AmortizedNormalizer, AmortizedSettings
+from neuclip.method.normalizers.minibatch import MinibatchNormalizer
+from neuclip.method.normalizers.moving_average import AnchorRate, MovingAverageNormalizer, Rate
+from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
+from neuclip.method.notation import Normalizer
+from neuclip.method.schedule import Gamma
+from neuclip.method.temperature import IndividualTemperature, Kind, TemperatureRule
 
 POOL_BATCHES = 128
 """Batches in the default pool: the more embeddings, the better its value (docs/study.md)."""

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from neuclip.distributed import Layout
 from neuclip.errors import UserError
+from neuclip.parallel.collectives import Layout
 
 UNIT_NORM_TOLERANCE = 0.02
 """bfloat16 towers end within 0.01 of unit norm."""

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neuclip import distributed
-from neuclip.distributed import Layout
 from neuclip.errors import UserError
+from neuclip.parallel import collectives
+from neuclip.parallel.collectives import Layout
 
 
 class SampleTable(nn.Module):
@@ -73,8 +73,8 @@ class SampleTable(nn.Module):
             layout: the number of samples of each rank.
         """
         local_ids = sample_ids.to(self.values.device, non_blocking=True)
-        ids = distributed.gather_constant(local_ids, layout)
-        whole = distributed.gather_constant(values.T.to(self.values.dtype), layout).T
+        ids = collectives.gather_constant(local_ids, layout)
+        whole = collectives.gather_constant(values.T.to(self.values.dtype), layout).T
         ordered, order = torch.sort(ids, stable=True)
         # Every occurrence of an id writes what its last one says: the order of writing is free.
         last = order[torch.searchsorted(ordered, ids, right=True) - 1]

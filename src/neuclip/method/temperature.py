@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neuclip.method.interfaces import Anchors
+from neuclip.method.notation import Anchors
 from neuclip.method.sample_table import SampleTable
 
 Kind = Literal["momentum", "adam", "fastclip"]

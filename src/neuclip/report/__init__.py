@@ -41,7 +41,7 @@ def write_report(run_dirs: list[Path], out: Path, options: ReportOptions | None 
             set, or there is no right to write.
     """
     # Here, not above: matplotlib takes long to import, and only who draws should wait for it.
-    from neuclip.evaluation.results import write_whole
+    from neuclip.files import write_whole
     from neuclip.report.page import compose
     from neuclip.report.panels import panel_files
 

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from neuclip.evaluation.suite import load_suite
+from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.report.runs import Run
 
 Better = Literal["high", "low", "neither"]

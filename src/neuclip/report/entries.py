@@ -8,17 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from neuclip.errors import UserError
-from neuclip.evaluation.outcomes import (
-    Outcomes,
-    outcomes_path,
-    read_outcomes,
-    split_outcomes_path,
-)
+from neuclip.errors import UserError, nearest
+from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.outcomes import Outcomes, read_outcomes
 from neuclip.evaluation.results import EvalResult, read_eval_results
-from neuclip.evaluation.suite import load_suite
-from neuclip.methods import nearest
 from neuclip.report.runs import Run, results_files
+from neuclip.run_folder import RunFolder, outcomes_path
 
 # Settings that make no other experiment.
 _SAME = frozenset(
@@ -179,7 +174,7 @@ def split_score(run: Run, split: str) -> tuple[str, Score] | None:
         if measure in final:
             kept = None
             if measure == "acc1":
-                path = split_outcomes_path(run.folder / "eval_results", split)
+                path = RunFolder(run.folder).split_outcomes(split)
                 kept = _agreeing(read_outcomes(path), final[measure])
             return measure, Score(final[measure], "", kept)
     return None

@@ -21,7 +21,7 @@ from neuclip.report.comparison import (
 from neuclip.report.entries import choose_baseline, entries
 from neuclip.report.figures import Bars, Curve, curves, grouped, stacked
 from neuclip.report.panels import inline_panels
-from neuclip.report.published import MEASURES, load_published, published_for
+from neuclip.report.quoted import MEASURES, load_published, published_for
 from neuclip.report.runs import Run, load_runs
 from neuclip.report.scoreboard import PANELS, Scoreboard, average_series, scoreboard
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from neuclip.config import read_yaml
+from neuclip.config.recipes import read_yaml
 from neuclip.errors import UserError
 from neuclip.evaluation.results import Gallery, read_eval_results, read_gallery
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from neuclip.evaluation.suite import load_suite
+from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.report.bootstrap import Difference, Draws, difference, over_samples, over_tasks
 from neuclip.report.entries import Entry, Judged, Score, benchmark_results, split_score
-from neuclip.report.published import MEASURES, Quoted
+from neuclip.report.quoted import MEASURES, Quoted
 from neuclip.report.runs import Run
 
 PANELS = ("datacomp", "imagenet-variants", "retrieval")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import Unreadable, evaluation_loader, evaluation_requests
-from neuclip.data.sources import Source, content_digest
+from neuclip.data.sources.source import Source, content_digest
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuclip.data.decode import decode_image
 from neuclip.data.samples import SampleError, Unusable
-from neuclip.data.sources import Source
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
 from neuclip.search.embeddings import Embeddings

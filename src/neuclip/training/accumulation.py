@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuclip import distributed
 from neuclip.data.batch import Batch
-from neuclip.training.verdict import FEATURES, Outputs
+from neuclip.parallel import collectives
+from neuclip.training.nonfinite import FEATURES, Outputs
 
 Encode = Callable[[Batch], Outputs]
 
@@ -93,7 +93,7 @@ class CachedFeatures:
             for number, (batch, state) in enumerate(zip(self._batches, self._states, strict=True)):
                 stop = start + len(batch)
                 state.restore(self._device)
-                waits = nullcontext() if number == last else distributed.no_sync(towers)
+                waits = nullcontext() if number == last else collectives.no_sync(towers)
                 with waits:
                     _backward(
                         self._encode(batch), self._gradients(start, stop, whole=number == last)

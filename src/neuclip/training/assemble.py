@@ -14,30 +14,31 @@ from pathlib import Path
 
 import torch
 
-from neuclip import distributed, sharding
-from neuclip.batches import share_batch
-from neuclip.config import RunConfig
+from neuclip.catalogue.registry import METHODS, MixingSettings
+from neuclip.config.batch_size import share_batch
+from neuclip.config.run_config import RunConfig
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import OpenSettings, open_source
-from neuclip.data.sources import Source
-from neuclip.data.tables import Columns
+from neuclip.data.sources.source import Source
+from neuclip.data.sources.tables import Columns
 from neuclip.errors import UserError
-from neuclip.group import Patience, process_group
-from neuclip.launch import launch_environment
 from neuclip.method.factory import Run, build_loss, resolve
-from neuclip.methods import METHODS, MixingSettings
-from neuclip.sharing import from_main
-from neuclip.training import towers as tower_parts
-from neuclip.training.agreement import check_same_data, check_same_program
-from neuclip.training.judge_only import judge_only
-from neuclip.training.judging import open_splits, open_zero_shot
-from neuclip.training.model import Clip, build_clip, choose_device, choose_precision
+from neuclip.model import prepare as tower_parts
+from neuclip.model.clip import Clip, build_clip
+from neuclip.model.device import choose_device, choose_precision
+from neuclip.model.starting_weights import load_starting_weights
+from neuclip.parallel import collectives, fsdp
+from neuclip.parallel.launch import launch_environment
+from neuclip.parallel.process_group import Patience, process_group
+from neuclip.parallel.rank_consistency import check_same_data, check_same_program
+from neuclip.parallel.work_sharing import from_main
+from neuclip.training.components import Parts
+from neuclip.training.evaluate_only import judge_only
+from neuclip.training.evaluating import open_splits, open_zero_shot
+from neuclip.training.open_run import earlier_config, log_to, open_run_folder
 from neuclip.training.optim import Optimizer
-from neuclip.training.parts import Parts
-from neuclip.training.run_folder import earlier_config, log_to, open_run_folder
-from neuclip.training.starting_weights import load_starting_weights
 from neuclip.training.trainer import Trainer
 
 log = logging.getLogger("neuclip")
@@ -65,9 +66,9 @@ def train(config: RunConfig) -> Path:
     device = choose_device(config.device, launch_environment().local_rank)
     with (
         process_group(device, _patience(config)),
-        sharding.group(device.type, wanted=config.parallel.fsdp),
+        fsdp.group(device.type, wanted=config.parallel.fsdp),
     ):
-        check_same_program(config)
+        check_same_program(config.model_dump(mode="json"))
         name = config.name or from_main(lambda: _name_now(config))
         return _train(config.model_copy(update={"name": name}), config.data.train_data, device)
 
@@ -90,7 +91,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     """The run, in processes that have met; `asked` has a name."""
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
-    config = share_batch(asked, distributed.world_size(), before)
+    config = share_batch(asked, collectives.world_size(), before)
     index = _in_turn(lambda: read_index(config, train_data))
     limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
     check_index(index.damage, limit, samples=len(index), shards=shards)
@@ -108,7 +109,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
     folder, start = from_main(lambda: open_run_folder(config.output.logs, name, config.resume))
-    log_to(folder.log if distributed.is_main() else None)
+    log_to(folder.log if collectives.is_main() else None)
     parts = Parts(
         config=config,
         folder=folder,
@@ -125,14 +126,14 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     trainer = Trainer(parts)
     if start is not None:
         trainer.load(start)
-    if distributed.is_main():
+    if collectives.is_main():
         folder.config.write_text(_kept(asked, parts).to_yaml(), encoding="utf-8")
         _announce(parts, index)
     try:
         trainer.fit()
     finally:
         index.close()
-    if distributed.is_main():
+    if collectives.is_main():
         log.info("finished: %s", folder.path)
     return folder.path
 
@@ -159,7 +160,7 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
         init,
         config.model.force_patch_dropout,
     )
-    torch.manual_seed(config.seed + distributed.rank())
+    torch.manual_seed(config.seed + collectives.rank())
     return clip
 
 
@@ -174,15 +175,15 @@ def _ready_towers(
     if config.parallel.fsdp:
         units = tower_parts.blocks(clip.towers)
         low = clip.precision == "amp_bf16"
-        sharding.shard(clip.towers, units, device, low_precision=low)
+        fsdp.shard(clip.towers, units, device, low_precision=low)
 
 
 def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
     settings = LoaderSettings(
         batch_size=config.data.batch_size,
         accum_freq=config.data.accum_freq,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
+        rank=collectives.rank(),
+        world_size=collectives.world_size(),
         seed=config.seed,
         workers=config.data.workers,
         num_samples=config.data.train_num_samples,
@@ -257,11 +258,11 @@ def _in_turn(open_data: Callable[[], Source]) -> Source:
 
     On every machine but the first, its first process then does the same for its neighbours.
     """
-    turn = 0 if distributed.is_main() else 1 if launch_environment().local_rank == 0 else 2
+    turn = 0 if collectives.is_main() else 1 if launch_environment().local_rank == 0 else 2
     source: Source | None = None
     for now in range(3):
         if now == turn:
             source = open_data()
-        distributed.barrier()
+        collectives.barrier()
     assert source is not None
     return source

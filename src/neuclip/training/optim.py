@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuclip import sharding
-from neuclip.config import OptimConfig
+from neuclip.config.sections import OptimConfig
+from neuclip.parallel import fsdp
 
 STEP_THRESHOLD = 0.03
 """FastCLIP: lr_tau is divided by three while the temperature is at most this."""
@@ -97,7 +97,7 @@ class Optimizer:
         )
         self.adamw = torch.optim.AdamW(
             [
-                {**group, "params": [sharding.own_part(p) for p in group["params"]]}
+                {**group, "params": [fsdp.own_part(p) for p in group["params"]]}
                 for group in groups
                 if group["params"]
             ],
@@ -122,8 +122,8 @@ class Optimizer:
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients; clips them if asked. Not finite as soon as one of them is not."""
         if self._settings.grad_clip_norm is not None:
-            return sharding.clip_gradients(self.parameters, self._settings.grad_clip_norm)
-        return sharding.total_norm([p.grad for p in self.parameters if p.grad is not None])
+            return fsdp.clip_gradients(self.parameters, self._settings.grad_clip_norm)
+        return fsdp.total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self, skip: Tensor) -> None:
         """Steps, and drops the gradients.
@@ -136,7 +136,7 @@ class Optimizer:
         own_parts = [p for group in self.adamw.param_groups for p in group["params"]]
         for parameter, own in zip(self.in_order, own_parts, strict=True):
             if own is not parameter:
-                own.grad = None if parameter.grad is None else sharding.local(parameter.grad)
+                own.grad = None if parameter.grad is None else fsdp.local(parameter.grad)
         self.adamw.step()
         for parameter, own in zip(self.in_order, own_parts, strict=True):
             parameter.grad = own.grad = None
@@ -167,12 +167,12 @@ class Optimizer:
 def _whole(value: object, parameter: nn.Parameter) -> object:
     """This process's part of a moment as a part of the whole; the number of steps as it is."""
     if isinstance(value, Tensor) and value.ndim:
-        return sharding.as_part(value, parameter)
+        return fsdp.as_part(value, parameter)
     return value
 
 
 def _own(value: object, parameter: nn.Parameter) -> object:
     """The inverse of `_whole`; takes a whole moment too."""
     if isinstance(value, Tensor) and value.ndim:
-        return sharding.local(sharding.like(value, parameter))
+        return fsdp.local(fsdp.like(value, parameter))
     return value

@@ -1,6 +1,6 @@
 """One step: encode, loss, backward, update. It names no method, and keeps nothing between steps.
 
-The host never waits for the device in it: see `neuclip.training.verdict`.
+The host never waits for the device in it: see `neuclip.training.nonfinite`.
 """
 
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neuclip import distributed
 from neuclip.data.batch import Batch
-from neuclip.method.interfaces import Section, no_section
-from neuclip.method.losses.base import PairLoss
+from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.method.notation import Section, no_section
+from neuclip.model.clip import Clip, clamp_logit_scale
+from neuclip.parallel import collectives
 from neuclip.training.accumulation import CachedFeatures
-from neuclip.training.model import Clip, clamp_logit_scale
+from neuclip.training.nonfinite import Containment, Outputs, Readback
 from neuclip.training.optim import Optimizer
-from neuclip.training.verdict import Containment, Outputs, Readback
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TrainingStep:
         assert isinstance(loss, Tensor)
         value = loss.detach().masked_fill(contained.any_wrong, torch.nan)
         votes = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
-        votes = distributed.max_over_ranks(votes.float())
+        votes = collectives.max_over_ranks(votes.float())
         with self._section("backward"):
             loss.backward()
             if cached is not None:

@@ -15,23 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuclip import distributed, group, sharding
+from neuclip.checkpoint import storage
+from neuclip.checkpoint.common import CheckpointError
+from neuclip.checkpoint.rng import random_state, restore_random_state
+from neuclip.checkpoint.saver import Saver
 from neuclip.data.damage import DamageLog, DamageReport
 from neuclip.data.loader import Batch
 from neuclip.errors import Preempted
-from neuclip.evaluation.results import write_whole
-from neuclip.training import checkpoint, memory
-from neuclip.training.checkpoint_files import CheckpointError
-from neuclip.training.ema import AVERAGES, WeightAverage
-from neuclip.training.feed import Feed
+from neuclip.files import write_whole
+from neuclip.model.ema import AVERAGES, WeightAverage
+from neuclip.parallel import collectives, fsdp, process_group
+from neuclip.training import oom_advice
+from neuclip.training.components import Parts
+from neuclip.training.device_prefetch import Feed
+from neuclip.training.evaluating import Judge
 from neuclip.training.fingerprint import add_to_fingerprint
-from neuclip.training.judging import Judge
-from neuclip.training.parts import Parts
-from neuclip.training.randomness import random_state, restore_random_state
-from neuclip.training.recorder import Recorder
-from neuclip.training.saver import Saver
+from neuclip.training.nonfinite_watch import Watch
+from neuclip.training.records.recorder import Recorder
 from neuclip.training.step import StepResult, TrainingStep
-from neuclip.training.watch import Watch
 
 log = logging.getLogger("neuclip")
 
@@ -53,14 +54,14 @@ class Trainer:
         self.damage = DamageLog()  # what this process meets
         self._earlier = DamageLog()  # what the run met before; only the main process has it
         self._begun = 0
-        if distributed.is_main():
+        if collectives.is_main():
             self.damage.add(parts.shard_damage)
         self._recorder = Recorder(parts.config, parts.folder, parts.device)
         self._judge = Judge(parts, self._recorder)
         parts.loss.equal_batches = True  # the loader drops what would make them differ
         self._update = TrainingStep(
             parts.clip,
-            distributed.parallel(parts.clip.towers, parts.device),
+            collectives.parallel(parts.clip.towers, parts.device),
             parts.loss,
             parts.optimizer,
             parts.device,
@@ -71,7 +72,7 @@ class Trainer:
         decay = parts.config.model.model_ema_decay
         self._average = None if decay is None else WeightAverage(parts.clip.towers, decay)
         self._saver = Saver(
-            sharded=sharding.is_sharded(parts.clip.towers),
+            sharded=fsdp.is_sharded(parts.clip.towers),
             keep_step_checkpoints=parts.config.output.keep_step_checkpoints,
         )
         self.fingerprint = 0
@@ -94,14 +95,14 @@ class Trainer:
             self._saver.open(),
             self._reporting_damage(),
             self._profiler() as profiler,
-            group.telling(),
+            process_group.telling(),
         ):
             if self._judge.is_due(self.step) and not self._judge.has_judged(self.step):
                 self._judge_towers()
             for epoch in range(self.step // steps, parts.last_epoch):
                 parts.loader.set_position(epoch, self.step % steps)
                 for batches in self._timed(iter(parts.loader)):
-                    with memory.explained(parts.config):
+                    with oom_advice.explained(parts.config):
                         result = self.train_step(batches)
                     self._after_step(batches, result)
                     profiler.step()
@@ -137,7 +138,7 @@ class Trainer:
             self._record(result)
         if self.step % self.parts.steps_per_epoch == 0:
             return  # the end of the epoch saves
-        if self._watch.stop if distributed.is_active() else self._stop_asked:
+        if self._watch.stop if collectives.is_active() else self._stop_asked:
             self._save_step()
             raise self._preempted()
         if every and self.step % every == 0:
@@ -158,11 +159,11 @@ class Trainer:
     def _judge_towers(self) -> None:
         """Judges the towers: the average of their weights, where the run keeps one."""
         average = nullcontext() if self._average is None else self._average.applied()
-        with average, sharding.gathered(self.parts.clip.towers):
+        with average, fsdp.gathered(self.parts.clip.towers):
             self._judge.judge(self.step)
 
     def _asked_to_stop(self) -> bool:
-        return distributed.any_rank(self._stop_asked)
+        return collectives.any_rank(self._stop_asked)
 
     def _preempted(self) -> Preempted:
         return Preempted(
@@ -185,7 +186,7 @@ class Trainer:
         self._watch.settle()
         values = {
             **self.parts.position(self.step),
-            "loss": float(distributed.mean_over_ranks(result.loss.clone())),
+            "loss": float(collectives.mean_over_ranks(result.loss.clone())),
             "temperature": self.parts.temperature,
             "logit_scale": 1 / self.parts.temperature,
             "lr": self._rate,
@@ -197,11 +198,11 @@ class Trainer:
         self._recorder.training(values, self.parts.global_batch_size)
 
     def _global_fingerprint(self) -> int:
-        return sum(distributed.gather_objects(self.fingerprint)) % 2**64
+        return sum(collectives.gather_objects(self.fingerprint)) % 2**64
 
     def _global_damage(self) -> DamageReport:
         """What all processes have met, and the run before."""
-        return self._with_earlier(distributed.gather_objects(self.damage.report()))
+        return self._with_earlier(collectives.gather_objects(self.damage.report()))
 
     def _with_earlier(self, reports: Sequence[DamageReport]) -> DamageReport:
         whole = DamageLog.from_report(self._earlier.report())
@@ -216,7 +217,7 @@ class Trainer:
             yield
             whole = self._global_damage()
         finally:
-            if distributed.is_main():
+            if collectives.is_main():
                 # When the run fails the others cannot be asked.
                 whole = whole or self._with_earlier([self.damage.report()])
                 path = self.parts.folder.data_report
@@ -227,7 +228,7 @@ class Trainer:
 
     def _profiler(self) -> AbstractContextManager[Any]:
         """A trace of ten steps in `trace.json`, when asked for."""
-        if not (self.parts.config.output.profile and distributed.is_main()):
+        if not (self.parts.config.output.profile and collectives.is_main()):
             return nullcontext(_NoProfiler())
         path = str(self.parts.folder.path / "trace.json")
         return torch.profiler.profile(
@@ -304,7 +305,7 @@ class Trainer:
         Raises:
             CheckpointError: it is damaged, or belongs to another model, method, or data.
         """
-        content, parts = checkpoint.load(path, live=self._live()), self.parts
+        content, parts = storage.load(path, live=self._live()), self.parts
         own = content.get("neuclip")
         if own is None:
             raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
@@ -314,15 +315,15 @@ class Trainer:
                     f"checkpoint {path} has {key} {own.get(key)!r}, this run has {value!r}; an "
                     "exact resume needs them equal"
                 )
-        checkpoint.load_weights(parts.clip.towers, content, path)
+        storage.load_weights(parts.clip.towers, content, path)
         parts.optimizer.load_state_dict(content["optimizer"])
         self._load_average(content, path)
-        checkpoint.load_loss(parts.loss, own["loss"], path)
+        storage.load_loss(parts.loss, own["loss"], path)
         self.step = self._begun = int(own["step"])
         self._watch.skipped = int(own["skipped"])
         restore_random_state(own, parts.device, parts.config.seed + self.step)
         self.damage = DamageLog()  # what the scan of the shards found is in the report already
-        if distributed.is_main():
+        if collectives.is_main():
             self._earlier = DamageLog.from_report(own["damage"])
             self.fingerprint = int(own["fingerprint"])
         log.info("resumed %s at step %d", path, self.step)

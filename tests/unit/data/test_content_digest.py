@@ -9,7 +9,7 @@ import pytest
 
 from datacomp_sets import picture
 from neuclip.data.opening import open_source
-from neuclip.data.sources import content_digest
+from neuclip.data.sources.source import content_digest
 
 
 def write_folder(folder):

@@ -22,9 +22,9 @@ from neuclip.data.loader import (
     evaluation_requests,
 )
 from neuclip.data.samples import Damage, SampleError, bounded_caption
-from neuclip.data.shards import build_index
+from neuclip.data.sources.shards import build_index
 from neuclip.errors import UserError
-from neuclip.training.model import build_clip
+from neuclip.model.clip import build_clip
 
 
 def transform(image):

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from neuclip.data.decode import MAX_PIXELS, ImageDecoder, decode_image
 from neuclip.data.samples import Unusable
-from neuclip.training.model import build_clip
+from neuclip.model.clip import build_clip
 
 
 def encode(image: Image.Image, kind: str = "png", **options) -> bytes:

@@ -24,7 +24,7 @@ from neuclip.data.loader import (
 )
 from neuclip.data.order import Layout, describe_epoch, draw, epoch_order
 from neuclip.data.samples import Damage
-from neuclip.data.shards import build_index
+from neuclip.data.sources.shards import build_index
 from neuclip.errors import UserError
 
 
@@ -400,7 +400,7 @@ from pathlib import Path
 import signal
 import torch
 from neuclip.data.loader import LoaderSettings, TrainLoader
-from neuclip.data.shards import build_index
+from neuclip.data.sources.shards import build_index
 
 def transform(image):
     return torch.zeros(3, 4, 4)

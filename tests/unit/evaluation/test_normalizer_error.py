@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from neuclip.evaluation import normalizer_error as module
 from neuclip.evaluation.interfaces import LogNormalizerPredictor
 from neuclip.evaluation.normalizer_error import exact_log_normalizers, normalizer_error
-from neuclip.method.interfaces import LogNormalizers
+from neuclip.method.notation import LogNormalizers
 
 
 def features(count: int, dim: int = 5, seed: int = 0):

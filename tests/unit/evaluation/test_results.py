@@ -8,17 +8,16 @@ from neuclip.evaluation.results import (
     Picture,
     Query,
     Retrieved,
-    gallery_path,
     read_eval_results,
     read_gallery,
-    results_path,
     write_eval_result,
     write_gallery,
 )
+from neuclip.run_folder import RunFolder
 
 
 def test_lines_are_the_benchmarks(tmp_path):
-    path = results_path(tmp_path, 3)
+    path = RunFolder(tmp_path).results(3)
     assert path == tmp_path / "eval_results" / "epoch_3_eval_results.jsonl"
     write_eval_result(path, "unseen_face", {"acc1": 0.25, "main_metric": 0.25})
     write_eval_result(path, "vtab/cifar100", {"acc1": 0.5}, dataset="CIFAR-100")
@@ -59,13 +58,13 @@ def test_a_line_that_is_no_result_is_not_thrown_away(tmp_path, line):
 def test_no_way_to_write(tmp_path):
     (tmp_path / "eval_results").write_text("a file, not a folder")
     with pytest.raises(UserError, match="cannot write"):
-        write_eval_result(results_path(tmp_path, 1), "mine", {})
+        write_eval_result(RunFolder(tmp_path).results(1), "mine", {})
 
 
 def test_galleries_come_back_as_written(tmp_path):
     picture = Picture("k", "a <caption>", "aGk=")
     gallery = Gallery("s", 0, [Query("q", picture, [Retrieved(picture, 0.5, True)])])
-    path = gallery_path(tmp_path, "s")
+    path = RunFolder(tmp_path).gallery("s")
     write_gallery(path, gallery)
     assert read_gallery(path) == gallery
     path.write_text('{"split": "s"}')

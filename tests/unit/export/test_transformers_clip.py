@@ -3,9 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
-from neuclip.cli import main
+from neuclip.cli.app import main
 from neuclip.export.transformers_clip import obstacle
-from neuclip.training.model import model_config
+from neuclip.model.export_info import model_config
 
 transformers = pytest.importorskip("transformers")
 

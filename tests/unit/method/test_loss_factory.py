@@ -5,10 +5,16 @@ import re
 import pytest
 
 from neuclip import create_loss
+from neuclip.catalogue.registry import (
+    CATALOGUE,
+    METHODS,
+    NeuCLIPSettings,
+    OpenCLIPSettings,
+    method_settings,
+)
 from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss, resolve
-from neuclip.method.losses.base import PairLoss
-from neuclip.methods import CATALOGUE, METHODS, NeuCLIPSettings, OpenCLIPSettings, method_settings
+from neuclip.method.losses.pair_loss import PairLoss
 
 TABLE_METHODS = [info.name for info in CATALOGUE if info.needs_sample_ids]
 EPOCH_METHODS = [info.name for info in CATALOGUE if info.counts_epochs]

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 
 from neuclip import create_loss
+from neuclip.catalogue.registry import METHODS
 from neuclip.errors import UserError
-from neuclip.methods import METHODS
 
 SCALE = torch.tensor(10.0)
 

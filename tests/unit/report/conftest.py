@@ -3,16 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from neuclip.config import validate
-from neuclip.evaluation.outcomes import Outcomes, outcomes_path, write_outcomes
-from neuclip.evaluation.results import (
-    EvalResult,
-    Provenance,
-    results_path,
-    write_eval_result,
-    write_result,
-)
-from neuclip.evaluation.suite import load_suite
+from neuclip.config.run_config import validate
+from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.outcomes import Outcomes, write_outcomes
+from neuclip.evaluation.results import EvalResult, Provenance, write_eval_result, write_result
+from neuclip.run_folder import RunFolder, outcomes_path
 
 SAMPLES = 400
 
@@ -40,7 +35,7 @@ class Runs:
 
     def judge(self, run, skill, *, seed=0, tasks=None, epoch=8, outcomes=True, **made):
         """Results of the benchmark: all tasks alike, so that an average is each task's score."""
-        suite, path = load_suite(), results_path(run, epoch)
+        suite, path = load_suite(), RunFolder(run).results(epoch)
         found = Outcomes("mean", right(skill, seed), np.zeros(SAMPLES, np.int32))
         whole = {"suite": suite.version, "checkpoint": f"{run.name}{epoch}", "data": "d"}
         provenance = Provenance(**{**whole, "precision": "fp32", **made})
@@ -53,7 +48,7 @@ class Runs:
 
     def judge_split(self, run, acc1, split="unseen_face"):
         metrics = {"acc1": acc1, "chance": 0.01, "main_metric": acc1, "mean_recall@1": acc1 / 2}
-        write_eval_result(results_path(run, 8), split, metrics)
+        write_eval_result(RunFolder(run).results(8), split, metrics)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
 from neuclip.errors import UserError
-from neuclip.evaluation.suite import load_suite
+from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.report.entries import benchmark_results, choose_baseline, entries
 from neuclip.report.runs import load_runs
 

@@ -5,12 +5,12 @@ import statistics
 import pytest
 from PIL import Image
 
-from neuclip.cli import main
-from neuclip.evaluation.suite import load_suite
+from neuclip.cli.app import main
+from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.report import write_report
 from neuclip.report.entries import choose_baseline, entries
 from neuclip.report.panels import inline_panels, panel_files
-from neuclip.report.published import published_for
+from neuclip.report.quoted import published_for
 from neuclip.report.runs import load_runs
 from neuclip.report.scoreboard import average_series, scoreboard
 

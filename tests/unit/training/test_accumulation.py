@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from neuclip.methods import METHODS
+from neuclip.catalogue.registry import METHODS
 from neuclip.training.accumulation import RandomState
 from neuclip.training.step import TrainingStep
 from step_parts import CPU, Bench, batch, split

@@ -2,8 +2,8 @@
 
 import pytest
 
-from neuclip.data.sources import Source
-from neuclip.launch import Launch
+from neuclip.data.sources.source import Source
+from neuclip.parallel.launch import Launch
 from neuclip.training import assemble
 
 
@@ -18,12 +18,12 @@ class Nothing(Source):
 @pytest.fixture
 def events(monkeypatch):
     events = []
-    monkeypatch.setattr(assemble.distributed, "barrier", lambda: events.append("wait"))
+    monkeypatch.setattr(assemble.collectives, "barrier", lambda: events.append("wait"))
     return events
 
 
 def as_rank(monkeypatch, rank, local_rank):
-    monkeypatch.setattr(assemble.distributed, "is_main", lambda: rank == 0)
+    monkeypatch.setattr(assemble.collectives, "is_main", lambda: rank == 0)
     launch = Launch(rank, 4, local_rank)
     monkeypatch.setattr(assemble, "launch_environment", lambda: launch)
 

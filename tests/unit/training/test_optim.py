@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from neuclip.config import OptimConfig, RunConfig
+from neuclip.config.run_config import RunConfig
+from neuclip.config.sections import OptimConfig
 from neuclip.training.optim import Optimizer, Schedule, is_gain_or_bias, temperature_rate
 
 

@@ -8,12 +8,12 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from neuclip.method.losses import base
+from neuclip.catalogue.registry import METHODS
+from neuclip.method.losses import pair_loss
 from neuclip.method.sample_table import SampleTable
-from neuclip.methods import METHODS
+from neuclip.training.nonfinite import Containment
 from neuclip.training.optim import Optimizer
 from neuclip.training.step import TrainingStep
-from neuclip.training.verdict import Containment
 from step_parts import CPU, Bench, batch, split
 
 
@@ -170,7 +170,7 @@ def test_the_guard_refuses(read):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_host_never_waits_in_a_step(method, monkeypatch):
     # On CUDA these two read values at the first call only.
-    monkeypatch.setattr(base, "check_values", lambda *_: None)
+    monkeypatch.setattr(pair_loss, "check_values", lambda *_: None)
     monkeypatch.setattr(SampleTable, "check", lambda *_: None)
     bench = with_adamw(method, noisy=False)
     step = step_of(bench)

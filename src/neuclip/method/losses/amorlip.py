@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuclip.method.interfaces import Pairs
-from neuclip.method.losses.base import PairLoss, anchors_of
+from neuclip.method.losses.pair_loss import PairLoss, anchors_of
 from neuclip.method.normalizers.amortized import AmortizedNormalizer
+from neuclip.method.notation import Pairs
 from neuclip.method.objective import bounded_exp
 
 

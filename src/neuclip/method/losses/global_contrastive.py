@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip.method.interfaces import Anchors, Normalizer, Pairs
-from neuclip.method.losses.base import PairLoss, anchors_of
+from neuclip.method.losses.pair_loss import PairLoss, anchors_of
+from neuclip.method.notation import Anchors, Normalizer, Pairs
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient, log_plus
 
 TemperatureGradient = Literal["exact", "fastclip"]

@@ -9,8 +9,8 @@ loss's own state and step inside it, after the batch was read with the old ones.
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip.method.interfaces import Normalizer, Pairs
-from neuclip.method.losses.base import PairLoss, anchors_of
+from neuclip.method.losses.pair_loss import PairLoss, anchors_of
+from neuclip.method.notation import Normalizer, Pairs
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus
 from neuclip.method.temperature import IndividualTemperature
 

@@ -11,8 +11,8 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from neuclip.method.interfaces import Pairs
-from neuclip.method.losses.base import PairLoss, anchors_of
+from neuclip.method.losses.pair_loss import PairLoss, anchors_of
+from neuclip.method.notation import Pairs
 from neuclip.method.objective import log_plus
 
 

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from neuclip import distributed
 from neuclip.errors import UserError
-from neuclip.method.interfaces import Pairs
-from neuclip.method.losses.base import PairLoss
+from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.method.notation import Pairs
+from neuclip.parallel import collectives
 
 LOGITS_AT_ONCE = 2**22
 """16 MiB of float32 logits, and as much again for their gradients."""
@@ -49,7 +49,7 @@ class SigmoidLoss(PairLoss):
                 f"{self.initial_logit_bias:g} (open_clip: init_logit_bias)"
             )
         image = pairs.features[0]
-        text = distributed.gather(pairs.features[1], pairs.layout)
+        text = collectives.gather(pairs.features[1], pairs.layout)
         bias = logit_bias.to(image.dtype)
         loss = _PairwiseSigmoid.apply(image, text, logit_scale, bias, pairs.layout.start)
         assert isinstance(loss, Tensor)

@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from neuclip import distributed
-from neuclip.distributed import Layout
-from neuclip.method.interfaces import Anchors
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
+from neuclip.method.notation import Anchors
 from neuclip.method.objective import bounded_exp
+from neuclip.parallel import collectives
+from neuclip.parallel.collectives import Layout
 
 ANCHORS_AT_ONCE = 2**13
 
@@ -244,7 +244,7 @@ class AmortizedNormalizer(nn.Module):
                 for grad, more in zip(grads, found, strict=True):
                     grad += more
         # One message for all weights.
-        flat = distributed.mean_over_ranks(torch.cat([grad.flatten() for grad in grads]))
+        flat = collectives.mean_over_ranks(torch.cat([grad.flatten() for grad in grads]))
         flat *= (self.settings.lambda_clip_norm / (flat.norm() + 1e-6)).clamp_max(1.0)
         parts = flat.split([grad.numel() for grad in grads])
         for optimizer, weight, grad in zip(

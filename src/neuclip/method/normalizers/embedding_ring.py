@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neuclip import distributed
+from neuclip.parallel import collectives
 
 NOBODY = -1
 """In place of a sample id: whose embedding it is was not told."""
@@ -24,7 +24,7 @@ class EmbeddingRing(nn.Module):
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.size = size
-        self.owned = distributed.owned_slice(size)
+        self.owned = collectives.owned_slice(size)
         self.written = 0
         self.register_buffer("slots", torch.zeros(2, len(self.owned), dim))
         self.register_buffer("owners", torch.full((1, len(self.owned)), NOBODY))

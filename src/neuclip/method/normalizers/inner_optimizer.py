@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip import distributed
+from neuclip.parallel import collectives
 
 Kind = Literal["adagrad_norm", "adagrad", "adam", "sgd"]
 
@@ -78,7 +78,7 @@ class InnerOptimizer(nn.Module):
         """Moves the parameter against the gradient, in place; may overwrite `grad`."""
         if self.kind == "adagrad_norm":
             square = torch.linalg.vector_norm(grad.flatten(1), dim=1).square_()
-            self.accumulator += distributed.sum_over_ranks(square).view_as(self.accumulator)
+            self.accumulator += collectives.sum_over_ranks(square).view_as(self.accumulator)
             parameter.sub_(grad.mul_(self.lr / (self.accumulator.sqrt() + _TINY)))
         elif self.kind == "adagrad":
             self.accumulator.addcmul_(grad, grad)

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip.method.interfaces import Anchors
+from neuclip.method.notation import Anchors
 from neuclip.method.objective import log_plus
 
 

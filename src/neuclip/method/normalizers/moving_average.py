@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neuclip.method.interfaces import Anchors
+from neuclip.method.notation import Anchors
 from neuclip.method.objective import log_plus, mix
 from neuclip.method.sample_table import SampleTable
 from neuclip.method.schedule import Gamma

@@ -35,14 +35,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from neuclip import distributed
 from neuclip.errors import UserError
-from neuclip.method.interfaces import Anchors
 from neuclip.method.normalizers.embedding_ring import NOBODY, EmbeddingRing
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.normalizers.inner_optimizer import Kind as OptimizerKind
+from neuclip.method.notation import Anchors
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus, mix
 from neuclip.method.schedule import Gamma
+from neuclip.parallel import collectives
 
 Gradient = Literal["detached", "full", "union"]
 Refresh = Literal["restart", "fifo", "rolling"]
@@ -101,10 +101,10 @@ class PrototypeNormalizer(nn.Module):
         self, embed_dim: int, settings: NetworkSettings, gamma: Gamma, epsilon: float
     ) -> None:
         super().__init__()
-        if settings.num_prototypes < distributed.world_size():
+        if settings.num_prototypes < collectives.world_size():
             raise UserError(
                 f"num_prototypes {settings.num_prototypes} is below the number of processes "
-                f"({distributed.world_size()}), each of which keeps a share of them"
+                f"({collectives.world_size()}), each of which keeps a share of them"
             )
         self.settings = settings
         self.gamma = gamma
@@ -181,10 +181,10 @@ class PrototypeNormalizer(nn.Module):
         """All prototypes on every rank meanwhile; all ranks enter together, and only to predict."""
         shares, size = (self.prototypes, self.log_weights, self.owners), self.ring.size
         if self.prototypes.shape[1] < size:
-            self.prototypes = distributed.gather_slices(self.prototypes, size, axis=1)
-            self.owners = distributed.gather_slices(self.owners, size, axis=1)
+            self.prototypes = collectives.gather_slices(self.prototypes, size, axis=1)
+            self.owners = collectives.gather_slices(self.owners, size, axis=1)
             if self.settings.log_weights:
-                self.log_weights = distributed.gather_slices(self.log_weights, size, axis=1)
+                self.log_weights = collectives.gather_slices(self.log_weights, size, axis=1)
         try:
             yield
         finally:
@@ -200,9 +200,9 @@ class PrototypeNormalizer(nn.Module):
         """The batch estimates and, if used, the sample ids of all ranks' anchors; one exchange."""
         numbers, ids = anchors.log_inner.detach().T, anchors.sample_ids
         if ids is None or self._trained:
-            return distributed.gather_constant(numbers, anchors.layout).T, None
+            return collectives.gather_constant(numbers, anchors.layout).T, None
         bits = ids.to(numbers.device, non_blocking=True)[:, None].view(numbers.dtype)
-        whole = distributed.gather_constant(torch.cat([numbers, bits], 1), anchors.layout)
+        whole = collectives.gather_constant(torch.cat([numbers, bits], 1), anchors.layout)
         return whole[:, :2].T, whole[:, 2:].contiguous().view(torch.int64).squeeze(1)
 
     # --- the network ------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class PrototypeNormalizer(nn.Module):
         top = logits.amax(-1, keepdim=True)
         weights = logits.sub_(top).exp_()
         # No cosine exceeds 1 and no share of the weights does: the bound.
-        log_sum = distributed.logsumexp_over_ranks(
+        log_sum = collectives.logsumexp_over_ranks(
             weights.sum(-1, keepdim=True).log_().add_(top), logit_scale + log_count
         )
         weights.mul_(top.sub_(log_sum).exp_())
@@ -279,8 +279,8 @@ class PrototypeNormalizer(nn.Module):
 
     def _log_shares(self) -> Float[Tensor, "2 owned"]:
         """Logarithm of the normalised learned weights."""
-        top = distributed.max_over_ranks(self.log_weights.amax(-1, keepdim=True))
-        total = distributed.sum_over_ranks((self.log_weights - top).exp_().sum(-1, keepdim=True))
+        top = collectives.max_over_ranks(self.log_weights.amax(-1, keepdim=True))
+        total = collectives.sum_over_ranks((self.log_weights - top).exp_().sum(-1, keepdim=True))
         return self.log_weights - top - total.log()
 
     def _newest(self) -> list[slice] | None:
@@ -314,14 +314,14 @@ class PrototypeNormalizer(nn.Module):
         """v_i of this rank's anchors: the mean of all ranks' prototypes under p_ik."""
         if newest is None:
             means = torch.bmm(readout.weights, readout.directions)
-            return distributed.scatter_sum(means.transpose(0, 1), anchors.layout).transpose(0, 1)
+            return collectives.scatter_sum(means.transpose(0, 1), anchors.layout).transpose(0, 1)
         # The weights' sums go along as another column: one exchange.
         sums = readout.weights.new_zeros(*readout.weights.shape[:2], anchors.features.shape[-1] + 1)
         for rows in newest:
             weights = readout.weights[..., rows]
             sums[..., :-1] += torch.bmm(weights, readout.directions[:, rows])
             sums[..., -1] += weights.sum(-1)
-        total = distributed.scatter_sum(sums.transpose(0, 1), anchors.layout).transpose(0, 1)
+        total = collectives.scatter_sum(sums.transpose(0, 1), anchors.layout).transpose(0, 1)
         return total[..., :-1] / total[..., -1:].clamp_min(1e-30)
 
     # --- refreshing -------------------------------------------------------------------------
@@ -363,7 +363,7 @@ class PrototypeNormalizer(nn.Module):
             for kept, slots in (
                 (self.prototypes, self.ring.slots), (self.owners, self.ring.owners)
             ):  # fmt: skip
-                whole = distributed.gather_slices(slots, self.ring.size, axis=1)
+                whole = collectives.gather_slices(slots, self.ring.size, axis=1)
                 kept.copy_(whole[:, source])
         self.log_weights.zero_()
         self.optimizer.reset()
@@ -423,7 +423,7 @@ def _gather_rows(module: nn.Module, state: dict[str, Any], prefix: str, _: objec
     """After `state_dict`: every rank's rows, so that a checkpoint holds the whole network."""
     assert isinstance(module, PrototypeNormalizer)
     for name in _row_names(module):
-        state[prefix + name] = distributed.gather_slices(
+        state[prefix + name] = collectives.gather_slices(
             state[prefix + name], module.ring.size, axis=1
         )
 

@@ -1,0 +1,1 @@
+"""The training methods: one module a family. Imports no torch."""

@@ -1,0 +1,74 @@
+"""`neuclip export`: trained towers as files that open_clip and transformers load.
+
+Imports no torch before there is something to export.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from neuclip.cli import terminal
+from neuclip.cli.checkpoint_flags import CheckpointFlags
+from neuclip.cli.options import Switch
+from neuclip.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand(CheckpointFlags):
+    """Write trained towers for open_clip or Hugging Face, with a model card.
+
+    open_clip: a checkpoint (.pt) for create_model_and_transforms(..., pretrained=FILE).
+    safetensors: the same as bare weights. hf: a repository on disk for open_clip's local-dir: and,
+    where the architecture has a counterpart, for transformers' CLIPModel. Weights are written in
+    float32.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
+    """run folder, checkpoint file, or Hugging Face open_clip repository on disk"""
+    out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
+    """folder to write to"""
+    format: Literal["open_clip", "hf", "safetensors"] = "open_clip"
+    """which files"""
+    license: Annotated[
+        str | None, arg(metavar="ID", help_behavior_hint="(default: the card states none)")
+    ] = None
+    """licence for the model card, such as mit or cc-by-4.0"""
+    overwrite: Switch = False
+    """replace what an older export left there"""
+
+
+def export(command: ExportCommand) -> int:
+    """Exports towers and says what was written.
+
+    Raises:
+        UserError: no such checkpoint, a folder that holds files, or no right to write.
+    """
+    if command.license is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", command.license):
+        raise UserError(
+            f"--license {command.license!r} is no identifier; give one such as mit or cc-by-4.0"
+        )
+    if command.out.exists() and not command.out.is_dir():
+        raise UserError(f"--out {command.out} is a file; give a folder")
+
+    from neuclip.export import export_model
+    from neuclip.model.load import load_pretrained
+
+    model = load_pretrained(command.choice(command.run), "cpu")
+    average = ", moving average of the weights" if model.averaged else ""
+    print(f"exporting {model.path} ({model.arch}{average})", flush=True)
+    done = export_model(
+        model,
+        command.format,
+        command.out,
+        licence=command.license,
+        overwrite=command.overwrite,
+    )
+    for path in done.files:
+        print(f"  {path}  {path.stat().st_size:,} bytes")
+    for note in done.notes:
+        terminal.say(note)
+    print(f"\n{done.usage}")
+    return 0

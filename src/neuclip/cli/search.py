@@ -1,0 +1,99 @@
+"""`neuclip search`: a local web page that finds pictures by text or by picture.
+
+Imports no torch before there is something to search.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from neuclip.cli import terminal
+from neuclip.cli.checkpoint_flags import CheckpointFlags
+from neuclip.cli.data import ReadingFlags
+from neuclip.errors import UserError
+
+if TYPE_CHECKING:
+    from neuclip.data.sources.source import Source
+    from neuclip.model.load import Pretrained
+    from neuclip.search.engine import Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(CheckpointFlags, ReadingFlags):
+    """Open a local web page that finds pictures by text or by picture.
+
+    The pictures are embedded once; the features are kept on disk and found again by checkpoint and
+    data. The page is served on 127.0.0.1 only and needs no network. Ctrl-C stops it.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
+    """run folder, checkpoint file, or Hugging Face open_clip repository on disk"""
+    images: Annotated[str, arg(metavar="SOURCE", help_behavior_hint="")]
+    """pictures to search, as --train-data takes them: shards, tables, folders; joined by ::"""
+    port: int = 8765
+    """where to serve; 0: any free port"""
+    embeddings: Annotated[
+        Path | None, arg(metavar="DIR", help_behavior_hint="(default: in the user's cache)")
+    ] = None
+    """folder where features are kept"""
+    batch_size: int = 256
+    """pictures per forward pass"""
+    workers: int = 2
+    """reading processes"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where to compute"""
+
+
+def search(command: Search) -> int:
+    """Embeds, serves, and returns when it is interrupted.
+
+    Raises:
+        UserError: no such checkpoint or data, nothing that can be read, or a port that is taken.
+    """
+    for flag, value, low, high in (
+        ("port", command.port, 0, 65535),
+        ("batch-size", command.batch_size, 1, None),
+        ("workers", command.workers, 0, None),
+    ):
+        if value < low or (high is not None and value > high):
+            least = f">= {low}" if high is None else f"{low}..{high}"
+            raise UserError(f"--{flag} {value} is out of range; it must be {least}")
+
+    from neuclip.model.load import load_pretrained
+    from neuclip.search.server import HOST, About, make_server
+
+    model = load_pretrained(command.choice(command.run), command.device)
+    source = command.open(command.images)
+    try:
+        engine = _engine(command, model, source)
+        found = engine.embeddings
+        model_name = model.recorded.get("name") or model.path.stem
+        about = About(str(model_name), command.images, len(found), found.damaged, found.damage)
+        with make_server(engine, about, command.port) as server:
+            print(f"http://{HOST}:{server.server_port}/  (Ctrl-C stops it)", flush=True)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print("stopped")
+    finally:
+        source.close()
+    return 0
+
+
+def _engine(command: Search, model: "Pretrained", source: "Source") -> "Engine":
+    """Towers and features, with words on how they were had."""
+    from neuclip.search.embeddings import EmbedSettings, default_cache, embed_source
+    from neuclip.search.engine import Engine
+
+    cache = command.embeddings or default_cache()
+    settings = EmbedSettings(cache, command.batch_size, command.workers)
+    print(f"{model.path} ({model.arch}) over {len(source):,} samples", flush=True)
+    with terminal.progress() as progress:
+        found = embed_source(model.encoder, model.sha256, source, settings, progress)
+    kept = "were there already" if found.reused else "embedded"
+    print(f"{len(found):,} pictures {kept}; features in {cache}", flush=True)
+    if found.damaged:
+        terminal.say(f"{found.damaged} samples could not be read and are left out: {found.damage}")
+    return Engine(model.encoder, source, found)

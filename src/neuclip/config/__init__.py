@@ -1,0 +1,1 @@
+"""The settings of a run: sections, recipes, and the tree they make. Imports no torch."""

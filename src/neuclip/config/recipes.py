@@ -1,0 +1,69 @@
+"""Configuration files and recipes as trees of plain values. Imports no torch."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neuclip.errors import UserError, nearest
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A file, laid over the recipe that its key `base` names."""
+    tree = read_yaml(path)
+    base = tree.pop("base", None)
+    return tree if base is None else merge(read_recipe(recipe_path(str(base))), tree)
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe that ships with the package.
+
+    Raises:
+        UserError: there is no such recipe; the message lists them.
+    """
+    names = recipe_names()
+    if name not in names:
+        raise UserError(f"unknown recipe {name!r}; {nearest(name, names)}")
+    return RECIPES / f"{name}.yaml"
+
+
+def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`, section by section.
+
+    A section `method` of another name replaces the one below: settings do not leak between methods.
+    """
+    merged = dict(base)
+    for key, value in top.items():
+        below = merged.get(key)
+        if isinstance(value, dict) and isinstance(below, dict):
+            other = key == "method" and value.get("name", below.get("name")) != below.get("name")
+            merged[key] = dict(value) if other else merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as a tree.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"configuration {path} is not YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"configuration {path}: expected sections, found {type(tree).__name__}")
+    return tree

@@ -1,0 +1,379 @@
+"""The base of all sections of the settings, and the sections on the towers. Imports no torch."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from neuclip.errors import UserError
+
+Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+class ModelConfig(Section):
+    """The towers."""
+
+    name: str = Field(
+        default="ViT-B-32", description="an open_clip model, or glyph-tiny for the embedded data"
+    )
+    precision: Precision = Field(
+        default="auto", description="auto: amp_bf16 on a GPU that has bfloat16, fp32 elsewhere"
+    )
+    pretrained: str | None = Field(
+        default=None,
+        description="begin with the weights of this checkpoint, run folder or .safetensors file; "
+        "nothing is downloaded",
+    )
+    pretrained_image_path: str | None = Field(
+        default=None,
+        description="begin with the image tower of this checkpoint, of CLIP or of the tower alone",
+    )
+    pretrained_text_path: str | None = Field(
+        default=None,
+        description="begin with the text tower of this checkpoint, of CLIP or of the tower alone",
+    )
+    lock_image: bool = Field(default=False, description="do not train the image tower")
+    lock_image_unlocked_groups: int = Field(
+        default=0, ge=0, description="train the last so many groups of a locked image tower"
+    )
+    lock_image_freeze_bn_stats: bool = Field(
+        default=False, description="freeze the BatchNorm statistics of locked layers too"
+    )
+    lock_text: bool = Field(default=False, description="do not train the text tower")
+    lock_text_unlocked_layers: int = Field(
+        default=0, ge=0, description="train the last so many groups of a locked text tower"
+    )
+    lock_text_freeze_layer_norm: bool = Field(
+        default=False, description="do not train the LayerNorms of locked layers either"
+    )
+    force_patch_dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of an image's patches left out in training; none: the model's own",
+    )
+    grad_checkpointing: bool = Field(
+        default=False,
+        description="compute activations again in the backward pass instead of keeping them",
+    )
+    torchcompile: bool = Field(default=False, description="compile the towers' blocks")
+    torchcompile_backend: Literal["inductor", "aot_eager", "eager"] = Field(
+        default="inductor", description="what --torchcompile compiles with"
+    )
+    model_ema_decay: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="also keep a moving average of the weights, with this decay, and judge it; "
+        "none: no average",
+    )
+
+    @property
+    def begins_trained(self) -> tuple[bool, bool]:
+        """Whether the image and the text tower begin with weights from a file."""
+        whole = self.pretrained is not None
+        return (
+            whole or self.pretrained_image_path is not None,
+            whole or self.pretrained_text_path is not None,
+        )
+
+    def check(self) -> None:
+        """Rules over several fields.
+
+        Raises:
+            UserError: a setting that would have no effect.
+        """
+        for owner, given in (
+            ("lock_image", self.lock_image_unlocked_groups > 0),
+            ("lock_image", self.lock_image_freeze_bn_stats),
+            ("lock_text", self.lock_text_unlocked_layers > 0),
+            ("lock_text", self.lock_text_freeze_layer_norm),
+        ):
+            if given and not getattr(self, owner):
+                tower = owner.replace("_", "-")
+                raise UserError(
+                    f"unlocking or freezing parts of a tower needs the lock: add --{tower}, or "
+                    f"leave the --{tower}-... flags out"
+                )
+
+    def tiny(self) -> "ModelConfig":
+        """The same settings for a tiny model, without what is only for the model named before."""
+        update: dict[str, Any] = {
+            "name": "glyph-tiny",
+            "pretrained": None,
+            "pretrained_image_path": None,
+            "pretrained_text_path": None,
+            "lock_image_unlocked_groups": 0,
+            "force_patch_dropout": None,
+        }
+        return self.model_copy(update=update)
+
+
+class ParallelConfig(Section):
+    """How several processes share the towers, and how long they wait for each other."""
+
+    fsdp: bool = Field(
+        default=False,
+        description="share out parameters, gradients and optimiser over the processes (FSDP2), and "
+        "write sharded checkpoints; otherwise every process holds all (DDP)",
+    )
+    dist_timeout: float = Field(
+        default=600.0,
+        gt=0,
+        description="seconds that processes wait for one that lives but does not come: when a run "
+        "starts, and inside a step",
+    )
+    dist_silence: float = Field(
+        default=30.0,
+        ge=5,
+        description="seconds without a sign of life after which a process counts as dead and the "
+        "others stop",
+    )
+
+    def check(self, precision: Precision) -> None:
+        """Rules that concern the arithmetic.
+
+        Raises:
+            UserError: parameters of several types, which cannot be shared out together.
+        """
+        if self.fsdp and precision == "bf16":
+            raise UserError(
+                "--fsdp with --precision bf16: its parameters are of two types and cannot be shared"
+                " out together; --precision amp_bf16 computes with bfloat16 parameters and keeps "
+                "float32 ones"
+            )
+
+
+DataFormat = Literal["auto", "webdataset", "csv", "parquet", "folder", "huggingface"]
+
+
+class DataConfig(Section):
+    """What is read for training."""
+
+    train_data: str | None = Field(
+        default=None,
+        description="training data: tar shards (a folder, a brace pattern, an address), a table, "
+        "or a folder of images; :: joins several",
+    )
+    data_format: DataFormat = Field(
+        default="auto", description="what the training data are; auto: told from name and content"
+    )
+    train_data_upsampling_factors: str | None = Field(
+        default=None,
+        description="visits per sample and round for each of several sources, as in 1::2.5; "
+        "none: every sample once",
+    )
+    shuffle_window: int | None = Field(
+        default=None,
+        ge=0,
+        description="shards that are shuffled together; 0: all; none: all of local data, 16 of "
+        "remote data",
+    )
+    train_num_samples: int | None = Field(
+        default=None, ge=1, description="samples in an epoch; none: as many as the shards hold"
+    )
+    data_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="bound of the samples' integer keys, which then are the sample ids; "
+        "none: ids are positions in the shard index",
+    )
+    caption_key: str | None = Field(
+        default=None,
+        description="take the caption from this key of the .json member instead of .txt",
+    )
+    csv_separator: str | None = Field(
+        default=None,
+        description="between the columns of a table; none: a tab if its first line has one, else a "
+        "comma",
+    )
+    csv_img_key: str | None = Field(
+        default=None,
+        description="column of a table with the image; none: filepath, image, ... whichever is "
+        "there",
+    )
+    csv_caption_key: str | None = Field(
+        default=None,
+        description="column of a table with the caption; none: title, caption, ... whichever is "
+        "there",
+    )
+    cache_dir: str | None = Field(
+        default=None,
+        description="folder for shards fetched from other machines; none: neuclip/shards in "
+        "$XDG_CACHE_HOME or ~/.cache",
+    )
+    cache_size_gb: float = Field(
+        default=50.0, gt=0, description="GiB of fetched shards to keep at most"
+    )
+    allow_pipe: bool = Field(
+        default=False, description="run the shell commands that 'pipe:' data consist of"
+    )
+    max_image_pixels: int = Field(
+        default=178_956_970,
+        ge=1,
+        description="a picture of more pixels counts as damaged, and is not decoded",
+    )
+    full_decode: bool = Field(
+        default=False,
+        description="decode every JPEG at full scale, also where the model sees less than half",
+    )
+    batch_size: int = Field(
+        default=64, ge=2, description="pairs per process and micro-batch (a step has accum_freq)"
+    )
+    accum_freq: int = Field(
+        default=1,
+        ge=1,
+        description="micro-batches per step: the loss is that of batch_size x accum_freq x "
+        "processes pairs, the memory that of batch_size",
+    )
+    global_batch_size: int | None = Field(
+        default=None,
+        ge=2,
+        description="pairs per step over all processes, which take equal shares of it, at most "
+        "batch_size at a time; none: batch_size x accum_freq x processes",
+    )
+    workers: int = Field(default=2, ge=0, description="reading processes per training process")
+    max_bad_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="stop when more than this share of the samples read is damaged",
+    )
+
+
+class OptimConfig(Section):
+    """AdamW and its schedules."""
+
+    epochs: int = Field(default=32, ge=0, description="length of the schedule")
+    stop_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop after this many epochs, on the schedule of all of them",
+    )
+    lr: float = Field(default=5e-4, gt=0, description="peak learning rate")
+    lr_min: float = Field(
+        default=0.0, ge=0, description="learning rate at the end of the cosine schedule"
+    )
+    lr_scheduler: Literal["cosine", "const"] = Field(
+        default="cosine", description="schedule after warm-up"
+    )
+    warmup: int = Field(default=10000, ge=0, description="steps of linear warm-up")
+    wd: float = Field(
+        default=0.2, ge=0, description="weight decay (not on gains, biases and logit_scale)"
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first decay rate")
+    beta2: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="second decay rate; none: 0.98 for ViT, 0.999 otherwise",
+    )
+    eps: float | None = Field(
+        default=None, gt=0, description="AdamW's epsilon; none: 1e-6 for ViT, 1e-8 otherwise"
+    )
+    grad_clip_norm: float | None = Field(
+        default=None, gt=0, description="largest norm of the gradient"
+    )
+    lr_tau: float | None = Field(
+        default=None, gt=0, description="learning rate of the temperature; none: as the towers'"
+    )
+    max_nonfinite_steps: int = Field(
+        default=0,
+        ge=0,
+        description="skip so many steps whose loss or gradient is not finite before stopping",
+    )
+    lr_tau_scheduler: Literal["const", "step_thresh", "same"] = Field(
+        default="same",
+        description="schedule of lr_tau: const, step_thresh (a third of it while the temperature "
+        "is at most 0.03), or same (the towers' schedule)",
+    )
+
+
+class EvaluationConfig(Section):
+    """What is judged during training, and how often."""
+
+    val_data: str | None = Field(
+        default=None, description="evaluation splits (folders of shards), several joined by '::'"
+    )
+    val_frequency: int = Field(
+        default=1, ge=0, description="judge val_data every so many epochs; 0: never"
+    )
+    val_batch_size: int = Field(
+        default=256, ge=1, description="pairs per forward pass when judging"
+    )
+    zeroshot_frequency: int = Field(
+        default=2,
+        ge=0,
+        description="judge imagenet_val, imagenet_v2 and eval_tasks every so many epochs, and at "
+        "the end; 0: never",
+    )
+    imagenet_val: str | None = Field(
+        default=None, description="ImageNet's validation pictures: a folder with one for each class"
+    )
+    imagenet_v2: str | None = Field(
+        default=None, description="the pictures of ImageNet v2: a folder with one for each class"
+    )
+    eval_tasks: str | None = Field(
+        default=None,
+        description="tasks of DataComp, joined by ','; see eval_data_dir",
+    )
+    eval_data_dir: str | None = Field(
+        default=None, description="folder of DataComp's evaluation sets"
+    )
+    eval_samples: int | None = Field(
+        default=None,
+        ge=100,
+        description="judge at most so many samples, evenly spread, of each of imagenet_val, "
+        "imagenet_v2 and eval_tasks; none: all",
+    )
+
+    def check(self) -> None:
+        """Rules over several fields.
+
+        Raises:
+            UserError: a field that would have no effect.
+        """
+        if (self.eval_tasks is None) != (self.eval_data_dir is None):
+            raise UserError(
+                "eval_tasks (keys of DataComp's tasks) and eval_data_dir (the folder of their "
+                "sets) go together: give both"
+            )
+        if self.eval_samples is not None and not self.zero_shot:
+            raise UserError(
+                "eval_samples limits imagenet_val, imagenet_v2 and eval_tasks: none is given"
+            )
+
+    @property
+    def zero_shot(self) -> bool:
+        """Whether there is anything to judge besides `val_data`."""
+        return any(x is not None for x in (self.imagenet_val, self.imagenet_v2, self.eval_tasks))
+
+
+class OutputConfig(Section):
+    """What is written, and how often."""
+
+    logs: str = Field(
+        default="./logs",
+        description="folder of the run folders",
+        # torchrun takes --logs, even after the script's name, for its own --logs-specs.
+        json_schema_extra={"flag": "--logs-dir"},
+    )
+    save_frequency: int = Field(
+        default=1, ge=0, description="keep a checkpoint every so many epochs; 0: the latest only"
+    )
+    save_every_steps: int = Field(
+        default=0, ge=0, description="also save every so many steps; 0: never"
+    )
+    keep_step_checkpoints: int = Field(default=2, ge=1, description="step checkpoints to keep")
+    log_every_n_steps: int = Field(default=50, ge=1, description="steps between two records")
+    report_to: Literal["none", "tensorboard", "wandb", "all"] = Field(
+        default="none", description="also log to TensorBoard or Weights & Biases"
+    )
+    profile: bool = Field(default=False, description="save a torch profiler trace of ten steps")

@@ -1,0 +1,1 @@
+"""The embedded data: pictures of characters, drawn from fonts."""

@@ -1,0 +1,1 @@
+"""Shards on other machines, and the cache they are read from."""

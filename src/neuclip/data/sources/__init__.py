@@ -1,0 +1,1 @@
+"""What a loader reads from: samples by position."""

@@ -1,0 +1,162 @@
+"""Tables of image paths and captions (csv, tsv), as open_clip reads them."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuclip.data.order import Layout
+from neuclip.data.samples import Unusable
+from neuclip.data.sources.source import (
+    Content,
+    Source,
+    Texts,
+    clean_caption,
+    even_blocks,
+    read_image_file,
+    sample_error,
+)
+from neuclip.errors import UserError
+
+IMAGE_COLUMNS = ("filepath", "image", "image_path", "img", "jpg", "png", "webp", "path", "file")
+CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions")
+
+_LONGEST_FIELD = 2**27  # characters: csv's own limit of 131,072 is less than a megabyte caption
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table to read.
+
+    Attributes:
+        image: the column of the image; none: the first of `IMAGE_COLUMNS` that there is.
+        caption: the column of the caption; none: the first of `CAPTION_COLUMNS`.
+        separator: between the columns of a text table; none: a tab if the first line has one, else
+            a comma.
+    """
+
+    image: str | None = None
+    caption: str | None = None
+    separator: str | None = None
+
+    def find(self, names: Sequence[str], where: Path) -> tuple[int, int]:
+        """The numbers of both columns.
+
+        Raises:
+            UserError: there is no such column; the message lists those there are.
+        """
+        return (
+            _find(names, self.image, IMAGE_COLUMNS, ("image", "--csv-img-key"), where),
+            _find(names, self.caption, CAPTION_COLUMNS, ("caption", "--csv-caption-key"), where),
+        )
+
+
+def _find(
+    names: Sequence[str],
+    wanted: str | None,
+    known: tuple[str, ...],
+    told: tuple[str, str],
+    where: Path,
+) -> int:
+    for name in known if wanted is None else (wanted,):
+        if name in names:
+            return names.index(name)
+    what, flag = told
+    problem = f"no column {wanted!r}" if wanted else f"none of the columns {', '.join(known)}"
+    raise UserError(
+        f"{where}: {problem}, for the {what}; it has {', '.join(map(repr, names))}: "
+        f"name one with {flag} (and the separator with --csv-separator if these look joined)"
+    )
+
+
+class TableSource(Source):
+    """Rows of image path and caption; a sample's key is its path as written.
+
+    Paths are relative to the folder of their table.
+    """
+
+    def __init__(self, tables: Sequence[Path], rows: Sequence[tuple[Texts, Texts]]) -> None:
+        """Rows of several tables.
+
+        Args:
+            tables: where the rows come from.
+            rows: images and captions of each table.
+        """
+        self._tables, self._rows = tuple(tables), tuple(rows)
+        self._sizes = [len(images) for images, _ in rows]
+        self._starts = [sum(self._sizes[:number]) for number in range(len(rows))]
+        name = str(tables[0]) if len(tables) == 1 else str(tables[0].parent)
+        self.layout = Layout.of(name, even_blocks(sum(self._sizes)))
+
+    def content(self, position: int) -> Content:
+        """One sample as it is stored; see `Source.content`."""
+        table, row = self._row(position)
+        images, captions = self._rows[table]
+        key = images[row]
+        try:
+            caption = clean_caption(captions[row])
+            return Content(key, read_image_file(self._tables[table].parent, key), caption)
+        except Unusable as error:
+            raise sample_error(str(self._tables[table]), key, error) from error.__cause__
+
+    def locate(self, position: int) -> tuple[str | Path, str]:
+        """Table and key of a sample."""
+        table, row = self._row(position)
+        return self._tables[table], self._rows[table][0][row]
+
+    def files(self) -> Iterator[Path]:
+        """The images, as the tables name them."""
+        for table, (images, _) in zip(self._tables, self._rows, strict=True):
+            yield from (table.parent / images[row] for row in range(len(images)))
+
+    def _row(self, position: int) -> tuple[int, int]:
+        for table, start in enumerate(self._starts):
+            if position < start + self._sizes[table]:
+                return table, position - start
+        raise IndexError(position)
+
+
+def open_tables(tables: Sequence[Path], columns: Columns) -> TableSource:
+    """Read csv or tsv tables with a line of column names.
+
+    A row that is short of columns is a sample without image or caption: damage when it is read.
+
+    Raises:
+        UserError: a table cannot be read, has no such columns, or there is no row.
+    """
+    rows = [_read(table, columns) for table in tables]
+    if not any(len(images) for images, _ in rows):
+        raise UserError(f"{tables[0]}: no row below the column names")
+    return TableSource(tables, rows)
+
+
+def _read(table: Path, columns: Columns) -> tuple[Texts, Texts]:
+    images, captions = Texts(), Texts()
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        # What is not UTF-8 is kept as it is, and found when the row is read.
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            first = file.readline()
+            separator = columns.separator or ("\t" if "\t" in first else ",")
+            file.seek(0)
+            lines = csv.reader(file, delimiter=separator)
+            image, caption = columns.find(next(lines, []), table)
+            for row in _with_content(lines):
+                images.append(row[image] if image < len(row) else "")
+                captions.append(row[caption] if caption < len(row) else "")
+    except OSError as error:
+        raise UserError(f"{table} cannot be read: {error.strerror or error}") from None
+    except csv.Error as error:
+        raise UserError(f"{table} is no table of text: {error}") from None
+    except TypeError:
+        raise UserError(
+            f"--csv-separator {columns.separator!r} must be one character, for example ',' or a tab"
+        ) from None
+    finally:
+        csv.field_size_limit(before)
+    return images, captions
+
+
+def _with_content(rows: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Rows without the empty lines between them."""
+    return (row for row in rows if row)

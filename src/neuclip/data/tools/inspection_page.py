@@ -1,0 +1,148 @@
+"""An inspection in words, and as one self-contained HTML page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from neuclip.data.tools.inspection import Inspection
+
+_LISTED = 200  # damaged samples on the page
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar of a histogram: how many values lie in `label`, as a share of the longest bar."""
+
+    label: str
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How values are spread, in steps of doubling."""
+
+    title: str
+    summary: str
+    bars: list[Bar]
+
+
+def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str, str]]:
+    """The inspection as pairs of name and value; a rate in samples/s gives an epoch's length."""
+    rows = [
+        ("samples", f"{found.samples:,}"),
+        ("blocks" if found.file_bytes is None else "shards", f"{found.blocks:,}"),
+    ]
+    if found.file_bytes is not None:
+        rows.append(("size", in_bytes(found.file_bytes)))
+    rows.append(("looked at", f"{found.looked_at:,} samples, {found.good:,} of them good"))
+    if found.good:
+        widths, heights = np.array(found.sizes).T
+        rows += [
+            ("pictures", f"{_median(widths)} x {_median(heights)} pixels (medians), "
+                         f"shorter side {_range(np.minimum(widths, heights))}"),
+            ("image files", f"{in_bytes(float(np.mean(found.image_bytes)))} on average; "
+                            f"{_counts(found.formats)}; colours {_counts(found.modes)}"),
+            ("captions", f"{_range(np.array(found.caption_lengths))} characters, "
+                         f"median {_median(np.array(found.caption_lengths))}"),
+        ]  # fmt: skip
+    if found.rotated:
+        rows.append(
+            ("rotated", f"{found.rotated:,} with an EXIF rotation, which training leaves alone")
+        )
+    rows.append(("damage", found.damage.summary() or "none"))
+    if samples_per_second is not None:
+        seconds = found.epoch_seconds(samples_per_second)
+        rows.append(("epoch", f"{in_time(seconds)} at {samples_per_second:,g} samples/s"))
+    return rows
+
+
+def page(found: Inspection, samples_per_second: float | None) -> str:
+    """The inspection as HTML that needs nothing from a network."""
+    environment = Environment(
+        loader=PackageLoader("neuclip"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    sides = [min(size) for size in found.sizes]
+    histograms = [
+        histogram("Shorter side", "pixels", sides),
+        histogram("Image file", "bytes", found.image_bytes),
+        histogram("Caption", "characters", found.caption_lengths),
+    ]
+    report = found.damage.report()
+    return environment.get_template("inspect.html.j2").render(
+        name=found.name,
+        facts=facts(found, samples_per_second),
+        histograms=[each for each in histograms if each is not None],
+        damage=report,
+        damaged=report["examples"][:_LISTED],
+        examples=found.examples,
+        file_name=lambda path: PurePath(path).name,
+    )
+
+
+def histogram(title: str, unit: str, values: Sequence[int]) -> Histogram | None:
+    """Counts of values in steps of doubling, without empty steps at the ends; none of no values."""
+    if not values:
+        return None
+    array = np.array(values)
+    # Bin b holds 2^(b-1) to 2^b - 1; bin 0 the zeros.
+    bins = np.bincount(np.ceil(np.log2(array + 1)).astype(int))
+    first, longest = int(np.flatnonzero(bins)[0]), int(bins.max())
+    bars = [
+        Bar(_bin_label(number), int(count), count / longest)
+        for number, count in enumerate(bins.tolist())
+        if number >= first
+    ]
+    summary = f"{unit}: {_range(array)}, median {_median(array)}, mean {array.mean():,.0f}"
+    return Histogram(title, summary, bars)
+
+
+def _bin_label(number: int) -> str:
+    if number <= 1:
+        return str(number)
+    return f"{_short(2 ** (number - 1))} to {_short(2**number - 1)}"
+
+
+def _short(value: int) -> str:
+    for factor, letter in ((2**20, "M"), (2**10, "k")):
+        if value >= factor:
+            return f"{round(value / factor)}{letter}"
+    return str(value)
+
+
+def in_bytes(size: float) -> str:
+    """A size in bytes in words."""
+    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def in_time(seconds: float) -> str:
+    """A duration in words."""
+    for factor, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * factor:
+            return f"{seconds / factor:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
+
+
+def _median(values: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> str:
+    return f"{np.median(values):,.0f}"
+
+
+def _range(values: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> str:
+    least, most = int(values.min()), int(values.max())
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count / total:.1%}" for name, count in ordered)

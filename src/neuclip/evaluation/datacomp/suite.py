@@ -1,0 +1,180 @@
+"""DataComp's suite, read from `suite.yaml`: tasks, averages, and the version of both.
+
+Imports no torch, so that help and reports start at once.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import TypeAdapter
+
+from neuclip.errors import UserError, nearest
+
+Kind = Literal["classification", "retrieval", "association"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which groups of samples the main metric takes the worst of.
+
+    Attributes:
+        column: Column of the metadata (`.npy`) that holds the group's number.
+        field: Name of that column.
+        measure: Top-1 (`acc`) or top-5 (`acc_top5`) accuracy of each group.
+        left_out: Groups that do not count.
+    """
+
+    column: int
+    field: str
+    measure: Literal["acc", "acc_top5"]
+    left_out: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation set.
+
+    Attributes:
+        key: Its key in the results, which is DataComp's.
+        name: Name to display.
+        size: Samples of the published set.
+        metric: Name of the main metric.
+        kind: How it is judged.
+        groups: Groups of samples, where the main metric has them.
+        folder: Its folder under the data folder.
+        source: Its dataset repository on the hub.
+    """
+
+    key: str
+    name: str
+    size: int
+    folder: str
+    source: str
+    metric: str = "acc1"
+    kind: Kind = "classification"
+    groups: Groups | None = None
+
+
+@dataclass(frozen=True)
+class Average:
+    """A mean of main metrics.
+
+    Attributes:
+        name: Name to display.
+        value: The mean, 0..1; none where it is refused.
+        missing: Keys of the tasks that have no score.
+        total: Number of tasks that belong to it.
+    """
+
+    name: str
+    value: float | None
+    missing: tuple[str, ...]
+    total: int
+
+    @property
+    def done(self) -> int:
+        """Number of tasks that have a score."""
+        return self.total - len(self.missing)
+
+
+@dataclass(frozen=True)
+class _Members:
+    name: str
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """All tasks and averages.
+
+    Attributes:
+        version: Goes into every result; changes with anything that can change a number.
+        tasks: The tasks by key.
+    """
+
+    version: str
+    tasks: Mapping[str, Task]
+    members: Mapping[str, _Members] = field(repr=False)
+
+    def select(self, tasks: Sequence[str] = (), groups: Sequence[str] = ()) -> list[Task]:
+        """Tasks by key (or by its last part) and by average, in the suite's order.
+
+        Args:
+            tasks: Keys, such as `vtab/cifar100` or `cifar100`.
+            groups: Averages, such as `imagenet-variants`; with neither, all tasks.
+
+        Raises:
+            UserError: no such task or average; names the nearest.
+        """
+        if not tasks and not groups:
+            return list(self.tasks.values())
+        short = {key.rpartition("/")[2]: key for key in self.tasks}
+        chosen = {word if word in self.tasks else _known(word, short, "task") for word in tasks}
+        for word in groups:
+            chosen.update(_known(word, self.members, "group").tasks)
+        return [task for key, task in self.tasks.items() if key in chosen]
+
+    def average(self, group: str, scores: Mapping[str, float], *, partial: bool = False) -> Average:
+        """The mean of a group's main metrics.
+
+        Args:
+            group: Which average.
+            scores: Main metric by key of the task.
+            partial: Average what there is.
+
+        Raises:
+            UserError: tasks are missing, and `partial` was not asked for.
+        """
+        found = self._average(group, scores, partial=partial)
+        if found.value is None:
+            raise UserError(
+                f"{found.name}: {found.done} of {found.total} tasks have results; missing: "
+                f"{', '.join(found.missing[:5])}{', ...' if len(found.missing) > 5 else ''}. "
+                "Judge them, or ask for a partial average (--partial)"
+            )
+        return found
+
+    def averages(self, scores: Mapping[str, float], *, partial: bool = False) -> dict[str, Average]:
+        """All averages; the value of one whose tasks are not complete is none, unless `partial`."""
+        return {group: self._average(group, scores, partial=partial) for group in self.members}
+
+    def _average(self, group: str, scores: Mapping[str, float], *, partial: bool) -> Average:
+        members = _known(group, self.members, "group")
+        present = [scores[key] for key in members.tasks if key in scores]
+        missing = tuple(key for key in members.tasks if key not in scores)
+        refused = not present or (missing and not partial)
+        value = None if refused else sum(present) / len(present)
+        return Average(members.name, value, missing, len(members.tasks))
+
+
+@functools.cache
+def load_suite() -> Suite:
+    """The suite that this package judges by."""
+    text = (
+        resources.files("neuclip.evaluation.datacomp")
+        .joinpath("suite.yaml")
+        .read_text(encoding="utf-8")
+    )
+    content: dict[str, Any] = yaml.safe_load(text)
+    one = TypeAdapter(Task)
+    tasks: dict[str, Task] = {}
+    for key, row in content["tasks"].items():
+        folder = row.get("folder", f"wds_{key.replace('/', '-')}_test")
+        defaults = {"key": key, "folder": folder, "source": f"djghosh/{folder}"}
+        tasks[key] = one.validate_python({**defaults, **row})
+    averages = {
+        group: _Members(row["name"], tuple(tasks if row["tasks"] == "all" else row["tasks"]))
+        for group, row in content["averages"].items()
+    }
+    return Suite(content["version"], tasks, averages)
+
+
+def _known(word: str, table: Mapping[str, T], what: str) -> T:
+    if word not in table:
+        raise UserError(f"unknown {what} {word!r}; {nearest(word, list(table))}")
+    return table[word]

@@ -1,0 +1,191 @@
+"""What is written for each form, whole or not at all."""
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from neuclip.errors import UserError
+from neuclip.export import transformers_clip
+from neuclip.export.card import CardText, write_card
+from neuclip.model.export_info import (
+    is_published,
+    model_config,
+    preprocessing,
+    save_tokenizer,
+    vocabulary,
+)
+from neuclip.model.load import REPOSITORY_CONFIG, Pretrained
+
+Form = Literal["open_clip", "hf", "safetensors"]
+
+_FILES = {
+    "open_clip": "open_clip_model.pt",
+    "safetensors": "open_clip_model.safetensors",
+    "hf": "open_clip_model.safetensors",
+}
+_OURS = {*_FILES.values(), "README.md", REPOSITORY_CONFIG, *transformers_clip.FILES}
+_METADATA = {"format": "pt"}  # transformers refuses a file without it
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        files: The files.
+        usage: Code that loads them.
+        notes: What could not be written, or needs care, in sentences.
+    """
+
+    files: list[Path]
+    usage: str
+    notes: list[str] = field(default_factory=list[str])
+
+
+def export_model(
+    model: Pretrained, form: Form, out: Path, *, licence: str | None = None, overwrite: bool = False
+) -> Export:
+    """Writes towers with a model card.
+
+    Args:
+        model: The towers.
+        form: `open_clip`: a checkpoint; `safetensors`: the weights alone; `hf`: a repository for
+            open_clip and, where the architecture has a counterpart, for transformers.
+        out: Folder to write to; made if missing.
+        licence: Identifier for the model card; none: the card states none.
+        overwrite: Replace what an older export left there; other files stay.
+
+    Raises:
+        UserError: the folder holds files already, or cannot be written.
+    """
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(
+            f"--out {out} holds files already: choose another folder, or --overwrite replaces "
+            "those of the same name"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
+            usage, notes = _write(model, form, Path(staging), out)
+            card = Path(staging) / "README.md"
+            write_card(card, model, CardText(usage, notes, licence))
+            out.mkdir(exist_ok=True)
+            readable, files = card.stat().st_mode, list[Path]()
+            for path in sorted(Path(staging).iterdir()):
+                path.chmod(readable)  # safetensors lets nobody else read its files
+                files.append(path.replace(out / path.name))
+            for name in _OURS - {path.name for path in files}:
+                (out / name).unlink(missing_ok=True)  # of an older export: other weights
+    except OSError as error:
+        raise UserError(f"cannot write --out {out}: {error.strerror or error}") from None
+    return Export(files, usage, notes)
+
+
+def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str, list[str]]:
+    """Writes the files of a form; returns how to load them, and what to know."""
+    weights = {
+        name: value.detach().cpu().contiguous().clone()
+        for name, value in model.clip.towers.state_dict().items()
+    }
+    config, bias = _config(model, weights), "logit_bias" in weights
+    weights_file = staging / _FILES[form]
+    if form == "open_clip":
+        known = {key: model.recorded[key] for key in ("epoch", "name") if key in model.recorded}
+        torch.save({**known, "state_dict": weights}, weights_file)
+    else:
+        save_file(weights, weights_file, _METADATA)
+    if form == "hf":
+        repository = {"model_cfg": config, "preprocess_cfg": preprocessing(model.clip)}
+        _write_json(staging / REPOSITORY_CONFIG, repository)
+        save_tokenizer(model.clip, staging)
+        notes = _write_transformers(model, config, weights, staging)
+        both = (staging / transformers_clip.CONFIG).is_file()
+        return _repository_usage(out.name, both=both), notes
+    name, notes = _model_name(model), list[str]()
+    own = bias or not is_published(name)
+    if own:
+        name = f"{name}-logit-bias" if bias else name
+        _write_json(staging / f"{name}.json", config)
+        why = "has a bias of the logits" if bias else "is none of open_clip's own models"
+        notes.append(f"the model {why}: open_clip needs {name}.json (open_clip.add_model_config)")
+    return _file_usage(name, f"{out.name}/{weights_file.name}", out.name if own else None), notes
+
+
+def _write_transformers(
+    model: Pretrained, config: dict[str, Any], weights: dict[str, Tensor], staging: Path
+) -> list[str]:
+    """The files of `CLIPModel` and `CLIPProcessor`, or a sentence that says why there are none."""
+    words = vocabulary(model.clip)
+    reason = transformers_clip.obstacle(config)
+    if words is None or reason is not None:
+        reason = reason or "its tokenizer is not OpenAI's"
+        return [f"no files for transformers: {reason}; open_clip loads the repository"]
+    converted = transformers_clip.clip_weights(weights)
+    settings = transformers_clip.clip_config(config, weights, words)
+    save_file(converted, staging / transformers_clip.WEIGHTS, _METADATA)
+    _write_json(staging / transformers_clip.CONFIG, settings)
+    length = settings["text_config"]["max_position_embeddings"]
+    texts = transformers_clip.processor_files(preprocessing(model.clip), length, words)
+    transformers_clip.write_texts(staging, texts)
+    if "logit_bias" not in weights:
+        return []
+    bias = float(weights["logit_bias"])
+    return [
+        f"CLIPModel has no bias of the logits: add {bias:.6g} to them for the sigmoid's "
+        "probabilities; embeddings and rankings are the same"
+    ]
+
+
+def _config(model: Pretrained, weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The architecture; a bias that the loss brought is part of it."""
+    config = dict(model_config(model.arch))
+    if "logit_bias" in weights:
+        config.setdefault("init_logit_bias", 0.0)
+    return config
+
+
+def _model_name(model: Pretrained) -> str:
+    """The architecture's name; that of a repository on disk is its folder's."""
+    return Path(model.arch.removeprefix("local-dir:")).name
+
+
+def _file_usage(name: str, file: str, config_folder: str | None) -> str:
+    lines = ["import open_clip", ""]
+    if config_folder is not None:
+        lines.append(f'open_clip.add_model_config("{config_folder}")')
+    lines += [
+        "model, _, preprocess = open_clip.create_model_and_transforms(",
+        f'    "{name}", pretrained="{file}"',
+        ")",
+        f'tokenizer = open_clip.get_tokenizer("{name}")',
+    ]
+    return "\n".join(lines)
+
+
+def _repository_usage(folder: str, *, both: bool) -> str:
+    lines = [
+        "import open_clip",
+        "",
+        f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")',
+        f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")',
+    ]
+    if both:
+        lines += [
+            "",
+            "# or, the same towers:",
+            "from transformers import CLIPModel, CLIPProcessor",
+            "",
+            f'model = CLIPModel.from_pretrained("{folder}")',
+            f'processor = CLIPProcessor.from_pretrained("{folder}")',
+        ]
+    return "\n".join(lines)
+
+
+def _write_json(path: Path, tree: dict[str, Any]) -> None:
+    path.write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")

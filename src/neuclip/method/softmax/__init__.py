@@ -1,0 +1,1 @@
+"""log g over a batch of all processes, without its B x B matrix."""

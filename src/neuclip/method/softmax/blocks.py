@@ -1,0 +1,170 @@
+"""Sums and pulls of softmaxes over a batch without its B x B matrix: row blocks, computed twice.
+
+    log_sum_i = log sum_{j != i} exp(scale_i s_ij)         the sums, in the forward pass
+    mean_i    = sum_{j != i} p_ij s_ij                     p_ij the softmax: d log_sum_i / d scale_i
+    pull_i    = sum_{j != i} (weight_i p_ij + weight'_j p'_ji) e_j                in the backward
+
+`pull_i` gathers what candidate j does for anchor i and, with p' and weight' of the other side's
+softmaxes, what anchor i does as a candidate of j: both are read off the same similarities. With one
+temperature for all, a single product of a block serves both sides, where open_clip's ClipLoss takes
+two (and four, against our three, backward). `neuclip.method.softmax.fused` does the same on CUDA.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+CPU_BLOCK = 2**20
+CUDA_BLOCK = 2**26
+"""Numbers in a block: on a CPU few enough to stay in its caches."""
+
+_MASKED = -1e30
+"""A positive's similarity: its softmax is zero, and so is zero times it (not so for infinity)."""
+
+
+@dataclass(frozen=True)
+class Softmaxes:
+    """The softmaxes of some anchors over the candidates, and what their sums weigh.
+
+    Attributes:
+        scale: 1 / temperature, one for all or one per anchor.
+        log_sum: see the module.
+        weight: derivative of the loss by log_sum (times scale where it is one per anchor).
+    """
+
+    scale: Float[Tensor, "*scales"]
+    log_sum: Float[Tensor, " anchors"]
+    weight: Float[Tensor, " anchors"]
+
+
+def row_sums(
+    rows: Float[Tensor, "anchors dim"],
+    columns: Float[Tensor, "candidates dim"],
+    scale: Float[Tensor, "*scales"],
+    offset: int,
+) -> Float[Tensor, "kinds anchors"]:
+    """The log_sums of anchors over candidates, and their means if `scale` is one per anchor.
+
+    Args:
+        rows: anchors; the positive of row i is column offset + i.
+        columns: candidates.
+        scale: 1 / temperature, one for all or one per anchor.
+        offset: the first anchor's positive.
+    """
+    found = rows.new_empty(1 + scale.ndim, len(rows))
+    if scale.ndim == 0:
+        for block, logits in _blocks(rows * scale, columns, offset):
+            found[0, block] = torch.logsumexp(logits, 1)
+    else:
+        for block, similarity in _blocks(rows, columns, offset):
+            found[:, block] = _sums(similarity, scale[block, None], 1)
+    return found
+
+
+def pair_sums(
+    features: Float[Tensor, "2 batch dim"], scale: Float[Tensor, "*scales"]
+) -> Float[Tensor, "kinds 2 batch"]:
+    """`row_sums` of images over texts and of texts over images, for a whole batch.
+
+    Args:
+        features: images, texts; pair i in row i of both.
+        scale: 1 / temperature, one for all or [2, batch].
+    """
+    image, text = features.unbind(0)
+    found = features.new_full((1 if scale.ndim == 0 else 2, *features.shape[:2]), -math.inf)
+    if scale.ndim == 0:
+        for block, logits in _blocks(image * scale, text, 0):
+            found[0, 0, block] = torch.logsumexp(logits, 1)
+            torch.logaddexp(found[0, 1], torch.logsumexp(logits, 0), out=found[0, 1])
+        return found
+    found[1] = 0
+    for block, similarity in _blocks(image, text, 0):
+        found[:, 0, block] = _sums(similarity, scale[0, block, None], 1)
+        found[:, 1] = _merged(found[:, 1], _sums(similarity, scale[1], 0))
+    return found
+
+
+def row_pulls(
+    rows: Float[Tensor, "anchors dim"],
+    columns: Float[Tensor, "candidates dim"],
+    own: Softmaxes,
+    other: Softmaxes,
+    offset: int,
+) -> Float[Tensor, "anchors dim"]:
+    """The pulls on anchors.
+
+    Args:
+        rows: anchors; the positive of row i is column offset + i.
+        columns: candidates.
+        own: softmaxes of the rows over the columns.
+        other: softmaxes of the columns over all rows there are.
+        offset: the first anchor's positive.
+    """
+    pulls = torch.empty_like(rows)
+    for block, weights in _weights(rows, columns, own, other, offset):
+        torch.mm(weights, columns, out=pulls[block])
+    return pulls
+
+
+def pair_pulls(
+    features: Float[Tensor, "2 batch dim"], image: Softmaxes, text: Softmaxes
+) -> Float[Tensor, "2 batch dim"]:
+    """`row_pulls` on images and on texts, for a whole batch."""
+    pulls = torch.zeros_like(features)
+    for block, weights in _weights(features[0], features[1], image, text, 0):
+        torch.mm(weights, features[1], out=pulls[0, block])
+        pulls[1].addmm_(weights.T, features[0, block])
+    return pulls
+
+
+def _blocks(rows: Tensor, columns: Tensor, offset: int) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows with their products, the positives masked."""
+    limit = CUDA_BLOCK if rows.is_cuda else CPU_BLOCK
+    size = max(1, min(len(rows), limit // len(columns)))
+    products = rows.new_empty(size, len(columns))
+    for start in range(0, len(rows), size):
+        block = slice(start, min(start + size, len(rows)))
+        product = products[: block.stop - start]
+        torch.mm(rows[block], columns.T, out=product)
+        product.diagonal(offset + start)[: len(product)].fill_(_MASKED)
+        yield block, product
+
+
+def _weights(
+    rows: Tensor, columns: Tensor, own: Softmaxes, other: Softmaxes, offset: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the rows with weight_i p_ij + weight'_j p'_ji."""
+    individual = own.scale.ndim > 0
+    for block, product in _blocks(rows if individual else rows * own.scale, columns, offset):
+        if individual:
+            theirs = product * other.scale
+            product *= own.scale[block, None]
+            theirs -= other.log_sum
+        else:
+            theirs = product - other.log_sum
+        product.sub_(own.log_sum[block, None]).exp_().mul_(own.weight[block, None])
+        product += theirs.exp_().mul_(other.weight)
+        yield block, product
+
+
+def _sums(similarity: Tensor, scale: Tensor, dim: int) -> Float[Tensor, "2 anchors"]:
+    """log_sum and mean along one axis of a block."""
+    logits = similarity * scale
+    top = logits.amax(dim, keepdim=True)
+    weights = logits.sub_(top).exp_()
+    total = weights.sum(dim)
+    mean = weights.mul_(similarity).sum(dim) / total
+    return torch.stack([total.log() + top.squeeze(dim), mean])
+
+
+def _merged(
+    one: Float[Tensor, "2 anchors"], other: Float[Tensor, "2 anchors"]
+) -> Float[Tensor, "2 anchors"]:
+    """log_sum and mean over two parts of the candidates."""
+    log_sum = torch.logaddexp(one[0], other[0])
+    mean = one[1] * (one[0] - log_sum).exp() + other[1] * (other[0] - log_sum).exp()
+    return torch.stack([log_sum, mean])

@@ -1,0 +1,1 @@
+"""The towers: built, prepared, loaded, and used."""

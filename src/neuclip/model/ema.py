@@ -1,0 +1,92 @@
+"""A moving average of the towers' weights, as timm's ModelEma keeps it."""
+
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from neuclip.parallel import fsdp
+
+AVERAGES = "ema_state_dict"
+"""Where a checkpoint keeps them, beside `state_dict`."""
+
+
+def judged(content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """A checkpoint with the averages in place of the weights where the run kept them.
+
+    Returns:
+        The checkpoint, and whether its `state_dict` now holds the averages.
+    """
+    averaged = AVERAGES in content
+    return {**content, "state_dict": content[AVERAGES if averaged else "state_dict"]}, averaged
+
+
+class WeightAverage:
+    """average <- d * average + (1 - d) * weights after each step, in float32.
+
+    The decay of step s is d_s = min(decay, (1 + s) / (10 + s)), so that the random first weights
+    are forgotten early. BatchNorm's running statistics are averaged too; integers are copied. Of
+    sharded towers each process averages its own part.
+
+    Args:
+        towers: the model, on its device and, if it is to be, sharded.
+        decay: of the average.
+    """
+
+    def __init__(self, towers: nn.Module, decay: float) -> None:
+        self._towers = towers
+        self._decay = decay
+        self._average = {name: _copy(value) for name, value in towers.state_dict().items()}
+
+    def decay_at(self, step: int) -> float:
+        """The decay after so many steps."""
+        return min(self._decay, (1 + step) / (10 + step))
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes in the weights after `step` steps."""
+        averages, weights = list[Tensor](), list[Tensor]()
+        for name, value in self._towers.state_dict().items():
+            average, weight = fsdp.local(self._average[name]), fsdp.local(value)
+            if not average.is_floating_point():
+                average.copy_(weight)
+            elif average.numel():  # a part may be empty
+                averages.append(average)
+                weights.append(weight.to(average.dtype))
+        get_ema_multi_avg_fn(self.decay_at(step))(averages, weights, step)
+
+    @contextmanager
+    def applied(self) -> Generator[None]:
+        """The averages in place of the weights within a `with` block; nothing may be trained."""
+        weights = self._towers.state_dict()
+        kept = {name: value.clone() for name, value in weights.items()}
+        _copy_into(weights, self._average)
+        try:
+            yield
+        finally:
+            _copy_into(weights, kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages, by the names of the weights."""
+        return self._average
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continues from saved averages, whole or sharded."""
+        _copy_into(
+            self._average,
+            {name: fsdp.like(state[name], value) for name, value in self._average.items()},
+        )
+
+
+def _copy(value: Tensor) -> Tensor:
+    copy = value.detach().clone()
+    return copy.float() if copy.is_floating_point() and copy.element_size() < 4 else copy
+
+
+@torch.no_grad()
+def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        fsdp.local(target).copy_(fsdp.local(values[name]))

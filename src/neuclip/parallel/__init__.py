@@ -1,0 +1,1 @@
+"""Several processes: how they start, meet, exchange tensors, share work, and fail."""

@@ -1,0 +1,104 @@
+"""Do all processes run the same thing? Asked when they have met, and when they have read the data.
+
+A process with another setting, another version or other data would not fail: it would train
+something else along with the others, or wait for ever.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import neuclip
+from neuclip import __version__
+from neuclip.errors import UserError
+from neuclip.parallel import collectives
+from neuclip.parallel.launch import here
+
+_MAY_DIFFER = {"data.cache_dir", "data.cache_size_gb", "data.workers"}
+"""Settings that machines may have for themselves."""
+
+_SHOWN = 5
+
+
+def check_same_program(tree: dict[str, Any]) -> None:
+    """All processes have the same settings, code and torch.
+
+    Args:
+        tree: the settings, as nested plain values.
+
+    Raises:
+        UserError: on every process; says what differs, and where.
+    """
+    settings = {f"setting {name}": value for name, value in _leaves(tree)}
+    for name in _MAY_DIFFER:
+        settings.pop(f"setting {name}", None)
+    versions = {
+        "torch": torch.__version__,
+        "neuclip": __version__,
+        "neuclip's source": source_digest(),
+    }
+    check_same({**versions, **settings})
+
+
+def check_same_data(samples: int, order: str) -> None:
+    """All processes have found the same samples.
+
+    Args:
+        samples: how many.
+        order: the loader's digest of where they lie and how they are shuffled.
+
+    Raises:
+        UserError: on every process; says what differs, and where.
+    """
+    check_same({"number of samples": str(samples), "digest of the data's index": order})
+
+
+def check_same(mine: Mapping[str, str]) -> None:
+    """All processes say the same of everything.
+
+    Raises:
+        UserError: on every process; says what differs, and where.
+    """
+    everyone = collectives.gather_objects((here(), dict(mine)))
+    found: list[str] = []
+    for name in dict.fromkeys(name for _, values in everyone for name in values):
+        holders: dict[str, list[int]] = {}
+        for rank, (_, values) in enumerate(everyone):
+            holders.setdefault(values.get(name, "not there"), []).append(rank)
+        if len(holders) > 1:
+            told = [
+                f"{value} on process {_list(ranks)} ({everyone[ranks[0]][0]})"
+                for value, ranks in holders.items()
+            ]
+            found.append(f"{name}: {'; '.join(told)}")
+    if found:
+        more = f"\nand {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise UserError(
+            "the processes do not run the same; start all with the same command, environment and "
+            "files:\n" + "\n".join(found[:_SHOWN]) + more
+        )
+
+
+def source_digest(package: Path = Path(neuclip.__file__).parent) -> str:
+    """What the package's source files hold, in few characters."""
+    whole = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.suffix in {".py", ".yaml", ".json"}:
+            whole.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        found += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, str(value))]
+    return found
+
+
+def _list(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:4]))
+    return shown if len(ranks) <= 4 else f"{shown} and {len(ranks) - 4} more"

@@ -1,0 +1,106 @@
+"""What a run says: its records, timed by section, to every sink; only on the first process."""
+
+import resource
+import sys
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from neuclip.config.run_config import RunConfig
+from neuclip.parallel import collectives
+from neuclip.run_folder import RunFolder
+from neuclip.training.records.sinks import ConsoleSink, JsonLines, Record, Sink, extra_sinks
+from neuclip.training.records.step_timer import StepTimer
+
+
+class Recorder:
+    """Collects the times of the steps since the last record, and hands records to the sinks.
+
+    Args:
+        config: the run's settings.
+        folder: where the records go.
+        device: what is timed.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, device: torch.device) -> None:
+        self.timer = StepTimer(device)
+        self._config = config
+        self._folder = folder
+        self._device = device
+        self._sinks: list[Sink] = []
+        self._console: ConsoleSink | None = None
+        self.start_period()
+
+    @contextmanager
+    def open(self, done: int, total: int, *, keep_later: bool = False) -> Generator[None]:
+        """Opens the sinks for the duration of a `with` block.
+
+        Args:
+            done: steps done before; later records of an earlier process are dropped.
+            total: steps of the whole run.
+            keep_later: leave them: nothing is trained anew.
+        """
+        if not collectives.is_main():
+            yield
+            return
+        tree = self._config.model_dump(mode="json")
+        extra = extra_sinks(self._config.output.report_to, self._folder.path, tree)
+        lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done)
+        self._console = ConsoleSink(total, done)
+        self._sinks = [lines, self._console, *extra]
+        self.start_period()
+        try:
+            yield
+        finally:
+            self._console.close()
+            lines.close()
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step is recorded: the first, and every `log_every_n_steps`."""
+        return step == 1 or step % self._config.output.log_every_n_steps == 0
+
+    def advance(self, step: int) -> None:
+        """Counts a step."""
+        self._steps += 1
+        if self._console is not None:
+            self._console.advance(step)
+
+    def start_period(self) -> None:
+        """Forgets the times so far, as after judging."""
+        self.timer.reset()
+        self._start = time.perf_counter()
+        self._steps = 0
+
+    def training(self, values: Mapping[str, float | str | None], global_batch_size: int) -> None:
+        """Writes a training record, with speed, shares of time, and memory; starts a new period."""
+        shares = self.timer.shares()
+        seconds = time.perf_counter() - self._start
+        self._emit(
+            {
+                "kind": "train",
+                **values,
+                "samples_per_second": round(self._steps * global_batch_size / seconds, 2),
+                **{f"share_{name}": round(share, 4) for name, share in sorted(shares.items())},
+                "memory_mb": round(_peak_memory_mb(self._device), 1),
+                "seconds": round(seconds, 3),
+            }
+        )
+        self.start_period()
+
+    def evaluation(
+        self, position: Mapping[str, float], split: str, metrics: Mapping[str, float]
+    ) -> None:
+        """Writes an evaluation record."""
+        self._emit({"kind": "eval", **position, "split": split, "metrics": dict(metrics)})
+
+    def _emit(self, record: Record) -> None:
+        for sink in self._sinks:
+            sink(record)
+
+
+def _peak_memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

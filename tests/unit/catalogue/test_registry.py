@@ -1,0 +1,61 @@
+"""The catalogue of methods."""
+
+import pytest
+from pydantic import ValidationError
+
+from neuclip.catalogue.registry import CATALOGUE, METHODS, gamma_floor, method_info, method_settings
+from neuclip.cli.flag_table import bounds
+from neuclip.errors import UserError, nearest
+
+
+def test_names_are_unique_and_select_their_row():
+    assert len(METHODS) == len(CATALOGUE)
+    assert {"openclip", "rgcl_batch", "neuclip"} <= set(METHODS)
+    for name, info in METHODS.items():
+        assert method_info(name) is info
+        assert method_settings(name, {}).model_dump()["name"] == name
+
+
+@pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
+def test_rows_are_complete(info):
+    assert info.summary and info.normalizer and info.state
+    assert info.formula.strip() and info.formula.isascii()
+    assert any(mark in info.paper for mark in ("arXiv", "LibAUC", "ICML", "ICLR", "ICCV"))
+
+
+@pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
+def test_settings_are_described_and_their_ranges_hold(info):
+    for key, field in info.settings.model_fields.items():
+        if key == "name":
+            continue
+        assert field.description, key
+        if bounds(field):
+            with pytest.raises(UserError, match=key):
+                method_settings(info.name, {key: -1 if ">" in bounds(field) else 1e9})
+    with pytest.raises(ValidationError, match="frozen"):
+        info.settings().temperature = 1.0
+
+
+def test_settings_are_checked():
+    assert method_settings("neuclip", {"gamma": 0.5}).model_dump()["gamma"] == 0.5
+    with pytest.raises(UserError, match="has no setting 'gama'; did you mean 'gamma'"):
+        method_settings("neuclip", {"gama": 0.5})
+    with pytest.raises(UserError, match="has no setting 'num_prototypes'"):
+        method_settings("openclip", {"num_prototypes": 4})
+    with pytest.raises(UserError, match=r"gamma: .* less than or equal to 1"):
+        method_settings("neuclip", {"gamma": 2})
+    with pytest.raises(UserError, match=r"unknown method 'clip'; .*known: .*openclip"):
+        method_settings("clip", {})
+
+
+def test_nearest_lists_what_exists():
+    assert nearest("neuclop", ["openclip", "neuclip"]) == (
+        "did you mean 'neuclip'? known: neuclip, openclip"
+    )
+    assert nearest("zzz", ["b", "a"]) == "known: a, b"
+
+
+def test_gamma_floor_is_the_published_rule():
+    assert gamma_floor(24.0) == pytest.approx(0.42, abs=0.01)
+    assert gamma_floor(1.0) == 1.0
+    assert gamma_floor(37.0) < gamma_floor(24.0)

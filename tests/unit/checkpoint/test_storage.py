@@ -1,0 +1,168 @@
+import errno
+import hashlib
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from neuclip.checkpoint import storage
+from neuclip.checkpoint.storage import CheckpointError
+
+
+def content():
+    return {"epoch": 1, "name": "run", "state_dict": nn.Linear(2, 3).state_dict(), "optimizer": {}}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_round_trip(tmp_path):
+    saved = content()
+    storage.save(tmp_path / "new" / "epoch_1.pt", saved)
+    loaded = storage.load(tmp_path / "new" / "epoch_1.pt")
+    assert loaded["epoch"] == 1
+    assert torch.equal(loaded["state_dict"]["weight"], saved["state_dict"]["weight"])
+    assert names(tmp_path / "new") == ["SHA256SUMS", "epoch_1.pt"]
+
+
+def test_a_missing_checkpoint_names_the_others(tmp_path):
+    storage.save(tmp_path / "epoch_2.pt", content())
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint at .*epoch_3\.pt; there are: epoch_2"
+    ):
+        storage.load(tmp_path / "epoch_3.pt")
+
+
+@pytest.mark.parametrize("summed", [True, False])
+@pytest.mark.parametrize("kept", [0, 10, 400, -1])
+def test_a_truncated_checkpoint_is_damaged(tmp_path, kept, summed):
+    path = tmp_path / "epoch_1.pt"
+    storage.save(path, content())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:kept])
+    if not summed:
+        (tmp_path / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError, match=r"damaged or incomplete|not a file of plain"):
+        storage.load(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("executed"),))
+
+
+def test_a_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "evil": Evil()}, "zip.pt")
+    Path("plain.pt").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(CheckpointError, match="not a file of plain tensors"):
+            storage.load(Path(name))
+    assert not Path("executed").exists()
+
+
+def test_something_else_is_no_checkpoint(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="no 'state_dict'"):
+        storage.load(tmp_path / "list.pt")
+
+
+def test_weights_of_another_architecture(tmp_path):
+    with pytest.raises(CheckpointError, match=r"2 of other shape \(first: bias\)"):
+        storage.load_weights(nn.Linear(2, 4), content(), tmp_path / "epoch_1.pt")
+    with pytest.raises(
+        CheckpointError, match=r"2 missing \(first: 0.bias\), 2 unknown \(first: bias\)"
+    ):
+        storage.load_weights(nn.Sequential(nn.Linear(2, 3)), content(), tmp_path / "x.pt")
+
+
+def test_weights_saved_under_ddp_load(tmp_path):
+    saved = content()
+    saved["state_dict"] = {f"module.{key}": v for key, v in saved["state_dict"].items()}
+    tower = nn.Linear(2, 3)
+    storage.load_weights(tower, saved, tmp_path / "epoch_1.pt")
+    assert torch.equal(tower.weight, saved["state_dict"]["module.weight"])
+
+
+def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):
+    path = tmp_path / "epoch_latest.pt"
+    storage.save(path, content())
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="no space left"):
+        storage.save(path, content())
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["SHA256SUMS", "epoch_latest.pt"]
+
+
+def test_a_real_full_disk(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(CheckpointError, match=r"no space left|cannot write"):
+        (tmp_path / ".epoch_1.pt.partial").symlink_to("/dev/full")
+        storage.save(tmp_path / "epoch_1.pt", content())
+    assert not (tmp_path / "epoch_1.pt").exists()
+
+
+def test_latest_is_the_same_file_and_old_steps_go(tmp_path):
+    for step in (5, 10, 20):
+        path = tmp_path / f"iter_{step}.pt"
+        storage.save(path, {**content(), "epoch": step})
+        storage.point_latest_at(path)
+    storage.drop_old_step_checkpoints(tmp_path, keep=2)
+    assert names(tmp_path) == [
+        "SHA256SUMS", "epoch_latest.pt", "iter_10.pt", "iter_20.pt",
+    ]  # fmt: skip
+    assert storage.load(tmp_path / "epoch_latest.pt")["epoch"] == 20
+    storage.drop_old_step_checkpoints(tmp_path, keep=1)
+    assert storage.load(tmp_path / "epoch_latest.pt")["epoch"] == 20
+
+
+def test_latest_is_copied_where_links_are_not_possible(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    storage.save(tmp_path / "epoch_1.pt", content())
+    storage.point_latest_at(tmp_path / "epoch_1.pt")
+    assert storage.load(tmp_path / "epoch_latest.pt")["epoch"] == 1
+
+
+def test_one_flipped_bit_is_found(tmp_path):
+    path = tmp_path / "epoch_1.pt"
+    storage.save(path, {**content(), "weights": torch.zeros(1000)})
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(CheckpointError, match="its SHA-256 is none of those in SHA256SUMS"):
+        storage.load(path)
+
+
+def test_sums_are_as_sha256sum_reads_them_and_do_not_pile_up(tmp_path):
+    for step in range(20):
+        storage.save(tmp_path / f"iter_{step}.pt", content())
+        storage.drop_old_step_checkpoints(tmp_path, keep=2)
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    assert len(lines) <= 6
+    digest, name = lines[-1].split("  ")
+    assert name == "iter_19.pt"
+    assert digest == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_the_newest_whole_checkpoint(tmp_path):
+    assert storage.newest_complete(tmp_path / "nothing") is None
+    assert storage.newest_complete(tmp_path) is None
+    for step in (1, 2, 3):
+        storage.save(tmp_path / f"iter_{step}.pt", content())
+        os.utime(tmp_path / f"iter_{step}.pt", (step, step))
+    assert storage.newest_complete(tmp_path) == tmp_path / "iter_3.pt"
+    (tmp_path / "iter_3.pt").write_bytes(b"half")
+    assert storage.newest_complete(tmp_path) == tmp_path / "iter_2.pt"

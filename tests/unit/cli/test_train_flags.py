@@ -1,0 +1,542 @@
+"""The command line of `neuclip train`: published lines, precedence, errors, the frozen table."""
+
+import json
+import shlex
+from itertools import pairwise
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuclip.catalogue.registry import METHODS
+from neuclip.cli.flag_table import table
+from neuclip.cli.published_flags import SPELLINGS, UNSPELLED
+from neuclip.cli.train import flag_names, parse_train
+from neuclip.config.recipes import recipe_names, recipe_path
+from neuclip.config.run_config import RunConfig
+from neuclip.errors import UserError
+
+DATA = Path(__file__).parents[2] / "data"
+
+
+def published_lines() -> dict[str, str]:
+    lines = (DATA / "published_commands.txt").read_text().splitlines()
+    return {
+        title.removeprefix("# "): line
+        for title, line in pairwise(lines)
+        if title.startswith("# ") and line.startswith("--")
+    }
+
+
+# The method that each published line trains.
+PUBLISHED = {
+    "NeuCLIP on DFN-14M using 8 GPUs": "neuclip",
+    "FastCLIP-v3 on CC3M using 8 GPUs (2 nodes and 4 GPUs per node)": "fastclip_v3",
+    "OpenCLIP on CC3M using 8 GPUs": "openclip",
+    "FastCLIP-v0 on CC3M using 8 GPUs": "fastclip_v0",
+    "FastCLIP-v1 on CC3M using 8 GPUs": "fastclip_v1",
+    "FastCLIP-v2 on CC3M using 8 GPUs": "fastclip_v2",
+    "FastCLIP-v3 on CC12M using 8 GPUs": "fastclip_v3",
+    "FastCLIP-v3 on LAION400M using 16 GPUs": "fastclip_v3",
+    "Evaluation of a checkpoint on ImageNet-1k (0 epochs)": "neuclip",  # trains nothing
+    "SCENT on DFN-14M using 4 GPUs": "scent",
+    "FastCLIP on DFN-14M using 4 GPUs": "fastclip_v3",
+}
+
+
+def parse(line: str) -> RunConfig:
+    return parse_train(shlex.split(line)).config
+
+
+def refusal(line: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(line)
+    return str(caught.value)
+
+
+def test_every_published_line_has_its_method():
+    assert published_lines().keys() == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("title", PUBLISHED)
+def test_published_line_parses_verbatim(title):
+    line, method = published_lines()[title], PUBLISHED[title]
+    if method not in METHODS:
+        message = refusal(line)
+        assert f"is the method {method}, which this version does not have" in message
+        assert "it has openclip, " in message
+        return
+    config = parse(line)
+    assert config.method.name == method
+    line = line.replace("--gamma 10.0", "--gamma 1.0") if method == "fastclip_v3" else line
+    line = line.replace("--lr_tau 0.0133", "--temperature_lr 0.0133")
+    words = shlex.split(line)
+    tree = config.model_dump()
+    flat = {
+        **tree,
+        **{k: v for part in tree.values() if isinstance(part, dict) for k, v in part.items()},
+    }
+    for flag, value in pairwise(words):
+        # every value of the line is in the tree
+        key = flag_names().get(flag.replace("_", "-"), "").rpartition(".")[2]
+        if flag.startswith("--") and not value.startswith("--") and key in flat and key != "name":
+            assert str(flat[key]) == value or float(flat[key]) == float(value), flag
+
+
+def test_neuclip_line_shows_every_value():
+    config = parse(published_lines()["NeuCLIP on DFN-14M using 8 GPUs"])
+    assert config.method.model_dump() == {
+        "name": "neuclip",
+        "temperature": 0.07,
+        "rho": 11.0,
+        "epsilon": 1e-6,
+        "temperature_gradient": "fastclip",
+        "gamma": 0.42,
+        "gamma_schedule": "cosine",
+        "gamma_decay_epochs": 24.0,
+        "num_prototypes": 4096,
+        "inner_steps": 10,
+        "restart_steps": 500,
+        "prototype_lr": 1.0,
+        "prototype_optimizer": "adagrad_norm",
+        "refresh": "restart",
+        "gradient": "detached",
+        "gradient_prototypes": None,
+        "log_weights": False,
+    }
+    assert config.data.train_data == "./datasets/dfn2b/medium/shards/0000{0000..1926}.tar"
+    assert (config.data.train_num_samples, config.data.data_size) == (13710637, 19270000)
+    assert (config.data.batch_size, config.data.workers, config.seed) == (512, 6, 2026)
+    assert (config.optim.lr_tau, config.optim.lr_tau_scheduler) == (6.25e-5, "step_thresh")
+    assert (config.optim.lr, config.optim.wd, config.optim.warmup) == (5e-4, 0.2, 500)
+    assert (config.optim.beta2, config.optim.eps) == (0.98, 1e-6)  # ViT
+
+
+@pytest.mark.parametrize(
+    ("recipe", "title"),
+    [
+        ("neuclip-dfn14m", "NeuCLIP on DFN-14M using 8 GPUs"),
+        ("openclip-cc3m", "OpenCLIP on CC3M using 8 GPUs"),
+        ("fastclip_v0-cc3m", "FastCLIP-v0 on CC3M using 8 GPUs"),
+        ("fastclip_v1-cc3m", "FastCLIP-v1 on CC3M using 8 GPUs"),
+        ("fastclip_v2-cc3m", "FastCLIP-v2 on CC3M using 8 GPUs"),
+        ("fastclip_v3-cc3m", "FastCLIP-v3 on CC3M using 8 GPUs (2 nodes and 4 GPUs per node)"),
+        ("fastclip_v3-cc12m", "FastCLIP-v3 on CC12M using 8 GPUs"),
+        ("fastclip_v3-laion400m", "FastCLIP-v3 on LAION400M using 16 GPUs"),
+        ("fastclip_v3-dfn14m", "FastCLIP on DFN-14M using 4 GPUs"),
+        ("scent-dfn14m", "SCENT on DFN-14M using 4 GPUs"),
+    ],
+)
+def test_published_recipe_is_the_published_line(recipe, title):
+    assert parse(f"--recipe {recipe}") == parse(published_lines()[title])
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_recipes_cite_a_source_and_hold(recipe):
+    assert "# Source: " in recipe_path(recipe).read_text()
+    assert parse(f"--recipe {recipe}").name
+
+
+def test_demo_neuclip_does_use_its_prototypes():
+    assert parse("--recipe demo-neuclip").method.gamma < 1
+
+
+@pytest.mark.parametrize("method", SPELLINGS)
+def test_spelling_of_each_method_chooses_it(method):
+    switches = {k: v for k, v in {**UNSPELLED, **SPELLINGS[method]}.items() if v is not False}
+    line = " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in switches.items())
+    if method in METHODS:
+        assert parse(line).method.name == method
+    else:
+        assert f"is the method {method}," in refusal(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "gradient"),
+    [
+        ("", "neuclip", "exact"),
+        ("--method neuclip", "neuclip", "exact"),
+        ("--npn", "neuclip", "fastclip"),
+        ("--npn --temperature_gradient exact", "neuclip", "exact"),
+        ("--method neuclip --local-loss", "neuclip", "exact"),
+        ("--method neuclip --fastclip --npn", "neuclip", "fastclip"),
+        ("--method rgcl_batch --gather-with-grad", "rgcl_batch", "exact"),
+        ("--recipe neuclip-dfn14m --local-loss", "neuclip", "fastclip"),
+        ("--recipe demo-neuclip --npn", "neuclip", "fastclip"),
+        ("--recipe openclip-cc3m --npn", "neuclip", "fastclip"),
+        ("--recipe neuclip-dfn14m --method rgcl_batch", "rgcl_batch", "exact"),
+    ],
+)
+def test_method_and_temperature_gradient(line, method, gradient):
+    config = parse(line)
+    assert (config.method.name, config.method.temperature_gradient) == (method, gradient)
+
+
+PUBLISHED_NETWORK = {
+    "num_prototypes": 4096,
+    "refresh": "restart",
+    "inner_steps": 10,
+    "gradient": "detached",
+    "gamma": 0.3368,  # by the rule
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "changes"),
+    [
+        ("--npn", {}),
+        ("--method neuclip --fastclip --npn", {}),
+        ("--npn --npn_num_protos 8", {"num_prototypes": 8}),
+        ("--npn --refresh fifo --gradient full", {"refresh": "fifo", "gradient": "full"}),
+        ("--recipe neuclip-paper", {}),
+        ("--recipe neuclip-dfn14m", {"gamma": 0.42}),
+        ("--npn --gamma 0.5", {"gamma": 0.5}),
+    ],
+)
+def test_published_spelling_has_the_published_network(line, changes):
+    settings = parse(f"{line} --epochs 32").method.model_dump()
+    assert {key: settings[key] for key in PUBLISHED_NETWORK} == {**PUBLISHED_NETWORK, **changes}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--refresh fifo --npn-restart-iter 100", "--restart-steps has no effect with --refresh f"),
+        ("--inner-steps 0 --npn-lr 1", "--prototype-lr has no effect with --inner-steps 0"),
+        ("--inner-steps 0 --log-weights", "--log-weights has no effect with --inner-steps 0"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(flags, message):
+    assert message in refusal(f"--method neuclip {flags}")
+    parse("--method neuclip --refresh restart --inner-steps 1 --npn-restart-iter 9 --npn-lr 1")
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("", "method neuclip, the default"),
+        ("--local-loss", "method openclip: --local-loss without --fastclip"),
+        (
+            "--local-loss",
+            "--local-loss has no effect: the gradient over the global batch is always",
+        ),
+        ("--gather_with_grad", "--gather-with-grad has no effect"),
+        ("--npn", "method neuclip, spelled --npn"),
+        ("--npn", "temperature_gradient fastclip"),
+        ("--precision amp", "--precision amp is called amp_bf16 here"),
+        ("--precision amp_bfloat16", "--precision amp_bfloat16 is called amp_bf16 here"),
+        (
+            "--lr_tau 1e-4 --lr_tau_scheduler cosine",
+            "--lr-tau-scheduler cosine is called same here",
+        ),
+    ],
+)
+def test_what_is_inferred_or_without_effect_is_said_once(line, note):
+    notes = parse_train(shlex.split(line)).notes
+    assert sum(note in each for each in notes) == 1, notes
+
+
+def test_plain_line_says_nothing():
+    assert parse_train(["--method", "neuclip", "--lr", "1e-3"]).notes == ()
+
+
+def test_underscores_equals_signs_and_aliases():
+    one = parse("--method neuclip --npn_num_protos 8 --fastclip_eps=1e-3 --batch_size=32")
+    two = parse("--method neuclip --num-prototypes=8 --epsilon 1e-3 --batch-size 32")
+    assert one == two
+    assert one.method.num_prototypes == 8
+
+
+@pytest.mark.parametrize("word", ["none", "None"])
+def test_none_resets_what_a_recipe_sets(word):
+    assert parse("--recipe neuclip-dfn14m").data.data_size is not None
+    assert parse(f"--recipe neuclip-dfn14m --data-size {word}").data.data_size is None
+
+
+@pytest.mark.parametrize("flag", [flag for flag in table() if flag.optional], ids=lambda f: f.name)
+def test_none_is_read_as_the_help_writes_it(flag):
+    owners = [
+        name for name, field in flag.fields.items() if type(None) in get_args(field.annotation)
+    ]
+    method = owners[0] or "neuclip"
+    tree = parse(f"--method {method} --{flag.name} none").model_dump()
+    section = tree[flag.path[0]] if flag.path[0] else tree
+    assert section[flag.path[1]] != "none"
+
+
+def test_none_stays_a_choice_where_it_is_one():
+    assert parse("--report-to none").output.report_to == "none"
+
+
+def test_switch_can_be_turned_off_again():
+    assert parse("--recipe openclip-cc3m").output.profile
+    assert not parse("--recipe openclip-cc3m --no-profile").output.profile
+
+
+def test_published_names_of_evaluation_flags():
+    config = parse("--imagenet-val ./val --imagenet-v2 ./v2 --zeroshot-frequency 0 --val-data ./x")
+    evaluation = config.evaluation
+    assert (evaluation.imagenet_val, evaluation.imagenet_v2) == ("./val", "./v2")
+    assert (evaluation.zeroshot_frequency, evaluation.val_frequency) == (0, 1)
+    assert evaluation.val_data == "./x"
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("--eval-tasks mnist", "eval_tasks .* and eval_data_dir .* go together"),
+        ("--eval-data-dir ./sets", "eval_tasks .* and eval_data_dir .* go together"),
+        ("--eval-samples 500 --val-data ./x", "eval_samples limits .*: none is given"),
+        ("--eval-samples 99 --imagenet-val ./x", "--eval-samples: 99 is out of range.*>= 100"),
+    ],
+)
+def test_evaluation_flags_that_would_have_no_effect(line, text):
+    with pytest.raises(UserError, match=text):
+        parse(line)
+
+
+def test_recipe_below_files_below_flags(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "optim: {lr: 1.0e-3, wd: 0.3, warmup: 7}\nmethod: {gamma: 0.5}\n"
+    )
+    (tmp_path / "b.yaml").write_text("optim: {wd: 0.4}\ndata:\n")
+    config = parse(
+        f"--config {tmp_path / 'a.yaml'} --lr 2e-3 --recipe neuclip-dfn14m "
+        f"--config={tmp_path / 'b.yaml'}"
+    )
+    assert (config.optim.lr, config.optim.wd, config.optim.warmup) == (2e-3, 0.4, 7)
+    assert (config.method.gamma, config.method.rho, config.data.batch_size) == (0.5, 11.0, 512)
+
+
+def test_later_file_wins(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\n")
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    assert parse(f"--config {a} --config {b}").name == "b"
+    assert parse(f"--config {b} --config {a}").name == "a"
+    assert parse(f"--config {b} --name c --config {a}").name == "c"
+
+
+def test_settings_do_not_leak_into_another_method(tmp_path):
+    (tmp_path / "a.yaml").write_text("method: {name: neuclip, rho: 9, num_prototypes: 8}\n")
+    (tmp_path / "b.yaml").write_text("method: {name: rgcl_batch}\n")
+    a, b = (f"--config {tmp_path / name}.yaml" for name in "ab")
+    assert parse(a).method.rho == 9
+    assert parse(f"{a} --method rgcl_batch").method.rho == 6.5
+    assert parse(f"{a} {b}").method.rho == 6.5
+    assert parse(f"{a} --method neuclip").method.num_prototypes == 8
+
+
+values = st.fixed_dictionaries(
+    {},
+    optional={
+        "--lr": st.floats(1e-6, 1),
+        "--wd": st.floats(0, 1),
+        "--rho": st.floats(0, 100),
+        "--epsilon": st.floats(0, 1),
+        "--gamma": st.floats(0, 1),
+        "--temperature": st.floats(1e-3, 1),
+        "--num-prototypes": st.integers(1, 10**6),
+        "--seed": st.integers(0, 2**31),
+        "--epochs": st.integers(0, 100),
+        "--lr_tau": st.floats(1e-9, 1),
+        "--train-data": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+        "--name": st.sampled_from(["a", "null", "1", "1e3", "yes", "~", "a: b", "# no"]),
+        "--device": st.sampled_from(["auto", "cpu"]),
+        "--refresh": st.sampled_from(["restart", "fifo", "rolling"]),
+    },
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(values)
+def test_yaml_round_trip(tmp_path_factory, flags):
+    config = parse_train([f"{flag}={value}" for flag, value in flags.items()]).config
+    file = tmp_path_factory.mktemp("round") / "config.yaml"
+    file.write_text(config.to_yaml(), encoding="utf-8")
+    command = parse_train(["--config", str(file)])
+    assert command.config == config
+    assert command.config.to_yaml() == config.to_yaml()
+    assert command.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--npn --temperature_scheme individual", "contradict each other; neuclip is spelled"),
+        ("--npn --temperature_scheme individual_learnable", "contradict each other"),
+        ("--fastclip --npn --temperature_scheme global_constant", "contradict each other"),
+        ("--npn --nu_update scent", "contradict each other"),
+        ("--method openclip --npn", "--npn contradicts --method openclip"),
+        ("--method rgcl_batch --fastclip", "--fastclip contradicts --method rgcl_batch"),
+        ("--method neuclip --siglip", "--siglip contradicts --method neuclip"),
+        ("--multiply_tau", "--multiply-tau selects no method; these do"),
+        ("--method nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
+        ("--recipe neuclip", "unknown recipe 'neuclip'; did you mean 'demo-neuclip'?"),
+        (
+            "--method openclip --num-prototypes 4",
+            "--num-prototypes is a setting of neuclip; method openclip has",
+        ),
+        ("--recipe openclip-cc3m --rho 4", "method openclip has --temperature"),
+        ("--local-loss --gamma 0.3", "neuclip; method openclip has --temperature"),
+        ("--lr -1", "--lr: -1 is out of range; it must be > 0"),
+        ("--lr inf", "--lr: Input should be a finite number"),
+        ("--beta1 1.5", "--beta1: 1.5 is out of range; it must be >= 0 and < 1"),
+        ("--gamma 1.5", "--gamma: 1.5 is out of range; it must be >= 0 and <= 1"),
+        ("--npn_num_protos 0", "--num-prototypes: 0 is out of range; it must be >= 1"),
+        ("--batch-size 1", "--batch-size: 1 is out of range; it must be >= 2"),
+        ("--temperature 0 --method openclip", "--temperature: 0 is out of range; it must be > 0"),
+        ("--data-format csv --dataset-type webdataset", "set the same thing: leave one out"),
+        ("--lr_min 1", "lr_min 1 is above lr"),
+        ("--lr_tau_scheduler step_thresh", "needs lr_tau"),
+        ("--epochs 2 --stop_epochs 3", "stop_epochs 3 is beyond the schedule of 2 epochs"),
+        ("--name a/b", "cannot be a folder's name"),
+        ("--lock-image-unlocked-groups 2", "needs the lock: add --lock-image"),
+        ("--lock-text-freeze-layer-norm", "needs the lock: add --lock-text"),
+        ("--fsdp --precision bf16", "--precision amp_bf16 computes with bfloat16 parameters"),
+        ("--force-patch-dropout 1", "--force-patch-dropout: 1 is out of range"),
+        ("--model-ema-decay 1", "--model-ema-decay: 1 is out of range; it must be > 0 and < 1"),
+        ("--config missing.yaml", "configuration missing.yaml: No such file"),
+    ],
+)
+def test_refused(line, message):
+    assert message in refusal(line)
+
+
+def test_all_wrong_values_are_told_at_once():
+    assert len(refusal("--lr -1 --wd -1 --batch-size 0").splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lrr: 1}", "a.yaml: optim.lrr: no such key; did you mean 'lr'?"),
+        ("optimm: {lr: 1}", "a.yaml: optimm: no such key; did you mean 'optim'?"),
+        ("method: {gama: 1}", "a.yaml: method.gama: no such key; did you mean 'gamma'?"),
+        ("method: {name: openclip, rho: 1}", "a.yaml: method.rho: no such key"),
+        ("method: {name: nuclip}", "a.yaml: method: unknown method; did you mean 'neuclip'?"),
+        ("method: openclip", "a.yaml: method: a section is expected"),
+        ("evaluation: 4", "a.yaml: evaluation: a section is expected"),
+        ("optim: {lr: -1}", "a.yaml: optim.lr: -1 is out of range; it must be > 0"),
+        ("method: {gamma: 2}", "a.yaml: method.gamma: 2 is out of range; it must be >= 0 and <= 1"),
+        ("optim: {lr: much}", "a.yaml: optim.lr: Input should be a valid number"),
+        ("optim: {epochs: 1.5}", "(got 1.5)"),
+        ("- a", "a.yaml: expected sections, found list"),
+        ("a: [", "a.yaml is not YAML"),
+    ],
+)
+def test_refused_file(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    assert message in refusal(f"--config {tmp_path / 'a.yaml'}")
+
+
+def test_error_names_the_file_that_is_wrong(tmp_path):
+    (tmp_path / "good.yaml").write_text("optim: {lr: 1}\n")
+    (tmp_path / "bad.yaml").write_text("optim: {wd: -1}\n")
+    message = refusal(f"--config {tmp_path / 'good.yaml'} --config {tmp_path / 'bad.yaml'} --lr 1")
+    assert "bad.yaml" in message
+    assert "good.yaml" not in message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--batch-sizes 4", "--batch-size INT"),
+        ("--batch 4", "--batch-size INT"),  # no guessing of abbreviations
+        ("--batch-size x", "--batch-size"),
+        ("--precision fp17", "fp32"),
+        ("--temperature_scheme local", "individual_learnable"),
+        ("--lr", "--lr"),
+        ("word", "word"),
+    ],
+)
+def test_refused_by_the_parser(line, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(line)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_defaults_ranges_and_owners(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as caught:
+        parse_train(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in table():
+        assert f"--{flag.name}" in text
+    assert "(a step has accum_freq) (default: 64; >= 2)" in text
+    assert "--num-prototypes INT, --npn-num-protos INT" in text
+    assert "none: 128 global batches" in text
+    assert "(default: 500 steps; >= 1; only neuclip)" in text
+
+
+def test_flag_names_are_unique():
+    names = [name for flag in table() for name in (f"--{flag.name}", *flag.aliases)]
+    assert len(set(names)) == len(names)
+
+
+def test_every_setting_has_a_flag():
+    tree = yaml.safe_load(parse("--method neuclip").to_yaml())
+    sections = {key for key, value in tree.items() if isinstance(value, dict)}
+    keys = {(section, key) for section in sections - {"method"} for key in tree[section]}
+    keys |= {("", key) for key in tree.keys() - sections}
+    for info in METHODS.values():
+        keys |= {("method", key) for key in info.settings.model_fields if key != "name"}
+    assert keys == {flag.path for flag in table()}
+
+
+def test_fastclip_line_with_a_rate_above_one():
+    """`--gamma 10.0 --nu_update sox`, as published for DFN-14M: no moving average has that rate."""
+    command = parse_train(shlex.split(published_lines()["FastCLIP on DFN-14M using 4 GPUs"]))
+    assert command.config.method.model_dump()["gamma"] == 1.0
+    assert any("--gamma 10 is above 1" in note for note in command.notes)
+
+
+def test_individual_temperatures_take_lr_tau():
+    config = parse(published_lines()["FastCLIP-v2 on CC3M using 8 GPUs"])
+    assert config.method.model_dump()["temperature_lr"] == 0.0133
+    assert config.optim.lr_tau is None
+
+
+def test_open_clips_flags_for_tables():
+    data = parse(
+        "--train-data t.csv --dataset-type csv --csv-separator , --csv-img-key a "
+        "--csv-caption-key b --train-data-upsampling-factors 1"
+    ).data
+    assert (data.data_format, data.csv_separator, data.csv_img_key) == ("csv", ",", "a")
+    assert (data.csv_caption_key, data.train_data_upsampling_factors) == ("b", "1")
+    assert parse("--dataset-type webdataset").data.data_format == "webdataset"
+    assert "set the same thing" in refusal("--dataset-type csv --data-format folder")
+
+
+def test_flags_are_frozen():
+    """A flag is a promise to people's scripts: a change of one is a change of data/flags.json."""
+    assert flag_names() == json.loads((DATA / "flags.json").read_text())
+
+
+def test_smoke_says_what_it_replaces():
+    command = parse_train(["--smoke", "--epochs", "7", "--lr", "0.002"])
+    assert any(note.startswith("--smoke puts glyph-tiny") for note in command.notes)
+    assert command.config.model.name == "glyph-tiny"
+    assert (command.config.optim.epochs, command.config.optim.lr) == (2, 0.002)
+
+
+def test_open_clips_flags_for_large_models():
+    line = (
+        "--lock-image --lock-image-unlocked-groups 2 --lock-image-freeze-bn-stats --lock-text "
+        "--lock-text-unlocked-layers 3 --lock-text-freeze-layer-norm --grad-checkpointing "
+        "--force-patch-dropout 0.5 --torchcompile --pretrained weights.pt"
+    )
+    model = parse(line).model
+    assert (model.lock_image, model.lock_image_unlocked_groups) == (True, 2)
+    assert (model.lock_text, model.lock_text_unlocked_layers) == (True, 3)
+    assert model.lock_image_freeze_bn_stats
+    assert model.lock_text_freeze_layer_norm
+    assert (model.grad_checkpointing, model.torchcompile) == (True, True)
+    assert (model.force_patch_dropout, model.pretrained) == (0.5, "weights.pt")
+    smoke = parse(f"{line} --smoke").model
+    assert (smoke.lock_image, smoke.lock_image_unlocked_groups, smoke.pretrained) == (True, 0, None)

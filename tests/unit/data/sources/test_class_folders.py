@@ -1,0 +1,37 @@
+import pickle
+
+import pytest
+
+from neuclip.data.samples import SampleError
+from neuclip.data.sources.class_folders import ClassFolders
+from neuclip.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path, picture):
+    for name in ("b/2.PNG", "b/1.png", "a/deep/3.jpg", "c/4.webp", "c/notes.txt", "c/.hidden.png"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(1))
+    return tmp_path
+
+
+def test_pictures_by_class_in_order(folder):
+    source = pickle.loads(pickle.dumps(ClassFolders(folder, ["b", "a", "c"])))
+    found = [source.read(position) for position in range(len(source))]
+    assert [each.key for each in found] == ["b/1", "b/2", "a/deep/3", "c/4"]
+    assert [each.class_index for each in found] == [0, 0, 1, 2]
+    assert {each.caption for each in found} == {""}
+
+
+def test_a_class_without_pictures(folder):
+    (folder / "d").mkdir()
+    with pytest.raises(UserError, match="d: no image of this class"):
+        ClassFolders(folder, ["a", "d"])
+
+
+def test_a_damaged_picture_is_named(folder):
+    (folder / "a/deep/3.jpg").write_bytes(b"no image")
+    with pytest.raises(SampleError) as caught:
+        ClassFolders(folder, ["b", "a"]).read(2)
+    assert (caught.value.damage.key, caught.value.damage.kind) == ("a/deep/3", "image")

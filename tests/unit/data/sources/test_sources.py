@@ -1,0 +1,424 @@
+"""Tables, folders, mixtures, and what opens them."""
+
+import csv
+import json
+import pickle
+from collections import Counter
+
+import pytest
+import torch
+
+from neuclip.data.loader import LoaderSettings, TrainLoader
+from neuclip.data.opening import OpenSettings, open_source
+from neuclip.data.samples import SampleError
+from neuclip.data.sources import arrow
+from neuclip.data.sources.folders import FolderSource
+from neuclip.data.sources.mixture import Mixture
+from neuclip.data.sources.shards import ShardIndex
+from neuclip.data.sources.source import Texts
+from neuclip.data.sources.tables import Columns, TableSource
+from neuclip.errors import UserError
+
+COUNT = 12
+
+
+@pytest.fixture
+def images(tmp_path, picture):
+    """Image files 0.png ... 11.png in a folder `images`."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(COUNT):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    return folder
+
+
+def write_table(path, rows, header=("filepath", "title"), separator="\t"):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=separator).writerows([header, *rows])
+    return path
+
+
+@pytest.fixture
+def rows():
+    return [(f"images/{number}.png", f"number {number}") for number in range(COUNT)]
+
+
+def check(source, keys=None):
+    """It holds the twelve samples, in order, also in another process."""
+    assert len(source) == COUNT
+    for each in (source, pickle.loads(pickle.dumps(source))):
+        for number in range(COUNT):
+            sample = each.read(number)
+            assert sample.caption == f"number {number}"
+            assert sample.image.getpixel((0, 0)) == (number, 0, 7)
+            assert each.sample_id(number) == number
+            if keys is not None:
+                assert sample.key == each.locate(number)[1] == keys[number]
+    assert source.damage == ()
+
+
+def damage_of(source, position):
+    with pytest.raises(SampleError) as error:
+        source.read(position)
+    return error.value.damage
+
+
+# --- csv and tsv
+
+
+@pytest.mark.parametrize(("name", "separator"), [("t.csv", "\t"), ("t.csv", ","), ("t.tsv", "\t")])
+def test_table(tmp_path, images, rows, name, separator):
+    path = write_table(tmp_path / name, rows, separator=separator)
+    source = open_source(str(path))
+    assert isinstance(source, TableSource)
+    check(source, [row[0] for row in rows])
+    assert source.locate(3) == (path, "images/3.png")
+
+
+def test_table_with_other_columns_and_separator(tmp_path, images, rows):
+    table = [(caption, "x", path) for path, caption in rows]
+    path = write_table(tmp_path / "t.csv", table, ("words", "n", "where"), ";")
+    settings = OpenSettings(columns=Columns("where", "words", ";"))
+    check(open_source(str(path), settings))
+
+
+def test_table_of_another_ending_and_absolute_paths(tmp_path, images, rows):
+    table = [(str(tmp_path / path), caption) for path, caption in rows]
+    path = write_table(tmp_path / "list.txt", table)
+    check(open_source(str(path), OpenSettings(data_format="csv")))
+
+
+def test_several_tables(tmp_path, images, rows):
+    for number, part in enumerate((rows[:5], rows[5:])):
+        write_table(tmp_path / f"{number}.csv", part)
+    for spec in (f"{tmp_path}/{{0..1}}.csv", f"{tmp_path}/0.csv::{tmp_path}/1.csv", str(tmp_path)):
+        source = open_source(spec)
+        check(source)
+        assert source.locate(7)[0] == tmp_path / "1.csv"
+
+
+def test_table_as_spreadsheets_write_it(tmp_path, images):
+    text = '\ufefffilepath,title\r\nimages/3.png,"one, ""two""\nthree"\r\n\r\nimages/4.png,x\r\n'
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    source = open_source(str(tmp_path / "t.csv"))
+    assert [source.read(n).caption for n in range(2)] == ['one, "two"\nthree', "x"]
+
+
+def test_damaged_rows_say_what_is_wrong(tmp_path, images, picture):
+    (images / "bad.png").write_bytes(b"no picture")
+    lines = [
+        b"filepath\ttitle",
+        b"images/none.png\tx",
+        b"images/1.png\t ",
+        b"images/1.png",
+        b"\tx",
+        b"images/1.png\tcaf\xe9",
+        b"images/bad.png\tx",
+        b"images/1.png\tgood",
+        b"images/2.png\t" + b"long " * 200_000,
+    ]
+    (tmp_path / "t.tsv").write_bytes(b"\n".join(lines))
+    source = open_source(str(tmp_path / "t.tsv"))
+    kinds = [damage_of(source, n) for n in range(6)]
+    assert [damage.kind for damage in kinds] == [
+        "image_missing",
+        "caption_empty",
+        "caption_empty",
+        "image_missing",
+        "caption_encoding",
+        "image",
+    ]
+    assert {damage.shard for damage in kinds} == {str(tmp_path / "t.tsv")}
+    assert kinds[0].key == "images/none.png"
+    assert source.read(6).caption == "good"
+    assert source.read(7).caption.startswith("long long")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "none of the columns filepath, image"),
+        ("a,b\n1,2\n", r"none of the columns .* for the image; it has 'a', 'b': name one with"),
+        ("image,b\n1,2\n", "for the caption; it has 'image', 'b': name one with --csv-caption-key"),
+        ("image,caption\n", "no row below"),
+    ],
+)
+def test_tables_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        open_source(str(tmp_path / "t.csv"))
+
+
+def test_table_flags_that_are_wrong(tmp_path, images, rows):
+    path = str(write_table(tmp_path / "t.csv", rows))
+    with pytest.raises(UserError, match=r"no column 'url', for the image; it has 'filepath'"):
+        open_source(path, OpenSettings(columns=Columns("url")))
+    with pytest.raises(UserError, match="--csv-separator '::' must be one character"):
+        open_source(path, OpenSettings(columns=Columns(separator="::")))
+    with pytest.raises(UserError, match="no such file"):
+        open_source(str(tmp_path / "none.csv"))
+    with pytest.raises(UserError, match="data_size 12 takes the keys of tar shards"):
+        open_source(path, OpenSettings(data_size=12))
+
+
+def test_field_limit_of_csv_is_left_alone(tmp_path, images, rows):
+    before = csv.field_size_limit()
+    open_source(str(write_table(tmp_path / "t.csv", rows)))
+    assert csv.field_size_limit() == before
+
+
+# --- folders
+
+
+def test_folder(tmp_path, images, picture):
+    for number in range(COUNT):
+        (images / f"{number}.png").rename(images / f"{number:02d}.png")
+        (images / f"{number:02d}.txt").write_text(f" number {number}\n")
+    (images / ".hidden.png").write_bytes(b"x")
+    source = open_source(str(images))
+    assert isinstance(source, FolderSource)
+    check(source, [f"{number:02d}" for number in range(COUNT)])
+
+
+def test_nested_folder_with_json(tmp_path, images, picture):
+    for number in range(COUNT):
+        below = images / "ab"[number // 6]
+        below.mkdir(exist_ok=True)
+        (images / f"{number}.png").rename(below / f"{number:02d}.v1.PNG")
+        (below / f"{number:02d}.v1.json").write_text(json.dumps({"words": f"number {number}"}))
+    source = open_source(str(images), OpenSettings(caption_key="words"))
+    check(source)
+    assert source.read(7).key == "b/07.v1"
+
+
+def test_damage_in_a_folder(images):
+    for number, caption in enumerate((b"fine", b"caf\xe9", b" ")):
+        (images / f"{number}.txt").write_bytes(caption)
+    source = open_source(str(images))
+    kinds = Counter(damage_of(source, n).kind for n in range(len(source)) if n != 0)
+    assert kinds == {"caption_missing": 9, "caption_encoding": 1, "caption_empty": 1}
+    assert source.read(0).caption == "fine"
+
+
+def test_folders_that_are_no_data(tmp_path, images):
+    with pytest.raises(UserError, match=r"images without captions: 0\.png needs 0\.txt beside it"):
+        open_source(str(images))
+    with pytest.raises(UserError, match=r"neither \.tar shards, tables nor images"):
+        (tmp_path / "empty").mkdir()
+        open_source(str(tmp_path / "empty"))
+
+
+# --- parquet and Hugging Face datasets
+
+
+def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(arrow.importlib, "import_module", missing)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    for name in ("t.parquet", "set"):
+        with pytest.raises(UserError, match=r"pip install 'neuclip\[parquet\]'"):
+            open_source(str(tmp_path / name))
+
+
+@pytest.fixture
+def pa():
+    pytest.importorskip("pyarrow.parquet")
+    return pytest.importorskip("pyarrow")
+
+
+@pytest.fixture
+def columns(pa, images):
+    """The twelve samples as columns, with the image stored in three ways."""
+    contents = [(images / f"{number}.png").read_bytes() for number in range(COUNT)]
+    paths = [f"images/{number}.png" for number in range(COUNT)]
+    stored = {
+        "path": pa.array(paths),
+        "bytes": pa.array(contents, pa.binary()),
+        "structure": pa.array([{"bytes": each, "path": None} for each in contents]),
+        "structure of paths": pa.array([{"bytes": None, "path": path} for path in paths]),
+    }
+    captions = pa.array([f"number {number}" for number in range(COUNT)])
+    return lambda way: pa.table({"image": stored[way], "caption": captions})
+
+
+WAYS = ["path", "bytes", "structure", "structure of paths"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("window", [None, 0, 1])
+def test_parquet(pa, tmp_path, columns, way, window):
+    for number in range(2):
+        part = columns(way).slice(number * 6, 6)
+        pa.parquet.write_table(part, tmp_path / f"{number}.parquet", row_group_size=4)
+    for spec in (str(tmp_path), f"{tmp_path}/{{0..1}}.parquet"):
+        source = open_source(spec, OpenSettings(window=window))
+        check(source)
+        assert source.locate(7)[0] == tmp_path / "1.parquet"
+    if way == "bytes":
+        assert [source.read(n).key for n in (0, 5, 6, 11)] == ["0", "5", "0", "5"]
+        assert source.layout.ends.tolist() == [4, 6, 10, 12]
+
+
+def test_parquet_keeps_few_row_groups(pa, tmp_path, columns):
+    pa.parquet.write_table(columns("bytes"), tmp_path / "0.parquet", row_group_size=1)
+    source = open_source(str(tmp_path), OpenSettings(window=2))
+    check(source)
+    assert len(source._loaded) == 2
+
+
+def test_parquet_that_is_none(pa, tmp_path):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no, not really")
+    with pytest.raises(UserError, match=r"t\.parquet is no parquet table that can be read"):
+        open_source(str(tmp_path / "t.parquet"))
+
+
+def write_dataset(pa, folder, tables):
+    """What `Dataset.save_to_disk` leaves behind."""
+    folder.mkdir(parents=True)
+    names = [f"data-{n:05d}-of-{len(tables):05d}.arrow" for n in range(len(tables))]
+    for name, table in zip(names, tables, strict=True):
+        with pa.ipc.new_stream(str(folder / name), table.schema) as stream:
+            stream.write_table(table, max_chunksize=4)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_hugging_face_dataset(pa, tmp_path, images, columns, way):
+    table = columns(way)
+    write_dataset(pa, tmp_path / "set", [table.slice(0, 7), table.slice(7)])
+    images.rename(tmp_path / "set" / "images")
+    check(open_source(str(tmp_path / "set")), [str(number) for number in range(COUNT)])
+
+
+def test_hugging_face_dataset_of_several_splits(tmp_path):
+    (tmp_path / "set" / "train").mkdir(parents=True)
+    (tmp_path / "set" / "dataset_dict.json").write_text("{}")
+    (tmp_path / "set" / "train" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="holds several splits: name one of train in it"):
+        open_source(str(tmp_path / "set"))
+    with pytest.raises(UserError, match=r"state\.json is no state of a dataset"):
+        open_source(str(tmp_path / "set" / "train"))
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(None, "caption_empty"), ([], "caption_empty"), (["a", "b"], "a")]
+)
+def test_captions_of_datasets(pa, tmp_path, picture, value, kind):
+    caption = pa.array([value], pa.list_(pa.string()) if isinstance(value, list) else pa.string())
+    table = pa.table({"image": pa.array([picture(1)], pa.binary()), "caption": caption})
+    write_dataset(pa, tmp_path / "set", [table])
+    source = open_source(str(tmp_path / "set"))
+    if kind == "a":
+        assert source.read(0).caption == "a"
+    else:
+        assert damage_of(source, 0).kind == kind
+
+
+# --- several sources
+
+
+@pytest.fixture
+def tars(tmp_path, write_tar, pairs):
+    write_tar(tmp_path / "a" / "0.tar", pairs(range(5)))
+    write_tar(tmp_path / "b" / "0.tar", pairs(range(100, 103)))
+    write_tar(tmp_path / "b" / "1.tar", pairs(range(103, 104)))
+    return tmp_path
+
+
+def transform(image):
+    return torch.zeros(3, 1, 1)
+
+
+def tokenize(texts):
+    return torch.zeros(len(texts), 1, dtype=torch.int64)
+
+
+def numbers(source, batch_size, **more):
+    loader = TrainLoader(source, transform, tokenize, LoaderSettings(batch_size, **more))
+    return [int(key) for batch in loader for key in batch.keys]
+
+
+def test_sources_without_factors_are_one(tars):
+    source = open_source(f"{tars}/a::{tars}/b")
+    assert isinstance(source, ShardIndex)
+    assert sorted(numbers(source, 3)) == [*range(5), *range(100, 104)]
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_factors(tars, window):
+    source = open_source(f"{tars}/a::{tars}/b", OpenSettings(factors="1::2"))
+    assert isinstance(source, Mixture)
+    assert len(source) == 9
+    counts = Counter(numbers(source, 13, window=window))
+    assert counts == {**dict.fromkeys(range(5), 1), **dict.fromkeys(range(100, 104), 2)}
+    loader = TrainLoader(source, transform, tokenize, LoaderSettings(6, window=window))
+    assert loader.description == (
+        "an epoch is 12 samples: 2 steps of 6; that is 12 visits of a round; a round is 13 visits: "
+        f"{tars}/a/0.tar: each of 5 samples 1 time(s), {tars}/b: each of 4 samples 2 time(s)"
+    )
+
+
+def test_ids_of_a_mixture(tars):
+    source = open_source(f"{tars}/a::{tars}/b", OpenSettings(factors="1::2"))
+    assert [source.sample_id(n) for n in range(9)] == list(range(9))
+    settings = OpenSettings(factors="1::2", data_size=200)
+    by_key = open_source(f"{tars}/a::{tars}/b", settings)
+    assert [by_key.sample_id(n) for n in range(9)] == [*range(5), *range(100, 104)]
+    assert [by_key.read(n).caption for n in (0, 5)] == ["number 0", "number 100"]
+    assert by_key.locate(8) == (tars / "b" / "1.tar", "000103")
+
+
+def test_sources_of_different_kinds(tars, images, rows):
+    table = write_table(tars / "t.csv", rows)
+    source = open_source(f"{table}::{tars}/b", OpenSettings(factors="0.5::1"))
+    seen = [source.read(n).caption for n in range(len(source))]
+    assert seen == [f"number {n}" for n in [*range(COUNT), *range(100, 104)]]
+    loader = TrainLoader(source, transform, tokenize, LoaderSettings(10))
+    (batch,) = loader
+    assert sum(caption in {f"number {n}" for n in range(COUNT)} for caption in batch.captions) == 6
+    assert len(open_source(f"{table}::{tars}/b")) == 16
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ("1", r"1 factor\(s\) for 2 source\(s\)"),
+        ("1::x", "expected numbers joined by '::'"),
+        ("1::0", "must be above 0"),
+        ("1::-2", "must be above 0"),
+        ("nan::1", "must be above 0"),
+    ],
+)
+def test_factors_that_are_wrong(tars, factors, message):
+    with pytest.raises(UserError, match=message):
+        open_source(f"{tars}/a::{tars}/b", OpenSettings(factors=factors))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_mixture_resumes_with_fewer_shards_than_workers_and_ranks(tars, workers, window):
+    source = open_source(f"{tars}/a::{tars}/b", OpenSettings(factors="1.5::2"))
+    whole = TrainLoader(source, transform, tokenize, LoaderSettings(4, window=window))
+    expected = [batch.keys for batch in whole]
+    assert len(expected) == 3
+    for step in range(3):
+        parts = []
+        for rank in range(4):
+            settings = LoaderSettings(1, rank, 4, workers=workers, window=window)
+            loader = TrainLoader(source, transform, tokenize, settings)
+            loader.set_position(0, step)
+            parts.append([batch.keys[0] for batch in loader])
+        assert [list(batch) for batch in zip(*parts, strict=True)] == expected[step:]
+
+
+def test_texts():
+    values = ["", "plain", "\u00e9\u4e2d", "caf\udce9", "x" * 10_000]
+    texts = Texts(values)
+    assert len(texts) == 5
+    assert [texts[n] for n in range(5)] == values

@@ -1,0 +1,216 @@
+import json
+import re
+
+import open_clip
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from neuclip.cli.app import main
+from neuclip.config.run_config import validate
+from neuclip.evaluation.results import write_eval_result
+from neuclip.model.clip import build_clip
+from neuclip.model.load import Choice, load_pretrained
+from neuclip.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A run folder with a checkpoint of an untrained model, as the trainer writes it."""
+
+    def make(bias=False, **more):
+        torch.manual_seed(3)
+        clip = build_clip("glyph-tiny", "fp32", CPU, {"logit_bias": -7.0} if bias else {})
+        config = validate(
+            {
+                "name": "mine",
+                "model": {"name": "glyph-tiny"},
+                "data": {"train_data": "/home/somebody/shards::/data/other/{0..9}.tar"},
+            },
+            "test",
+        )
+        own = {"config": config.resolved().to_yaml(), "step": 40, "steps_per_epoch": 20}
+        own |= {"global_batch_size": 64, "num_samples": 1300}
+        own["damage"] = {"total": 3, "by_kind": {"image": 3}, "by_shard": {}, "examples": []}
+        content = {"epoch": 2, "name": "mine", "state_dict": clip.towers.state_dict()}
+        run = tmp_path / "mine"
+        (run / "checkpoints").mkdir(parents=True)
+        whole = {**content, "neuclip": own, **more}
+        for name in ("epoch_2.pt", "epoch_latest.pt"):
+            torch.save(whole, run / "checkpoints" / name)
+        return run
+
+    return make
+
+
+def features(model, pictures, tokens):
+    model.eval()
+    with torch.no_grad():
+        return model.encode_image(pictures), model.encode_text(tokens)
+
+
+def own_features(run, pictures, texts, **choice):
+    clip = load_pretrained(Choice(run, **choice), "cpu").clip
+    return features(clip.towers, pictures, clip.tokenize(texts))
+
+
+def usage_of(printed):
+    """The code that the command printed."""
+    return "import open_clip" + printed.partition("import open_clip")[2]
+
+
+def loaded_as_printed(code, folder, monkeypatch):
+    """Runs the printed code in the folder it speaks of, with open_clip's own list of models."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {**open_clip.factory._MODEL_CONFIGS})
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [])
+    open_clip.factory._MODEL_CONFIGS.pop("glyph-tiny", None)
+    names = {}
+    exec(code, names)
+    return names
+
+
+@pytest.mark.parametrize("form", ["open_clip", "safetensors", "hf"])
+@pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
+def test_open_clip_gives_identical_embeddings(
+    make_run, tmp_path, pictures, texts, form, bias, capsys, monkeypatch
+):
+    run, out = make_run(bias), tmp_path / "out"
+    assert main(["export", str(run), "--format", form, "--out", str(out)]) == 0
+    expected = own_features(run, pictures, texts)
+    names = loaded_as_printed(usage_of(capsys.readouterr().out), tmp_path, monkeypatch)
+    found = features(names["model"], pictures, names["tokenizer"](texts))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    if bias:
+        assert names["model"].logit_bias == -7.0
+
+
+def test_a_repository_is_judged_and_exported_again_as_it_was(make_repository, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    main(["export", str(make_repository()), "--format", "hf", "--out", str(first)])
+    main(["export", str(first), "--format", "hf", "--out", str(second)])
+    for name in ("open_clip_model.safetensors", "model.safetensors"):
+        one, other = load_file(first / name), load_file(second / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    configs = [json.loads((f / "open_clip_config.json").read_text()) for f in (first, second)]
+    assert configs[0] == configs[1]
+    assert configs[0]["preprocess_cfg"]["mean"] == [0.4, 0.5, 0.6]
+
+
+def test_an_architecture_without_counterpart_is_named(make_run, tmp_path, capsys):
+    assert main(["export", str(make_run()), "--format", "hf", "--out", str(tmp_path / "o")]) == 0
+    said = "no files for transformers: its image tower is a ResNet, CLIPModel has a ViT"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "o" / "config.json").exists()
+    assert said in (tmp_path / "o" / "README.md").read_text()
+
+
+def test_a_bias_is_no_part_of_clip_model(make_repository, tmp_path, capsys):
+    repository = make_repository(init_logit_bias=-3.5)
+    assert main(["export", str(repository), "--format", "hf", "--out", str(tmp_path / "o")]) == 0
+    assert "CLIPModel has no bias of the logits: add -3." in capsys.readouterr().err
+    assert "logit_bias" not in load_file(tmp_path / "o" / "model.safetensors")
+
+
+def test_the_moving_average(make_run, tmp_path, pictures, texts, capsys):
+    run = make_run()
+    path = run / "checkpoints" / "epoch_2.pt"
+    content = torch.load(path)
+    torch.save(content | {"ema_state_dict": averaged(content["state_dict"])}, path)
+    flags = ["--epoch", "2", "--format", "safetensors", "--out", str(tmp_path / "o")]
+    assert main(["export", str(run), *flags]) == 0
+    assert ", moving average of the weights)" in capsys.readouterr().out
+    found = load_file(tmp_path / "o" / "open_clip_model.safetensors")
+    expected = averaged(content["state_dict"])
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    plain = own_features(run, pictures, texts, epoch=2, ema=False)
+    average = own_features(run, pictures, texts, epoch=2)
+    assert not torch.equal(plain[0], average[0])
+    assert main(["export", str(run), *flags, "--no-ema", "--overwrite"]) == 0
+    assert "moving average" not in capsys.readouterr().out
+    found = load_file(tmp_path / "o" / "open_clip_model.safetensors")
+    assert all(torch.equal(found[key], value) for key, value in content["state_dict"].items())
+
+
+def averaged(weights):
+    return {
+        key: value * 0.5 if value.is_floating_point() else value for key, value in weights.items()
+    }
+
+
+class TestCard:
+    def test_recipe_data_and_results(self, make_run, tmp_path):
+        run, out = make_run(), tmp_path / "out"
+        metrics = {"acc1": 0.25, "mean_recall@1": 0.125, "main_metric": 0.25}
+        write_eval_result(RunFolder(run).results(2), "unseen_face", metrics)
+        main(["export", str(run), "--format", "hf", "--out", str(out), "--license", "mit"])
+        card = (out / "README.md").read_text()
+        front = yaml.safe_load(card.split("---")[1])
+        assert front == {
+            "library_name": "open_clip",
+            "pipeline_tag": "zero-shot-image-classification",
+            "license": "mit",
+            "tags": ["clip", "neuclip"],
+        }
+        assert "# mine" in card and "architecture glyph-tiny" in card
+        assert "| Samples in the data | 1,300 |" in card
+        assert "| Samples in an epoch | 1,280 |" in card
+        assert "| Samples seen | 2,560 |" in card and "| Epochs | 2 |" in card
+        assert "| Damaged samples met | 3 (3 image) |" in card
+        assert "| unseen_face | acc1 | 0.2500 |" in card
+        assert "| unseen_face | mean_recall@1 | 0.1250 |" in card
+        settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
+        assert settings["data"]["train_data"] == "shards::{0..9}.tar"
+        assert settings["method"]["name"] == "neuclip"
+        assert "somebody" not in card
+
+    def test_what_is_not_known_is_left_out(self, make_repository, tmp_path):
+        main(["export", str(make_repository()), "--out", str(tmp_path / "out")])
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "license" not in yaml.safe_load(card.split("---")[1])
+        assert "## Recipe" not in card and "## Data" not in card
+        assert "has not been judged" in card
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--out", "{full}"], "holds files already: choose another folder, or --overwrite"),
+        (["--out", "{file}"], "is a file; give a folder"),
+        (["--out", "{file}/o"], "cannot write --out"),
+        (["--out", "{new}", "--epoch", "7"], "no checkpoint at"),
+        (["--out", "{new}", "--license", "my own"], "is no identifier; give one such as mit"),
+        (["--out", "{new}", "--arch", "ViT-B-33"], "unknown model 'ViT-B-33'"),
+    ],
+)
+def test_bad_input(make_run, tmp_path, flags, text, capsys):
+    run = make_run()
+    (tmp_path / "full").mkdir()
+    for name in ("full/x", "file"):
+        (tmp_path / name).write_text("kept")
+    places = {name: str(tmp_path / name) for name in ("full", "file", "new")}
+    assert main(["export", str(run), *(flag.format(**places) for flag in flags)]) == 2
+    assert text in capsys.readouterr().err
+    assert (tmp_path / "full/x").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full", "mine"]
+
+
+def test_overwrite_replaces_only_its_own_files(make_run, tmp_path):
+    run, out = make_run(), tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("kept")
+    (out / "README.md").write_text("old")
+    (out / "model.safetensors").write_text("of another model")
+    assert main(["export", str(run), "--out", str(out), "--overwrite"]) == 0
+    assert (out / "notes.txt").read_text() == "kept"
+    assert "# mine" in (out / "README.md").read_text()
+    assert not (out / "model.safetensors").exists()
+
+
+def test_a_folder_that_is_no_run(tmp_path, capsys):
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    assert "is no run folder" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from neuclip.errors import UserError
+from neuclip.training.open_run import open_run_folder
+from neuclip.training.records import sinks
+from neuclip.training.records.sinks import JsonLines, evaluation_line, read_records, training_line
+from neuclip.training.records.step_timer import StepTimer
+
+
+def test_records_are_one_object_a_line(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl", from_step=0)
+    lines({"kind": "train", "step": 1, "loss": math.nan, "metrics": {"x": math.inf}})
+    (text,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(text) == {"kind": "train", "step": 1, "loss": None, "metrics": {"x": None}}
+    lines.close()
+
+
+def test_a_resumed_run_drops_later_records_and_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 5, 9)) + '{"step": 1')
+    assert [record["step"] for record in read_records(path)] == [1, 5, 9]
+    lines = JsonLines(path, from_step=5)
+    lines({"step": 6})
+    lines.close()
+    assert [record["step"] for record in read_records(path)] == [1, 5, 6]
+
+
+def test_lines_for_people():
+    record = {
+        "epoch": 0.5, "loss": 0.25, "temperature": 0.07, "lr": 1e-3, "gamma": 0.4,
+        "samples_per_second": 1234.5, "share_data": 0.02, "share_encode": 0.5, "share_x": 0.001,
+    }  # fmt: skip
+    line = training_line(record)
+    assert "loss 0.2500" in line
+    assert "1234 samples/s" in line
+    assert line.endswith("encode 50% data 2%")
+    line = evaluation_line(
+        {"split": "faces", "epoch": 2.0, "metrics": {"acc1": 0.5, "chance": 0.001}}
+    )
+    assert line == "faces after epoch 2: acc1 50.00%  chance 0.10%"
+    metrics = {"acc1": 0.5, "main_metric": 0.25, "num_samples": 100.0, "partial_of": 400.0}
+    line = evaluation_line({"split": "fmow", "epoch": 2, "metrics": metrics})
+    assert line == "fmow after epoch 2: acc1 50.00%  main metric 25.00%  on 100 of 400 samples"
+
+
+def test_a_missing_package_for_a_sink_is_named(monkeypatch, tmp_path):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(sinks.importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"pip install 'neuclip\[wandb\]'"):
+        sinks.extra_sinks("wandb", tmp_path, {})
+    assert sinks.extra_sinks("none", tmp_path, {}) == []
+
+
+def test_sections_share_out_the_whole_time():
+    timer = StepTimer(torch.device("cpu"))
+    with timer.section("outer"):
+        time.sleep(0.01)
+        with timer.section("inner"):
+            time.sleep(0.02)
+    shares = timer.shares()
+    assert set(shares) == {"other", "outer", "inner"}
+    assert sum(shares.values()) == pytest.approx(1)
+    # The inner section is not counted in the outer one.
+    assert shares["inner"] > shares["outer"]
+    timer.reset()
+    assert set(timer.shares()) == {"other"}
+
+
+def test_an_existing_run_needs_resume(tmp_path):
+    folder, start = open_run_folder(str(tmp_path), "run", None)
+    assert start is None
+    folder.config.write_text("name: run\n")
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+        open_run_folder(str(tmp_path), "run", None)
+    assert open_run_folder(str(tmp_path), "run", "latest") == (folder, None)
+    folder.latest.write_bytes(b"x")
+    assert open_run_folder(str(tmp_path), "run", "latest")[1] == folder.latest
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run folder"):
+        open_run_folder(str(tmp_path / "file"), "run", None)
+
+
+def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
+    """W&B gets the same id again; a run of the same name elsewhere gets another."""
+    ids = []
+
+    class Wandb:
+        @staticmethod
+        def init(**keywords):
+            assert keywords["resume"] == "allow"
+            ids.append(keywords["id"])
+            return Wandb
+
+        @staticmethod
+        def log(values, step):
+            assert values == {"train/loss": 0.5, "train/step": 3.0}
+            assert step == 3
+
+    monkeypatch.setattr(sinks.importlib, "import_module", lambda name: Wandb)
+    for folder in ("a", "a", "b"):
+        (tmp_path / folder / "run").mkdir(parents=True, exist_ok=True)
+        (sink,) = sinks.extra_sinks("wandb", tmp_path / folder / "run", {})
+        sink({"kind": "train", "step": 3, "loss": 0.5})
+    assert ids[0] == ids[1] != ids[2]
