@@ -7,7 +7,7 @@ from PIL import Image
 
 from neuclip.errors import UserError
 from neuclip.model import clip as model
-from neuclip.model.device import choose_device
+from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.encoder import Encoder
 
 
