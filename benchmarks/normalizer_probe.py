@@ -28,7 +28,7 @@ from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import mix
 from neuclip.method.schedule import Gamma
 from neuclip.model.restore import load_run
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 RESULTS = Path(__file__).parent / "results"
 ANCHORS, BATCH, POOL = 4096, 64, 8192
@@ -181,7 +181,7 @@ def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
 def _as_anchors(features: Tensor, scale: Tensor) -> Anchors:
     inner = exact_of(features, torch.arange(features.shape[1]), float(scale), 0.0).float()
     positive = (features[0] * features[1]).sum(-1)
-    pairs = Pairs(features, Layout((features.shape[1],), 0))
+    pairs = Pairs(features, BatchLayout((features.shape[1],), 0))
     return Anchors(pairs, positive, inner, scale, features)
 
 

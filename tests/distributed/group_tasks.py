@@ -12,7 +12,7 @@ from neuclip.cli import terminal
 from neuclip.cli.app import main
 from neuclip.errors import OtherProcessFailed, UserError
 from neuclip.parallel import collectives, process_group
-from neuclip.parallel.process_group import Patience
+from neuclip.parallel.process_group import WaitLimits
 from neuclip.parallel.rank_consistency import check_same
 from neuclip.parallel.work_sharing import from_main
 from tiny_models import VIT
@@ -20,11 +20,11 @@ from tiny_models import VIT
 STEP = 0.02
 
 
-def steps(patience: Patience, count: int, at: dict[tuple[int, int], str] | None = None) -> int:
+def steps(patience: WaitLimits, count: int, at: dict[tuple[int, int], str] | None = None) -> int:
     """Steps that wait for all processes; `at` says what becomes of which (rank, step)."""
     torch.set_num_threads(1)
     try:
-        with process_group.process_group(torch.device("cpu"), patience) as launch:
+        with process_group.open_process_group(torch.device("cpu"), patience) as launch:
             for step in range(count):
                 print("step", step)
                 _act((at or {}).get((launch.rank, step), ""))
@@ -52,9 +52,9 @@ def _act(what: str) -> None:
         collectives.barrier()
 
 
-def slow_main(patience: Patience, seconds: float) -> int:
+def slow_main(patience: WaitLimits, seconds: float) -> int:
     """The first process is busy for long, as with indexing data; the others wait for it."""
-    with process_group.process_group(torch.device("cpu"), patience):
+    with process_group.open_process_group(torch.device("cpu"), patience):
 
         def make() -> str:
             time.sleep(seconds)
@@ -64,10 +64,10 @@ def slow_main(patience: Patience, seconds: float) -> int:
     return 0
 
 
-def disagree(patience: Patience, mine: list[dict[str, str]]) -> int:
+def disagree(patience: WaitLimits, mine: list[dict[str, str]]) -> int:
     """Each process says something of itself."""
     try:
-        with process_group.process_group(torch.device("cpu"), patience) as launch:
+        with process_group.open_process_group(torch.device("cpu"), patience) as launch:
             check_same(mine[launch.rank])
     except UserError as error:
         terminal.say(str(error))

@@ -15,7 +15,7 @@ from neuclip.method.losses import pair_loss, sigmoid
 from neuclip.method.losses.sigmoid import SigmoidLoss
 from neuclip.method.notation import Pairs
 from neuclip.parallel import collectives
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 SAMPLES = 30
 BATCH = 12
@@ -81,7 +81,7 @@ def own_part(number: int) -> slice:
 
 
 def gathered_log_inner(
-    features: Tensor, logit_scale: Tensor, whole: Tensor, layout: Layout
+    features: Tensor, logit_scale: Tensor, whole: Tensor, layout: BatchLayout
 ) -> tuple[Tensor, Tensor | None]:
     """`log_inner` by a gather with gradients (reduce-scatter backward) and the whole matrix."""
     whole = collectives.gather(features.transpose(0, 1).contiguous(), layout).transpose(0, 1)

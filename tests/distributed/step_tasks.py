@@ -25,7 +25,7 @@ def train_in_micro_batches(method: str, size: int) -> Steps:
     """Three steps on this rank's share of each batch, in micro-batches of a size."""
     torch.set_num_threads(1)
     bench = Bench.of(method, noisy=False)
-    towers = collectives.parallel(bench.towers, CPU)
+    towers = collectives.data_parallel(bench.towers, CPU)
     step = TrainingStep(bench.clip, towers, bench.loss, bench.optimizer, CPU)
     losses = []
     for number in range(3):
@@ -48,7 +48,7 @@ def one_rank_meets_infinity(method: str) -> tuple[list[str | None], bool, bool]:
     optimizer = Optimizer(bench.towers, RunConfig().resolved().optim, 10)
     optimizer.set_rates(0)
     before = {name: value.clone() for name, value in bench.towers.state_dict().items()}
-    towers = collectives.parallel(bench.towers, CPU)
+    towers = collectives.data_parallel(bench.towers, CPU)
     step = TrainingStep(bench.clip, towers, bench.loss, optimizer, CPU)
     first = rows(batch(collectives.rank()), 0, 6)
     if collectives.rank() == collectives.world_size() - 1:

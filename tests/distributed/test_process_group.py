@@ -12,11 +12,11 @@ from ranks import Ranks, free_port
 
 from neuclip.errors import UserError
 from neuclip.parallel import process_group
-from neuclip.parallel.process_group import Patience
+from neuclip.parallel.process_group import WaitLimits
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 
-QUICK = Patience(timeout=20, silence=3)
+QUICK = WaitLimits(timeout=20, silence=3)
 LONG = 10_000
 
 
@@ -116,13 +116,13 @@ def test_a_short_pause_ends_nothing(ranks):
 
 
 def test_one_that_lives_but_does_not_come(ranks):
-    run = ranks(2, steps, Patience(timeout=2, silence=3), LONG, {(1, 5): "sleep 300"})
+    run = ranks(2, steps, WaitLimits(timeout=2, silence=3), LONG, {(1, 5): "sleep 300"})
     assert run.exit_codes() == [1, 1]
     assert "imed out" in run.said(0)
 
 
 def test_the_main_process_may_take_longer_than_the_timeout(ranks):
-    run = ranks(3, slow_main, Patience(timeout=2, silence=3), 4.0)
+    run = ranks(3, slow_main, WaitLimits(timeout=2, silence=3), 4.0)
     assert run.exit_codes() == [0] * 3
     assert all("made by the main process" in run.said(rank) for rank in range(3))
 
@@ -152,7 +152,7 @@ def as_rank(monkeypatch, rank, port):
 def refusal(timeout=1.0):
     with (
         pytest.raises(UserError) as caught,
-        process_group.process_group(torch.device("cpu"), Patience(timeout)),
+        process_group.open_process_group(torch.device("cpu"), WaitLimits(timeout)),
     ):
         pass
     return str(caught.value)

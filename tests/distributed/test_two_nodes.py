@@ -8,11 +8,11 @@ import pytest
 from group_tasks import steps
 from ranks import Ranks
 
-from neuclip.parallel.process_group import Patience
+from neuclip.parallel.process_group import WaitLimits
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 
-PATIENCE = Patience(timeout=60, silence=3)
+PATIENCE = WaitLimits(timeout=60, silence=3)
 
 
 def ip(*words):

@@ -50,8 +50,8 @@ class Result:
 
 def shown(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Whole weights; of the token table the rows that are ever used."""
-    return {k: fsdp.whole(v).detach().clone()[..., :64, :] if v.ndim > 1 else
-            fsdp.whole(v).detach().clone() for k, v in weights.items()}  # fmt: skip
+    return {k: fsdp.full_tensor(v).detach().clone()[..., :64, :] if v.ndim > 1 else
+            fsdp.full_tensor(v).detach().clone() for k, v in weights.items()}  # fmt: skip
 
 
 def train_towers(task: Task) -> Result:
@@ -73,7 +73,7 @@ def train_towers(task: Task) -> Result:
     chosen = network if task.method == "neuclip" else {}
     loss = create_loss(task.method, embed_dim=16, steps_per_epoch=STEPS, **chosen)
     loss = loss.double() if exact else loss
-    wrapped = collectives.parallel(model, torch.device("cpu"))
+    wrapped = collectives.data_parallel(model, torch.device("cpu"))
     share = BATCH // collectives.world_size()
     own = slice(collectives.rank() * share, (collectives.rank() + 1) * share)
     losses, norms = [], []
@@ -96,7 +96,7 @@ def train_towers(task: Task) -> Result:
         weights=shown(model.state_dict()),
         average=shown(average.state_dict()),
         judged=judged(clip, average),
-        own_elements=sum(fsdp.local(p).numel() for p in parameters),
+        own_elements=sum(fsdp.to_local(p).numel() for p in parameters),
         all_elements=sum(p.numel() for p in parameters),
     )
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from neuclip.method.softmax import blocks, fused, log_inner
 from neuclip.method.softmax.blocks import Softmaxes
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 # Nothing here is a multiple of a tile: several tiles of each kind, and a last one in part.
 ANCHORS, CANDIDATES, OFFSET = 21, 45, 13
@@ -75,7 +75,7 @@ def whole(individual):
         leaf = (features.double() if double else features).clone().requires_grad_()
         leaves = leaf, scale.to(leaf.dtype).clone().requires_grad_()
         log_inner._fused = (lambda _: None) if double else (lambda _: fused)
-        value, _ = log_inner.log_inner(*leaves, leaf, Layout((19,), 0))
+        value, _ = log_inner.log_inner(*leaves, leaf, BatchLayout((19,), 0))
         results.append([value.detach(), *torch.autograd.grad(value.square().sum(), leaves)])
     return max(error(found, wanted) for wanted, found in zip(*results, strict=True))
 

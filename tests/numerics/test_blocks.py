@@ -9,12 +9,12 @@ from naive_reference import inners, pairs
 from neuclip.method.softmax import blocks
 from neuclip.method.softmax.blocks import Softmaxes
 from neuclip.method.softmax.log_inner import log_inner
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 
 def whole_batch(features, scale):
     """log g^ of one process."""
-    return log_inner(features, scale, features, Layout((features.shape[1],), 0))
+    return log_inner(features, scale, features, BatchLayout((features.shape[1],), 0))
 
 
 def plain(features, scale):

@@ -228,7 +228,9 @@ def load_weights(towers: torch.nn.Module, content: dict[str, Any], path: Path) -
             f"checkpoint {path} is of another architecture: weights {', '.join(details)}; "
             "give the --model (in judging: --arch) it was trained with"
         )
-    towers.load_state_dict({key: fsdp.like(weights[key], value) for key, value in live.items()})
+    towers.load_state_dict(
+        {key: fsdp.shard_like(weights[key], value) for key, value in live.items()}
+    )
 
 
 def load_loss(loss: torch.nn.Module, state: dict[str, Any], path: Path) -> None:

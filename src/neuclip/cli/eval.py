@@ -147,12 +147,12 @@ def _splits(command: Eval, run: Path) -> int:
     from neuclip.evaluation.split_evaluation import JudgeSettings, judge_split
     from neuclip.model.restore import load_run
     from neuclip.parallel import collectives
-    from neuclip.parallel.process_group import process_group
+    from neuclip.parallel.process_group import open_process_group
     from neuclip.run_folder import RunFolder
     from neuclip.training.evaluating import open_splits
 
     # The processes only share work out and gather features: gloo does, whatever the device.
-    with process_group(torch.device("cpu")) as launch:
+    with open_process_group(torch.device("cpu")) as launch:
         main = collectives.is_main()
         with collectives.alone():  # the loss whole on every process, whatever the training's
             restored = load_run(
@@ -209,13 +209,13 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
     from neuclip.evaluation.datacomp.suite_run import open_sets, run_benchmark
     from neuclip.model.load import load_pretrained
     from neuclip.parallel import collectives
-    from neuclip.parallel.process_group import process_group
+    from neuclip.parallel.process_group import open_process_group
     from neuclip.training.open_run import log_to
 
     log_to(None)
 
     # The processes only share work out and gather features: gloo does, whatever the device.
-    with process_group(torch.device("cpu")) as launch:
+    with open_process_group(torch.device("cpu")) as launch:
         sets = open_sets(data_dir, tasks)
         model = load_pretrained(command.choice(run), command.device, launch.local_rank)
         settings = BenchmarkSettings(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from neuclip.errors import UserError
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 UNIT_NORM_TOLERANCE = 0.02
 """bfloat16 towers end within 0.01 of unit norm."""
@@ -29,7 +29,7 @@ def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) 
         raise UserError(f"{shapes}: this loss was made for embed_dim={embed_dim}")
 
 
-def check_layout(layout: Layout) -> None:
+def check_layout(layout: BatchLayout) -> None:
     """The global batch.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 Section = Callable[[str], AbstractContextManager[None]]
 
@@ -44,7 +44,7 @@ class Pairs:
 
     features: Float[Tensor, "2 local dim"]
     """Images, texts."""
-    layout: Layout
+    layout: BatchLayout
     """Which of the global batch they are."""
     sample_ids: Int64[Tensor, " local"] | None = None
 
@@ -77,7 +77,7 @@ class Anchors:
         return self.pairs.sample_ids
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> BatchLayout:
         """Theirs."""
         return self.pairs.layout
 

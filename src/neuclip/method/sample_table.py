@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neuclip.errors import UserError
 from neuclip.parallel import collectives
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 
 class SampleTable(nn.Module):
@@ -63,7 +63,7 @@ class SampleTable(nn.Module):
         self,
         sample_ids: Int64[Tensor, " local"],
         values: Float[Tensor, "rows local"],
-        layout: Layout,
+        layout: BatchLayout,
     ) -> None:
         """Keeps the numbers of the global batch's samples, on all ranks.
 

@@ -50,7 +50,7 @@ class WeightAverage:
         """Takes in the weights after `step` steps."""
         averages, weights = list[Tensor](), list[Tensor]()
         for name, value in self._towers.state_dict().items():
-            average, weight = fsdp.local(self._average[name]), fsdp.local(value)
+            average, weight = fsdp.to_local(self._average[name]), fsdp.to_local(value)
             if not average.is_floating_point():
                 average.copy_(weight)
             elif average.numel():  # a part may be empty
@@ -77,7 +77,7 @@ class WeightAverage:
         """Continues from saved averages, whole or sharded."""
         _copy_into(
             self._average,
-            {name: fsdp.like(state[name], value) for name, value in self._average.items()},
+            {name: fsdp.shard_like(state[name], value) for name, value in self._average.items()},
         )
 
 
@@ -89,4 +89,4 @@ def _copy(value: Tensor) -> Tensor:
 @torch.no_grad()
 def _copy_into(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, target in targets.items():
-        fsdp.local(target).copy_(fsdp.local(values[name]))
+        fsdp.to_local(target).copy_(fsdp.to_local(values[name]))

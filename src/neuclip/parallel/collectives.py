@@ -75,7 +75,7 @@ def is_main() -> bool:
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """How the pairs of a global batch lie over the ranks, in rank order.
 
     Attributes:
@@ -117,7 +117,7 @@ class Layout:
         return whole.narrow(1, self.start, self.sizes[self.rank])
 
 
-def _padded(layout: Layout, local: Tensor) -> Tensor:
+def _padded(layout: BatchLayout, local: Tensor) -> Tensor:
     """As long as the longest rank's tensor, for collectives want equal lengths."""
     if layout.even:
         return local.contiguous()
@@ -126,7 +126,7 @@ def _padded(layout: Layout, local: Tensor) -> Tensor:
     return padded
 
 
-def _parts(layout: Layout, whole: Tensor) -> Tensor:
+def _parts(layout: BatchLayout, whole: Tensor) -> Tensor:
     """The ranks' padded tensors, one after the other, without their padding."""
     if layout.even:
         return whole
@@ -134,7 +134,7 @@ def _parts(layout: Layout, whole: Tensor) -> Tensor:
     return torch.cat([part[:size] for part, size in parts])
 
 
-def _spread(layout: Layout, whole: Tensor) -> Tensor:
+def _spread(layout: BatchLayout, whole: Tensor) -> Tensor:
     """The reverse of `_parts`."""
     if layout.even:
         return whole.contiguous()
@@ -145,7 +145,7 @@ def _spread(layout: Layout, whole: Tensor) -> Tensor:
     return spread.flatten(0, 1)
 
 
-def layout_of(local: int, *, equal: bool = False) -> Layout:
+def layout_of(local: int, *, equal: bool = False) -> BatchLayout:
     """How many pairs every rank holds.
 
     Args:
@@ -157,12 +157,12 @@ def layout_of(local: int, *, equal: bool = False) -> Layout:
         UserError: on all ranks, if one of them has no pair.
     """
     if not is_active():
-        return Layout((local,), 0)
+        return BatchLayout((local,), 0)
     if equal:
-        return Layout((local,) * world_size(), rank())
+        return BatchLayout((local,) * world_size(), rank())
     sizes = torch.empty(world_size(), dtype=torch.int64, device=_message_device())
     _all_gather(sizes, torch.tensor([local], device=sizes.device))
-    layout = Layout(tuple(int(size) for size in sizes.tolist()), rank())
+    layout = BatchLayout(tuple(int(size) for size in sizes.tolist()), rank())
     if 0 in layout.sizes:
         raise UserError(
             f"the processes hold {list(layout.sizes)} pairs of this batch: each needs at least one"
@@ -177,7 +177,7 @@ class _Gather(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401  autograd's context takes any attribute
         local: Tensor,
-        layout: Layout,
+        layout: BatchLayout,
     ) -> Tensor:
         ctx.layout = layout
         return gather_constant(local, layout)
@@ -190,10 +190,10 @@ class _Gather(torch.autograd.Function):
         return scatter_sum(grads[0], ctx.layout), None
 
 
-def gather(local: Tensor, layout: Layout | None = None) -> Tensor:
+def gather(local: Tensor, layout: BatchLayout | None = None) -> Tensor:
     """Concatenates the ranks' tensors along the first axis; gradients flow back to every rank.
 
-    The backward pass sums the ranks' gradients. With losses that are `Layout.mean`s over *local*
+    The backward pass sums the ranks' gradients. With losses that are `BatchLayout.mean`s of local
     anchors and gradients averaged over ranks (as DDP does), the result is the gradient of the
     global mean.
 
@@ -207,7 +207,7 @@ def gather(local: Tensor, layout: Layout | None = None) -> Tensor:
     return _Gather.apply(local, layout)  # pyright: ignore[reportReturnType]
 
 
-def gather_constant(local: Tensor, layout: Layout | None = None) -> Tensor:
+def gather_constant(local: Tensor, layout: BatchLayout | None = None) -> Tensor:
     """Concatenates the ranks' tensors along the first axis, without gradient.
 
     Args:
@@ -223,7 +223,7 @@ def gather_constant(local: Tensor, layout: Layout | None = None) -> Tensor:
     return _parts(layout, whole)
 
 
-def scatter_sum(whole: Tensor, layout: Layout) -> Tensor:
+def scatter_sum(whole: Tensor, layout: BatchLayout) -> Tensor:
     """This rank's part (first axis) of the sum of the ranks' tensors: the reverse of a gather."""
     if not is_active():
         return whole
@@ -347,7 +347,7 @@ def _message_device() -> str:
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
-def parallel(towers: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(towers: nn.Module, device: torch.device) -> nn.Module:
     """The towers with gradients averaged over ranks (DDP).
 
     Unchanged for a single process, and when they are sharded: then they average them themselves.

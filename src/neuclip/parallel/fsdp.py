@@ -28,7 +28,7 @@ ENTRANCES = ("encode_image", "encode_text")
 
 
 @contextmanager
-def group(device_type: str, *, wanted: bool) -> Generator[None]:
+def ensure_process_group(device_type: str, *, wanted: bool) -> Generator[None]:
     """A process group for the duration of a `with` block, also for a single process.
 
     FSDP2 and the sharded checkpoints need one; it changes nothing for a single process elsewhere.
@@ -158,12 +158,12 @@ def gathered(towers: nn.Module) -> Generator[None]:
             unit.reshard()
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """This process's part of a tensor, sharing its memory; a plain tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def like(value: Tensor, live: Tensor) -> Tensor:
+def shard_like(value: Tensor, live: Tensor) -> Tensor:
     """A whole tensor cut as `live` is; no process asks another, each takes its own part."""
     if not isinstance(live, DTensor) or isinstance(value, DTensor):
         return value
@@ -171,14 +171,14 @@ def like(value: Tensor, live: Tensor) -> Tensor:
     return distribute_tensor(placed, live.device_mesh, live.placements, src_data_rank=None)
 
 
-def own_part(parameter: nn.Parameter) -> nn.Parameter:
+def local_shard(parameter: nn.Parameter) -> nn.Parameter:
     """This process's part as a parameter of its own, sharing memory; a plain parameter itself."""
     if not isinstance(parameter, DTensor):
         return parameter
     return nn.Parameter(parameter.to_local().detach())
 
 
-def as_part(own: Tensor, live: Tensor) -> Tensor:
+def from_local(own: Tensor, live: Tensor) -> Tensor:
     """The tensor of which `own` is this process's part, cut as `live` is."""
     if not isinstance(live, DTensor):
         return own
@@ -192,7 +192,7 @@ def as_part(own: Tensor, live: Tensor) -> Tensor:
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor, on every process; all call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -207,7 +207,7 @@ def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """The norm of all elements of all tensors, over all processes."""
-    norms = [whole(nn.utils.get_total_norm(kind, foreach=True)) for kind in by_kind(tensors)]
+    norms = [full_tensor(nn.utils.get_total_norm(kind, foreach=True)) for kind in by_kind(tensors)]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -29,7 +29,7 @@ _LOST_PEER = ("gloo", "nccl", "process group", "connection closed", "connection 
 
 
 @dataclass(frozen=True)
-class Patience:
+class WaitLimits:
     """How long processes wait for one another.
 
     Attributes:
@@ -41,7 +41,7 @@ class Patience:
     silence: float = 30.0
 
 
-class Group:
+class JoinedGroup:
     """The joined processes.
 
     Args:
@@ -86,16 +86,18 @@ class Group:
             gone = self._store.add("gone", 0)
 
 
-_joined: Group | None = None
+_joined: JoinedGroup | None = None
 
 
-def joined() -> Group | None:
+def joined() -> JoinedGroup | None:
     """The group that this process is in."""
     return _joined
 
 
 @contextmanager
-def process_group(device: torch.device, patience: Patience = Patience()) -> Generator[Launch]:
+def open_process_group(
+    device: torch.device, patience: WaitLimits = WaitLimits()
+) -> Generator[Launch]:
     """Joins the processes that the launcher started, for the duration of a `with` block.
 
     When one of them fails, dies or falls silent, the block ends in all of them.
@@ -124,7 +126,7 @@ def process_group(device: torch.device, patience: Patience = Patience()) -> Gene
 
 
 @contextmanager
-def telling() -> Generator[None]:
+def reporting_errors() -> Generator[None]:
     """Tells the other processes of an error at once, before what is around this block is left.
 
     To leave it may need them: they must not wait for this process meanwhile.
@@ -140,7 +142,7 @@ def telling() -> Generator[None]:
 
 
 @contextmanager
-def _joining(launch: Launch, device: torch.device, patience: Patience) -> Generator[Group]:
+def _joining(launch: Launch, device: torch.device, patience: WaitLimits) -> Generator[JoinedGroup]:
     """Forms the group, and finds out what ended it if not all of its processes part in peace."""
     global _joined
     timeout = timedelta(seconds=patience.timeout)
@@ -148,7 +150,7 @@ def _joining(launch: Launch, device: torch.device, patience: Patience) -> Genera
     watch = Heartbeat(
         store.clone(), launch.rank, launch.world_size, patience.silence, hosts_store(launch)
     )
-    _joined = Group(launch, store, watch)
+    _joined = JoinedGroup(launch, store, watch)
     watch.start()
     try:
         _form(launch, store, device, timeout)

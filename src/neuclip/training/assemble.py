@@ -31,7 +31,7 @@ from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.starting_weights import load_starting_weights
 from neuclip.parallel import collectives, fsdp
 from neuclip.parallel.launch import launch_environment
-from neuclip.parallel.process_group import Patience, process_group
+from neuclip.parallel.process_group import WaitLimits, open_process_group
 from neuclip.parallel.rank_consistency import check_same_data, check_same_program
 from neuclip.parallel.work_sharing import from_main
 from neuclip.training.components import Parts
@@ -65,8 +65,8 @@ def train(config: RunConfig) -> Path:
     log_to(None)
     device = choose_device(config.device, launch_environment().local_rank)
     with (
-        process_group(device, _patience(config)),
-        fsdp.group(device.type, wanted=config.parallel.fsdp),
+        open_process_group(device, _patience(config)),
+        fsdp.ensure_process_group(device.type, wanted=config.parallel.fsdp),
     ):
         check_same_program(config.model_dump(mode="json"))
         name = config.name or from_main(lambda: _name_now(config))
@@ -75,12 +75,12 @@ def train(config: RunConfig) -> Path:
 
 def _judge_only(config: RunConfig) -> Path:
     device = choose_device(config.device, launch_environment().local_rank)
-    with process_group(device, _patience(config)):
+    with open_process_group(device, _patience(config)):
         return judge_only(config, device)
 
 
-def _patience(config: RunConfig) -> Patience:
-    return Patience(config.parallel.dist_timeout, config.parallel.dist_silence)
+def _patience(config: RunConfig) -> WaitLimits:
+    return WaitLimits(config.parallel.dist_timeout, config.parallel.dist_silence)
 
 
 def _name_now(config: RunConfig) -> str:

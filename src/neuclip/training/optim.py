@@ -97,7 +97,7 @@ class Optimizer:
         )
         self.adamw = torch.optim.AdamW(
             [
-                {**group, "params": [fsdp.own_part(p) for p in group["params"]]}
+                {**group, "params": [fsdp.local_shard(p) for p in group["params"]]}
                 for group in groups
                 if group["params"]
             ],
@@ -136,7 +136,7 @@ class Optimizer:
         own_parts = [p for group in self.adamw.param_groups for p in group["params"]]
         for parameter, own in zip(self.in_order, own_parts, strict=True):
             if own is not parameter:
-                own.grad = None if parameter.grad is None else fsdp.local(parameter.grad)
+                own.grad = None if parameter.grad is None else fsdp.to_local(parameter.grad)
         self.adamw.step()
         for parameter, own in zip(self.in_order, own_parts, strict=True):
             parameter.grad = own.grad = None
@@ -167,12 +167,12 @@ class Optimizer:
 def _whole(value: object, parameter: nn.Parameter) -> object:
     """This process's part of a moment as a part of the whole; the number of steps as it is."""
     if isinstance(value, Tensor) and value.ndim:
-        return fsdp.as_part(value, parameter)
+        return fsdp.from_local(value, parameter)
     return value
 
 
 def _own(value: object, parameter: nn.Parameter) -> object:
     """The inverse of `_whole`; takes a whole moment too."""
     if isinstance(value, Tensor) and value.ndim:
-        return fsdp.local(fsdp.like(value, parameter))
+        return fsdp.to_local(fsdp.shard_like(value, parameter))
     return value

@@ -61,7 +61,7 @@ class Trainer:
         parts.loss.equal_batches = True  # the loader drops what would make them differ
         self._update = TrainingStep(
             parts.clip,
-            collectives.parallel(parts.clip.towers, parts.device),
+            collectives.data_parallel(parts.clip.towers, parts.device),
             parts.loss,
             parts.optimizer,
             parts.device,
@@ -95,7 +95,7 @@ class Trainer:
             self._saver.open(),
             self._reporting_damage(),
             self._profiler() as profiler,
-            process_group.telling(),
+            process_group.reporting_errors(),
         ):
             if self._judge.is_due(self.step) and not self._judge.has_judged(self.step):
                 self._judge_towers()

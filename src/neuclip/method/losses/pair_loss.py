@@ -12,7 +12,7 @@ from neuclip.method.inputs import check_layout, check_shapes, check_values
 from neuclip.method.notation import Anchors, LogNormalizers, Pairs, Section, SharedOut, no_section
 from neuclip.method.softmax.log_inner import log_inner
 from neuclip.parallel import collectives
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 
 class PairLoss(nn.Module):
@@ -52,7 +52,7 @@ class PairLoss(nn.Module):
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """This rank's part: averaged over ranks it is the global loss (see `Layout.mean`)."""
+        """This rank's part: averaged over ranks it is the global loss (see `BatchLayout.mean`)."""
         raise NotImplementedError
 
     def predict(
@@ -154,7 +154,7 @@ class PairLoss(nn.Module):
         image_features: Tensor,
         text_features: Tensor,
         sample_ids: Tensor | None,
-        layout_of: Callable[[int], Layout],
+        layout_of: Callable[[int], BatchLayout],
     ) -> Pairs:
         check_shapes(image_features, text_features, self.embed_dim)
         layout = layout_of(len(image_features))
@@ -173,7 +173,7 @@ class PairLoss(nn.Module):
         features = both if both.dtype == torch.float64 else both.float()
         return Pairs(features, layout, sample_ids)
 
-    def _training_layout(self, local: int) -> Layout:
+    def _training_layout(self, local: int) -> BatchLayout:
         """How many pairs each rank holds; asked at the first call only if they are to be equal."""
         known = self.equal_batches and self._layout_checked
         layout = collectives.layout_of(local, equal=known)

@@ -38,7 +38,7 @@ from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.notation import Anchors
 from neuclip.method.objective import bounded_exp
 from neuclip.parallel import collectives
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 ANCHORS_AT_ONCE = 2**13
 
@@ -125,7 +125,7 @@ class BatchTargets:
     """
 
     features: Float[Tensor, "2 local dim"]
-    layout: Layout
+    layout: BatchLayout
     log_partition: Float[Tensor, "2 local"]
     log_target: Float[Tensor, "2 local"]
 

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from neuclip.method.softmax import blocks
 from neuclip.method.softmax.blocks import Softmaxes
 from neuclip.parallel import collectives
-from neuclip.parallel.collectives import Layout
+from neuclip.parallel.collectives import BatchLayout
 
 HAS_TRITON = find_spec("triton") is not None
 
@@ -30,7 +30,7 @@ def log_inner(
     features: Float[Tensor, "2 local dim"],
     logit_scale: Float[Tensor, "*scales"],
     whole: Float[Tensor, "2 batch dim"],
-    layout: Layout,
+    layout: BatchLayout,
 ) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "2 local"] | None]:
     """Log g^ of this rank's anchors over the global batch.
 
@@ -57,7 +57,7 @@ class _LogInner(torch.autograd.Function):
         features: Tensor,
         scale: Tensor,
         whole: Tensor,
-        layout: Layout,
+        layout: BatchLayout,
     ) -> tuple[Tensor, Tensor | None]:
         found = _sums(features, scale, whole, layout)
         positive = (features[0] * features[1]).sum(-1)
@@ -87,7 +87,7 @@ class _LogInner(torch.autograd.Function):
         return pulls * scale, (pulls[0] * features[0]).sum(), None, None
 
 
-def _sums(features: Tensor, scale: Tensor, whole: Tensor, layout: Layout) -> Tensor:
+def _sums(features: Tensor, scale: Tensor, whole: Tensor, layout: BatchLayout) -> Tensor:
     """log_sum, and mean if the scale is one per anchor: [kinds, 2, local]."""
     fused = _fused(features)
     if len(layout.sizes) == 1 and fused is None:
@@ -101,7 +101,12 @@ def _sums(features: Tensor, scale: Tensor, whole: Tensor, layout: Layout) -> Ten
 
 
 def _pulls(
-    features: Tensor, scale: Tensor, whole: Tensor, log_sum: Tensor, weight: Tensor, layout: Layout
+    features: Tensor,
+    scale: Tensor,
+    whole: Tensor,
+    log_sum: Tensor,
+    weight: Tensor,
+    layout: BatchLayout,
 ) -> Tensor:
     """The pulls on this rank's features, as anchors and as candidates of all anchors."""
     scales = scale.expand(2) if scale.ndim == 0 else scale
