@@ -100,6 +100,7 @@ class Contender:
         method, values = values_for(name, setting.args.num_prototypes)
         settings = method_settings(method, values)
         loss = build_loss(settings, run).to(setting.device)
+        loss.attach(section=self._part)
         self._step = TrainingStep(
             setting.clip, setting.clip.towers, loss, setting.optimizer, setting.device, self._part
         )

@@ -80,7 +80,7 @@ def count(task: Task) -> Counted:
     loss = create_loss(
         task.name, embed_dim=DIM, steps_per_epoch=1, num_samples=SAMPLES, **task.settings
     )
-    loss.equal_batches = True
+    loss.attach(equal_batches=True)
     share = BATCH // collectives.world_size()
     own = slice(collectives.rank() * share, (collectives.rank() + 1) * share)
     for number in range(3):

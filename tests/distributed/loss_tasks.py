@@ -214,7 +214,7 @@ def too_few_prototypes() -> str:
 def different_numbers(equal: bool, sizes: tuple[int, ...]) -> str:
     """What a loss says of ranks with so many pairs."""
     loss = create_loss("openclip", embed_dim=DIM)
-    loss.equal_batches = equal
+    loss.attach(equal_batches=equal)
     features = global_batch(0)[0][:, : sizes[collectives.rank()]]
     try:
         loss(features[0], features[1], torch.tensor(3.0).double())

@@ -154,14 +154,13 @@ def _splits(command: Eval, run: Path) -> int:
     # The processes only share work out and gather features: gloo does, whatever the device.
     with open_process_group(torch.device("cpu")) as launch:
         main = collectives.is_main()
-        with collectives.alone():  # the loss whole on every process, whatever the training's
-            restored = load_run(
-                run,
-                epoch=counted(command.epoch),
-                device=command.device,
-                local_rank=launch.local_rank,
-                ema=command.ema,
-            )
+        restored = load_run(
+            run,
+            epoch=counted(command.epoch),
+            device=command.device,
+            local_rank=launch.local_rank,
+            ema=command.ema,
+        )
         folders = command.val_data or restored.config.evaluation.val_data
         if not folders:
             raise UserError(

@@ -38,6 +38,7 @@ from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNorm
 from neuclip.method.notation import Normalizer
 from neuclip.method.schedule import Gamma
 from neuclip.method.temperature import IndividualTemperature, Kind, TemperatureRule
+from neuclip.parallel.collectives import Slice
 
 POOL_BATCHES = 128
 """Batches in the default pool: the more embeddings, the better its value (docs/study.md)."""
@@ -58,12 +59,15 @@ class Run:
         steps_per_epoch: training steps in an epoch, for schedules in epochs.
         num_samples: bound of the sample ids, for methods with a state per sample.
         global_batch_size: pairs in a training step, over all processes.
+        sharded: whether each rank keeps only its shard of the prototypes; if not, every rank
+            keeps all of them and predicts by itself.
     """
 
     embed_dim: int
     steps_per_epoch: int | None = None
     num_samples: int | None = None
     global_batch_size: int | None = None
+    sharded: bool = True
 
 
 def create_loss(
@@ -251,7 +255,11 @@ def _neuclip(settings: MethodSettings, run: Run) -> PairLoss:
         **settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
     )
     normalizer = PrototypeNormalizer(
-        run.embed_dim, network, _gamma(settings, run), settings.epsilon
+        run.embed_dim,
+        network,
+        _gamma(settings, run),
+        settings.epsilon,
+        shard=None if run.sharded else Slice(0, network.num_prototypes),
     )
     return GlobalContrastiveLoss(run.embed_dim, normalizer, _robust(settings))
 

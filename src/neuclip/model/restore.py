@@ -97,7 +97,7 @@ def load_run(
 
 
 def restore_loss(content: dict[str, Any], clip: Clip, path: Path, device: torch.device) -> PairLoss:
-    """The loss of a checkpoint of ours, with its state.
+    """The loss of a checkpoint of ours, with its full state on every rank.
 
     Args:
         content: the checkpoint.
@@ -108,7 +108,11 @@ def restore_loss(content: dict[str, Any], clip: Clip, path: Path, device: torch.
     own = content["neuclip"]
     config = validate(yaml.safe_load(own["config"]), str(path))
     sizes = Run(
-        clip.embed_dim, own["steps_per_epoch"], own["num_samples"], own["global_batch_size"]
+        clip.embed_dim,
+        own["steps_per_epoch"],
+        own["num_samples"],
+        own["global_batch_size"],
+        sharded=False,
     )
     loss = build_loss(config.method, sizes).to(device)
     storage.load_loss(loss, own["loss"], path)

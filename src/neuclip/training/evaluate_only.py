@@ -102,8 +102,7 @@ def _subject(clip: Clip, content: dict[str, Any], path: Path, device: torch.devi
     encoder, own = Encoder(clip, device), content.get("neuclip")
     if own is None:
         return Subject(encoder)
-    with collectives.alone():
-        loss = restore_loss(content, clip, path, device)
+    loss = restore_loss(content, clip, path, device)
     return Subject(encoder, loss, clip.logit_scale, int(own["global_batch_size"]))
 
 

@@ -58,7 +58,6 @@ class TrainingStep:
         self._clip, self._towers = clip, towers
         self._loss, self._optimizer = loss, optimizer
         self._device, self._section = device, section
-        loss.section = section
 
     def __call__(self, batches: Sequence[Batch], stop_asked: bool = False) -> StepResult:
         """One update; none of the towers where a process met a number that is not finite.

@@ -58,14 +58,16 @@ class Trainer:
             self.damage.add(parts.shard_damage)
         self._recorder = Recorder(parts.config, parts.folder, parts.device)
         self._judge = Judge(parts, self._recorder)
-        parts.loss.equal_batches = True  # the loader drops what would make them differ
+        section = self._recorder.timer.section
+        # The loader drops the samples that would make the ranks' batches differ in size.
+        parts.loss.attach(section=section, equal_batches=True)
         self._update = TrainingStep(
             parts.clip,
             collectives.data_parallel(parts.clip.towers, parts.device),
             parts.loss,
             parts.optimizer,
             parts.device,
-            self._recorder.timer.section,
+            section,
         )
         self._feed = Feed(parts.config.data.accum_freq, parts.device)
         self._watch = Watch(parts.config.optim.max_nonfinite_steps, parts.folder, parts.device)

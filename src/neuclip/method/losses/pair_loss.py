@@ -25,12 +25,6 @@ class PairLoss(nn.Module):
         epsilon: stabiliser inside log(epsilon + g).
         needs_sample_ids: whether `sample_ids` must be passed.
         learns_temperature: whether `logit_scale` is to be trained; if not, freeze it.
-        initial_logit_bias: where a learnable `logit_bias` starts, for losses that need one.
-        learns_temperature: whether a trainer should let `logit_scale` learn.
-        section: called with a name around the parts whose time a trainer wants to know.
-        equal_batches: set it where all ranks always hold as many pairs, as a trainer's loader
-            sees to: their numbers are then exchanged (and checked) at the first call only.
-            Otherwise they are at every call, and may differ.
     """
 
     epsilon: float = 0.0
@@ -40,11 +34,22 @@ class PairLoss(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.section: Section = no_section
-        self.equal_batches = False
+        self.attach()
         self._layout_checked = False
         self._checked_values = False
         self._last: dict[str, Tensor | float] = {}
+
+    def attach(self, *, section: Section = no_section, equal_batches: bool = False) -> None:
+        """Connects the loss to a training loop.
+
+        Args:
+            section: context manager factory, entered with a name around each timed part.
+            equal_batches: set if every rank holds the same number of pairs at every call. The
+                numbers are then all-gathered and checked at the first call only; otherwise at
+                every call, and they may differ.
+        """
+        self.section = section
+        self.equal_batches = equal_batches
 
     def pair_loss(
         self,

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from neuclip.parallel import collectives
+from neuclip.parallel.collectives import Slice
 
 NOBODY = -1
 """In place of a sample id: whose embedding it is was not told."""
@@ -16,15 +17,20 @@ class EmbeddingRing(nn.Module):
     Slot numbers run over the whole ring; this rank holds those of its slice. Row 0 keeps text
     embeddings (candidates of image anchors), row 1 image embeddings. `owners` has the sample id of
     each slot's pair: [1, owned].
+
+    Args:
+        size: slots over all ranks.
+        dim: width of the embeddings.
+        shard: the slots this rank keeps; none: `collectives.owned_slice(size)`.
     """
 
     slots: Tensor
     owners: Tensor
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, shard: Slice | None = None) -> None:
         super().__init__()
         self.size = size
-        self.owned = collectives.owned_slice(size)
+        self.owned = collectives.owned_slice(size) if shard is None else shard
         self.written = 0
         self.register_buffer("slots", torch.zeros(2, len(self.owned), dim))
         self.register_buffer("owners", torch.full((1, len(self.owned)), NOBODY))

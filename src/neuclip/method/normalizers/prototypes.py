@@ -43,6 +43,7 @@ from neuclip.method.notation import Anchors
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus, mix
 from neuclip.method.schedule import Gamma
 from neuclip.parallel import collectives
+from neuclip.parallel.collectives import Slice
 
 Gradient = Literal["detached", "full", "union"]
 Refresh = Literal["restart", "fifo", "rolling"]
@@ -86,6 +87,7 @@ class PrototypeNormalizer(nn.Module):
         settings: see `NetworkSettings`.
         gamma: weight of the batch estimate over time.
         epsilon: stabiliser of the objective.
+        shard: the prototypes this rank keeps; none: its share, `collectives.owned_slice`.
 
     The state (`state_dict`) always holds all prototypes, whatever the number of ranks: it can be
     loaded with another one. With several ranks, all must ask for it: it is gathered.
@@ -98,10 +100,16 @@ class PrototypeNormalizer(nn.Module):
     owners: Tensor
 
     def __init__(
-        self, embed_dim: int, settings: NetworkSettings, gamma: Gamma, epsilon: float
+        self,
+        embed_dim: int,
+        settings: NetworkSettings,
+        gamma: Gamma,
+        epsilon: float,
+        *,
+        shard: Slice | None = None,
     ) -> None:
         super().__init__()
-        if settings.num_prototypes < collectives.world_size():
+        if shard is None and settings.num_prototypes < collectives.world_size():
             raise UserError(
                 f"num_prototypes {settings.num_prototypes} is below the number of processes "
                 f"({collectives.world_size()}), each of which keeps a share of them"
@@ -110,7 +118,7 @@ class PrototypeNormalizer(nn.Module):
         self.gamma = gamma
         self.epsilon = epsilon
         self.step_count = 0
-        self.ring = EmbeddingRing(settings.num_prototypes, embed_dim)
+        self.ring = EmbeddingRing(settings.num_prototypes, embed_dim, shard)
         owned = len(self.ring.owned)
         self.register_buffer("prototypes", torch.zeros(2, owned, embed_dim))
         self.register_buffer("log_weights", torch.zeros(2, owned if settings.log_weights else 0))
@@ -422,6 +430,8 @@ def _row_names(module: PrototypeNormalizer) -> list[str]:
 def _gather_rows(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:
     """After `state_dict`: every rank's rows, so that a checkpoint holds the whole network."""
     assert isinstance(module, PrototypeNormalizer)
+    if len(module.ring.owned) == module.ring.size:
+        return
     for name in _row_names(module):
         state[prefix + name] = collectives.gather_slices(
             state[prefix + name], module.ring.size, axis=1
