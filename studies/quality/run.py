@@ -1,11 +1,11 @@
 """Every method on the embedded data at equal samples seen: which is best, and what is worth what.
 
     neuclip data demo --out demo-data
-    python benchmarks/quality.py run --data demo-data --out study --parallel 2
-    python benchmarks/quality.py plan --out study          # what is done and what is not
-    python benchmarks/quality.py report --out study        # tables and figures
+    python studies/quality/run.py run --data demo-data --out study --parallel 2
+    python studies/quality/run.py plan --out study          # what is done and what is not
+    python studies/quality/run.py report --out study        # tables and figures
 
-The runs are cells of a plan (`quality_plan.py`), each trained by `neuclip` itself in a process of
+The runs are cells of a plan (`plan.py`), each trained by `neuclip` itself in a process of
 its own with one thread. Kill it at any time: the same command goes on where it stopped, in the
 middle of a run too. `study/results.jsonl` gets a line for each run that ended; lines of another
 format, other code or other data are refused. The whole plan takes days of one core; it comes in an
@@ -28,12 +28,11 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from quality_plan import Cell, plan
-from quality_results import ResultsFile, data_digest, lock
+from plan import Cell, plan
+from rows import ResultsFile, data_digest, lock
 
 from neuclip.errors import Preempted, UserError
 
-RESULTS = Path(__file__).parent / "results"
 MEMORY_PER_RUN = 2 * 2**30  # 1.1 GiB were measured with glyph-tiny at batch 256
 DISK_PER_RUN = 2**30
 EVALUATED = ("acc1", "acc5", "image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall@1")
@@ -200,7 +199,7 @@ def _end_with_parent() -> None:
 
 
 def _run_cell(spec: Path) -> None:
-    from quality_ideas import using
+    from ideas import using
 
     described = json.loads(spec.read_text())
     cell = Cell(**described["cell"])
@@ -237,7 +236,7 @@ class Stopwatch:
 
 def _trained(cell: Cell, data: Path, logs: Path) -> dict[str, object]:
     """Trains and measures; a run that ends with a loss that is not finite counts as failed."""
-    from quality_error import training_error
+    from error import training_error
 
     from neuclip.training.assemble import train
 
@@ -300,7 +299,7 @@ def main() -> int:
         elif args.command == "plan":
             show_plan(args)
         else:
-            from quality_report import write_report
+            from report import write_report
 
             results = ResultsFile(args.out / "results.jsonl", same_code=args.same_code)
             write_report(results.read(), args.document, args.figures)

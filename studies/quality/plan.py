@@ -119,7 +119,7 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "trained-weights": {"inner_steps": 10, "log_weights": True},
 }
 """What differs from the pool of recent embeddings; gamma falls to its floor after one epoch.
-`idea:` takes a normalizer of `quality_ideas.py`."""
+`idea:` takes a normalizer of `ideas.py`."""
 
 LONG_INGREDIENTS = (
     "own-excluded",
@@ -172,7 +172,7 @@ class Cell:
         epochs: over `samples` pairs of the training data.
         measures: whether the error of the normalizers is measured over all of the training data.
         note: tells cells of one label apart.
-        idea: a normalizer of `quality_ideas.py` instead of the product's.
+        idea: a normalizer of `ideas.py` instead of the product's.
     """
 
     stage: str

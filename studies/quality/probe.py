@@ -1,11 +1,11 @@
 """Estimators of the log-normalizer on frozen embeddings of a trained run: which are worth training?
 
-    python benchmarks/normalizer_probe.py --run demo/runs/demo-neuclip --data demo/data/train
+    python studies/quality/probe.py --run demo/runs/demo-neuclip --data demo/data/train
 
 The run encodes the training pairs once. For each seed, 4,096 random anchors are compared with
 log g over *all* n pairs; estimators see a batch, and a pool of other pairs drawn at random: the
 embeddings of recent batches, without their drift. Errors are estimate - exact. Minutes on a CPU.
-Writes a dated JSON file into benchmarks/results/.
+Writes a dated JSON file into studies/quality/results/.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from quality_error import encode_training_pairs, exact_of, summary
+from error import encode_training_pairs, exact_of, summary
 from torch import Tensor
 
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
@@ -288,7 +288,7 @@ def main() -> None:
     if not args.no_save:
         result = {
             "date": datetime.date.today().isoformat(),
-            "command": shlex.join(["python", "benchmarks/normalizer_probe.py", *shown(args)]),
+            "command": shlex.join(["python", "studies/quality/probe.py", *shown(args)]),
             "machine": f"CPU ({platform.machine()}), 1 thread",
             "run": {"method": run.config.method.model_dump(), "epochs": run.epoch},
             "temperature": 1 / run.logit_scale,

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from quality_plan import (
+from plan import (
     CONTENDERS,
     DEFAULT,
     FULL,
@@ -24,7 +24,7 @@ from quality_plan import (
 from neuclip.errors import UserError
 
 Row = Mapping[str, Any]
-BEGIN = "<!-- results of {block}: written by benchmarks/quality.py report -->"
+BEGIN = "<!-- results of {block}: written by studies/quality/run.py report -->"
 END = "<!-- /results of {block} -->"
 FACE, CHARACTER = "unseen_face", "unseen_character"
 FINALISTS = (DEFAULT, *CONTENDERS)

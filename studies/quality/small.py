@@ -1,12 +1,12 @@
 """The study's plan with towers a hundred times cheaper: what is worth training at full size?
 
-    python benchmarks/quality_small.py --data demo-data --out study-small
+    python studies/quality/small.py --data demo-data --out study-small
 
 Towers are one hidden layer each: over the 32 x 32 grey pixels, and over the bag of the caption's
 tokens. Data stay in memory, without augmentation. Losses, optimiser, schedule, order of the data
 and judges are the product's; the loop is not. All stages run for 6 epochs
 (280,680 samples). Same file of results as
-`quality.py`, resumable in the same way, and `quality.py report` reads it; never mix both.
+`run.py`, resumable in the same way, and `run.py report` reads it; never mix both.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from error import error_of
+from ideas import using
 from PIL import Image
-from quality import EVALUATED, facts, say
-from quality_error import error_of
-from quality_ideas import using
-from quality_plan import LONG, SEEDS, Cell, plan
-from quality_results import ResultsFile, data_digest, lock
+from plan import LONG, SEEDS, Cell, plan
+from rows import ResultsFile, data_digest, lock
+from run import EVALUATED, facts, say
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 

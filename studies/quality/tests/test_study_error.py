@@ -1,0 +1,77 @@
+"""The error of the log-normalizers, and the probe on frozen embeddings."""
+
+import math
+
+import probe as probe_module
+import pytest
+import torch
+from error import error_of, exact_of, training_error
+from torch.nn.functional import normalize
+
+from neuclip.cli.app import main
+from neuclip.method.factory import create_loss
+
+
+def test_exact_normalizers_are_those_of_a_double_loop():
+    features = normalize(torch.randn(2, 6, 4, dtype=torch.float64), dim=-1)
+    found = exact_of(features, torch.tensor([4, 1]), 7.0, 1e-3)
+    for side in (0, 1):
+        for column, i in enumerate((4, 1)):
+            similarity = features[side, i] @ features[1 - side].T
+            own = math.exp(0) * similarity[i]
+            others = [math.exp(7 * float(similarity[j] - own)) for j in range(6) if j != i]
+            expected = math.log(1e-3 + sum(others) / 5)
+            assert float(found[side, column]) == pytest.approx(expected)
+
+
+def test_the_batch_normalizer_has_the_error_of_the_batch():
+    features = normalize(torch.randn(2, 40, 4), dim=-1)
+    loss = create_loss("rgcl_batch", embed_dim=4)
+    error = error_of(features, torch.arange(40), loss, 9.0, batch=8, anchors=24)
+    assert error["anchors"] == 24
+    for key in ("mse", "mae", "bias"):
+        assert error[key] == pytest.approx(error[f"minibatch_{key}"], abs=1e-3)
+    assert error["mse"] > 0
+
+
+@pytest.mark.parametrize("method", ["isogclr", "fastclip_v2"])
+def test_individual_temperatures_are_those_the_error_is_measured_at(method):
+    """With an own temperature per anchor, and normalizers that are exact at it: no error."""
+    features = normalize(torch.randn(2, 40, 4), dim=-1)
+    ids = torch.arange(40) + 3
+    settings = {"gamma": 0.5, "gamma_schedule": "constant"} if method == "fastclip_v2" else {}
+    loss = create_loss(method, embed_dim=4, num_samples=43, steps_per_epoch=5, **settings)
+    temperatures = torch.rand(2, 40) / 10 + 0.02
+    loss.temperature.table.values[:2, ids] = temperatures
+    exact = exact_of(features, torch.arange(40), 1 / temperatures, 0.0)
+    one = exact_of(features, torch.tensor([7]), float(1 / temperatures[1, 7]), 0.0)
+    assert float(exact[1, 7]) == pytest.approx(float(one[1]))
+    loss.normalizer.table.values[:, ids] = exact.float()
+    error = error_of(features, ids, loss, 9.0, batch=8, anchors=24)
+    assert abs(error["mse"]) < 1e-3
+    assert error["minibatch_mse"] > 0.05
+
+
+def test_every_estimator_of_the_probe_is_finite_and_more_prototypes_are_better(monkeypatch):
+    monkeypatch.setattr(probe_module, "ANCHORS", 128)
+    monkeypatch.setattr(probe_module, "POOL", 2048)
+    features = normalize(torch.randn(2, 2500, 8), dim=-1)
+    probe = probe_module.Probe(features, 10.0, seed=0)
+    mse = {
+        name: float((estimate(probe) - probe.exact).square().mean())
+        for name, estimate in probe_module.estimators(steps=2).items()
+    }
+    assert all(math.isfinite(value) for value in mse.values()), mse
+    assert mse["pool, m 2048"] < mse["pool, m 512"] < mse["pool, m 64"]
+    assert mse["pool 2048 and batch, by counts"] < mse["batch of 64"]
+
+
+def test_the_error_over_all_training_pairs_of_a_run(demo_dir, tmp_path):
+    flags = ["--train-data", str(demo_dir / "train"), "--method", "fastclip_v3", "--smoke"]
+    flags += ["--logs", str(tmp_path), "--name", "run", "--device", "cpu"]
+    assert main(["train", *flags]) == 0
+    error = training_error(tmp_path / "run", 2)
+    assert error["anchors"] == 512
+    assert 0 < error["mse"] < 10
+    assert 0 < error["minibatch_mse"] < 10
+    assert error["temperature"] == pytest.approx(0.07, abs=0.01)

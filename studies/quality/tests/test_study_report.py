@@ -1,0 +1,123 @@
+"""Tables and figures."""
+
+import dataclasses
+
+import pytest
+from made_rows import grids, row_of, with_finals
+from plan import DEFAULT, FULL, plan, tuning_cell
+from report import (
+    BEGIN,
+    END,
+    accuracy_over_batch,
+    between_markers,
+    error_over_ratio,
+    tables,
+    write_report,
+)
+
+from neuclip.errors import UserError
+from neuclip.method.factory import create_loss
+
+
+def test_the_batch_table_takes_the_seeds_together():
+    rows = with_finals(grids())
+    cells = [
+        cell
+        for cell in plan(rows)
+        if (cell.stage, cell.label, cell.batch, cell.epochs) == ("batch", "fastclip_v3", 256, 12)
+    ]
+    assert {cell.seed for cell in cells} == {0, 1}
+    rows |= {cell.name: row_of(cell, 0.5 + cell.seed / 10) for cell in cells}
+    text = tables(rows)
+    line = "| fastclip_v3 | rho 5 | 12 | 256 | 2 | 55.0 ± 7.1 | 55.0 ± 7.1 | 1.50 ± 0.00 |"
+    assert line in text
+    other = {**cells[0].method, "rho": 9.0}
+    rows["other"] = row_of(dataclasses.replace(cells[0], method=other, note="e12-rho9"), 0.1)
+    assert "| fastclip_v3 | rho 9 | 12 | 256 | 1 | 10.0 | 10.0 |" in tables(rows)
+    sizes = [cell for cell in plan(rows) if cell.stage == "size" and cell.label == "fastclip_v3"]
+    twice = [{"mse": 3.0, "minibatch_mse": 9.0}]  # shorter runs at the same n / B are kept apart
+    rows |= {cell.name: row_of(cell, errors=twice) for cell in sizes if cell.samples == FULL}
+    table = tables(rows).split("### Batch sizes")[1]
+    assert "| fastclip_v3 | rho 5 | 4 | 64 | 1 | 50.0 | 50.0 | 3.00 | 9.00 |" in table
+    assert table.index("| 4 | 64 |") < table.index("### Data sizes")
+    expected = {
+        accuracy_over_batch: ([64, 256], [50, 55]),
+        error_over_ratio: ([FULL / 256, FULL / 64], [1 / 6, 1 / 6]),
+    }
+    for draw, (x, y) in expected.items():
+        figure = draw(list(rows.values()))
+        assert figure is not None
+        lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+        assert list(lines["fastclip_v3"].get_xdata()) == x
+        assert list(lines["fastclip_v3"].get_ydata()) == pytest.approx(y)
+
+
+def test_tables_show_means_spreads_and_what_is_missing():
+    rows = with_finals(grids())
+    finals = [cell for cell in plan(rows) if cell.stage == "final" and cell.label == "siglip"]
+    rows |= {cell.name: row_of(cell, 0.4 + cell.seed / 10) for cell in finals}
+    text = tables(rows)
+    assert (
+        "| siglip | temperature 0.05 | 3 | 50.0 ± 10.0 | 50.0 ± 10.0 | 25.0 ± 0.0 | 1.50 ± 0.00 |"
+        in text
+    )
+    assert "Not run yet: " in text
+    assert f"{len(rows)} runs, 2026-01-02 to 2026-01-02" in text
+    assert "| openclip | temperature 0.03 | 50.0 | 60.0 |" in text
+
+
+def test_ingredients_stand_beside_the_base_of_their_seed():
+    cells = {
+        cell.label: cell for cell in plan(grids()) if cell.stage == "ingredient" and not cell.seed
+    }
+    rows = {cells[label].name: row_of(cells[label], acc1) for label, acc1 in
+            (("base", 0.5), ("detached", 0.45))}  # fmt: skip
+    text = tables(rows)
+    assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 |" in text
+
+
+def test_changes_of_long_runs_stand_beside_the_final_run():
+    rows = with_finals(grids())
+    cells = {cell.label: cell for cell in plan(rows) if cell.stage == "long-ingredient"}
+    assert cells["fresh-gradient"].method["gradient_prototypes"] == 2048
+    assert "gamma_decay_epochs" not in cells["detached"].method
+    rows |= {cells["detached"].name: row_of(cells["detached"], 0.45)}
+    assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 | 1.50 | 9.00 |" in tables(rows)
+
+
+def test_the_pool_that_has_become_the_default_is_shown_as_the_method():
+    rows = with_finals(grids())
+    cell = next(cell for cell in plan(rows) if cell.label == DEFAULT)
+    assert cell.stage == "long-ingredient"
+    rows |= {cell.name: row_of(cell, 0.55)}
+    text = tables(rows)
+    assert "| neuclip | rho 5 | 1 | 55.0 | 55.0 |" in text
+    assert "| neuclip, 32 batches | rho 5 | 1 | 50.0 | 50.0 |" in text
+    assert "| 1.50 | 1.00 | -0.50 | 9.00 | 0.167 |" in text
+    made = create_loss(
+        "neuclip", embed_dim=8, global_batch_size=cell.batch, steps_per_epoch=5, gamma=0.4,
+        gamma_decay_epochs=1.0,
+    )  # fmt: skip
+    network = made.normalizer.settings
+    assert network.num_prototypes == cell.method["num_prototypes"]
+    assert network.gradient_prototypes == cell.method["gradient_prototypes"]
+
+
+def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):
+    path = tmp_path / "study.md"
+    begin, end = BEGIN.format(block="small"), END.format(block="small")
+    found = between_markers(f"before\n{begin}\nold\n{end}\nafter\n", "new", path, "small")
+    assert found == f"before\n{begin}\n\nnew\n{end}\nafter\n"
+    with pytest.raises(UserError, match="must each occur once"):
+        between_markers("none", "new", path)
+
+
+def test_two_kinds_of_towers_are_refused():
+    cells = [tuning_cell("openclip", number, 1e-3) for number in (0, 1)]
+    rows = {cells[0].name: row_of(cells[0]), cells[1].name: row_of(cells[1], towers="small")}
+    with pytest.raises(UserError, match="results of full and small towers are not mixed"):
+        write_report(rows, None, None)
+
+
+def test_no_results_are_said():
+    assert tables({}) == "Nothing has been run.\n"
