@@ -32,10 +32,11 @@ from plan import Cell, plan
 from rows import ResultsFile, data_digest, lock
 
 from neuclip.errors import Preempted, UserError
+from neuclip.evaluation.metric_names import METRICS
 
 MEMORY_PER_RUN = 2 * 2**30  # 1.1 GiB were measured with glyph-tiny at batch 256
 DISK_PER_RUN = 2**30
-EVALUATED = ("acc1", "acc5", "image_retrieval_recall@1", "text_retrieval_recall@1", "mean_recall@1")
+EVALUATED = tuple(metric.key for metric in METRICS if metric.log)
 TRAINED = ("samples_seen", "loss", "temperature", "lr", "grad_norm", "gamma", "weight_max")
 
 

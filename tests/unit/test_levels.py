@@ -39,7 +39,7 @@ INSIDE = {
         ["demo"],
     ],
     "evaluation": [
-        ["interfaces", "metrics", "outcomes", "results", "ranking", "splits"],
+        ["interfaces", "metrics", "metric_names", "outcomes", "results", "ranking", "splits"],
         ["embed", "gallery", "normalizer_error", "retrieval"],
         ["zero_shot"],
         ["split_evaluation", "datacomp"],

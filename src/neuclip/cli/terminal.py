@@ -15,26 +15,7 @@ from rich.text import Text
 from neuclip.catalogue.registry import CATALOGUE, MethodInfo
 from neuclip.cli.flag_table import bounds, default_text, table
 from neuclip.evaluation.datacomp.suite import Average, Task
-
-# Rows of the table that `eval` prints: key of the metric, label, and whether it is a share.
-_ROWS = (
-    ("acc1", "top-1", True),
-    ("acc5", "top-5", True),
-    ("mean_per_class_recall", "mean per class", True),
-    ("chance", "chance of top-1", True),
-    ("text_retrieval_recall@1", "image to text, recall@1", True),
-    ("text_retrieval_recall@5", "image to text, recall@5", True),
-    ("text_retrieval_recall@10", "image to text, recall@10", True),
-    ("image_retrieval_recall@1", "text to image, recall@1", True),
-    ("image_retrieval_recall@5", "text to image, recall@5", True),
-    ("image_retrieval_recall@10", "text to image, recall@10", True),
-    ("normalizer_mse", "log-normalizer, MSE", False),
-    ("minibatch_normalizer_mse", "  of a mini-batch", False),
-    ("normalizer_mae", "log-normalizer, mean absolute error", False),
-    ("minibatch_normalizer_mae", "  of a mini-batch", False),
-    ("normalizer_bias", "log-normalizer, bias", False),
-    ("minibatch_normalizer_bias", "  of a mini-batch", False),
-)
+from neuclip.evaluation.metric_names import METRICS
 
 
 def say(message: str) -> None:
@@ -64,9 +45,10 @@ def print_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
     shown.add_column("")
     for split in found:
         shown.add_column(split, justify="right")
-    for key, label, share in _ROWS:
-        if any(key in metrics for metrics in found.values()):
-            values = [_number(metrics.get(key), share=share) for metrics in found.values()]
+    for metric in METRICS:
+        if metric.table and any(metric.key in metrics for metrics in found.values()):
+            label = f"{metric.label} ({metric.hint})" if metric.hint else metric.label
+            values = [_number(m.get(metric.key), share=metric.percent) for m in found.values()]
             shown.add_row(label, *values)
     _console().print(shown)
 

@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from neuclip.catalogue.registry import MethodInfo, method_info
 from neuclip.config.run_config import RunConfig, validate
 from neuclip.evaluation.datacomp.suite import Average, load_suite
+from neuclip.evaluation.metric_names import METRICS
 from neuclip.evaluation.results import EvalResult, read_eval_results
 from neuclip.model.load import Pretrained
 
-_SHOWN = ("acc1", "mean_recall@1", "image_retrieval_recall@1", "text_retrieval_recall@1")
 _NO_RECIPE = ("name", "resume", "device", "evaluation", "output")
 
 
@@ -119,7 +119,7 @@ def _scores(results: list[EvalResult]) -> list[_Score]:
             continue
         found += [
             _Score(result.dataset, key, f"{result.metrics[key]:.4f}")
-            for key in _SHOWN
+            for key in (metric.key for metric in METRICS if metric.card)
             if key in result.metrics
         ]
     return found

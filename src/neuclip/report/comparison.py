@@ -2,12 +2,10 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.metric_names import MAIN_METRICS, METRICS, Better, Metric
 from neuclip.report.runs import Run
-
-Better = Literal["high", "low", "neither"]
 
 
 @dataclass(frozen=True)
@@ -50,47 +48,19 @@ class Verdict:
     scale: str
 
 
-@dataclass(frozen=True)
-class _Metric:
-    key: str
-    label: str
-    better: Better
-    percent: bool = True
-    hint: str = ""
-    main: bool = True
-
-
-SPLIT_METRICS = (
-    _Metric("acc1", "Zero-shot top-1", "high"),
-    _Metric("acc5", "Zero-shot top-5", "high"),
-    _Metric("mean_per_class_recall", "Mean per class recall", "high", main=False),
-    _Metric("chance", "Chance, top-1", "neither"),
-    _Metric("image_retrieval_recall@1", "Image retrieval R@1", "high", hint="caption to picture"),
-    _Metric("image_retrieval_recall@5", "Image retrieval R@5", "high", main=False),
-    _Metric("image_retrieval_recall@10", "Image retrieval R@10", "high", main=False),
-    _Metric("text_retrieval_recall@1", "Text retrieval R@1", "high", hint="picture to caption"),
-    _Metric("text_retrieval_recall@5", "Text retrieval R@5", "high", main=False),
-    _Metric("text_retrieval_recall@10", "Text retrieval R@10", "high", main=False),
-    _Metric("normalizer_mae", "Log-normalizer MAE", "low", percent=False),
-    _Metric("normalizer_mse", "Log-normalizer MSE", "low", percent=False, main=False),
-    _Metric("normalizer_bias", "Log-normalizer bias", "neither", percent=False, main=False),
-    _Metric(
-        "minibatch_normalizer_mae", "Mini-batch estimate, MAE", "neither", percent=False,
-        hint="from the batch alone",
-    ),
-    _Metric(
-        "minibatch_normalizer_mse", "Mini-batch estimate, MSE", "neither", percent=False,
-        main=False,
-    ),
-)  # fmt: skip
+def _cost(key: str, label: str, better: Better, *, percent: bool = False) -> Metric:
+    return Metric(key=key, label=label, better=better, percent=percent, summary=True)
 
 
 COST_METRICS = (
-    (_Metric("samples_seen", "Samples seen", "neither", percent=False), Run.last),
-    (_Metric("temperature", "Temperature at the end", "neither", percent=False), Run.last),
-    (_Metric("samples_per_second", "Samples per second", "high", percent=False), Run.median),
-    (_Metric("share_normalizer", "Share of time in the normalizer", "neither"), Run.share),
-    (_Metric("memory_mb", "Memory, MB", "low", percent=False), Run.last),
+    (_cost("samples_seen", "Samples seen", "neither"), Run.last),
+    (_cost("temperature", "Temperature at the end", "neither"), Run.last),
+    (_cost("samples_per_second", "Samples per second", "high"), Run.median),
+    (
+        _cost("share_normalizer", "Share of time in the normalizer", "neither", percent=True),
+        Run.share,
+    ),
+    (_cost("memory_mb", "Memory, MB", "low"), Run.last),
 )
 
 
@@ -110,18 +80,18 @@ def verdicts(runs: list[Run]) -> list[Verdict]:
     """Per split the best top-1 against chance; recall@1 where there are no classes."""
     found: list[Verdict] = []
     for split in main_splits(runs):
-        for key, measure in (("acc1", "zero-shot top-1"), ("mean_recall@1", "mean recall@1")):
-            scored = [run for run in runs if key in run.final(split)]
+        for metric in MAIN_METRICS:
+            scored = [run for run in runs if metric.key in run.final(split)]
             if scored:
-                best = max(scored, key=lambda run: run.final(split)[key])
-                found.append(_verdict(split, measure, best, best.final(split)[key]))
+                best = max(scored, key=lambda run: run.final(split)[metric.key])
+                found.append(_verdict(split, metric, best))
                 break
     return found
 
 
-def _verdict(split: str, measure: str, run: Run, value: float) -> Verdict:
+def _verdict(split: str, metric: Metric, run: Run) -> Verdict:
     final = run.final(split)
-    chance = final.get("chance") if measure == "zero-shot top-1" else None
+    value, chance = final[metric.key], final.get("chance") if metric.key == "acc1" else None
     scale = [
         f"{number(final[key])} {noun}"
         for key, noun in (("num_samples", "pictures"), ("num_classes", "classes"))
@@ -129,7 +99,7 @@ def _verdict(split: str, measure: str, run: Run, value: float) -> Verdict:
     ]
     return Verdict(
         split=split,
-        measure=measure,
+        measure=metric.phrase,
         value=percent(value),
         run=run.label,
         method=run.method,
@@ -159,13 +129,13 @@ def _split_group(runs: list[Run], split: str) -> Group:
     finals = [run.final(split) for run in runs]
     rows = [
         _row(metric, [final.get(metric.key) for final in finals])
-        for metric in SPLIT_METRICS
-        if any(metric.key in final for final in finals)
+        for metric in METRICS
+        if metric.table and any(metric.key in final for final in finals)
     ]
     return Group(split, rows)
 
 
-def _row(metric: _Metric, values: list[float | None]) -> Row:
+def _row(metric: Metric, values: list[float | None]) -> Row:
     texts = ["" if v is None else (percent(v) if metric.percent else number(v)) for v in values]
     known = [value for value in values if value is not None and math.isfinite(value)]
     best = None
@@ -175,7 +145,7 @@ def _row(metric: _Metric, values: list[float | None]) -> Row:
         Cell(text, best is not None and value == best)
         for text, value in zip(texts, values, strict=True)
     ]
-    return Row(metric.label, cells, metric.hint, metric.main)
+    return Row(metric.label, cells, metric.hint, metric.summary)
 
 
 def percent(value: float) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from neuclip.errors import UserError, nearest
 from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.metric_names import MAIN_METRICS
 from neuclip.evaluation.outcomes import Outcomes, read_outcomes
 from neuclip.evaluation.results import EvalResult, read_eval_results
 from neuclip.report.runs import Run, results_files
@@ -20,7 +21,6 @@ _SAME = frozenset(
     ("name", "seed", "resume", "device", "data.workers", "data.cache_dir", "data.train_data")
 )
 _SAME_SECTIONS = ("output.", "evaluation.")
-_SPLIT_MEASURES = ("acc1", "mean_recall@1")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _agreeing(outcomes: Outcomes | None, value: float) -> Outcomes | None:
 def split_score(run: Run, split: str) -> tuple[str, Score] | None:
     """Main measure of a split at its latest judging, and its name; none if it was not judged."""
     final = run.final(split)
-    for measure in _SPLIT_MEASURES:
+    for measure in (metric.key for metric in MAIN_METRICS):
         if measure in final:
             kept = None
             if measure == "acc1":

@@ -7,6 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from neuclip.evaluation.metric_names import LOG_NORMALIZERS, MAIN_METRICS
 from neuclip.evaluation.results import Gallery
 from neuclip.report import ReportOptions
 from neuclip.report.comparison import (
@@ -26,7 +27,7 @@ from neuclip.report.runs import Run, load_runs
 from neuclip.report.scoreboard import PANELS, Scoreboard, average_series, scoreboard
 
 PARTS = ("data", "encode", "loss", "normalizer", "backward", "optimizer")
-MAIN_DIAGNOSTICS = ("gamma",)
+MAIN_DIAGNOSTICS = ("gamma", *LOG_NORMALIZERS)
 NO_DIAGNOSTICS = {"step", "epoch", "samples_seen", "seconds", "loss", "temperature", "logit_scale"}
 
 
@@ -186,12 +187,13 @@ def _average_plots(runs: list[Run], board: Scoreboard) -> list[Plot]:
 def _accuracy_plots(runs: list[Run], splits: list[str]) -> list[Plot]:
     plots: list[Plot] = []
     for split in splits:
-        for key, title in (("acc1", "Zero-shot top-1"), ("mean_recall@1", "Mean recall@1")):
+        for metric in MAIN_METRICS:
             lines = [
-                Curve(run.label, color, run.eval_series(split, key))
+                Curve(run.label, color, run.eval_series(split, metric.key))
                 for color, run in enumerate(runs)
             ]
-            plot = _curve_plot(f"{key}-{split}", lines, f"{title}: {split}", percent=True)
+            title = f"{metric.label}: {split}"
+            plot = _curve_plot(f"{metric.key}-{split}", lines, title, percent=True)
             if plot:
                 plots += plot
                 break
@@ -261,7 +263,7 @@ def _words(key: str) -> str:
 
 
 def _is_main(key: str) -> bool:
-    return key in MAIN_DIAGNOSTICS or "log_normalizer" in key
+    return key in MAIN_DIAGNOSTICS
 
 
 def _share_plot(runs: list[Run]) -> list[Plot]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.metric_names import MAIN_METRICS
 from neuclip.report.bootstrap import Difference, Draws, difference, over_samples, over_tasks
 from neuclip.report.entries import Entry, Judged, Score, benchmark_results, split_score
 from neuclip.report.quoted import MEASURES, Quoted
@@ -288,7 +289,7 @@ def _average_panel(
 
 
 def _split_panel(task: _Task, entries: list[Entry]) -> Panel:
-    named = {"acc1": "zero-shot top-1", "mean_recall@1": "mean recall@1"}
+    named = {metric.key: metric.phrase for metric in MAIN_METRICS}
     chances = [
         run.final(task.key).get("chance", math.nan) for entry in entries for run in entry.runs
     ]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from neuclip.errors import UserError
+from neuclip.evaluation.metric_names import METRICS
 
 log = logging.getLogger("neuclip")
 
@@ -133,7 +134,7 @@ def training_line(record: Record) -> str:
 def evaluation_line(record: Record) -> str:
     """An evaluation record for people."""
     metrics = record["metrics"]
-    shown = ("acc1", "acc5", "mean_recall@1", "text_retrieval_recall@1", "image_retrieval_recall@1")
+    shown = [metric.key for metric in METRICS if metric.log]
     parts = [f"{name} {metrics[name]:.2%}" for name in shown if name in metrics]
     main = metrics.get("main_metric")
     if main is not None and main not in [metrics.get(name) for name in shown]:

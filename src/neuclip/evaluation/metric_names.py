@@ -1,0 +1,85 @@
+"""The metrics of an evaluation split by key: label, direction, format, and where each is shown.
+
+The command line, the log, the report, the model card and the study read this table. Keys and
+order of DataComp's own metrics are those of its results files. Imports no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["high", "low", "neither"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric of a split.
+
+    Attributes:
+        key: key in results and records.
+        label: name to display.
+        hint: explanation of the label, if it needs one.
+        better: which values are better.
+        percent: shown as a percentage; if false, as a plain number.
+        table: shown in the tables of `neuclip eval` and of the report.
+        summary: shown in the report's first table, too.
+        log: shown in the log line of an evaluation, and kept by the study.
+        card: shown on the model card.
+    """
+
+    key: str
+    label: str
+    hint: str = ""
+    better: Better = "high"
+    percent: bool = True
+    table: bool = True
+    summary: bool = False
+    log: bool = False
+    card: bool = False
+
+    @property
+    def phrase(self) -> str:
+        """The label inside a sentence."""
+        return self.label[0].lower() + self.label[1:]
+
+
+def _recalls(prefix: str, label: str, hint: str) -> list[Metric]:
+    return [
+        Metric(
+            key=f"{prefix}_retrieval_recall@{k}", label=f"{label} R@{k}", hint=hint,
+            summary=k == 1, log=k == 1, card=k == 1,
+        )
+        for k in (1, 5, 10)
+    ]  # fmt: skip
+
+
+def _errors(measure: str, short: str, better: Better) -> list[Metric]:
+    """An error of the predicted log-normalizers, and the same error of the batch's estimate."""
+    return [
+        Metric(
+            key=f"normalizer_{measure}", label=f"Log-normalizer {short}", better=better,
+            percent=False, summary=measure == "mae",
+        ),
+        Metric(
+            key=f"minibatch_normalizer_{measure}", label=f"Mini-batch estimate, {short}",
+            hint="from the batch alone", better="neither", percent=False, summary=measure == "mae",
+        ),
+    ]  # fmt: skip
+
+
+METRICS = (
+    Metric(key="acc1", label="Zero-shot top-1", summary=True, log=True, card=True),
+    Metric(key="acc5", label="Zero-shot top-5", summary=True, log=True),
+    Metric(key="mean_per_class_recall", label="Mean per-class recall"),
+    Metric(key="chance", label="Chance, top-1", better="neither", summary=True),
+    Metric(key="mean_recall@1", label="Mean recall@1", table=False, log=True, card=True),
+    *_recalls("image", "Image retrieval", "caption to image"),
+    *_recalls("text", "Text retrieval", "image to caption"),
+    *_errors("mae", "MAE", "low"),
+    *_errors("mse", "MSE", "low"),
+    *_errors("bias", "bias", "neither"),
+)
+MAIN_METRICS = tuple(m for m in METRICS if m.key in {"acc1", "mean_recall@1"})
+"""The main metric of a split: the first of these that it has."""
+
+LOG_NORMALIZERS = ("log_normalizer", "batch_log_normalizer", "predicted_log_normalizer")
+"""Keys of training records: mean log-normalizers of the last batch."""
