@@ -1,5 +1,6 @@
 """Files that are complete or absent, checksums, and the cache folder. Imports no torch."""
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -13,30 +14,39 @@ from typing import BinaryIO
 from neuclip.errors import UserError
 
 _STALE_SECONDS = 600
-"""A staging folder that nobody changed for this long belongs to a process that was killed."""
+"""A staging folder without a change for this long belongs to a process that was killed."""
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
     """Opens a file that takes the name `path` when the block ends, and disappears if it fails.
 
-    Readers see the old file or the new one, never a part. The content is flushed to the disk
-    before the file gets its name.
+    Readers see the old file or the new one, never a part. A killed process leaves the part behind
+    under `partial_name(path)`.
 
     Args:
         path: the file; its folder is made if missing.
+        durable: flush the content to the disk before the file gets its name. Without it, a power
+            failure can leave an empty file; enough for caches.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise
+
+
+def partial_name(path: Path) -> Path:
+    """The hidden name of a file while this process writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -68,10 +78,13 @@ def describe(error: Exception) -> str:
 
 @contextmanager
 def folder_when_complete(out: Path) -> Generator[Path]:
-    """A folder to fill; it takes the name `out` when the block ends, and disappears if it fails."""
+    """A folder to fill; it takes the name `out` when the block ends, and disappears if it fails.
+
+    Leftovers of killed processes are removed.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     for old in out.parent.glob(f".{out.name}.partial-*"):
-        if time.time() - old.stat().st_mtime > _STALE_SECONDS:
+        if time.time() - _last_change(old) > _STALE_SECONDS:
             shutil.rmtree(old, ignore_errors=True)
     staging = out.parent / f".{out.name}.partial-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -83,6 +96,15 @@ def folder_when_complete(out: Path) -> Generator[Path]:
         (staging / "new").rename(out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    """Time of the latest change in a folder, as another process may see it while it vanishes."""
+    latest = 0.0
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            latest = max(latest, path.stat().st_mtime)
+    return latest
 
 
 def sha256(path: Path) -> str:
@@ -101,5 +123,5 @@ def synchronize(path: Path) -> None:
 
 
 def cache_home() -> Path:
-    """Neuclip's folder for files that can be made again: in `$XDG_CACHE_HOME` or `~/.cache`."""
+    """The folder for files that can be made again: `neuclip` in `$XDG_CACHE_HOME` or `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuclip"

@@ -20,6 +20,7 @@ from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.data.sources.source import Source
 from neuclip.data.sources.tables import Columns, open_tables
 from neuclip.errors import UserError
+from neuclip.files import cache_home
 
 _Kind = Literal["webdataset", "remote", "csv", "parquet", "folder", "huggingface"]
 
@@ -57,7 +58,7 @@ class OpenSettings:
     @property
     def cache(self) -> ShardCache:
         """The cache of remote shards."""
-        own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neuclip/shards"
+        own = cache_home() / "shards"
         folder = Path(self.cache_dir).expanduser() if self.cache_dir else own
         return ShardCache(folder, int(self.cache_size_gb * GIB), self.patience)
 

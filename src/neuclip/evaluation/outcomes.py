@@ -5,7 +5,6 @@ bootstrap over samples tells how much. Imports no torch.
 """
 
 import io
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from neuclip.errors import UserError
+from neuclip.files import cannot_write, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,10 +112,8 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
     values, groups = outcomes.values, outcomes.groups
     bits = bool(np.isin(values, (0, 1)).all()) and outcomes.statistic != "macro_f1"
     small = np.uint16 if len(groups) == 0 or groups.max() < 2**16 else np.int32
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             np.savez_compressed(
                 file,
                 statistic=np.array(outcomes.statistic),
@@ -124,11 +121,8 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
                 values=np.packbits(values.astype(np.uint8)) if bits else values,
                 groups=groups.astype(small) if groups.any() else np.zeros(0, dtype=small),
             )
-        partial.replace(path)
     except OSError as error:
-        if partial.is_file():
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise cannot_write(path, error) from None
 
 
 def read_outcomes(path: Path) -> Outcomes | None:

@@ -5,9 +5,6 @@ in the source each picture is, ascending), and `damage.json`. It appears when it
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,7 @@ from neuclip.data.loader import Unreadable, evaluation_loader, evaluation_reques
 from neuclip.data.sources.source import Source, content_digest
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
+from neuclip.files import cache_home, folder_when_complete
 
 Progress = Callable[[str, int, int], None]
 _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
@@ -72,8 +70,7 @@ class EmbedSettings:
 
 def default_cache() -> Path:
     """`neuclip/search` in the user's cache folder."""
-    own = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) / "neuclip" / "search"
+    return cache_home() / "search"
 
 
 def embed_source(
@@ -101,13 +98,8 @@ def embed_source(
     if (folder / _DAMAGE).is_file():
         return _open(folder, reused=True)
     try:
-        settings.cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=settings.cache, prefix=".partial-") as partial:
-            _compute(encoder, source, settings, Path(partial), progress)
-            if folder.is_dir():  # another process was faster, or one was stopped
-                shutil.rmtree(folder)
-            Path(partial).rename(folder)
-            Path(partial).mkdir()  # for the context manager to remove
+        with folder_when_complete(folder) as partial:
+            _compute(encoder, source, settings, partial, progress)
     except OSError as error:
         raise UserError(
             f"cannot keep embeddings in {settings.cache}: {error.strerror or error}; choose "

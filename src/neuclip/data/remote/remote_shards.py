@@ -25,6 +25,7 @@ from neuclip.data.samples import Damage, SampleError
 from neuclip.data.sources.shards import ShardIndex, build_index
 from neuclip.data.sources.source import Content, Source
 from neuclip.errors import UserError
+from neuclip.files import replacing
 
 WINDOW = 16
 """Shards shuffled together: at 10,000 samples each, thirty times open_clip's shuffle buffer."""
@@ -295,8 +296,5 @@ def _manifest(url: str, cache: ShardCache) -> dict[str, ShardEntry]:
 
 def _write(path: Path, content: bytes | dict[str, object]) -> None:
     """Writes a small file in one piece."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    data = content if isinstance(content, bytes) else json.dumps(content).encode()
-    partial.write_bytes(data)
-    partial.replace(path)
+    with replacing(path, durable=False) as file:
+        file.write(content if isinstance(content, bytes) else json.dumps(content).encode())

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from neuclip.data.samples import Damage, DamageKind
 from neuclip.data.sources.tar_headers import REGULAR, Member, members
+from neuclip.files import cache_home, replacing
 
 IMAGE, TEXT, JSON, CLASS, METADATA = range(5)
 """Columns of `TarIndex.blocks` and `TarIndex.sizes`."""
@@ -206,9 +207,8 @@ def _beside(shard: Path) -> Path:
 
 
 def _in_cache(shard: Path) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     identity = hashlib.sha256(os.fsencode(shard.resolve())).hexdigest()[:32]
-    return root / "neuclip" / "index" / f"{identity}.npz"
+    return cache_home() / "index" / f"{identity}.npz"
 
 
 def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
@@ -231,21 +231,15 @@ def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
 
 
 def _save(place: Path, stamp: NDArray[np.int64], index: TarIndex) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                stamp=stamp,
-                blocks=index.blocks,
-                sizes=index.sizes,
-                integer_keys=index.integer_keys,
-                long_key_rows=np.array(list(index.long_keys), dtype=np.int64),
-                long_keys=np.array(list(index.long_keys.values()), dtype=np.str_),
-                damage=np.array(index.damage or ""),
-                findings=np.array(json.dumps(index.findings)),
-            )
-        partial.replace(place)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(place, durable=False) as file:
+        np.savez(
+            file,
+            stamp=stamp,
+            blocks=index.blocks,
+            sizes=index.sizes,
+            integer_keys=index.integer_keys,
+            long_key_rows=np.array(list(index.long_keys), dtype=np.int64),
+            long_keys=np.array(list(index.long_keys.values()), dtype=np.str_),
+            damage=np.array(index.damage or ""),
+            findings=np.array(json.dumps(index.findings)),
+        )

@@ -29,6 +29,7 @@ from neuclip.data.remote.manifest import MANIFEST, ShardEntry, manifest_text, pa
 from neuclip.data.samples import Damage, DamageKind, SampleError, Unusable
 from neuclip.data.sources.source import Content, Source, sample_error
 from neuclip.errors import UserError
+from neuclip.files import replacing
 
 REPORT = "pack_report.json"
 
@@ -137,8 +138,8 @@ def _pack(source: Source, plan: Plan, out: Path, workers: int, progress: Progres
         entries.append(record.entry)
         log.add(record.damage)
     report = {**asdict(plan), "damage": log.report()}
-    _write_whole(out / REPORT, json.dumps(report, indent=2), out / _STATE)
-    _write_whole(out / MANIFEST, manifest_text(entries), out / _STATE)
+    _write_whole(out / REPORT, json.dumps(report, indent=2))
+    _write_whole(out / MANIFEST, manifest_text(entries))
     return Packed(entries, reused, log)
 
 
@@ -241,7 +242,7 @@ def _write_shard(source: Source, plan: Plan, out: Path, number: int) -> _Record:
     partial.replace(out / name)
     entry = ShardEntry(name, hashing.size, hashing.digest.hexdigest(), samples)
     stored = {"entry": asdict(entry), "damage": [asdict(found) for found in damage]}
-    _write_whole(out / _STATE / f"{name}.json", json.dumps(stored), out / _STATE)
+    _write_whole(out / _STATE / f"{name}.json", json.dumps(stored))
     return _Record(number, entry, damage)
 
 
@@ -289,7 +290,7 @@ def _owned(out: Path, plan: Plan) -> Generator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{out} is being filled by another process: wait for it") from None
-        _write_whole(state / "plan.json", json.dumps(asdict(plan)), state)
+        _write_whole(state / "plan.json", json.dumps(asdict(plan)))
         for leftover in state.glob("*.partial"):
             leftover.unlink(missing_ok=True)
         yield
@@ -332,10 +333,6 @@ def _words(plan: dict[str, object]) -> str:
     return f"{plan['samples']} samples of {plan['source']}, {plan['shard_samples']} a shard"
 
 
-def _write_whole(path: Path, text: str, state: Path) -> None:
-    partial = state / f"{path.name}.{os.getpid()}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _write_whole(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())

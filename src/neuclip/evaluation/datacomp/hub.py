@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from neuclip.errors import UserError
+from neuclip.files import cache_home
 
 Progress = Callable[[str, int, int], None]
 """Called with what is fetched, bytes done, and bytes in all."""
@@ -51,8 +52,7 @@ class Interrupted(Exception):
 def home() -> Path:
     """Where the hub's files are cached (`HF_HOME`)."""
     given = os.environ.get("HF_HOME")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(given).expanduser() if given else cache / "huggingface"
+    return Path(given).expanduser() if given else cache_home().with_name("huggingface")
 
 
 class Hub:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from neuclip.errors import UserError
 from neuclip.evaluation.metric_names import METRICS
+from neuclip.files import write_whole
 
 log = logging.getLogger("neuclip")
 
@@ -33,9 +34,7 @@ class JsonLines:
 
     def __init__(self, path: Path, from_step: int) -> None:
         kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= from_step]
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, record: Record) -> None:

@@ -315,7 +315,8 @@ def test_leftovers_of_a_killed_build_are_removed(tmp_path):
     old, recent = tmp_path / ".demo.partial-1", tmp_path / ".demo.partial-2"
     for folder in (old, recent):
         (folder / "new").mkdir(parents=True)
-    os.utime(old, (time.time() - 3600,) * 2)
+    for folder in (old / "new", old):
+        os.utime(folder, (time.time() - 3600,) * 2)
     tiny_demo(tmp_path / "demo", characters=8)
     assert not old.exists()
     assert recent.exists()
