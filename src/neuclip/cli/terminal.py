@@ -1,6 +1,5 @@
 """What the command line prints: styled on a terminal, plain lines when piped. Imports no torch."""
 
-import json
 import sys
 import textwrap
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -12,21 +11,25 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from neuclip.catalogue.registry import CATALOGUE, MethodInfo
-from neuclip.cli.flag_table import bounds, default_text, table
 from neuclip.evaluation.datacomp.suite import Average, Task
 from neuclip.evaluation.metric_names import METRICS
+from neuclip.evaluation.results import read_eval_results
+from neuclip.run_folder import RunFolder
 
 
 def say(message: str) -> None:
-    """One block on standard error."""
+    """Prints a message on standard error."""
     first, *rest = message.splitlines() or [""]
     print("\n".join([f"neuclip: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
 
 
 @contextmanager
 def progress() -> Generator[Callable[[str, int, int], None] | None]:
-    """A bar for work that reports what it does, how many parts are done, and how many there are."""
+    """Shows a progress bar on a terminal.
+
+    Yields:
+        A function of (activity, parts done, total parts); none if the output is piped.
+    """
     if not sys.stdout.isatty():
         yield None
         return
@@ -40,7 +43,7 @@ def progress() -> Generator[Callable[[str, int, int], None] | None]:
 
 
 def print_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
-    """The results of each split, side by side."""
+    """Prints the metrics of each split, side by side."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("")
     for split in found:
@@ -54,7 +57,7 @@ def print_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_benchmark(scores: Iterable[tuple[Task, float]], averages: Iterable[Average]) -> None:
-    """Main metric of every task, then the averages; one that is not complete says so."""
+    """Prints the main metric of each task, then the averages; incomplete ones are marked."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("task")
     shown.add_column("metric")
@@ -80,14 +83,14 @@ def _number(value: float | None, *, share: bool) -> str:
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Names and values, one a line."""
+    """Prints names and values, one pair a line."""
     width = max(len(name) for name, _ in facts) + 2
     for name, value in facts:
-        _line(f"{name:{width}}{value}", bold=len(name), hang=width)
+        print_line(f"{name:{width}}{value}", bold=len(name), hang=width)
 
 
 def print_stages(seconds: Mapping[str, float]) -> None:
-    """Time per sample by stage, what one core would do of each stage alone, and its share."""
+    """Prints for each stage its time per sample, its speed alone on one core, and its share."""
     total = sum(seconds.values())
     shown = Table(box=None, pad_edge=False)
     shown.add_column("stage")
@@ -100,57 +103,22 @@ def print_stages(seconds: Mapping[str, float]) -> None:
     _console().print(shown)
 
 
-def print_demo(run: Path, epoch: int, page: Path) -> None:
-    """The verdict: accuracy on what was never trained on, against guessing."""
-    checkpoints, results = run / "checkpoints", run / "eval_results"
-    lines = (results / f"epoch_{epoch}_eval_results.jsonl").read_text(encoding="utf-8").splitlines()
+def print_demo(run: RunFolder, epoch: int, page: Path) -> None:
+    """Accuracy on the held-out splits against chance, and the files of the run."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("split")
     shown.add_column("top-1", justify="right")
     shown.add_column("chance", justify="right")
-    for line in lines:
-        record = json.loads(line)
-        metrics = record["metrics"]
-        top1, chance = (_number(metrics[key], share=True) for key in ("acc1", "chance"))
-        shown.add_row(record["key"], top1, chance)
+    for result in read_eval_results(run.results(epoch)):
+        values = (_number(result.metrics[key], share=True) for key in ("acc1", "chance"))
+        shown.add_row(result.key, *values)
     _console().print(shown)
-    print(f"checkpoint  {checkpoints / f'epoch_{epoch}.pt'}")
+    print(f"checkpoint  {run.epoch_checkpoint(epoch)}")
     print(f"report      {page}")
 
 
-def print_methods() -> None:
-    """The catalogue: a line for each method, what it estimates and keeps, and its paper."""
-    width = max(len(info.name) for info in CATALOGUE) + 2
-    for info in CATALOGUE:
-        _line(f"{info.name:{width}}{info.summary}", bold=len(info.name), hang=width)
-        for fact in (f"normalizer: {info.normalizer}", f"state: {info.state}", info.paper):
-            _line(" " * width + fact, hang=width)
-    _line("\nneuclip methods NAME shows the formula and the settings of one.")
-
-
-def print_method(info: MethodInfo) -> None:
-    """One method: formula, settings and paper."""
-    _line(f"{info.name}: {info.summary}", bold=len(info.name))
-    _line("\nFormula", bold=8)
-    for line in info.formula.splitlines():
-        _console().print(Text(line), soft_wrap=True)
-    _line(f"\n  normalizer: {info.normalizer}", hang=4)
-    _line(f"  state: {info.state}", hang=4)
-    _line("\nSettings (default; range)", bold=9)
-    for flag in table():
-        if flag.path[0] == "method" and info.name in flag.fields:
-            field = flag.fields[info.name]
-            values = "; ".join(filter(None, [default_text(field), bounds(field)]))
-            flags = ", ".join(flag.names_for(info.name))
-            _line(f"  {flag.path[1]} = {values}", bold=2 + len(flag.path[1]))
-            _line(f"      {field.description or ''}", hang=6)
-            _line(f"      {flags}", hang=6)
-    _line("\nPaper", bold=6)
-    _line(f"  {info.paper}", hang=2)
-
-
-def _line(text: str, *, bold: int = 0, hang: int = 0) -> None:
-    """One paragraph, its first `bold` characters bold; broken only on a terminal."""
+def print_line(text: str, *, bold: int = 0, hang: int = 0) -> None:
+    """Prints a paragraph with its first `bold` characters bold; wraps it on a terminal only."""
     console = _console()
     if console.is_terminal:
         body = text.lstrip("\n")
@@ -164,7 +132,12 @@ def _line(text: str, *, bold: int = 0, hang: int = 0) -> None:
     console.print(styled, soft_wrap=True)
 
 
+def print_plain(text: str) -> None:
+    """Prints one line as it is."""
+    _console().print(Text(text), soft_wrap=True)
+
+
 def _console() -> Console:
-    """A terminal's own width and style; piped, plain lines that are not broken."""
+    """A console with the terminal's width and style; piped output is plain and unwrapped."""
     width = None if sys.stdout.isatty() else 200
     return Console(highlight=False, markup=False, width=width)

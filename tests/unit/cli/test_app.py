@@ -12,17 +12,19 @@ import yaml
 
 import neuclip
 from neuclip.catalogue.registry import CATALOGUE
-from neuclip.cli.app import COMMANDS, fresh_name, main
+from neuclip.cli.app import COMMANDS, GROUPS, main
+from neuclip.cli.demo import fresh_name
 from neuclip.cli.train import parse_train
 from neuclip.data.demo.build import tiny_demo
 
 TORCH_FREE = """
 import sys
-from neuclip.cli.app import main
+from neuclip.cli.app import COMMANDS, main
 lines = [
     ["--version"], ["--help"], ["train", "--help"], ["methods"], ["methods", "neuclip"],
     ["train", "--dry-run", "--npn"], ["train", "--lr", "-1"], ["train", "--bogus"], ["eval"],
-    ["demo", "--help"], ["nonsense"],
+    ["demo", "--help"], ["nonsense"], ["help", "train"], ["data"],
+    *(["help", *name.split()] for name in COMMANDS),
 ]
 for line in lines:
     try:
@@ -71,20 +73,51 @@ def test_dry_run_prints_the_configuration_and_nothing_else(capsys):
     assert [line.split(":")[0] for line in err.splitlines()] == ["neuclip"] * 3
 
 
-def test_overview_lists_the_commands(capsys):
-    assert run("--help") == 0
+@pytest.mark.parametrize("line", ["--help", "-h", "help"])
+def test_overview_lists_the_commands(line, capsys):
+    assert run(line) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in COMMANDS)
-    assert run() == 2
-    assert "usage: neuclip COMMAND" in capsys.readouterr().err
+    assert out.startswith("usage: neuclip COMMAND")
+    assert all(f"  {name}  " in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_group_lists_its_commands(group, capsys):
+    for line in ([group, "--help"], ["help", group]):
+        assert run(*line) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: neuclip {group} COMMAND")
+        shown = [name for name in COMMANDS if f"  {name}  " in out]
+        assert shown == [name for name in COMMANDS if name.startswith(f"{group} ")]
+
+
+@pytest.mark.parametrize("line", ["", *GROUPS])
+def test_a_line_without_a_command_is_an_error_that_lists_them(line, capsys):
+    assert run(*line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"usage: neuclip {line}".rstrip() + " COMMAND")
+
+
+def test_the_lists_fit_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for line in ("help", "help data"):
+        run(*line.split())
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(command, capsys):
-    assert run(*command.split(), "--help") == 0
+@pytest.mark.parametrize("form", ["{} --help", "help {}"])
+def test_every_command_has_help(command, form, capsys):
+    assert run(*form.format(command).split()) == 0
     out = capsys.readouterr().out
     assert f"usage: neuclip {command}" in out
     assert "default: None" not in out
+
+
+def test_an_unknown_flag_names_the_commands_help(capsys):
+    assert run("eval", "--bogus") == 2
+    assert "neuclip eval --help" in capsys.readouterr().err
 
 
 def test_version(capsys):
@@ -96,7 +129,8 @@ def test_version(capsys):
     ("line", "message"),
     [
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
-        ("data", "unknown command 'data'; did you mean 'data pack'?"),
+        ("help trian", "unknown command 'trian'; did you mean 'train'?"),
+        ("dta", "unknown command 'dta'; did you mean 'data'?"),
         ("data dmo", "unknown command 'data dmo'; did you mean 'data demo'?"),
         ("methods nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
         ("demo --method nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),

@@ -1,0 +1,118 @@
+"""`neuclip demo` and `neuclip data demo`: the demo data, and a first run on it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from neuclip.catalogue.registry import method_info
+from neuclip.cli import terminal
+from neuclip.cli.options import Switch
+from neuclip.cli.train import DEFAULT_METHOD, parse_train
+from neuclip.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class DataDemo:
+    """Build the demo data: images of characters with their Unicode names, as tar shards."""
+
+    out: Path
+    """folder to write to"""
+    fonts: Annotated[tuple[Path, ...], arg(metavar="DIR [DIR ...]", help_behavior_hint="")] = ()
+    """folders with additional fonts"""
+    size: int = 32
+    """width and height of the images in pixels"""
+    seed: int = 0
+    """seed of captions and splits"""
+    overwrite: Switch = False
+    """replace an older build"""
+
+
+def build_data(command: DataDemo) -> int:
+    """Builds the data and prints the size of each split.
+
+    Raises:
+        UserError: the size is out of range, or the folder cannot be written to.
+    """
+    from neuclip.data.demo.build import build_demo
+
+    with terminal.progress() as progress:
+        summary = build_demo(
+            command.out,
+            fonts=command.fonts,
+            size=command.size,
+            seed=command.seed,
+            overwrite=command.overwrite,
+            progress=progress,
+        )
+    for split, pairs in summary.pairs.items():
+        print(f"{split:16}  {pairs:7,} pairs  {summary.classes[split]:6,} names")
+    print(f"in {summary.path}" + (" (already built)" if summary.reused else ""))
+    return 0
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Build the demo data, train, evaluate and report: minutes on two CPU cores."""
+
+    method: Annotated[str, arg(metavar="NAME")] = DEFAULT_METHOD
+    """training method, see `neuclip methods`"""
+    out: Path = Path("neuclip-demo")
+    """folder for data, run and report"""
+    seed: int = 0
+    """seed of the run"""
+    epochs: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the recipe's)")
+    ] = None
+    """length of the run"""
+    smoke: Switch = False
+    """check the installation in seconds: a few characters and 20 steps"""
+
+
+def demo(command: Demo) -> int:
+    """Builds the data, trains, writes the report and prints the accuracy on held-out data.
+
+    Raises:
+        UserError: the method is unknown, or an option is out of range.
+    """
+    method_info(command.method)
+    from neuclip.data.demo.build import build_demo, tiny_demo
+    from neuclip.report import write_report
+
+    data, runs = command.out / "data", command.out / "runs"
+    config = parse_train(_train_flags(command, data, runs)).config
+    print(f"1/3  demo data in {data}", flush=True)
+    if command.smoke:
+        tiny_demo(data)
+    else:
+        with terminal.progress() as progress:
+            build_demo(data, progress=progress)
+    print(f"2/3  training {command.method} for {config.optim.epochs} epochs", flush=True)
+    from neuclip.training.assemble import train
+
+    folder = RunFolder(train(config))
+    print("3/3  report", flush=True)
+    page = write_report([folder.path], folder.report)
+    terminal.print_demo(folder, config.optim.stop_epochs or config.optim.epochs, page)
+    return 0
+
+
+def _train_flags(command: Demo, data: Path, runs: Path) -> list[str]:
+    """The command line of `neuclip train` that the demo runs."""
+    flags = ["--recipe", f"demo-{command.method}", "--seed", str(command.seed)]
+    flags += ["--train-data", str(data / "train"), "--logs", str(runs)]
+    flags += ["--val-data", f"{data / 'unseen_face'}::{data / 'unseen_character'}"]
+    flags += ["--name", fresh_name(runs, f"demo-{command.method}")]
+    flags += ["--epochs", str(command.epochs)] if command.epochs is not None else []
+    flags += ["--smoke"] if command.smoke else []
+    return flags
+
+
+def fresh_name(runs: Path, name: str) -> str:
+    """The name, numbered if a run of that name exists."""
+    number, fresh = 1, name
+    while (runs / fresh).exists():
+        number += 1
+        fresh = f"{name}-{number}"
+    return fresh
