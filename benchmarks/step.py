@@ -34,7 +34,7 @@ from neuclip.cli.published_flags import PUBLISHED_NETWORK
 from neuclip.config.run_config import RunConfig
 from neuclip.data.batch import Batch
 from neuclip.data.loader import LoaderSettings, TrainLoader
-from neuclip.data.opening import OpenSettings, open_source
+from neuclip.data.opening import open_source
 from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss
 from neuclip.model.clip import Clip, build_clip
@@ -267,7 +267,7 @@ def batches(args: argparse.Namespace, clip: Clip) -> tuple[Callable[[], Batch], 
     if args.train_data is None:
         batch = random_batch(clip, args.batch_size)
         return (lambda: batch), args.batch_size
-    source = open_source(args.train_data, OpenSettings())
+    source = open_source(args.train_data)
     settings = LoaderSettings(args.batch_size, workers=args.workers)
     loader = TrainLoader(source, clip.train_transform, clip.tokenize, settings)
 

@@ -4,87 +4,84 @@ Imports neither torch nor numpy before there is something to read.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from neuclip.cli import terminal
-from neuclip.cli.options import Switch
-from neuclip.config.sections import DataFormat
-from neuclip.errors import UserError
+from neuclip.cli.flag_table import settings_flags
+from neuclip.cli.options import check_range
+from neuclip.cli.train import checked_section
+from neuclip.config.sections import DataConfig, ReadingConfig
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Source
 
-_OPTIONAL_TEXT = arg(metavar="TEXT", help_behavior_hint="")
+READING = tuple(
+    key
+    for key in ReadingConfig.model_fields
+    # They decide order and ids of samples, which only training uses.
+    if key not in {"train_data_upsampling_factors", "shuffle_window", "data_size"}
+)
+
+GivenSettings = dict[str, Any]
+"""Values of the flags given, by setting of the `data` section."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingFlags:
     """How data are read, with the flags of `neuclip train`."""
 
-    data_format: DataFormat = "auto"
-    """what it is; auto: told from name and content"""
-    caption_key: Annotated[str | None, _OPTIONAL_TEXT] = None
-    """take the caption from this key of the .json instead of from the .txt"""
-    csv_img_key: Annotated[str | None, _OPTIONAL_TEXT] = None
-    """column of a table with the image"""
-    csv_caption_key: Annotated[str | None, _OPTIONAL_TEXT] = None
-    """column of a table with the caption"""
-    csv_separator: Annotated[str | None, _OPTIONAL_TEXT] = None
-    """between the columns of a table"""
-    cache_dir: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """folder for shards fetched from other machines"""
-    cache_size_gb: float = 50.0
-    """GiB of fetched shards to keep at most"""
-    allow_pipe: Switch = False
-    """run the shell commands that pipe: sources consist of"""
+    reading: Annotated[GivenSettings, OmitArgPrefixes, settings_flags("data", READING)] = field(
+        default_factory=GivenSettings
+    )
 
-    def open(self, spec: str) -> "Source":
-        """A source.
-
-        Args:
-            spec: what --train-data takes.
+    def data_config(self) -> DataConfig:
+        """The flags over the defaults.
 
         Raises:
-            UserError: it cannot be opened.
+            UserError: a value is out of range.
         """
-        from neuclip.data.opening import OpenSettings, open_source
-        from neuclip.data.sources.tables import Columns
+        return checked_section("data", self.reading)
 
-        settings = OpenSettings(
-            data_format=self.data_format,
-            caption_key=self.caption_key,
-            columns=Columns(self.csv_img_key, self.csv_caption_key, self.csv_separator),
-            cache_dir=self.cache_dir,
-            cache_size_gb=self.cache_size_gb,
-            allow_pipe=self.allow_pipe,
-        )
+    def open(self, pattern: str) -> "Source":
+        """Opens a source.
+
+        Args:
+            pattern: as for `--train-data`.
+
+        Raises:
+            UserError: the source cannot be opened.
+        """
+        config = self.data_config()
+        from neuclip.data.opening import open_source
+
         with terminal.progress() as progress:
             advance = progress and (lambda done, total: progress("indexing", done, total))
-            return open_source(spec, settings, advance)
+            return open_source(pattern, config, advance)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reading(ReadingFlags):
+class _SourceCommand(ReadingFlags):
     """What is read."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
-    """what --train-data takes: shards, tables, folders; several joined by ::"""
+    """data as for `neuclip train --train-data`: shards, tables, folders; :: joins several"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect(_Reading):
+class Inspect(_SourceCommand):
     """Show what data hold: samples, sizes, captions, damage, and examples on an HTML page."""
 
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """write a page with example pictures"""
     max_samples: int = 2000
     """samples to read and decode, drawn at random"""
-    max_image_pixels: int = 178_956_970
-    """a picture of more pixels counts as damaged"""
+    reading: Annotated[
+        GivenSettings, OmitArgPrefixes, settings_flags("data", (*READING, "max_image_pixels"))
+    ] = field(default_factory=GivenSettings)
     samples_per_second: Annotated[
         float | None, arg(metavar="FLOAT", help_behavior_hint="")
     ] = None  # fmt: skip
@@ -97,9 +94,9 @@ def inspect_data(command: Inspect) -> int:
     Raises:
         UserError: the source cannot be read, or the page not written.
     """
-    _at_least("max-samples", command.max_samples, 1)
-    _at_least("max-image-pixels", command.max_image_pixels, 1)
-    _check_rate(command.samples_per_second)
+    check_range("max-samples", command.max_samples, ge=1)
+    check_range("samples-per-second", command.samples_per_second, gt=0)
+    max_pixels = command.data_config().max_image_pixels
     from neuclip.data.tools.inspection import inspect
     from neuclip.data.tools.inspection_page import facts, page
     from neuclip.files import write_whole
@@ -111,7 +108,7 @@ def inspect_data(command: Inspect) -> int:
                 source,
                 command.source,
                 command.max_samples,
-                max_pixels=command.max_image_pixels,
+                max_pixels=max_pixels,
                 progress=progress,
             )
     finally:
@@ -128,7 +125,7 @@ def inspect_data(command: Inspect) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pack(_Reading):
+class Pack(_SourceCommand):
     """Write any data as tar shards with a manifest; the same command continues after a kill."""
 
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
@@ -147,9 +144,9 @@ def pack_data(command: Pack) -> int:
     Raises:
         UserError: the source cannot be read, or the folder not written.
     """
-    _at_least("shard-samples", command.shard_samples, 1)
+    check_range("shard-samples", command.shard_samples, ge=1)
     workers = command.workers if command.workers is not None else os.cpu_count() or 1
-    _at_least("workers", workers, 1)
+    check_range("workers", workers, ge=1)
     from neuclip.data.tools.inspection_page import in_bytes
     from neuclip.data.tools.pack import Plan, pack
 
@@ -170,7 +167,7 @@ def pack_data(command: Pack) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(_Reading):
+class Bench(_SourceCommand):
     """Time reading, decoding, resizing and tokenizing, and say what limits."""
 
     model: Annotated[str, arg(metavar="NAME")] = "ViT-B-32"
@@ -179,8 +176,9 @@ class Bench(_Reading):
     """samples to time, drawn at random"""
     samples_per_second: float = 1000.0
     """what the model takes, to tell how many workers feed it"""
-    full_decode: Switch = False
-    """decode every JPEG at full scale"""
+    reading: Annotated[
+        GivenSettings, OmitArgPrefixes, settings_flags("data", (*READING, "full_decode"))
+    ] = field(default_factory=GivenSettings)
 
 
 def bench_data(command: Bench) -> int:
@@ -189,8 +187,9 @@ def bench_data(command: Bench) -> int:
     Raises:
         UserError: the source cannot be read, or there is no such model.
     """
-    _at_least("samples", command.samples, 1)
-    _check_rate(command.samples_per_second)
+    check_range("samples", command.samples, ge=1)
+    check_range("samples-per-second", command.samples_per_second, gt=0)
+    full_decode = command.data_config().full_decode
     import torch
 
     from neuclip.data.decode import ImageDecoder
@@ -198,7 +197,7 @@ def bench_data(command: Bench) -> int:
     from neuclip.model.clip import build_clip
 
     clip = build_clip(command.model, "fp32", torch.device("cpu"))
-    decode = ImageDecoder.for_model(clip.image_size, full=command.full_decode)
+    decode = ImageDecoder.for_model(clip.image_size, full=full_decode)
     source = command.open(command.source)
     try:
         stages = Stages(decode, clip.train_transform, clip.tokenize)
@@ -215,13 +214,3 @@ def bench_data(command: Bench) -> int:
     if speed.damaged:
         print(f"damaged and not timed: {speed.damaged}")
     return 0
-
-
-def _at_least(flag: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"--{flag}: {value} is out of range; it must be >= {least}")
-
-
-def _check_rate(rate: float | None) -> None:
-    if rate is not None and not 0 < rate < float("inf"):
-        raise UserError(f"--samples-per-second: {rate:g} is out of range; it must be > 0")

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags, counted
-from neuclip.cli.options import Switch
+from neuclip.cli.options import Switch, check_range
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
 
@@ -104,12 +104,8 @@ def evaluate(command: Eval) -> int:
     Raises:
         UserError: whatever of the command or the data cannot work.
     """
-    for flag, value, least in (
-        ("batch-size", command.batch_size, 1),
-        ("workers", command.workers, 0),
-    ):
-        if value < least:
-            raise UserError(f"--{flag}: {value} is out of range; it must be >= {least}")
+    check_range("batch-size", command.batch_size, ge=1)
+    check_range("workers", command.workers, ge=0)
     run = _run(command)
     if command.data_dir is not None and command.val_data is not None:
         raise UserError("--val-data and --data-dir judge on different data: give one of them")

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_origin
 
 import tyro
 from pydantic.fields import FieldInfo
@@ -189,3 +189,19 @@ def table() -> tuple[Flag, ...]:
         Flag(FLAG_NAMES.get(path, path[1]).replace("_", "-"), path, by_method)
         for path, by_method in fields.items()
     )
+
+
+def settings_flags(section: str, keys: Iterable[str]) -> object:
+    """Flags of `neuclip train` for another command: an argument of tyro.
+
+    The argument is a dictionary of the values that were given; `cli.train.checked_section` checks
+    them.
+
+    Args:
+        section: name of the section.
+        keys: its settings that the command takes.
+    """
+    flags = {flag.path: flag for flag in table()}
+    annotations = {key: flags[section, key].annotation() for key in keys}
+    given = cast(Any, TypedDict)(section, annotations, total=False)
+    return tyro.conf.arg(constructor=given, help="The same flags as in `neuclip train`.")

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import ReadingFlags
-from neuclip.errors import UserError
+from neuclip.cli.options import check_range
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Source
@@ -52,14 +52,10 @@ def search(command: Search) -> int:
     Raises:
         UserError: no such checkpoint or data, nothing that can be read, or a port that is taken.
     """
-    for flag, value, low, high in (
-        ("port", command.port, 0, 65535),
-        ("batch-size", command.batch_size, 1, None),
-        ("workers", command.workers, 0, None),
-    ):
-        if value < low or (high is not None and value > high):
-            least = f">= {low}" if high is None else f"{low}..{high}"
-            raise UserError(f"--{flag} {value} is out of range; it must be {least}")
+    check_range("port", command.port, ge=0, le=65535)
+    check_range("batch-size", command.batch_size, ge=1)
+    check_range("workers", command.workers, ge=0)
+    command.data_config()
 
     from neuclip.model.load import load_pretrained
     from neuclip.search.server import HOST, About, make_server

@@ -161,6 +161,21 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     )
 
 
+def checked_section(name: str, given: Mapping[str, object]) -> Any:  # noqa: ANN401  any section
+    """A section of the settings from flags that another command takes.
+
+    Args:
+        name: of the section.
+        given: values of the flags, by setting.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+    top = {name: dict(given)}
+    _translate_values(top)
+    return getattr(_validate(top, None), name)
+
+
 def _translate_values(top: dict[str, Any]) -> list[str]:
     """Reads `none`, and puts our words for open_clip's and FastCLIP's values and says so."""
     for flag in table():

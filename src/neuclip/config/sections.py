@@ -154,16 +154,15 @@ class ParallelConfig(Section):
 DataFormat = Literal["auto", "webdataset", "csv", "parquet", "folder", "huggingface"]
 
 
-class DataConfig(Section):
-    """What is read for training."""
+MAX_IMAGE_PIXELS = 178_956_970
+"""Pillow's own limit: as RGBA, such an image takes about 0.7 GB."""
 
-    train_data: str | None = Field(
-        default=None,
-        description="training data: tar shards (a folder, a brace pattern, an address), a table, "
-        "or a folder of images; :: joins several",
-    )
+
+class ReadingConfig(Section):
+    """How data are opened and read."""
+
     data_format: DataFormat = Field(
-        default="auto", description="what the training data are; auto: told from name and content"
+        default="auto", description="format of the data; auto: detected from path and content"
     )
     train_data_upsampling_factors: str | None = Field(
         default=None,
@@ -176,53 +175,59 @@ class DataConfig(Section):
         description="shards that are shuffled together; 0: all; none: all of local data, 16 of "
         "remote data",
     )
-    train_num_samples: int | None = Field(
-        default=None, ge=1, description="samples in an epoch; none: as many as the shards hold"
-    )
     data_size: int | None = Field(
         default=None,
         ge=1,
-        description="bound of the samples' integer keys, which then are the sample ids; "
-        "none: ids are positions in the shard index",
+        description="upper bound of the samples' integer keys, which then serve as sample ids; "
+        "none: ids are positions in the data",
     )
     caption_key: str | None = Field(
         default=None,
-        description="take the caption from this key of the .json member instead of .txt",
+        description="take captions from this key of the .json file instead of the .txt file",
     )
     csv_separator: str | None = Field(
         default=None,
-        description="between the columns of a table; none: a tab if its first line has one, else a "
-        "comma",
+        description="column separator of a table; none: a tab if the first line contains one, "
+        "otherwise a comma",
     )
     csv_img_key: str | None = Field(
         default=None,
-        description="column of a table with the image; none: filepath, image, ... whichever is "
-        "there",
+        description="image column of a table; none: the first of filepath, image, ... that exists",
     )
     csv_caption_key: str | None = Field(
         default=None,
-        description="column of a table with the caption; none: title, caption, ... whichever is "
-        "there",
+        description="caption column of a table; none: the first of title, caption, ... that exists",
     )
     cache_dir: str | None = Field(
         default=None,
-        description="folder for shards fetched from other machines; none: neuclip/shards in "
-        "$XDG_CACHE_HOME or ~/.cache",
+        description="folder for downloaded shards; none: neuclip/shards in $XDG_CACHE_HOME or "
+        "~/.cache",
     )
     cache_size_gb: float = Field(
-        default=50.0, gt=0, description="GiB of fetched shards to keep at most"
+        default=50.0, gt=0, description="maximum size of the downloaded shards in GiB"
     )
-    allow_pipe: bool = Field(
-        default=False, description="run the shell commands that 'pipe:' data consist of"
+    allow_pipe: bool = Field(default=False, description="run the shell commands of 'pipe:' sources")
+
+
+class DataConfig(ReadingConfig):
+    """Training data, batches and corrupt samples."""
+
+    train_data: str | None = Field(
+        default=None,
+        description="training data: tar shards (a folder, a brace pattern, an address), a table, "
+        "or a folder of images; :: joins several",
+    )
+    train_num_samples: int | None = Field(
+        default=None, ge=1, description="samples per epoch; none: all samples of the data once"
     )
     max_image_pixels: int = Field(
-        default=178_956_970,
+        default=MAX_IMAGE_PIXELS,
         ge=1,
-        description="a picture of more pixels counts as damaged, and is not decoded",
+        description="an image with more pixels counts as corrupt and is not decoded",
     )
     full_decode: bool = Field(
         default=False,
-        description="decode every JPEG at full scale, also where the model sees less than half",
+        description="decode every JPEG at full scale, even if the model needs less than half",
     )
     batch_size: int = Field(
         default=64, ge=2, description="pairs per process and micro-batch (a step has accum_freq)"
@@ -244,7 +249,7 @@ class DataConfig(Section):
         default=0.01,
         ge=0,
         le=1,
-        description="stop when more than this share of the samples read is damaged",
+        description="stop if more than this fraction of the samples read is corrupt",
     )
 
 

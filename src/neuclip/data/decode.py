@@ -14,10 +14,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from neuclip.config.sections import MAX_IMAGE_PIXELS
 from neuclip.data.samples import Unusable
-
-MAX_PIXELS = 178_956_970
-"""Pillow's own limit: a quarter of a gigabyte of RGB and alpha."""
 
 Decode = Callable[[bytes], Image.Image]
 """Makes the RGB picture of an image file; raises `Unusable`."""
@@ -56,12 +54,12 @@ class ImageDecoder:
             decoded at 1/2, 1/4 or 1/8 of its scale, which skips most of the work; none: never.
     """
 
-    max_pixels: int = MAX_PIXELS
+    max_pixels: int = MAX_IMAGE_PIXELS
     smallest: int | None = None
 
     @classmethod
     def for_model(
-        cls, image_size: int, *, max_pixels: int = MAX_PIXELS, full: bool = False
+        cls, image_size: int, *, max_pixels: int = MAX_IMAGE_PIXELS, full: bool = False
     ) -> "ImageDecoder":
         """A decoder for a model that sees `image_size` pixels.
 

@@ -1,166 +1,142 @@
-"""From what `--train-data` says to a source."""
+"""Opens the data that `--train-data` names, in whatever format they are."""
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from braceexpand import braceexpand
 
-from neuclip.config.sections import DataFormat
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.remote.cache import GIB, ShardCache
 from neuclip.data.remote.fetch import Patience
-from neuclip.data.remote.remote_shards import Reading, open_remote
+from neuclip.data.remote.remote_shards import open_remote
 from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.arrow import DatasetSource, open_parquet
 from neuclip.data.sources.folders import FolderSource
 from neuclip.data.sources.mixture import Mixture, parse_factors
 from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.data.sources.source import Source
-from neuclip.data.sources.tables import Columns, open_tables
+from neuclip.data.sources.tables import open_tables
 from neuclip.errors import UserError
 from neuclip.files import cache_home
 
-_Kind = Literal["webdataset", "remote", "csv", "parquet", "folder", "huggingface"]
+_Format = Literal["webdataset", "remote", "csv", "parquet", "folder", "huggingface"]
 
-_TABLES: dict[str, _Kind] = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
-
-
-@dataclass(frozen=True)
-class OpenSettings:
-    """How to open and read sources.
-
-    Attributes:
-        data_format: what all of them are; auto: told from each one's name and content.
-        caption_key: take captions from this entry of a `.json` instead of from a `.txt`.
-        data_size: take the keys, integers below this bound, as sample ids (tar shards only).
-        columns: of tables.
-        factors: how often a round visits each source, joined by `::`.
-        window: blocks shuffled together, if the user says so.
-        cache_dir: where remote shards are kept; none: `neuclip/shards` in the user's cache folder.
-        cache_size_gb: how much of them, in GiB.
-        allow_pipe: run the commands of `pipe:` sources.
-        patience: how long to try to fetch.
-    """
-
-    data_format: DataFormat = "auto"
-    caption_key: str | None = None
-    data_size: int | None = None
-    columns: Columns = field(default_factory=Columns)
-    factors: str | None = None
-    window: int | None = None
-    cache_dir: str | None = None
-    cache_size_gb: float = 50.0
-    allow_pipe: bool = False
-    patience: Patience = field(default_factory=Patience)
-
-    @property
-    def cache(self) -> ShardCache:
-        """The cache of remote shards."""
-        own = cache_home() / "shards"
-        folder = Path(self.cache_dir).expanduser() if self.cache_dir else own
-        return ShardCache(folder, int(self.cache_size_gb * GIB), self.patience)
+_TABLES: dict[str, _Format] = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
 def open_source(
-    spec: str,
-    settings: OpenSettings | None = None,
+    pattern: str,
+    reading: ReadingConfig | None = None,
     progress: Callable[[int, int], None] | None = None,
+    patience: Patience | None = None,
 ) -> Source:
-    """Opens what `--train-data` names: one source, or several joined by `::`.
+    """Opens the data that a pattern such as `--train-data` names: one source, or several.
 
     Args:
-        spec: paths, patterns with braces, addresses or `pipe:` commands.
-        settings: how to open and read.
-        progress: called with the number of shards indexed and of all, of one source at a time.
+        pattern: paths, patterns with braces, addresses or `pipe:` commands, joined by `::`.
+        reading: how to open and read them.
+        progress: called with the number of shards indexed and of all shards, source by source.
+        patience: retries and timeouts of downloads.
 
     Raises:
-        UserError: a source cannot be opened; the message says what would be right.
+        UserError: a source cannot be opened; the message names the remedy.
     """
-    settings = settings or OpenSettings()
-    parts = [part for part in spec.split("::") if part] or [spec]
-    kinds: list[_Kind] = [_kind(part, settings) for part in parts]
-    if settings.data_size is not None and not set(kinds) <= {"webdataset", "remote"}:
+    reading, patience = reading or ReadingConfig(), patience or Patience()
+    parts = [part for part in pattern.split("::") if part] or [pattern]
+    formats: list[_Format] = [_detect(part, reading) for part in parts]
+    if reading.data_size is not None and not set(formats) <= {"webdataset", "remote"}:
         raise UserError(
-            f"data_size {settings.data_size} takes the keys of tar shards as sample ids; "
-            f"{spec!r} has no such keys: leave data_size out"
+            f"data_size {reading.data_size} takes the keys of tar shards as sample ids; "
+            f"{pattern!r} has no such keys: leave data_size out"
         )
-    if settings.factors is None and len(set(kinds)) == 1:
-        return _open(kinds[0], parts, settings, progress)
-    factors = [1.0] * len(parts)
-    if settings.factors is not None:
-        factors = parse_factors(settings.factors, len(parts))
-    sources = [
-        _open(kind, [part], settings, progress) for kind, part in zip(kinds, parts, strict=True)
-    ]
-    return Mixture(sources, factors, ids_are_keys=settings.data_size is not None)
+    opener = _Opener(reading, patience, progress)
+    factors = reading.train_data_upsampling_factors
+    if factors is None and len(set(formats)) == 1:
+        return opener.open(formats[0], parts)
+    return Mixture(
+        [opener.open(each, [part]) for each, part in zip(formats, parts, strict=True)],
+        [1.0] * len(parts) if factors is None else parse_factors(factors, len(parts)),
+        ids_are_keys=reading.data_size is not None,
+    )
 
 
-def _kind(part: str, settings: OpenSettings) -> _Kind:
-    """What a source is; raises `UserError` where it cannot be read at all."""
-    if part.startswith(PIPE) and not settings.allow_pipe:
-        raise UserError(f"{part!r} runs a command of the shell: allow it with --allow-pipe")
-    path, ending = Path(part).expanduser(), os.path.splitext(part)[1].lower()  # noqa: PTH122
+def _detect(part: str, reading: ReadingConfig) -> _Format:
+    """The format of one source; raises `UserError` for a source that cannot be read."""
+    if part.startswith(PIPE) and not reading.allow_pipe:
+        raise UserError(f"{part!r} runs a shell command: allow it with --allow-pipe")
+    path, suffix = Path(part).expanduser(), os.path.splitext(part)[1].lower()  # noqa: PTH122
     if part.startswith(PIPE) or "://" in part:
-        if settings.data_format not in {"auto", "webdataset"} or ending in _TABLES:
-            raise UserError(f"{part!r}: of remote data only tar shards are read: copy it first")
+        if reading.data_format not in {"auto", "webdataset"} or suffix in _TABLES:
+            raise UserError(
+                f"{part!r}: only tar shards can be read remotely: copy the data to a local disk"
+            )
         return "remote"
-    if settings.data_format != "auto":
-        return settings.data_format
-    return _kind_of_folder(path) if path.is_dir() else _TABLES.get(ending, "webdataset")
+    if reading.data_format != "auto":
+        return reading.data_format
+    return _detect_in_folder(path) if path.is_dir() else _TABLES.get(suffix, "webdataset")
 
 
-def _kind_of_folder(folder: Path) -> _Kind:
+def _detect_in_folder(folder: Path) -> _Format:
     if (folder / "dataset_dict.json").is_file():
-        splits = sorted(path.parent.name for path in folder.glob("*/state.json"))
-        raise UserError(f"{folder} holds several splits: name one of {', '.join(splits)} in it")
+        splits = sorted(path.parent for path in folder.glob("*/state.json"))
+        named = ", ".join(str(split) for split in splits)
+        raise UserError(f"{folder} holds several splits: give the folder of one: {named}")
     if (folder / "state.json").is_file():
         return "huggingface"
-    endings = {path.suffix.lower() for path in folder.iterdir()}
-    if ".tar" in endings:
+    suffixes = {path.suffix.lower() for path in folder.iterdir()}
+    if ".tar" in suffixes:
         return "webdataset"
-    for ending, kind in _TABLES.items():
-        if ending in endings:
-            return kind
+    for suffix, table in _TABLES.items():
+        if suffix in suffixes:
+            return table
     return "folder"
 
 
-def _open(
-    kind: _Kind,
-    parts: Sequence[str],
-    settings: OpenSettings,
-    progress: Callable[[int, int], None] | None,
-) -> Source:
-    """One source of one kind; parts that are no shards are opened one by one and joined."""
-    if kind == "webdataset":
-        shards = expand_patterns("::".join(parts))
-        return build_index(
-            shards,
-            caption_key=settings.caption_key,
-            data_size=settings.data_size,
-            progress=progress,
-        )
-    if kind == "remote":
-        reading = Reading(settings.caption_key, settings.data_size, settings.window)
-        urls = [url for part in parts for url in _braces(part)]
-        return open_remote(urls, settings.cache, reading, progress)
-    if kind == "csv":
-        return open_tables(_files(parts, (".csv", ".tsv")), settings.columns)
-    if kind == "parquet":
-        return open_parquet(_files(parts, (".parquet",)), settings.columns, settings.window)
-    folders = [Path(path).expanduser() for part in parts for path in _braces(part)]
-    sources = [
-        DatasetSource(folder, settings.columns)
-        if kind == "huggingface"
-        else FolderSource(_existing(folder), settings.caption_key)
-        for folder in folders
-    ]
-    return sources[0] if len(sources) == 1 else Mixture(sources, [1.0] * len(sources))
+@dataclass(frozen=True)
+class _Opener:
+    """Opens sources of known format."""
+
+    reading: ReadingConfig
+    patience: Patience
+    progress: Callable[[int, int], None] | None
+
+    def open(self, data_format: _Format, parts: Sequence[str]) -> Source:
+        """One source; folders and datasets are opened one by one and joined."""
+        reading = self.reading
+        if data_format == "webdataset":
+            return build_index(
+                expand_patterns("::".join(parts)),
+                caption_key=reading.caption_key,
+                data_size=reading.data_size,
+                progress=self.progress,
+            )
+        if data_format == "remote":
+            urls = [url for part in parts for url in _braces(part)]
+            return open_remote(urls, self._cache(), reading, self.progress)
+        if data_format == "csv":
+            return open_tables(_files(parts, (".csv", ".tsv")), reading)
+        if data_format == "parquet":
+            return open_parquet(_files(parts, (".parquet",)), reading)
+        sources = [
+            DatasetSource(folder, reading)
+            if data_format == "huggingface"
+            else FolderSource(_existing(folder), reading.caption_key)
+            for folder in (Path(path).expanduser() for part in parts for path in _braces(part))
+        ]
+        return sources[0] if len(sources) == 1 else Mixture(sources, [1.0] * len(sources))
+
+    def _cache(self) -> ShardCache:
+        """The cache of downloaded shards."""
+        own = self.reading.cache_dir
+        folder = Path(own).expanduser() if own else cache_home() / "shards"
+        return ShardCache(folder, int(self.reading.cache_size_gb * GIB), self.patience)
 
 
 def _files(parts: Sequence[str], endings: tuple[str, ...]) -> list[Path]:
-    """Files that patterns and folders name."""
+    """The files named by patterns and folders."""
     files: list[Path] = []
     for part in parts:
         for name in _braces(part):
@@ -168,7 +144,7 @@ def _files(parts: Sequence[str], endings: tuple[str, ...]) -> list[Path]:
             inside = sorted(path.iterdir()) if path.is_dir() else [_existing(path)]
             files += [each for each in inside if path == each or each.suffix.lower() in endings]
     if not files:
-        raise UserError(f"{'::'.join(parts)}: no file ending in {' or '.join(endings)} there")
+        raise UserError(f"{'::'.join(parts)}: no file ending in {' or '.join(endings)}")
     return files
 
 
@@ -182,4 +158,4 @@ def _braces(part: str) -> list[str]:
     try:
         return list(braceexpand(part))
     except ValueError:  # braceexpand's UnbalancedBracesError
-        raise UserError(f"the braces of the pattern {part!r} do not match") from None
+        raise UserError(f"unbalanced braces in the pattern {part!r}") from None

@@ -20,9 +20,8 @@ from neuclip.config.run_config import RunConfig
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
 from neuclip.data.loader import LoaderSettings, TrainLoader
-from neuclip.data.opening import OpenSettings, open_source
+from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
-from neuclip.data.sources.tables import Columns
 from neuclip.errors import UserError
 from neuclip.method.factory import Run, build_loss, resolve
 from neuclip.model import prepare as tower_parts
@@ -239,18 +238,9 @@ def read_index(config: RunConfig, train_data: str) -> Source:
     needs_ids = METHODS[config.method.name].needs_sample_ids
     if data.data_size is not None and not needs_ids:
         log.info("data_size is not needed: %s keeps no state per sample", config.method.name)
-    settings = OpenSettings(
-        data_format=data.data_format,
-        caption_key=data.caption_key,
-        data_size=data.data_size if needs_ids else None,
-        columns=Columns(data.csv_img_key, data.csv_caption_key, data.csv_separator),
-        factors=data.train_data_upsampling_factors,
-        window=data.shuffle_window,
-        cache_dir=data.cache_dir,
-        cache_size_gb=data.cache_size_gb,
-        allow_pipe=data.allow_pipe,
+    return open_source(
+        train_data, data if needs_ids else data.model_copy(update={"data_size": None})
     )
-    return open_source(train_data, settings)
 
 
 def _in_turn(open_data: Callable[[], Source]) -> Source:

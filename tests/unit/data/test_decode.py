@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from neuclip.data.decode import MAX_PIXELS, ImageDecoder, decode_image
+from neuclip.config.sections import MAX_IMAGE_PIXELS
+from neuclip.data.decode import ImageDecoder, decode_image
 from neuclip.data.samples import Unusable
 from neuclip.model.clip import build_clip
 
@@ -102,7 +103,7 @@ def test_exif_rotation_is_left_alone_as_in_open_clip():
 
 
 def test_decompression_bomb_is_refused_by_its_header():
-    assert MAX_PIXELS < (20_000 * 20_000)
+    assert MAX_IMAGE_PIXELS < (20_000 * 20_000)
     found = refused(png_of_size(20_000, 20_000))
     assert found.kind == "image_too_large"
     assert "20000 x 20000" in found.detail
@@ -170,7 +171,7 @@ def test_scale_keeps_the_shorter_side(size, smallest, expected):
 
 
 def test_decoder_of_a_model_keeps_a_seventh_more():
-    assert ImageDecoder.for_model(224) == ImageDecoder(MAX_PIXELS, 256)
+    assert ImageDecoder.for_model(224) == ImageDecoder(MAX_IMAGE_PIXELS, 256)
     assert ImageDecoder.for_model(224, full=True, max_pixels=9) == ImageDecoder(9, None)
 
 

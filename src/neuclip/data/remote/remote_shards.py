@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.order import Layout
 from neuclip.data.remote.cache import GIB, RemoteShard, ShardCache
 from neuclip.data.remote.fetch import Expected, fetch_text
@@ -36,25 +37,6 @@ _AT_ONCE = 4  # shards fetched at the same time to be counted
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How samples are read.
-
-    Attributes:
-        caption_key: take captions from this entry of the `.json` instead of from the `.txt`.
-        data_size: take the keys, integers below this bound, as sample ids.
-        window: shards shuffled together; none: `WINDOW`; 0: all.
-    """
-
-    caption_key: str | None = None
-    data_size: int | None = None
-    window: int | None = None
-
-    def index(self, path: Path) -> ShardIndex:
-        """The index of one fetched shard; raises `UserError` if it holds no sample."""
-        return build_index([path], caption_key=self.caption_key, data_size=self.data_size)
-
-
 class RemoteShards(Source):
     """Samples of remote shards; make one with `open_remote`."""
 
@@ -62,7 +44,7 @@ class RemoteShards(Source):
         self,
         shards: Sequence[RemoteShard],
         cache: ShardCache,
-        reading: Reading,
+        reading: ReadingConfig,
         damage: tuple[Damage, ...] = (),
     ) -> None:
         """Shards whose numbers of samples are known.
@@ -75,7 +57,7 @@ class RemoteShards(Source):
         """
         self._shards, self._cache, self._reading = tuple(shards), cache, reading
         self.damage = damage
-        self.shuffle_window = WINDOW if reading.window is None else reading.window
+        self.shuffle_window = WINDOW if reading.shuffle_window is None else reading.shuffle_window
         self.layout = Layout.of(shards[0].url, [shard.samples or 0 for shard in shards])
         self._kept = min(self.shuffle_window or len(shards), _OPEN_SHARDS)
         self._open: OrderedDict[int, _Opened] = OrderedDict()
@@ -147,13 +129,18 @@ class RemoteShards(Source):
         except FetchError as error:
             raise SampleError(Damage(shard.url, "", "shard", f"not reachable: {error}")) from error
         try:
-            index = self._reading.index(lease.path)
+            index = _index_of(lease.path, self._reading)
         except UserError as error:
             raise SampleError(Damage(shard.url, "", "shard_changed", str(error))) from error
         if len(index) != shard.samples:
             detail = f"it holds {len(index)} samples instead of the {shard.samples} counted before"
             raise SampleError(Damage(shard.url, "", "shard_changed", detail))
         return _Opened(lease, index)
+
+
+def _index_of(path: Path, reading: ReadingConfig) -> ShardIndex:
+    """The index of one downloaded shard; raises `UserError` if it holds no sample."""
+    return build_index([path], caption_key=reading.caption_key, data_size=reading.data_size)
 
 
 class _Opened:
@@ -166,7 +153,7 @@ class _Opened:
 def open_remote(
     urls: Sequence[str],
     cache: ShardCache,
-    reading: Reading,
+    reading: ReadingConfig,
     progress: Callable[[int, int], None] | None = None,
 ) -> RemoteShards:
     """Counts the samples of remote shards, and makes a source of them.
@@ -223,7 +210,9 @@ class _Counted:
     damage: tuple[Damage, ...] = ()
 
 
-def _count(url: str, known: ShardEntry | None, cache: ShardCache, reading: Reading) -> _Counted:
+def _count(
+    url: str, known: ShardEntry | None, cache: ShardCache, reading: ReadingConfig
+) -> _Counted:
     if known is not None:
         return _Counted(RemoteShard(url, Expected(known.size, known.sha256), known.samples))
     identity = hashlib.sha256(f"{url}\n{reading.caption_key}".encode()).hexdigest()[:32]
@@ -250,9 +239,11 @@ def _count(url: str, known: ShardEntry | None, cache: ShardCache, reading: Readi
     return _Counted(RemoteShard(url, expected, samples), damage)
 
 
-def _samples_and_damage(url: str, path: Path, reading: Reading) -> tuple[int, tuple[Damage, ...]]:
+def _samples_and_damage(
+    url: str, path: Path, reading: ReadingConfig
+) -> tuple[int, tuple[Damage, ...]]:
     try:
-        index = replace(reading, data_size=None).index(path)
+        index = build_index([path], caption_key=reading.caption_key)
     except UserError as error:
         reason = str(error).replace(str(path), url).splitlines()[-1].strip()
         return 0, (Damage(url, "", "shard", reason),)

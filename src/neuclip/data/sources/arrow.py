@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.order import Layout
 from neuclip.data.samples import Unusable
 from neuclip.data.sources.source import (
@@ -22,7 +23,7 @@ from neuclip.data.sources.source import (
     read_image_file,
     sample_error,
 )
-from neuclip.data.sources.tables import Columns, TableSource
+from neuclip.data.sources.tables import TableSource, find_columns
 from neuclip.errors import UserError
 
 _WINDOW = 4  # row groups with images inside that are shuffled together, and kept in memory
@@ -98,7 +99,7 @@ class ParquetSource(Source):
 class DatasetSource(Source):
     """A Hugging Face dataset as `save_to_disk` writes it: Arrow files, mapped into memory."""
 
-    def __init__(self, folder: Path, columns: Columns) -> None:
+    def __init__(self, folder: Path, reading: ReadingConfig) -> None:
         """Maps the files.
 
         Raises:
@@ -106,7 +107,7 @@ class DatasetSource(Source):
         """
         self._folder, self._files = folder, _dataset_files(folder)
         table = self._map()
-        image, caption = columns.find(table.column_names, folder)
+        image, caption = find_columns(table.column_names, reading, folder)
         self._columns = table.column_names[image], table.column_names[caption]
         self._rows: tuple[Any, Any] | None = None
         self.layout = Layout.of(str(folder), even_blocks(table.num_rows))
@@ -144,23 +145,23 @@ class DatasetSource(Source):
         return arrow.concat_tables(parts)
 
 
-def open_parquet(tables: Sequence[Path], columns: Columns, window: int | None = None) -> Source:
+def open_parquet(tables: Sequence[Path], reading: ReadingConfig) -> Source:
     """Parquet tables with images as paths or as bytes.
 
     Args:
         tables: parquet files with the same columns.
-        columns: which to read.
-        window: row groups that will be shuffled together, if it is known; 0: all.
+        reading: names the columns, and how many row groups are shuffled together.
 
     Raises:
         UserError: pyarrow is missing, or a table cannot be read or has no such columns.
     """
     schema = _open_parquet(tables[0]).schema_arrow
-    image, caption = (schema.names[number] for number in columns.find(schema.names, tables[0]))
+    columns = find_columns(schema.names, reading, tables[0])
+    image, caption = (schema.names[number] for number in columns)
     types = _pyarrow(tables[0]).types
     kind = schema.field(image).type
     if not (types.is_string(kind) or types.is_large_string(kind)):
-        return ParquetSource(tables, (image, caption), window)
+        return ParquetSource(tables, (image, caption), reading.shuffle_window)
     rows: list[tuple[Texts, Texts]] = []
     for table in tables:
         read = _open_parquet(table).read(columns=[image, caption], use_threads=False)

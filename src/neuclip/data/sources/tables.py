@@ -2,9 +2,9 @@
 
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.order import Layout
 from neuclip.data.samples import Unusable
 from neuclip.data.sources.source import (
@@ -24,49 +24,32 @@ CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions")
 _LONGEST_FIELD = 2**27  # characters: csv's own limit of 131,072 is less than a megabyte caption
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a table to read.
+def find_columns(names: Sequence[str], reading: ReadingConfig, where: Path) -> tuple[int, int]:
+    """The indices of the image column and the caption column.
 
-    Attributes:
-        image: the column of the image; none: the first of `IMAGE_COLUMNS` that there is.
-        caption: the column of the caption; none: the first of `CAPTION_COLUMNS`.
-        separator: between the columns of a text table; none: a tab if the first line has one, else
-            a comma.
+    Args:
+        names: columns of the table, in order.
+        reading: may name the columns; otherwise the first of the known names is taken.
+        where: the table, for messages.
+
+    Raises:
+        UserError: there is no such column; the message lists the existing ones.
     """
-
-    image: str | None = None
-    caption: str | None = None
-    separator: str | None = None
-
-    def find(self, names: Sequence[str], where: Path) -> tuple[int, int]:
-        """The numbers of both columns.
-
-        Raises:
-            UserError: there is no such column; the message lists those there are.
-        """
-        return (
-            _find(names, self.image, IMAGE_COLUMNS, ("image", "--csv-img-key"), where),
-            _find(names, self.caption, CAPTION_COLUMNS, ("caption", "--csv-caption-key"), where),
-        )
-
-
-def _find(
-    names: Sequence[str],
-    wanted: str | None,
-    known: tuple[str, ...],
-    told: tuple[str, str],
-    where: Path,
-) -> int:
-    for name in known if wanted is None else (wanted,):
-        if name in names:
-            return names.index(name)
-    what, flag = told
-    problem = f"no column {wanted!r}" if wanted else f"none of the columns {', '.join(known)}"
-    raise UserError(
-        f"{where}: {problem}, for the {what}; it has {', '.join(map(repr, names))}: "
-        f"name one with {flag} (and the separator with --csv-separator if these look joined)"
-    )
+    found: list[int] = []
+    for what, flag, wanted, known in (
+        ("image", "--csv-img-key", reading.csv_img_key, IMAGE_COLUMNS),
+        ("caption", "--csv-caption-key", reading.csv_caption_key, CAPTION_COLUMNS),
+    ):
+        name = next((name for name in ((wanted,) if wanted else known) if name in names), None)
+        if name is None:
+            lacks = f"no column {wanted!r}" if wanted else f"none of the columns {', '.join(known)}"
+            raise UserError(
+                f"{where}: {lacks} for the {what}; its columns are {', '.join(map(repr, names))}: "
+                f"name one with {flag} (and the separator with --csv-separator if these look "
+                "joined)"
+            )
+        found.append(names.index(name))
+    return found[0], found[1]
 
 
 class TableSource(Source):
@@ -116,7 +99,7 @@ class TableSource(Source):
         raise IndexError(position)
 
 
-def open_tables(tables: Sequence[Path], columns: Columns) -> TableSource:
+def open_tables(tables: Sequence[Path], reading: ReadingConfig) -> TableSource:
     """Read csv or tsv tables with a line of column names.
 
     A row that is short of columns is a sample without image or caption: damage when it is read.
@@ -124,23 +107,23 @@ def open_tables(tables: Sequence[Path], columns: Columns) -> TableSource:
     Raises:
         UserError: a table cannot be read, has no such columns, or there is no row.
     """
-    rows = [_read(table, columns) for table in tables]
+    rows = [_read(table, reading) for table in tables]
     if not any(len(images) for images, _ in rows):
         raise UserError(f"{tables[0]}: no row below the column names")
     return TableSource(tables, rows)
 
 
-def _read(table: Path, columns: Columns) -> tuple[Texts, Texts]:
+def _read(table: Path, reading: ReadingConfig) -> tuple[Texts, Texts]:
     images, captions = Texts(), Texts()
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
         # What is not UTF-8 is kept as it is, and found when the row is read.
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
-            separator = columns.separator or ("\t" if "\t" in first else ",")
+            separator = reading.csv_separator or ("\t" if "\t" in first else ",")
             file.seek(0)
             lines = csv.reader(file, delimiter=separator)
-            image, caption = columns.find(next(lines, []), table)
+            image, caption = find_columns(next(lines, []), reading, table)
             for row in _with_content(lines):
                 images.append(row[image] if image < len(row) else "")
                 captions.append(row[caption] if caption < len(row) else "")
@@ -150,7 +133,8 @@ def _read(table: Path, columns: Columns) -> tuple[Texts, Texts]:
         raise UserError(f"{table} is no table of text: {error}") from None
     except TypeError:
         raise UserError(
-            f"--csv-separator {columns.separator!r} must be one character, for example ',' or a tab"
+            f"--csv-separator {reading.csv_separator!r} must be one character, such as a comma or "
+            "a tab"
         ) from None
     finally:
         csv.field_size_limit(before)

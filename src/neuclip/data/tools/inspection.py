@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from neuclip.config.sections import MAX_IMAGE_PIXELS
 from neuclip.data.damage import DamageLog
-from neuclip.data.decode import MAX_PIXELS, ImageDecoder
+from neuclip.data.decode import ImageDecoder
 from neuclip.data.samples import SampleError, Unusable
 from neuclip.data.sources.shards import ShardIndex
 from neuclip.data.sources.source import Source, sample_error
@@ -80,7 +81,7 @@ def inspect(
     max_samples: int,
     *,
     examples: int = 24,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = MAX_IMAGE_PIXELS,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Inspection:
     """Look at samples drawn at random, in the order in which they lie.

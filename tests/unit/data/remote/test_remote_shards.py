@@ -20,8 +20,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
-from neuclip.data.opening import OpenSettings, open_source
+from neuclip.data.opening import open_source
 from neuclip.data.remote.cache import NoRoomError, RemoteShard, ShardCache
 from neuclip.data.remote.fetch import Expected, Patience, fetch
 from neuclip.data.remote.manifest import ShardEntry, manifest_text, parse_manifest
@@ -58,10 +59,11 @@ def opened(server, tmp_path):
     sources = []
 
     def open_(spec=None, size=1.0, **more):
-        more.setdefault("patience", PATIENT)
-        more.setdefault("window", 2)
-        options = OpenSettings(cache_dir=str(tmp_path / "cache"), cache_size_gb=size, **more)
-        sources.append(open_source(spec or f"{server.url}/{{0..7}}.tar", options))
+        patience = more.pop("patience", PATIENT)
+        more.setdefault("shuffle_window", 2)
+        reading = ReadingConfig(cache_dir=str(tmp_path / "cache"), cache_size_gb=size, **more)
+        spec = spec or f"{server.url}/{{0..7}}.tar"
+        sources.append(open_source(spec, reading, patience=patience))
         return sources[-1]
 
     yield open_
@@ -310,7 +312,7 @@ def test_keys_as_ids(opened):
 @pytest.mark.parametrize("window", [1, 2, 0])
 def test_cache_that_is_too_small(opened, window):
     with pytest.raises(UserError, match=r"--cache-size-gb .* too small"):
-        opened(size=11_000 / 2**30, window=window)
+        opened(size=11_000 / 2**30, shuffle_window=window)
 
 
 def test_fsspec(opened, shards):
@@ -441,7 +443,7 @@ def test_processes_share_a_cache_that_is_far_too_small(server, shards, tmp_path)
 
 
 def test_open_files_are_bounded(opened, with_manifest):
-    source = opened(window=2)
+    source = opened(shuffle_window=2)
     before = len(list(Path("/dev/fd").iterdir()))
     assert captions(source) == EXPECTED
     assert len(list(Path("/dev/fd").iterdir())) <= before + 2 * 2
@@ -498,7 +500,7 @@ def keys(batches):
 
 
 def test_next_window_is_fetched_ahead(opened, server, with_manifest, tmp_path):
-    source = opened(window=2)
+    source = opened(shuffle_window=2)
     batches = iter(train(source, 4))
     next(batches)
     deadline = time.time() + 30
@@ -517,7 +519,7 @@ def test_training_while_everything_breaks(opened, server, shards, with_manifest)
         server.faults[f"{number}.tar"] = [
             [503, ("cut", 3000)], [("garbage",)], [("stall", 0.5, 2000)], [("cut", 100), 500]
         ][number % 4]  # fmt: skip
-    source = opened(window=2, size=90_000 / 2**30)
+    source = opened(shuffle_window=2, size=90_000 / 2**30)
     batches = list(train(source, 4, workers=2))
     assert keys(batches) == expected
     assert not any(batch.damage for batch in batches)
@@ -533,11 +535,11 @@ def test_training_while_everything_breaks(opened, server, shards, with_manifest)
     step=st.integers(0, 5),
 )
 def test_resume_is_exact(opened, with_manifest, window, workers, world, step):
-    whole = train(opened(window=window), 8, window=window)
+    whole = train(opened(shuffle_window=window), 8, window=window)
     epochs = [keys(whole), keys(whole)]
     ranks = [
         train(
-            opened(window=window),
+            opened(shuffle_window=window),
             8 // world,
             window=window,
             rank=rank,
@@ -565,8 +567,9 @@ def test_background_process_ends_with_its_parent(server, shards, tmp_path):
     (shards / "manifest.json").write_text(manifest_of(shards))
     script = f"""
 import sys
-from neuclip.data.opening import OpenSettings, open_source
-source = open_source({server.url + "/{0..7}.tar"!r}, OpenSettings(cache_dir={str(tmp_path)!r}))
+from neuclip.config.sections import ReadingConfig
+from neuclip.data.opening import open_source
+source = open_source({server.url + "/{0..7}.tar"!r}, ReadingConfig(cache_dir={str(tmp_path)!r}))
 source.expect([0])
 print(source._ahead._process.pid, flush=True)
 import os; os._exit(0)

@@ -8,18 +8,23 @@ from collections import Counter
 import pytest
 import torch
 
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
-from neuclip.data.opening import OpenSettings, open_source
+from neuclip.data.opening import open_source
 from neuclip.data.samples import SampleError
 from neuclip.data.sources import arrow
 from neuclip.data.sources.folders import FolderSource
 from neuclip.data.sources.mixture import Mixture
 from neuclip.data.sources.shards import ShardIndex
 from neuclip.data.sources.source import Texts
-from neuclip.data.sources.tables import Columns, TableSource
+from neuclip.data.sources.tables import TableSource
 from neuclip.errors import UserError
 
 COUNT = 12
+
+
+def mixed(factors):
+    return ReadingConfig(train_data_upsampling_factors=factors)
 
 
 @pytest.fixture
@@ -78,14 +83,14 @@ def test_table(tmp_path, images, rows, name, separator):
 def test_table_with_other_columns_and_separator(tmp_path, images, rows):
     table = [(caption, "x", path) for path, caption in rows]
     path = write_table(tmp_path / "t.csv", table, ("words", "n", "where"), ";")
-    settings = OpenSettings(columns=Columns("where", "words", ";"))
+    settings = ReadingConfig(csv_img_key="where", csv_caption_key="words", csv_separator=";")
     check(open_source(str(path), settings))
 
 
 def test_table_of_another_ending_and_absolute_paths(tmp_path, images, rows):
     table = [(str(tmp_path / path), caption) for path, caption in rows]
     path = write_table(tmp_path / "list.txt", table)
-    check(open_source(str(path), OpenSettings(data_format="csv")))
+    check(open_source(str(path), ReadingConfig(data_format="csv")))
 
 
 def test_several_tables(tmp_path, images, rows):
@@ -138,8 +143,14 @@ def test_damaged_rows_say_what_is_wrong(tmp_path, images, picture):
     ("content", "message"),
     [
         ("", "none of the columns filepath, image"),
-        ("a,b\n1,2\n", r"none of the columns .* for the image; it has 'a', 'b': name one with"),
-        ("image,b\n1,2\n", "for the caption; it has 'image', 'b': name one with --csv-caption-key"),
+        (
+            "a,b\n1,2\n",
+            r"none of the columns .* for the image; its columns are 'a', 'b': name one with",
+        ),
+        (
+            "image,b\n1,2\n",
+            "for the caption; its columns are 'image', 'b': name one with --csv-caption-key",
+        ),
         ("image,caption\n", "no row below"),
     ],
 )
@@ -151,14 +162,16 @@ def test_tables_that_cannot_be_read(tmp_path, content, message):
 
 def test_table_flags_that_are_wrong(tmp_path, images, rows):
     path = str(write_table(tmp_path / "t.csv", rows))
-    with pytest.raises(UserError, match=r"no column 'url', for the image; it has 'filepath'"):
-        open_source(path, OpenSettings(columns=Columns("url")))
+    with pytest.raises(
+        UserError, match=r"no column 'url' for the image; its columns are 'filepath'"
+    ):
+        open_source(path, ReadingConfig(csv_img_key="url"))
     with pytest.raises(UserError, match="--csv-separator '::' must be one character"):
-        open_source(path, OpenSettings(columns=Columns(separator="::")))
+        open_source(path, ReadingConfig(csv_separator="::"))
     with pytest.raises(UserError, match="no such file"):
         open_source(str(tmp_path / "none.csv"))
     with pytest.raises(UserError, match="data_size 12 takes the keys of tar shards"):
-        open_source(path, OpenSettings(data_size=12))
+        open_source(path, ReadingConfig(data_size=12))
 
 
 def test_field_limit_of_csv_is_left_alone(tmp_path, images, rows):
@@ -186,7 +199,7 @@ def test_nested_folder_with_json(tmp_path, images, picture):
         below.mkdir(exist_ok=True)
         (images / f"{number}.png").rename(below / f"{number:02d}.v1.PNG")
         (below / f"{number:02d}.v1.json").write_text(json.dumps({"words": f"number {number}"}))
-    source = open_source(str(images), OpenSettings(caption_key="words"))
+    source = open_source(str(images), ReadingConfig(caption_key="words"))
     check(source)
     assert source.read(7).key == "b/07.v1"
 
@@ -255,7 +268,7 @@ def test_parquet(pa, tmp_path, columns, way, window):
         part = columns(way).slice(number * 6, 6)
         pa.parquet.write_table(part, tmp_path / f"{number}.parquet", row_group_size=4)
     for spec in (str(tmp_path), f"{tmp_path}/{{0..1}}.parquet"):
-        source = open_source(spec, OpenSettings(window=window))
+        source = open_source(spec, ReadingConfig(shuffle_window=window))
         check(source)
         assert source.locate(7)[0] == tmp_path / "1.parquet"
     if way == "bytes":
@@ -265,7 +278,7 @@ def test_parquet(pa, tmp_path, columns, way, window):
 
 def test_parquet_keeps_few_row_groups(pa, tmp_path, columns):
     pa.parquet.write_table(columns("bytes"), tmp_path / "0.parquet", row_group_size=1)
-    source = open_source(str(tmp_path), OpenSettings(window=2))
+    source = open_source(str(tmp_path), ReadingConfig(shuffle_window=2))
     check(source)
     assert len(source._loaded) == 2
 
@@ -300,7 +313,9 @@ def test_hugging_face_dataset_of_several_splits(tmp_path):
     (tmp_path / "set" / "train").mkdir(parents=True)
     (tmp_path / "set" / "dataset_dict.json").write_text("{}")
     (tmp_path / "set" / "train" / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="holds several splits: name one of train in it"):
+    with pytest.raises(
+        UserError, match="holds several splits: give the folder of one: .*/set/train"
+    ):
         open_source(str(tmp_path / "set"))
     with pytest.raises(UserError, match=r"state\.json is no state of a dataset"):
         open_source(str(tmp_path / "set" / "train"))
@@ -352,7 +367,7 @@ def test_sources_without_factors_are_one(tars):
 
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_factors(tars, window):
-    source = open_source(f"{tars}/a::{tars}/b", OpenSettings(factors="1::2"))
+    source = open_source(f"{tars}/a::{tars}/b", mixed("1::2"))
     assert isinstance(source, Mixture)
     assert len(source) == 9
     counts = Counter(numbers(source, 13, window=window))
@@ -365,9 +380,9 @@ def test_factors(tars, window):
 
 
 def test_ids_of_a_mixture(tars):
-    source = open_source(f"{tars}/a::{tars}/b", OpenSettings(factors="1::2"))
+    source = open_source(f"{tars}/a::{tars}/b", mixed("1::2"))
     assert [source.sample_id(n) for n in range(9)] == list(range(9))
-    settings = OpenSettings(factors="1::2", data_size=200)
+    settings = ReadingConfig(train_data_upsampling_factors="1::2", data_size=200)
     by_key = open_source(f"{tars}/a::{tars}/b", settings)
     assert [by_key.sample_id(n) for n in range(9)] == [*range(5), *range(100, 104)]
     assert [by_key.read(n).caption for n in (0, 5)] == ["number 0", "number 100"]
@@ -376,7 +391,7 @@ def test_ids_of_a_mixture(tars):
 
 def test_sources_of_different_kinds(tars, images, rows):
     table = write_table(tars / "t.csv", rows)
-    source = open_source(f"{table}::{tars}/b", OpenSettings(factors="0.5::1"))
+    source = open_source(f"{table}::{tars}/b", mixed("0.5::1"))
     seen = [source.read(n).caption for n in range(len(source))]
     assert seen == [f"number {n}" for n in [*range(COUNT), *range(100, 104)]]
     loader = TrainLoader(source, transform, tokenize, LoaderSettings(10))
@@ -397,13 +412,13 @@ def test_sources_of_different_kinds(tars, images, rows):
 )
 def test_factors_that_are_wrong(tars, factors, message):
     with pytest.raises(UserError, match=message):
-        open_source(f"{tars}/a::{tars}/b", OpenSettings(factors=factors))
+        open_source(f"{tars}/a::{tars}/b", mixed(factors))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_mixture_resumes_with_fewer_shards_than_workers_and_ranks(tars, workers, window):
-    source = open_source(f"{tars}/a::{tars}/b", OpenSettings(factors="1.5::2"))
+    source = open_source(f"{tars}/a::{tars}/b", mixed("1.5::2"))
     whole = TrainLoader(source, transform, tokenize, LoaderSettings(4, window=window))
     expected = [batch.keys for batch in whole]
     assert len(expected) == 3
