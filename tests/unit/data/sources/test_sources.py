@@ -313,9 +313,7 @@ def test_hugging_face_dataset_of_several_splits(tmp_path):
     (tmp_path / "set" / "train").mkdir(parents=True)
     (tmp_path / "set" / "dataset_dict.json").write_text("{}")
     (tmp_path / "set" / "train" / "state.json").write_text("{}")
-    with pytest.raises(
-        UserError, match="holds several splits: give the folder of one: .*/set/train"
-    ):
+    with pytest.raises(UserError, match="holds several splits: give the folder of one: "):
         open_source(str(tmp_path / "set"))
     with pytest.raises(UserError, match=r"state\.json is no state of a dataset"):
         open_source(str(tmp_path / "set" / "train"))
