@@ -1,17 +1,18 @@
-"""open_clip's trainer against ours: throughput side by side, and the loss curves on each other.
+"""Compares open_clip's trainer with neuclip's: throughput side by side, and loss curves.
 
     python benchmarks/against_open_clip.py --model glyph-tiny --batch-size 64 --epochs 2 --rounds 3
 
-The same model, shards of the embedded data, batch, precision, optimiser, schedule and steps; ours
-with `--method openclip`. The trainers take turns, a seed a round. open_clip's needs packages that
-neuclip does not: an environment of its own is made once in a cache folder (`--environment`); it
-sees the packages of this one and gets open_clip's extra `training` and webdataset 0.2.86, at the
-versions of constraints.txt where that names them.
+Both train the same model on the same shards of the embedded data, with the same batch, precision,
+optimiser, schedule and steps; neuclip uses `--method openclip`. The trainers take turns, with one
+seed per round. open_clip's trainer needs packages that neuclip does not need, so a separate
+environment is created once in a cache folder (`--environment`). It sees the packages of the present
+environment and adds open_clip's extra `training` and webdataset 0.2.86, at the versions in
+constraints.txt.
 
-Samples per second count from the first to the last training record, over the boundaries of epochs
-and their checkpoints. The processor's seconds are of the whole process, from its start on, with its
-workers; on a machine that others use too they are the steadier measure. Writes a JSON file with a
-date, and the loss curves as SVG, into benchmarks/results/.
+Samples per second count from the first to the last training record, including epoch boundaries and
+their checkpoints. CPU seconds cover the full process from its start, with its workers; they are the
+steadier measure on a shared machine. Writes `against_open_clip_MODEL_bBATCH_DEVICE.json` and the
+loss curves as SVG into benchmarks/results/.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from neuclip.training.records.sinks import read_records
 FORMAT = 1
 ROOT = Path(__file__).parents[1]
 NEEDED = ("open_clip_torch[training]==3.3.0", "webdataset==0.2.86")
-CONFIGS = Path(neuclip.__file__).parent / "training" / "model_configs"
+CONFIGS = Path(neuclip.__file__).parent / "model" / "model_configs"
 OPEN_CLIP = (
     "import sys, open_clip; open_clip.add_model_config(sys.argv.pop(1)); "
     "from open_clip_train.main import main; main(sys.argv[1:])"
@@ -55,8 +56,10 @@ LINE = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/.* Loss: ([0-9.naif]+)")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="glyph-tiny")
-    parser.add_argument("--characters", type=int, default=512, help="of the embedded data")
-    parser.add_argument("--image-side", type=int, default=32, help="of its pictures, in pixels")
+    parser.add_argument(
+        "--characters", type=int, default=512, help="characters in the embedded data"
+    )
+    parser.add_argument("--image-side", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50, help="per epoch")
@@ -80,7 +83,7 @@ class Outcome:
 
     Attributes:
         samples_per_second: from the first to the last training record.
-        cpu_seconds: of the processors, for the whole run.
+        cpu_seconds: CPU seconds of the full run.
         losses: [records, 2] steps done and the loss of the last one.
     """
 
@@ -99,7 +102,7 @@ def main() -> None:
         if args.rounds < 2:
             raise UserError(f"--rounds {args.rounds}: the noise of a loss needs at least 2")
     except UserError as error:
-        raise SystemExit(f"cannot be measured here: {error}") from None
+        raise SystemExit(f"cannot measure on this machine: {error}") from None
     path = RESULTS / f"{name}_{device.type}.json"
     if not args.no_save:
         check_version(path, FORMAT)
@@ -114,9 +117,9 @@ def main() -> None:
                 logs = Path(folder) / f"{trainer}_{seed}"
                 found = run(args, python, data, logs, seed, device.type)
                 rounds[trainer].append(found)
-                say = f"round {seed + 1}: {trainer:9} {found.samples_per_second:8.1f} samples/s, "
-                say += f"{found.cpu_seconds:7.1f} s of processors"
-                print(f"{say}, last loss {found.losses[-1][1]:.4f}", flush=True)
+                line = f"round {seed + 1}: {trainer:9} {found.samples_per_second:8.1f} samples/s, "
+                line += f"{found.cpu_seconds:7.1f} CPU seconds"
+                print(f"{line}, last loss {found.losses[-1][1]:.4f}", flush=True)
                 shutil.rmtree(logs)
     content = report(rounds)
     print(json.dumps(content["neuclip_over_open_clip"], indent=1))
@@ -126,17 +129,17 @@ def main() -> None:
 
 
 def check_pairs(args: argparse.Namespace, pairs: int) -> None:
-    """Refuses an epoch that would repeat pairs, which the trainers do differently."""
+    """Refuses an epoch that would repeat pairs: the trainers repeat them in different ways."""
     wanted = args.batch_size * args.steps
     if wanted > pairs:
         raise SystemExit(
-            f"cannot be measured here: {args.steps} steps of {args.batch_size} are {wanted} pairs, "
-            f"the data have {pairs}: lower --steps, or raise --characters"
+            f"{args.steps} steps of {args.batch_size} need {wanted} pairs, the data have {pairs}: "
+            "lower --steps or raise --characters"
         )
 
 
 def environment(folder: Path) -> str:
-    """The interpreter of an environment with open_clip's trainer; made at the first call."""
+    """The interpreter of an environment with open_clip's trainer, created at the first call."""
     python, ready = folder / "bin" / "python", folder / "ready"
     if ready.exists() and ready.read_text(encoding="utf-8").split() == list(NEEDED):
         return str(python)
@@ -144,7 +147,7 @@ def environment(folder: Path) -> str:
     venv.create(folder, clear=True, with_pip=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     asked = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True)
-    # pip then finds what this environment has, torch above all, and installs the rest.
+    # pip then finds the packages of this environment, such as torch, and installs the rest.
     seen = Path(asked.stdout.strip()) / "seen.pth"
     packages = [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
     seen.write_text("\n".join(packages) + "\n", encoding="utf-8")
@@ -158,7 +161,7 @@ def environment(folder: Path) -> str:
 
 
 def common(args: argparse.Namespace, seed: int, device: str) -> list[str]:
-    """What both are told in the same words."""
+    """Flags that both trainers share."""
     return [
         "--train-num-samples", str(args.batch_size * args.steps), "--model", args.model,
         "--batch-size", str(args.batch_size), "--epochs", str(args.epochs), "--lr", str(args.lr),
@@ -203,7 +206,7 @@ def ours(
 
 
 def lines_of(args: argparse.Namespace, words: Sequence[str]):
-    """Runs a trainer; its lines with the moment they came."""
+    """Runs a trainer and yields its output lines, each with its time."""
     with subprocess.Popen(
         words,
         stdout=subprocess.PIPE,
@@ -217,11 +220,11 @@ def lines_of(args: argparse.Namespace, words: Sequence[str]):
             lines.append(line)
             yield time.perf_counter(), line
     if process.returncode:
-        raise SystemExit("".join(lines[-40:]) + f"\n{words[:4]} ended with {process.returncode}")
+        raise SystemExit("".join(lines[-40:]) + f"\n{words[:4]} exited with {process.returncode}")
 
 
 def cpu_seconds() -> float:
-    """Of all processes that have ended, and of theirs."""
+    """CPU seconds of all finished child processes and their children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -258,7 +261,7 @@ def report(rounds: dict[str, list[Outcome]]) -> dict:
 
 
 def draw(rounds: dict[str, list[Outcome]], path: Path) -> None:
-    """Every run's loss over steps, a colour a trainer."""
+    """Draws every run's loss over steps, one colour per trainer."""
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = path.stem
     from matplotlib import pyplot

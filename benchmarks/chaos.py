@@ -1,11 +1,11 @@
-"""Runs killed (`kill -9`) at random moments and resumed must end as one that was never killed.
+"""Kills a run (`kill -9`) at random moments, resumes it, and compares it with an undisturbed run.
 
     python benchmarks/chaos.py --kills 20
 
-One run is left alone. Another is started and killed, loaders and checkpoint writers included, after
-a random time, again and again, each time continued with `--resume auto`; at last it is left to
-finish. Final weights, optimiser, prototypes, records and the multiset of samples read are compared.
-Writes a dated JSON file into benchmarks/results/.
+One run is undisturbed. Another is killed after random times, including its loaders and checkpoint
+writers, and continued with `--resume auto` each time; after the last kill it runs to its end. Final
+weights, optimiser, prototypes, records and the multiset of samples read must be equal. Writes
+`chaos_METHOD.json` into benchmarks/results/.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def leaves(value, path=""):
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two run folders; times excepted."""
+    """The entries that differ between two run folders, except times."""
     found = []
     first, second = (dict(leaves(storage.load(run / f"checkpoints/epoch_{EPOCHS}.pt")))
                      for run in (one, other))  # fmt: skip
@@ -91,14 +91,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_demo(folder / "data", characters=64)
-        assert start(flags(folder, "whole", args.method)).wait() == 0
+        assert start(flags(folder, "undisturbed", args.method)).wait() == 0
         kills, after = 0, []
         while True:
             process = start(flags(folder, "killed", args.method))
             if kills == args.kills:
                 assert process.wait() == 0
                 break
-            # From the middle of start-up to some way beyond the first checkpoint.
+            # From the middle of start-up until after the first checkpoint.
             pause = draw.uniform(4.0, 9.0)
             try:
                 process.wait(pause)
@@ -111,7 +111,7 @@ def main() -> int:
             records = read_records(folder / "logs/killed/metrics.jsonl")
             after.append(records[-1]["step"] if records else 0)
             print(f"kill {kills} after {pause:.1f} s, last recorded step {after[-1]}", flush=True)
-        found = differences(folder / "logs/whole", folder / "logs/killed")
+        found = differences(folder / "logs/undisturbed", folder / "logs/killed")
         last = read_records(folder / "logs/killed/metrics.jsonl")
         fingerprint = [r for r in last if r["kind"] == "train"][-1]["samples_fingerprint"]
     result = {

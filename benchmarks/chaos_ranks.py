@@ -1,13 +1,13 @@
-"""One of several processes killed or paused at a random step: the others stop, and the run goes on.
+"""Kills or pauses one rank at a random step: the other ranks must stop, and the run must resume.
 
     python benchmarks/chaos_ranks.py --times 10
 
-A run of several processes is left alone. Another, of the same processes, is disturbed again and
-again: one process, drawn by chance, is killed (`kill -9`) or stopped for good (SIGSTOP) at a step
-drawn by chance. The time until the last of the others has ended and what it said are recorded; then
-the run is started again with `--resume auto`. At last it is left to finish, and its checkpoint must
-equal that of the undisturbed run, bit by bit. Processes are started as srun starts them, so that
-nobody but they themselves can notice. Writes a dated JSON file into benchmarks/results/.
+One run of several ranks is undisturbed. In another, a random rank is killed (`kill -9`) or paused
+for ever (SIGSTOP) at a random step, several times. The script records the time until the last of
+the other ranks has exited, and its message, and resumes the run with `--resume auto`. After the
+last disturbance the run continues to its end, and its checkpoint must be bit-identical to the
+undisturbed run's. The ranks are started as srun starts them, so only they can notice a failure.
+Writes `chaos_ranks_METHOD_RANKS.json` into benchmarks/results/.
 """
 
 import argparse
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Run:
-    """The processes of a run."""
+    """The ranks of a run, one process each."""
 
     def __init__(self, folder: Path, name: str, args: argparse.Namespace) -> None:
         with socket.socket() as probe:
@@ -43,7 +43,7 @@ class Run:
         words = flags(folder, name, args.method)
         words[words.index("--batch-size") + 1] = str(16 // args.processes)
         words += ["--dist-silence", str(args.silence)]
-        self.output = folder / "said.txt"
+        self.output = folder / "output.txt"
         self.processes = []
         with self.output.open("a") as file:
             for rank in range(args.processes):
@@ -63,13 +63,13 @@ class Run:
                 )
 
     def disturb(self, rank: int, number: signal.Signals) -> float:
-        """Seconds until all others have ended by themselves after a signal to one."""
+        """Sends a signal to one rank; returns the seconds until all others have exited."""
         start = time.monotonic()
         self.processes[rank].send_signal(number)
         for other, process in enumerate(self.processes):
             if other != rank:
                 code = process.wait(120)
-                assert code == 1, f"process {other} ended with {code}"
+                assert code == 1, f"rank {other} exited with {code}"
         seconds = time.monotonic() - start
         self.processes[rank].kill()
         self.processes[rank].wait()
@@ -91,7 +91,7 @@ def chaos(folder: Path, args: argparse.Namespace) -> list[dict[str, object]]:
         while last_step(folder) < step and run.processes[0].poll() is None:
             time.sleep(0.05)
         if run.processes[0].poll() is not None:
-            print("finished before it was disturbed")
+            print("finished before the disturbance")
             break
         seconds = run.disturb(rank, number)
         said = [line for line in run.output.read_text().splitlines() if "stopped: " in line]
@@ -114,10 +114,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_demo(folder / "data", characters=64)
-        assert all(process.wait() == 0 for process in Run(folder, "whole", args).processes)
+        assert all(process.wait() == 0 for process in Run(folder, "undisturbed", args).processes)
         found = chaos(folder, args)
         assert all(process.wait() == 0 for process in Run(folder, "disturbed", args).processes)
-        differ = differences(folder / "logs/whole", folder / "logs/disturbed")
+        differ = differences(folder / "logs/undisturbed", folder / "logs/disturbed")
     result = {
         "date": datetime.date.today().isoformat(),
         "command": "python benchmarks/chaos_ranks.py " + " ".join(sys.argv[1:]),

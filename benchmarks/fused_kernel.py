@@ -1,10 +1,10 @@
-"""Speed and memory of the fused kernels, the row blocks and ClipLoss, side by side on CUDA.
+"""Compares speed and memory of the fused kernels, the row blocks and ClipLoss on CUDA.
 
     python benchmarks/fused_kernel.py --batch-sizes 4096 8192 16384 32768 65536
 
-Refuses to start without CUDA and Triton. The three take turns at every batch size; times are
-medians of CUDA events and are given as ratios to ClipLoss, as is the allocator's peak. A size that
-does not fit into the device is recorded as such. Writes a dated JSON file with the card's name into
+Needs CUDA and Triton. The three take turns at every batch size. Times are medians of CUDA events;
+times and the allocator's peaks are given as ratios to ClipLoss. A batch size that exceeds the
+device memory is recorded as such. Writes `fused_kernel_CARD_PRECISION.json` into
 benchmarks/results/.
 """
 
@@ -44,7 +44,7 @@ def measure(batch: int, dim: int, repeats: int) -> dict[str, dict[str, float | s
     contenders = {"ClipLoss": (ClipLoss(), False), "blocks": (ours, False), "fused": (ours, True)}
     found: dict[str, dict[str, float | str]] = {}
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(repeats + 2):  # two to warm up, and for Triton to compile
+    for number in range(repeats + 2):  # two warm-up rounds, in which Triton compiles
         fitting = [name for name in contenders if "failed" not in found.get(name, {})]
         for name in fitting:
             loss, fused = contenders[name]
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=["highest", "high"], default="highest")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        sys.exit("fused_kernel.py: no CUDA device; the fused kernels run on nothing else")
+        sys.exit("fused_kernel.py: no CUDA device; the fused kernels need one")
     if not log_inner.HAS_TRITON:
         sys.exit("fused_kernel.py: Triton is not installed")
     torch.set_float32_matmul_precision(args.precision)

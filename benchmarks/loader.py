@@ -1,13 +1,12 @@
-"""Images per second and core: our loader against open_clip's, on the same shards, side by side.
+"""Compares the images per second and core of neuclip's and open_clip's loaders on the same shards.
 
     python benchmarks/loader.py --samples 2000 --repeats 3
 
-open_clip's training loader needs webdataset and pandas, which neuclip does not: a virtual
-environment of its own is made under a temporary folder, sees the packages of this one, and gets
-those two. Both loaders run there, in turns, each in a process of its own that reads a whole epoch
-without worker processes: seconds of the processor are then what a core needs. Both make the same
-thing: batches of ViT-B-32's random crops and tokens. Writes a JSON file with a date into
-benchmarks/results/.
+open_clip's training loader needs webdataset and pandas, which neuclip does not need. A separate
+virtual environment in a temporary folder sees the packages of the present environment and adds
+these two. Both loaders run there in turns, each in its own process that reads one epoch without
+worker processes, so that CPU seconds are the cost for one core. Both produce batches of ViT-B-32's
+random crops and tokens. Writes `loader_MODEL_SIDEpx.json` into benchmarks/results/.
 """
 
 import argparse
@@ -32,7 +31,7 @@ CONTENDERS = ("open_clip", "neuclip", "neuclip --full-decode")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--side", type=int, default=512, help="of the JPEGs, in pixels")
+    parser.add_argument("--side", type=int, default=512, help="side of the JPEGs in pixels")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="ViT-B-32")
@@ -52,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         python = make_environment(Path(folder) / "venv")
         shards = Path(folder) / "shards"
-        print(f"drawing {args.samples} pairs", flush=True)
+        print(f"writing {args.samples} pairs", flush=True)
         mean_bytes = make_shards(shards, args.samples, args.side)
         rounds = {name: [] for name in CONTENDERS}
         for repeat in range(args.repeats):
@@ -61,15 +60,15 @@ def main() -> None:
                 found = rounds[name][-1]
                 print(
                     f"round {repeat + 1}: {name:22} {found['images'] / found['cpu']:7.1f} images/s "
-                    f"of a core, {found['images'] / found['wall']:7.1f} by the clock",
+                    f"per core, {found['images'] / found['wall']:7.1f} per second of wall time",
                     flush=True,
                 )
     report(args, mean_bytes, rounds)
 
 
 def make_environment(folder: Path) -> str:
-    """An environment that sees this one's packages, and adds what open_clip's loader needs."""
-    print("setting up webdataset in an environment of its own", flush=True)
+    """An environment that sees the present packages and adds those of open_clip's loader."""
+    print("setting up webdataset in a separate environment", flush=True)
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -77,7 +76,7 @@ def make_environment(folder: Path) -> str:
         [python, "-c", ask], check=True, capture_output=True, text=True
     ).stdout.strip()
     subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDED], check=True)
-    # After the installation, so that pip does not take this environment's numpy for its own.
+    # After the installation, so that pip does not mistake this environment's numpy for its own.
     ours = sysconfig.get_path("purelib")
     source = Path(__file__).parents[1] / "src"
     (Path(theirs) / "neuclip_benchmark.pth").write_text(f"{ours}\n{source}\n", encoding="utf-8")
@@ -98,7 +97,7 @@ def measure(python: str, name: str, shards: Path, args: argparse.Namespace) -> d
 
 
 def run_contender(args: argparse.Namespace) -> dict[str, float]:
-    """One epoch by one loader, in this process."""
+    """Reads one epoch with one loader in this process."""
     import torch
 
     from neuclip.model.clip import build_clip
@@ -172,7 +171,7 @@ def report(args, mean_bytes: float, rounds: dict[str, list[dict[str, float]]]) -
         "rounds": rounds,
     }
     for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.2f} times open_clip's images/s of a core")
+        print(f"{name}: {ratio:.2f} times open_clip's images/s per core")
     if not args.no_save:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"loader_{args.model}_{args.side}px.json"

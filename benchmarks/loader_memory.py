@@ -1,13 +1,12 @@
-"""Resident memory of the loader and its workers over many batches of tiny samples.
+"""Measures the resident memory of the loader and its workers over many batches of tiny samples.
 
     python benchmarks/loader_memory.py --batches 50000
 
-Samples are 4-pixel pictures under captions that never repeat within an epoch, read by worker
-processes in epoch after epoch, so that whatever is kept by sample, by batch or by epoch would show.
-Memory is what the kernel counts as each process's share of pages that are not files (Pss_Anon and
-Pss_Shmem), summed over the main process and the workers: not the libraries, whose share falls and
-rises with whatever else runs on the machine. The figure is its growth from a tenth of the way to
-the end, when caches are full. Writes a JSON file with a date into benchmarks/results/.
+Worker processes read 4-pixel images with unique captions for many epochs, so that memory kept per
+sample, batch or epoch becomes visible. The measure is each process's share of the pages that are
+not files (Pss_Anon and Pss_Shmem), summed over the main process and the workers. It excludes
+libraries, whose share depends on other programs. The result is the growth from a tenth of the
+batches, when caches are full, to the end. Writes `loader_memory.json` into benchmarks/results/.
 """
 
 import argparse
@@ -62,7 +61,7 @@ def pairs(samples: int):
 
 
 def megabytes() -> float:
-    """Memory of this process and its children; pages that are shared count once."""
+    """Memory of this process and its children; shared pages count once."""
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     total = 0
     for process in processes:
@@ -106,7 +105,7 @@ def main() -> None:
 
 
 def watch(loader: TrainLoader, batches: int) -> list[tuple[int, float, float]]:
-    """Memory after every fiftieth of the way: batches, megabytes, seconds since the start."""
+    """Measures memory 50 times: (batches, megabytes, seconds since the start)."""
     curve: list[tuple[int, float, float]] = []
     done, start, every = 0, time.perf_counter(), max(1, batches // 50)
     while done < batches:

@@ -1,14 +1,14 @@
-"""Peak memory and time of one forward and backward pass of a loss against open_clip's ClipLoss.
+"""Compares peak memory and time of a loss's forward and backward pass with open_clip's ClipLoss.
 
     python benchmarks/loss_memory.py --batch-size 16384
     python benchmarks/loss_memory.py --batch-size 32768 --memory-only --without-clip-loss
 
-For the memory each loss runs in a process of its own, which reports how far its resident memory
-rose (CUDA: the allocator's peak). For the time all losses take turns in one process, and the ratio
-is the median over rounds of each round's ratio to ClipLoss (seconds of the processor, so that
-other programs count less; of the clock on CUDA). `neuclip` is also timed without its
-prototype steps (`inner_steps: 0`), which ClipLoss has no counterpart of. Features are random and
-held in float32. Writes a dated JSON file into benchmarks/results/.
+Memory: each loss runs in its own process, which reports the rise of its resident memory (CUDA: the
+allocator's peak). Time: all losses take turns in one process, and the result is the median over
+rounds of the ratio to ClipLoss (CPU seconds, which depend less on other programs; wall time on
+CUDA). `neuclip` is also timed without its prototype steps (`inner_steps: 0`), which have no
+counterpart in ClipLoss. Features are random, in float32. Writes `loss_memory_bBATCH.json` into
+benchmarks/results/.
 """
 
 import argparse
@@ -35,7 +35,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Contender:
-    """A loss and the state it needs, at the temperature 0.05."""
+    """A loss with its state, at temperature 0.05."""
 
     def __init__(self, name: str, batch: int, dim: int):
         self.reference = name == "ClipLoss"
@@ -54,7 +54,7 @@ class Contender:
         ).to(DEVICE)
 
     def step(self, features: torch.Tensor) -> float:
-        """Seconds of a forward and backward pass."""
+        """Runs a forward and backward pass and returns its seconds."""
         scale = torch.tensor(20.0, device=DEVICE, requires_grad=True)
         image, text = (side.detach().requires_grad_() for side in features)
         more = {} if self.reference else {"sample_ids": torch.arange(len(image))}
@@ -72,9 +72,9 @@ def unit(batch: int, dim: int) -> torch.Tensor:
 
 
 def memory(name: str, batch: int, dim: int) -> float:
-    """Peak in MB of a pass, beyond features and what the loss keeps between steps."""
+    """Peak memory of a pass in MB, without the features and the loss's state between steps."""
     contender, features = Contender(name, batch, dim), unit(batch, dim)
-    # Twice a small batch: the libraries' own memory, and the first step's own, are not the loss's.
+    # Two steps of a small batch: memory of the libraries and of the first step is not counted.
     for _ in range(2):
         contender.step(unit(16, dim))
     if DEVICE == "cuda":
@@ -88,7 +88,7 @@ def memory(name: str, batch: int, dim: int) -> float:
 
 
 def times(names: list[str], batch: int, dim: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round; the losses take turns."""
+    """Seconds of every round, by loss; the losses take turns."""
     contenders, features = {name: Contender(name, batch, dim) for name in names}, unit(batch, dim)
     for contender in contenders.values():
         for _ in range(2):
@@ -108,7 +108,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=NAMES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-only", action="store_true")
-    parser.add_argument("--without-clip-loss", action="store_true", help="it needs 16 B^2 bytes")
+    parser.add_argument(
+        "--without-clip-loss", action="store_true", help="ClipLoss needs 16 B^2 bytes"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     batch, dim = args.batch_size, args.embed_dim
@@ -128,7 +130,7 @@ def main() -> None:
             found[name]["seconds"] = [round(each, 3) for each in seconds]
     for row in found.values():
         if args.without_clip_loss:
-            # Four matrices of float32, as measured at the batches where they fit.
+            # ClipLoss needs four float32 matrices, as measured at batch sizes where they fit.
             row["memory_over_16_b2_bytes"] = round(row["peak_mb"] / (16 * batch**2 / 2**20), 4)
             continue
         base = found["ClipLoss"]

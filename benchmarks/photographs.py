@@ -1,4 +1,4 @@
-"""Tar shards of JPEGs of a given size, as large and as hard to decode as photographs."""
+"""Tar shards of JPEGs that are as large and as slow to decode as photographs."""
 
 import io
 import json
@@ -18,12 +18,12 @@ WORDS = (
 
 
 def photograph(side: int, chance: np.random.Generator) -> bytes:
-    """A JPEG of quality 95 whose spectrum falls as that of natural images does: with 1/f."""
+    """A JPEG of quality 95 with the 1/f spectrum of natural images."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None, :])
     frequency[0, 0] = 1 / side
     channels = []
     shared = chance.normal(size=(side, side))
-    for _ in range(3):  # colours go mostly together
+    for _ in range(3):  # the channels of natural images correlate
         noise = shared + 0.25 * chance.normal(size=(side, side))
         field = np.fft.irfft2(np.fft.rfft2(noise) / frequency**1.5, s=(side, side))
         channels.append((field - field.mean()) / field.std())
@@ -34,10 +34,10 @@ def photograph(side: int, chance: np.random.Generator) -> bytes:
 
 
 def make_shards(folder: Path, samples: int, side: int, per_shard: int = 500) -> float:
-    """Write the shards; returns the mean size of a JPEG in bytes."""
+    """Writes the shards; returns the mean size of a JPEG in bytes."""
     chance, words = np.random.default_rng(0), random.Random(0)
-    # Drawing takes longer than decoding: a few hundred pictures repeat, under new captions.
-    pictures = [photograph(side, chance) for _ in range(min(samples, 200))]
+    # Making an image takes longer than decoding it, so 200 images repeat with new captions.
+    images = [photograph(side, chance) for _ in range(min(samples, 200))]
 
     def pairs():
         for number in range(samples):
@@ -45,11 +45,11 @@ def make_shards(folder: Path, samples: int, side: int, per_shard: int = 500) -> 
             yield (
                 f"{number:08d}",
                 {
-                    "jpg": pictures[number % len(pictures)],
+                    "jpg": images[number % len(images)],
                     "txt": caption.encode(),
                     "json": json.dumps({"caption": caption, "key": f"{number:08d}"}).encode(),
                 },
             )
 
     write_shards(folder, pairs(), per_shard)
-    return sum(map(len, pictures)) / len(pictures)
+    return sum(map(len, images)) / len(images)

@@ -1,4 +1,4 @@
-"""Result files of the benchmarks: dated, with their command, machine, and a format's version."""
+"""Result files of the benchmarks, with date, command, machine and the version of their format."""
 
 import datetime
 import json
@@ -13,25 +13,25 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine(device: torch.device) -> str:
-    """What ran, in words."""
+    """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def check_version(path: Path, version: int) -> None:
-    """Refuses to write beside or over what another version of the benchmark measured.
+    """Refuses to overwrite results that another version of the benchmark measured.
 
     Raises:
-        SystemExit: says what to do with the file.
+        SystemExit: the file has another format; the message gives the remedy.
     """
     if not path.exists():
         return
     found = json.loads(path.read_text(encoding="utf-8")).get("format", 1)
     if found != version:
         raise SystemExit(
-            f"{path} is of format {found}, this benchmark writes format {version}: they measure "
-            "different things; move the old file away, or write elsewhere with --out"
+            f"{path} has format {found}, this benchmark writes format {version}, which is not "
+            "comparable: move the old file away, or choose another file with --out"
         )
 
 
@@ -44,7 +44,7 @@ def save(path: Path, version: int, device: torch.device, content: dict) -> None:
         "date": datetime.date.today().isoformat(),
         "command": " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]]),
         "machine": machine(device),
-        "load_average": [round(load, 1) for load in os.getloadavg()],  # of others too
+        "load_average": [round(load, 1) for load in os.getloadavg()],  # includes other programs
         "torch": torch.__version__,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""Memory and time of the per-sample state of the FastCLIP family at 100 million samples.
+"""Measures memory and time of the FastCLIP family's per-sample state at 100 million samples.
 
     python benchmarks/sample_table.py --num-samples 100000000 --batch-size 4096
 
-Resident memory is read before and after the table is made and written all over. Writes a dated JSON
-file into benchmarks/results/.
+Reads the resident memory before and after the table is created and written in full. Writes
+`sample_table.json` into benchmarks/results/.
 """
 
 import argparse

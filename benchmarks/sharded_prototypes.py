@@ -1,12 +1,13 @@
-"""The prototype network shared out over processes: time, bytes, and what communication takes.
+"""Measures time, bytes and communication of a prototype network sharded over ranks.
 
     python benchmarks/sharded_prototypes.py --processes 2 --batch-size 512
 
-Starts the processes (gloo, one thread each) on this machine. They share the network out, take turns
-with rank 0 alone holding all of it, and with one all-reduce of B maxima and one of B sums in place
-of the fused one. Times are seconds of the clock of one training step's network (its inner steps and
-readings), as medians; the processes should have a core each. Communication is what the collectives
-take, waiting for the other ranks included. Writes a dated JSON file into benchmarks/results/.
+Starts the ranks (gloo, one thread each) on this machine. Three forms take turns: the sharded
+network; the sharded network with two all-reduces (of B maxima and of B sums) instead of the fused
+one; and rank 0 alone with the full network. Times are medians of the wall time of the network in
+one training step (inner steps and predictions). Each rank should have its own core. Communication
+is the time in collectives, including the wait for other ranks. Writes
+`sharded_prototypes_RANKS_bBATCH.json` into benchmarks/results/.
 """
 
 import argparse
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def two_reductions(value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
-    """`logsumexp_over_ranks` the usual way: maxima, then sums."""
+    """`logsumexp_over_ranks` with two all-reduces: maxima, then sums."""
     if not collectives.is_active():
         return value
     top = collectives.max_over_ranks(value.clone())
@@ -43,7 +44,7 @@ def two_reductions(value: torch.Tensor, bound: torch.Tensor) -> torch.Tensor:
 
 
 class Network:
-    """A prototype network and the batch it reads."""
+    """A prototype network with a batch."""
 
     def __init__(self, args: argparse.Namespace):
         loss = create_loss(
@@ -73,14 +74,14 @@ class Network:
         self.kept = sum(each.numel() * each.element_size() for each in self.normalizer.buffers())
 
     def step(self) -> float:
-        """Seconds of a training step's network."""
+        """Runs the network's part of a training step and returns its seconds."""
         begin = time.perf_counter()
         self.normalizer.estimate(self.anchors)
         return time.perf_counter() - begin
 
 
 class Watch:
-    """Seconds and bytes of the all-reduces."""
+    """Measures seconds and bytes of the all-reduces."""
 
     def __init__(self) -> None:
         self.seconds, self.bytes, self.calls = 0.0, 0, 0

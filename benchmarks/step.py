@@ -1,20 +1,21 @@
-"""Time and peak memory of one training step by part, for several methods side by side.
+"""Measures time and peak memory of a training step by part, for several methods side by side.
 
     python benchmarks/step.py --model ViT-B-32 --batch-size 64 --num-prototypes 4096 --repeats 5
     python benchmarks/step.py --model glyph-tiny --methods all --train-data demo/train
 
-The methods take turns in one process, over the same towers, so that a noisy machine is noisy for
-all of them; each round gives ratios to `openclip`, whose median is reported. The parts:
+The methods take turns in one process with the same encoders, so that noise of the machine affects
+all of them. Each round gives ratios to `openclip`; their median is reported. The parts:
 
     data       waiting for the next batch (with --train-data; otherwise batches are random)
-    encode     the towers, forwards          backward    all of the backward pass
-    gather     embeddings of all processes   optimizer   norm of the gradient, and AdamW
-    loss       logits of the batch           normalizer  NPN: the prototypes' inner steps, tables
+    encode     forward pass of the encoders  backward    the full backward pass
+    gather     embeddings of all ranks       optimizer   norm of the gradient, and AdamW
+    loss       logits of the batch           normalizer  prototypes, pool, tables
     other      the rest of the step
 
-Memory is counted by torch's profiler in steps of their own, after the timed ones: bytes of tensors
-above what was there when the step began, at their peak within each part; on CUDA without the
-workspaces of libraries. What the machine cannot do is said before anything is timed.
+torch's profiler counts the memory in separate steps after the timed ones: the peak of the tensors'
+bytes in each part, above the bytes at the start of the step; on CUDA without library workspaces.
+The script checks the machine's memory before it times anything. Writes
+`step_parts_MODEL_bBATCH_mPROTOTYPES_DEVICE.json` into benchmarks/results/.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--num-prototypes", type=int, default=4096)
     parser.add_argument("--methods", nargs="+", default=["openclip", "neuclip", PAPER])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--train-data", help="real batches; by default random ones")
+    parser.add_argument("--train-data", help="train on this data; by default on random batches")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
@@ -76,7 +77,7 @@ def arguments() -> argparse.Namespace:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all contenders share."""
+    """The parts that all contenders share."""
 
     args: argparse.Namespace
     clip: Clip
@@ -87,7 +88,7 @@ class Setting:
 
 
 class Contender:
-    """One method over the shared towers."""
+    """One method with the shared encoders."""
 
     def __init__(self, name: str, setting: Setting) -> None:
         self._setting, self._timer = setting, StepTimer(setting.device)
@@ -112,7 +113,7 @@ class Contender:
             yield
 
     def run(self) -> dict[str, float]:
-        """Seconds of one step by part, and in all."""
+        """Runs one step; returns its seconds by part and in total."""
         with gathers_counted(self._part):
             start, start_cpu = time.perf_counter(), time.process_time()
             self._timer.reset()
@@ -125,7 +126,7 @@ class Contender:
             return {**seconds, "total": total, "cpu": cpu}
 
     def memory(self) -> dict[str, float]:
-        """MiB of tensors at their peak in each part of one step."""
+        """Peak memory of one step's tensors by part, in MiB."""
         activities = [ProfilerActivity.CPU]
         if self._setting.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
@@ -136,7 +137,7 @@ class Contender:
 
 
 def values_for(name: str, num_prototypes: int) -> tuple[str, dict[str, object]]:
-    """A contender's method, and the settings that it cannot do without."""
+    """A contender's method and the settings that it needs."""
     method = "neuclip" if name == PAPER else name
     fields = METHODS[method].settings.model_fields
     values = {"num_prototypes": num_prototypes, "gamma_decay_epochs": 10.0}
@@ -150,7 +151,7 @@ def values_for(name: str, num_prototypes: int) -> tuple[str, dict[str, object]]:
 
 @contextmanager
 def gathers_counted(part: Callable) -> Iterator[None]:
-    """Counts the exchange of embeddings between processes as a part of its own."""
+    """Times the exchange of embeddings between ranks as a separate part."""
     names = ("gather", "gather_constant", "scatter_sum")
     before = {name: getattr(collectives, name) for name in names}
 
@@ -171,7 +172,7 @@ def gathers_counted(part: Callable) -> Iterator[None]:
 
 
 def peaks(profiler: profile, device: torch.device) -> dict[str, float]:
-    """The most memory above the start of a step, by the innermost part at the time."""
+    """Peak memory above the start of a step, by innermost part."""
     events = profiler.profiler.kineto_results.events()
     parts = [
         (event.start_ns(), event.start_ns() + event.duration_ns(), event.name().removeprefix(MARK))
@@ -189,24 +190,24 @@ def peaks(profiler: profile, device: torch.device) -> dict[str, float]:
         now += change
         inside = [part for part in parts if part[0] <= moment <= part[1]]
         if inside:
-            name = max(inside)[2]  # the one that began last
+            name = max(inside)[2]  # the part that started last
             peak[name] = max(peak.get(name, 0), now)
     return {name: round(value / 2**20, 1) for name, value in peak.items()}
 
 
-# --- what the machine can do ----------------------------------------------------------------
+# --- the machine ------------------------------------------------------------------------------
 
 
 def check_memory(clip: Clip, args: argparse.Namespace, device: torch.device) -> float:
-    """GiB that the benchmark will need, at least.
+    """A lower bound of the memory that the benchmark needs, in GiB.
 
-    Weights, gradients and two moments; what the backward pass keeps for a pair (measured on two),
-    times the batch; and the prototypes with their pools and moments.
+    It counts weights, gradients and two moments; the tensors that the backward pass keeps per pair
+    (measured on two), times the batch; and the prototypes with their pools and moments.
 
     Raises:
-        UserError: that is more than is free.
+        UserError: the bound exceeds the free memory.
     """
-    saved: dict[int, int] = {}  # by storage: views of weights are saved too, and cost nothing
+    saved: dict[int, int] = {}  # bytes by storage; saved views of weights cost nothing
     weights = {p.untyped_storage().data_ptr() for p in clip.towers.parameters()}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -219,7 +220,7 @@ def check_memory(clip: Clip, args: argparse.Namespace, device: torch.device) -> 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         images = two.images.to(device, clip.input_dtype)
         with clip.autocast(device):
-            outputs = clip.towers(images, two.tokens.to(device))  # keeps what was saved alive
+            outputs = clip.towers(images, two.tokens.to(device))  # keeps the saved tensors alive
     towers = 4 * sum(p.nbytes for p in clip.towers.parameters())
     network = (
         2 * 4 * 4 * args.num_prototypes * clip.embed_dim
@@ -239,7 +240,7 @@ def check_memory(clip: Clip, args: argparse.Namespace, device: torch.device) -> 
 
 
 def free_memory(device: torch.device) -> float:
-    """GiB."""
+    """Free memory in GiB."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / 2**30
     fields = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -263,7 +264,7 @@ def random_batch(clip: Clip, size: int) -> Batch:
 
 
 def batches(args: argparse.Namespace, clip: Clip) -> tuple[Callable[[], Batch], int]:
-    """What gives the next batch, and the bound of sample ids."""
+    """A function that returns the next batch, and the bound of the sample ids."""
     if args.train_data is None:
         batch = random_batch(clip, args.batch_size)
         return (lambda: batch), args.batch_size
@@ -298,7 +299,7 @@ def main() -> None:
         needed = check_memory(clip, args, device)
         next_batch, num_samples = batches(args, clip)
     except UserError as error:
-        raise SystemExit(f"cannot be measured here: {error}") from None
+        raise SystemExit(f"cannot measure on this machine: {error}") from None
     print(f"needs {needed:.1f} GiB, {free_memory(device):.1f} are free", flush=True)
     optimizer = Optimizer(clip.towers, RunConfig().resolved().optim, 1000)
     setting = Setting(args, clip, device, optimizer, next_batch, num_samples)
@@ -312,7 +313,7 @@ def main() -> None:
     for name, row in methods.items():
         print(
             f"{name:12} {row['seconds']['total']:8.3f} s  {row['ratio_to_openclip']:.3f} x openclip"
-            f" ({row['cpu_ratio_to_openclip']:.3f} of the processors' seconds)"
+            f" ({row['cpu_ratio_to_openclip']:.3f} in CPU seconds)"
             f"  normalizer {row['normalizer_share']:.2%}  peak {max(row['peak_mib'].values())} MiB"
         )
     if not args.no_save:

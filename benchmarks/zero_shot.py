@@ -1,18 +1,18 @@
-"""What zero-shot judging costs beside the encoder: reading, class vectors, scores, metrics.
+"""Measures the cost of zero-shot evaluation beside the encoder: reading, class vectors, metrics.
 
     python benchmarks/zero_shot.py --samples 50000 --rate 200 --workers 2
 
-The encoder is a stand-in that takes a given time for each picture and does nothing else, as a GPU
-does for the process that waits for it. A text takes a tenth of a picture's time (ViT-B/32's text
-tower has two thirds of its image tower's operations: a tenth leaves less time to hide things in).
-The set has 1000 classes, 80 templates, and JPEGs of 224 pixels in DataComp's layout.
+The encoder is a stand-in that waits for a given time per image, as a process waits for its GPU. A
+text takes a tenth of an image's time. (ViT-B/32's text encoder has two thirds of its image
+encoder's operations; a tenth hides less of the other costs.) The set has 1000 classes, 80 templates
+and JPEGs of 224 pixels in DataComp's layout.
 
-Prints the whole time over the encoder's, where the rest went (before the encoder's first call,
-between calls, after its last), and processor time, which other programs on the machine hardly
-change: that of the main thread outside of the encoder, which adds to the encoder's time; that of
-cutting texts into tokens, which a second thread does meanwhile; and that of the readers for a
-picture: times the rate, it is the number of cores that they need. Writes a JSON file with a date
-into benchmarks/results/.
+Prints the total time divided by the encoder's time; the rest of the time before the encoder's first
+call, between calls and after its last call; and CPU time, which hardly depends on other programs.
+CPU time is given for the main thread outside the encoder, which adds to the encoder's time; for
+tokenization in a second thread, which overlaps; and for the readers per image. The readers' time
+multiplied by the rate is the number of cores that they need. Writes `zero_shot.json` into
+benchmarks/results/.
 """
 
 import argparse
@@ -39,13 +39,13 @@ from neuclip.model.clip import build_clip
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, TEMPLATES, DIM = 1000, 80, 512
-AUTOGROUP = Path("/proc/self/autogroup")  # where the kernel shares time out by session
+AUTOGROUP = Path("/proc/self/autogroup")  # exists where the kernel schedules by session
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=50_000)
-    parser.add_argument("--rate", type=float, default=500, help="pictures a second of the encoder")
+    parser.add_argument("--rate", type=float, default=500, help="images per second of the encoder")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--no-save", action="store_true")
@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Waiting:
-    """An encoder that takes its time; texts take a tenth of a picture's."""
+    """An encoder that waits; a text takes a tenth of an image's time."""
 
     def __init__(self, rate: float) -> None:
         clip = build_clip("ViT-B-32", "fp32", torch.device("meta"))
@@ -82,10 +82,10 @@ def make_set(folder: Path, samples: int) -> None:
     import numpy as np
 
     chance = np.random.default_rng(0)
-    pictures = [photograph(224, chance) for _ in range(min(samples, 200))]
+    images = [photograph(224, chance) for _ in range(min(samples, 200))]
     folder.mkdir(parents=True)
     rows = (
-        (f"s{n:07}", {"jpg": pictures[n % len(pictures)], "cls": str(n % CLASSES).encode()})
+        (f"s{n:07}", {"jpg": images[n % len(images)], "cls": str(n % CLASSES).encode()})
         for n in range(samples)
     )
     sizes = write_shards(folder / "test", rows, 5000)
@@ -94,7 +94,7 @@ def make_set(folder: Path, samples: int) -> None:
     (folder / "test" / "nshards.txt").write_text(str(len(sizes)))
     names = "\n".join(f"class number {n}" for n in range(CLASSES))
     (folder / "classnames.txt").write_text(names + "\n")
-    templates = "\n".join(f"picture {n} of a {{c}}." for n in range(TEMPLATES))
+    templates = "\n".join(f"image {n} of a {{c}}." for n in range(TEMPLATES))
     (folder / "zeroshot_classification_templates.txt").write_text(templates + "\n")
 
 
@@ -110,7 +110,7 @@ def main() -> None:
         Benchmark(encoder, settings).judge(open_task(Path(folder), task))
         end = time.perf_counter()
         thread, cpu = time.thread_time() - thread, time.process_time() - cpu
-        whole = end - start
+        total = end - start
     reading = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = {
         "command": " ".join(["python", *sys.argv]),
@@ -119,9 +119,9 @@ def main() -> None:
         "load_average_15_minutes": round(os.getloadavg()[2], 1),
         "priority": AUTOGROUP.read_text().strip() if AUTOGROUP.exists() else os.nice(0),
         **{key: vars(args)[key] for key in ("samples", "rate", "workers", "batch_size")},
-        "seconds": round(whole, 2),
+        "seconds": round(total, 2),
         "encoder_seconds": round(encoder.seconds, 2),
-        "over_encoder": round(whole / encoder.seconds, 4),
+        "over_encoder": round(total / encoder.seconds, 4),
         "seconds_before_encoder": round(encoder.first - start, 2),
         "seconds_between_calls": round(encoder.last - encoder.first - encoder.seconds, 2),
         "seconds_after_encoder": round(end - encoder.last, 2),
