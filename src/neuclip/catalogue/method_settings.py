@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Gradient = Literal["detached", "full", "union"]
+from neuclip.method.choices import (
+    Amortization,
+    GammaSchedule,
+    PredictionGradient,
+    PrototypeOptimizer,
+    TemperatureGradient,
+)
+
 Refresh = Literal["restart", "fifo", "rolling"]
-PrototypeOptimizer = Literal["adagrad_norm", "adagrad", "adam", "sgd"]
-GammaSchedule = Literal["cosine", "constant"]
-TemperatureGradient = Literal["exact", "fastclip"]
-Amortization = Literal["log_l2", "kl_div_asym", "js_div"]
 
 
 def setting(
@@ -286,7 +289,7 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
         "restart: all prototypes every restart_steps; fifo: the newest embeddings replace the "
         "oldest at every step; rolling: a share of 1/restart_steps is replaced at every step",
     )
-    gradient: Gradient = setting(
+    gradient: PredictionGradient = setting(
         "full",
         "detached: the prediction is a constant for the towers; full: the objective is "
         "differentiated through the prediction; union: prototypes act as extra negatives",

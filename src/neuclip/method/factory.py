@@ -25,6 +25,7 @@ from neuclip.catalogue.method_settings import (
 )
 from neuclip.catalogue.registry import method_settings
 from neuclip.errors import UserError
+from neuclip.method.choices import TemperatureOptimizer
 from neuclip.method.losses.amorlip import AmorLIPLoss
 from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss, Objective
 from neuclip.method.losses.individual import IndividualContrastiveLoss
@@ -37,7 +38,7 @@ from neuclip.method.normalizers.moving_average import AnchorRate, MovingAverageN
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
 from neuclip.method.notation import Normalizer
 from neuclip.method.schedule import Gamma
-from neuclip.method.temperature import IndividualTemperature, Kind, TemperatureRule
+from neuclip.method.temperature import IndividualTemperature, TemperatureRule
 from neuclip.parallel.collectives import Slice
 
 POOL_BATCHES = 128
@@ -279,7 +280,9 @@ def _moving_average(settings: StabilisedSettings, run: Run, rate: Rate) -> Norma
     return MovingAverageNormalizer(_num_samples(settings, run), rate, settings.epsilon)
 
 
-def _rule(settings: IndividualTemperatureSettings, kind: Kind) -> TemperatureRule:
+def _rule(
+    settings: IndividualTemperatureSettings, optimizer: TemperatureOptimizer
+) -> TemperatureRule:
     """How individual temperatures move.
 
     Raises:
@@ -297,7 +300,7 @@ def _rule(settings: IndividualTemperatureSettings, kind: Kind) -> TemperatureRul
         low=low,
         high=high,
         rho=settings.rho,
-        kind=kind,
+        optimizer=optimizer,
     )
 
 

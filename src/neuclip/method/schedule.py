@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+
+from neuclip.method.choices import GammaSchedule
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Gamma:
     """
 
     final: float
-    schedule: Literal["cosine", "constant"]
+    schedule: GammaSchedule
     decay_epochs: float
     steps_per_epoch: int
 

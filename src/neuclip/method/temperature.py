@@ -13,16 +13,14 @@ Three ways to step, all at a sample's visit only:
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from neuclip.method.choices import TemperatureOptimizer
 from neuclip.method.notation import Anchors
 from neuclip.method.sample_table import SampleTable
-
-Kind = Literal["momentum", "adam", "fastclip"]
 
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
@@ -37,8 +35,8 @@ class TemperatureRule:
         low: lower bound.
         high: upper bound.
         rho: regulariser.
-        kind: see the module.
-        beta: for `momentum`, the weight of the newest gradient.
+        optimizer: one of those above.
+        beta: weight of the newest gradient (`momentum`).
         clip: bound of the absolute gradient.
         steps_per_epoch: for `fastclip`.
     """
@@ -48,7 +46,7 @@ class TemperatureRule:
     low: float
     high: float
     rho: float
-    kind: Kind
+    optimizer: TemperatureOptimizer
     beta: float = 0.9
     clip: float = math.inf
     steps_per_epoch: int = 1
@@ -66,7 +64,7 @@ class IndividualTemperature(nn.Module):
         super().__init__()
         self.rule = rule
         self.step_count = 0
-        moments = 1 if rule.kind == "momentum" else 2
+        moments = 1 if rule.optimizer == "momentum" else 2
         self.table = SampleTable(num_samples, (rule.initial,) * 2 + (0.0,) * 2 * moments)
 
     def read(self, sample_ids: Int64[Tensor, " local"]) -> Float[Tensor, "2 local"]:
@@ -100,12 +98,12 @@ class IndividualTemperature(nn.Module):
 
     def _move(self, grad: Tensor, moments: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The direction of the step, and the new moments."""
-        if self.rule.kind == "momentum":
+        if self.rule.optimizer == "momentum":
             (first,) = moments
             first = first + self.rule.beta * (grad - first)
             return first, [first]
         first, second = moments
-        if self.rule.kind == "adam":
+        if self.rule.optimizer == "adam":
             new = second == 0
             first = torch.where(new, grad, _BETA1 * first + (1 - _BETA1) * grad)
             second = torch.where(new, grad**2, _BETA2 * second + (1 - _BETA2) * grad**2)

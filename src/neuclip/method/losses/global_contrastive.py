@@ -13,17 +13,15 @@ FastCLIP-v0 and v1 leave out the factor tau and rho; v1 and SogCLR hold tau cons
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neuclip.method.choices import TemperatureGradient
 from neuclip.method.losses.pair_loss import PairLoss, anchors_of
 from neuclip.method.notation import Anchors, Normalizer, Pairs
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient, log_plus
-
-TemperatureGradient = Literal["exact", "fastclip"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,6 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -34,6 +33,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from neuclip.method.choices import Amortization
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.notation import Anchors
 from neuclip.method.objective import bounded_exp
@@ -41,8 +41,6 @@ from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
 
 ANCHORS_AT_ONCE = 2**13
-
-Amortization = Literal["log_l2", "kl_div_asym", "js_div"]
 
 
 @dataclass(frozen=True)

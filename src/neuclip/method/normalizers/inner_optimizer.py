@@ -4,15 +4,12 @@ State tensors carry the same leading `side` axis as the prototypes. A matrix of 
 shared out over ranks; only `adagrad_norm` needs to know, for its sum of squares runs over all rows.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neuclip.method.choices import PrototypeOptimizer
 from neuclip.parallel import collectives
-
-Kind = Literal["adagrad_norm", "adagrad", "adam", "sgd"]
 
 _TINY = 1e-10
 _ADAM_BETA1, _ADAM_BETA2, _ADAM_EPS = 0.9, 0.999, 1e-8
@@ -31,9 +28,9 @@ class InnerOptimizer(nn.Module):
     momentum: Tensor
     count: Tensor
 
-    def __init__(self, kind: Kind, lr: float, like: Tensor) -> None:
+    def __init__(self, kind: PrototypeOptimizer, lr: float, like: Tensor) -> None:
         super().__init__()
-        self.kind: Kind = kind
+        self.kind: PrototypeOptimizer = kind
         self.lr = lr
         per_side = torch.zeros(like.shape[0], *(1,) * (like.ndim - 1), dtype=like.dtype)
         self.register_buffer(

@@ -36,16 +36,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from neuclip.errors import UserError
+from neuclip.method.choices import PredictionGradient, PrototypeOptimizer
 from neuclip.method.normalizers.embedding_ring import NOBODY, EmbeddingRing
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
-from neuclip.method.normalizers.inner_optimizer import Kind as OptimizerKind
 from neuclip.method.notation import Anchors
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus, mix
 from neuclip.method.schedule import Gamma
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import Slice
 
-Gradient = Literal["detached", "full", "union"]
 Refresh = Literal["restart", "fifo", "rolling"]
 
 _EXCLUDED = -1e30
@@ -60,9 +59,9 @@ class NetworkSettings:
     inner_steps: int
     restart_steps: int
     prototype_lr: float
-    prototype_optimizer: OptimizerKind
+    prototype_optimizer: PrototypeOptimizer
     refresh: Refresh
-    gradient: Gradient
+    gradient: PredictionGradient
     log_weights: bool
     gradient_prototypes: int | None = None
 
