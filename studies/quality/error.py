@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.method.losses.individual import IndividualContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
@@ -58,11 +57,9 @@ def error_of(
     for rows, own_scales in zip(chosen.split(batch), scales.split(batch, 1), strict=True):
         own = features[:, rows]
         minibatch.append(exact_of(own, torch.arange(batch), own_scales, loss.epsilon))
-        try:
-            answer = loss.predict_log_normalizers(own[0], own[1], torch.tensor(scale), ids[rows])
-        except UserError:  # the sigmoid loss has none
-            continue
-        predicted.append(torch.stack([answer.image, answer.text]))
+        if loss.predicts_log_normalizers:
+            scale_tensor = torch.tensor(scale)
+            predicted.append(loss.predict_log_normalizers(*own, scale_tensor, ids[rows]))
     found = {"anchors": float(len(chosen))}
     found |= summary("minibatch_", torch.cat(minibatch, 1) - exact)
     return found | (summary("", torch.cat(predicted, 1) - exact) if predicted else {})

@@ -147,11 +147,10 @@ def _train(task: Task, state: dict[str, Any] | None) -> Result:
         scale_grads.append(torch.zeros(()).double() if scale.grad is None else scale.grad)
         bias_grads.append(torch.zeros(()).double() if bias.grad is None else bias.grad)
     predicted = None
-    if task.name != "siglip":
-        normalizers = loss.predict_log_normalizers(
+    if loss.predicts_log_normalizers:
+        predicted = loss.predict_log_normalizers(
             leaf[0].detach(), leaf[1].detach(), scale.detach(), ids[own]
         )
-        predicted = torch.stack([normalizers.image, normalizers.text])
     return Result(
         losses,
         feature_grads,

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor
 
 from neuclip.data.samples import Damage
-from neuclip.method.notation import LogNormalizers
 
 RECALL_AT = (1, 5, 10)
 
@@ -68,8 +67,8 @@ class LogNormalizerPredictor(Protocol):
         image_features: Tensor,
         text_features: Tensor,
         logit_scale: Tensor,
-    ) -> LogNormalizers:
-        """Predictions for the pairs of one batch; features [batch, dim]."""
+    ) -> Tensor:
+        """Predictions for the image and text anchors of a batch, [2, batch]."""
         ...
 
 

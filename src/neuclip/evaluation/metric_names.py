@@ -81,5 +81,5 @@ METRICS = (
 MAIN_METRICS = tuple(m for m in METRICS if m.key in {"acc1", "mean_recall@1"})
 """The main metric of a split: the first of these that it has."""
 
-LOG_NORMALIZERS = ("log_normalizer", "batch_log_normalizer", "predicted_log_normalizer")
-"""Keys of training records: mean log-normalizers of the last batch."""
+LOG_NORMALIZERS = ("log_normalizer", "batch_log_inner", "predicted_log_normalizer")
+"""Keys of training records on log-normalizers: means over the last batch."""

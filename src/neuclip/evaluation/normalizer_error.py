@@ -100,10 +100,11 @@ def normalizer_error(
             batch = batch.to(image_features.device)
             images, texts = image_features[batch], text_features[batch]
             with collectives.alone(), torch.no_grad():
-                answer = loss.predict_log_normalizers(images, texts, scale)
+                predicted = loss.predict_log_normalizers(images, texts, scale)
                 minibatch = exact_log_normalizers(images, texts, logit_scale, loss.epsilon)
-            predicted = torch.stack([answer.image, answer.text]).to(minibatch)
-            found.append(torch.stack([predicted, minibatch])[..., : count - start].cpu())
+            found.append(
+                torch.stack([predicted.to(minibatch), minibatch])[..., : count - start].cpu()
+            )
         return found
 
     with loss.whole():

@@ -31,14 +31,6 @@ def no_section(name: str) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
-class LogNormalizers:
-    """log(epsilon + g) of the image anchors and of the text anchors of a batch."""
-
-    image: Float[Tensor, " anchors"]
-    text: Float[Tensor, " anchors"]
-
-
-@dataclass(frozen=True)
 class Pairs:
     """This rank's pairs of a global batch."""
 
@@ -115,26 +107,4 @@ class SharedOut(Protocol):
 
     def gathered(self) -> AbstractContextManager[None]:
         """All of its state on every rank meanwhile, to predict from; all ranks enter together."""
-        ...
-
-
-@runtime_checkable
-class ContrastiveLoss(Protocol):
-    """A loss that drops into anybody's training loop (open_clip's calling convention)."""
-
-    def __call__(
-        self,
-        image_features: Float[Tensor, "local dim"],
-        text_features: Float[Tensor, "local dim"],
-        logit_scale: Float[Tensor, ""],
-        logit_bias: Float[Tensor, ""] | None = None,
-        *,
-        sample_ids: Int64[Tensor, " local"] | None = None,
-        output_dict: bool = False,
-    ) -> Tensor | dict[str, Tensor]:
-        """The loss of a batch of pairs, as a scalar or as `{"contrastive_loss": scalar}`."""
-        ...
-
-    def metrics(self) -> dict[str, float]:
-        """Diagnostics of the last call."""
         ...

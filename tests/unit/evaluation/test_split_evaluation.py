@@ -12,7 +12,6 @@ from neuclip.evaluation.normalizer_error import exact_log_normalizers
 from neuclip.evaluation.results import read_gallery
 from neuclip.evaluation.split_evaluation import JudgeSettings, judge_split
 from neuclip.evaluation.splits import open_split
-from neuclip.method.notation import LogNormalizers
 
 SETTINGS = JudgeSettings(batch_size=3, workers=0, normalizer_batch_size=3)
 ZERO_SHOT = {"acc1", "acc5", "mean_per_class_recall", "num_classes", "num_samples", "chance"}
@@ -29,8 +28,8 @@ class BatchLoss(nn.Module):
 
     def predict_log_normalizers(self, image_features, text_features, logit_scale, sample_ids=None):
         assert sample_ids is None
-        both = exact_log_normalizers(image_features, text_features, float(logit_scale), 1e-8)
-        return LogNormalizers(*both.float())
+        scale = float(logit_scale)
+        return exact_log_normalizers(image_features, text_features, scale, 1e-8).float()
 
 
 class ForgetfulLoss(BatchLoss):

@@ -106,6 +106,7 @@ def test_the_sigmoid_loss_asks_for_its_bias():
     assert loss.initial_logit_bias == -10.0
     with pytest.raises(UserError, match=r"needs a learnable logit_bias.*-10"):
         call(loss, unit(3), unit(3), bias=False)
+    assert not loss.predicts_log_normalizers
     with pytest.raises(UserError, match="no log-normalizers"):
         loss.predict_log_normalizers(unit(3), unit(3), SCALE)
 

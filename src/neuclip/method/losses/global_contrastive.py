@@ -108,7 +108,7 @@ class GlobalContrastiveLoss(PairLoss):
         self.note(
             {
                 "log_normalizer": log_normalizer.mean(),
-                "batch_log_normalizer": anchors.log_inner.mean(),
+                "batch_log_inner": anchors.log_inner.mean(),
                 "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
                 **self.normalizer.metrics(),
             }

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neuclip.errors import UserError
 from neuclip.method.inputs import check_layout, check_shapes, check_values
-from neuclip.method.notation import Anchors, LogNormalizers, Pairs, Section, SharedOut, no_section
+from neuclip.method.notation import Anchors, Pairs, Section, SharedOut, no_section
 from neuclip.method.softmax.log_inner import log_inner
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
@@ -50,6 +50,11 @@ class PairLoss(nn.Module):
         """
         self.section = section
         self.equal_batches = equal_batches
+
+    @property
+    def predicts_log_normalizers(self) -> bool:
+        """Whether the loss has log-normalizers to predict: whether it defines `predict`."""
+        return type(self).predict is not PairLoss.predict
 
     def pair_loss(
         self,
@@ -113,11 +118,14 @@ class PairLoss(nn.Module):
         text_features: Float[Tensor, "*texts"],
         logit_scale: Float[Tensor, ""],
         sample_ids: Tensor | None = None,
-    ) -> LogNormalizers:
-        """log(epsilon + g) of these anchors as the method predicts it; changes no state.
+    ) -> Float[Tensor, "2 local"]:
+        """Predicts log(epsilon + g) of the image anchors and of the text anchors; keeps all state.
 
-        Methods that know only the batch estimate it from the batch given, and so do methods that
-        remember samples, for samples they have not seen or without `sample_ids`.
+        Methods without a memory estimate it from the batch. Methods with a state per sample do so
+        too, for samples they have not seen and where `sample_ids` is not given.
+
+        Raises:
+            UserError: the loss has no log-normalizers (see `predicts_log_normalizers`).
         """
         layout = (
             collectives.layout_of
@@ -125,8 +133,7 @@ class PairLoss(nn.Module):
         pairs = self._prepare(image_features, text_features, sample_ids, layout)
         scale = logit_scale.to(pairs.features.dtype)
         with torch.autocast(scale.device.type, enabled=False):
-            predicted = self.predict(pairs, scale)
-        return LogNormalizers(image=predicted[0], text=predicted[1])
+            return self.predict(pairs, scale)
 
     @contextmanager
     def whole(self) -> Generator[None]:
