@@ -1,16 +1,19 @@
 """The paths of a run folder. Imports no torch, so that the report and the help start at once.
 
 <logs>/<name>/
-config.yaml         the settings as asked for, with the sizes they came to
-metrics.jsonl       one JSON record a line
-out.log             what the terminal showed
-data_report.json    corrupt samples and shards that were met
+config.yaml         the settings as given, with the sizes derived from them
+metrics.jsonl       one JSON record per line
+out.log             the terminal's output
+data_report.json    corrupt samples and shards
+nonfinite_step_N_rank_R.json    the batch of a step with NaN or infinity
 trace.json          the profiler's trace (--profile)
-report.html         the page of `neuclip report`, where no other was asked for
+report.html         the page of `neuclip report`, unless --out names another
 checkpoints/        epoch_N.pt, iter_N.pt, epoch_latest.pt, SHA256SUMS
 eval_results/       epoch_N_eval_results.jsonl, gallery_SPLIT.json, outcomes/
+params.txt          open_clip's record of its flags, in run folders of open_clip
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,9 @@ LATEST = "epoch_latest.pt"
 """The newest checkpoint of a run: a second name of its file."""
 EVAL_RESULTS = "eval_results"
 PLAIN = "weights"
-"""In the name of results of a checkpoint's weights, where it holds their moving average too."""
+"""Marks results of a checkpoint's weights in file names, if the checkpoint also holds their moving
+average."""
+_CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,40 @@ class RunFolder:
 
     path: Path
 
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
+        """The run folder of a checkpoint; for a checkpoint elsewhere, the folder it is in."""
+        folder = checkpoint.parent
+        return cls(folder.parent if folder.name == _CHECKPOINTS else folder)
+
     @property
     def config(self) -> Path:
-        """The settings as asked for, with the sizes they came to."""
+        """The settings as given, with the sizes derived from them."""
         return self.path / "config.yaml"
 
     @property
+    def open_clip_flags(self) -> Path:
+        """open_clip's record of a run's flags, in run folders of open_clip."""
+        return self.path / "params.txt"
+
+    @property
     def metrics(self) -> Path:
-        """The records: one JSON object a line."""
+        """The records: one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
-        """What the terminal showed."""
+        """The terminal's output."""
         return self.path / "out.log"
 
     @property
     def data_report(self) -> Path:
-        """Corrupt samples and shards that were met."""
+        """Corrupt samples and shards."""
         return self.path / "data_report.json"
+
+    def nonfinite_step(self, step: int, rank: int) -> Path:
+        """The batch of a step with NaN or infinity, as one rank read it."""
+        return self.path / f"nonfinite_step_{step}_rank_{rank}.json"
 
     @property
     def trace(self) -> Path:
@@ -60,7 +80,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
-        return self.path / "checkpoints"
+        return self.path / _CHECKPOINTS
 
     @property
     def latest(self) -> Path:
@@ -68,7 +88,7 @@ class RunFolder:
         return _newer_form(self.checkpoints / LATEST)
 
     def epoch_checkpoint(self, epoch: int) -> Path:
-        """The checkpoint after `epoch` whole epochs."""
+        """The checkpoint after `epoch` full epochs."""
         return _newer_form(self.checkpoints / f"epoch_{epoch}.pt")
 
     def step_checkpoint(self, step: int) -> Path:
@@ -85,18 +105,31 @@ class RunFolder:
 
         Args:
             epoch: of the checkpoint.
-            plain: for the weights of a run that is evaluated by their moving average.
+            plain: results of the weights, for a run that is evaluated by their moving average.
         """
         return self.results_of(f"epoch_{epoch}", plain=plain)
 
     def results_of(self, checkpoint: str, *, plain: bool = False) -> Path:
-        """Evaluation results of a checkpoint by its name, as `results`."""
+        """Evaluation results of a checkpoint by its name; see `results`."""
         name = f"{checkpoint}_{PLAIN}" if plain else checkpoint
         return self.eval_results / f"{name}_eval_results.jsonl"
+
+    def results_by_epoch(self) -> dict[int, Path]:
+        """The existing results of epochs, in their order; without those of plain weights."""
+        found = {
+            int(match[1]): path
+            for path in self.eval_results.glob("epoch_*_eval_results.jsonl")
+            if (match := re.fullmatch(r"epoch_(\d+)_eval_results\.jsonl", path.name))
+        }
+        return dict(sorted(found.items()))
 
     def gallery(self, split: str) -> Path:
         """The gallery of a split."""
         return self.eval_results / f"gallery_{split}.json"
+
+    def galleries(self) -> list[Path]:
+        """The existing galleries, by name."""
+        return sorted(self.eval_results.glob("gallery_*.json"))
 
     def split_outcomes(self, split: str) -> Path:
         """Outcomes per sample of a split's latest evaluation."""
@@ -114,7 +147,7 @@ def outcomes_path(results: Path, key: str) -> Path:
 
 
 def _newer_form(file: Path) -> Path:
-    """The file, or the folder of a sharded checkpoint, whichever was written last; else the file.
+    """The file, or the folder of a sharded checkpoint, whichever is newer; else the file.
 
     A run that was continued with or without --fsdp may have both.
     """

@@ -14,7 +14,7 @@ from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.method.losses.individual import IndividualContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.objective import log_plus
-from neuclip.model.restore import RestoredRun, load_run
+from neuclip.model.load import CheckpointChoice, RestoredRun, load_run
 from neuclip.training.assemble import read_index
 
 ANCHORS = 4096
@@ -28,7 +28,7 @@ def training_error(folder: Path, epoch: int) -> dict[str, float]:
         folder: a run's.
         epoch: whose checkpoint.
     """
-    run = load_run(folder, epoch=epoch, device="cpu")
+    run = load_run(CheckpointChoice(folder, epoch=epoch), "cpu")
     features, ids = encode_training_pairs(run)
     error = error_of(features, ids, run.loss, run.logit_scale, run.global_batch_size)
     return {"epoch": float(epoch), "temperature": 1 / run.logit_scale, **error}

@@ -27,7 +27,7 @@ from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNorm
 from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import mix
 from neuclip.method.schedule import Gamma
-from neuclip.model.restore import load_run
+from neuclip.model.load import CheckpointChoice, load_run
 from neuclip.parallel.collectives import BatchLayout
 
 RESULTS = Path(__file__).parent / "results"
@@ -259,7 +259,7 @@ def shown(args: argparse.Namespace) -> list[str]:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
-    run = load_run(args.run, epoch=args.epoch, device="cpu")
+    run = load_run(CheckpointChoice(args.run, epoch=args.epoch), "cpu")
     wanted = {
         name: estimate
         for name, estimate in estimators(args.steps).items()

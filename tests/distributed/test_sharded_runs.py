@@ -7,10 +7,9 @@ import pytest
 import torch
 from tower_tasks import run, write_where_it_fails
 
-from neuclip.checkpoint import sharded, storage
+from neuclip.checkpoint import storage
 from neuclip.cli.app import main
-from neuclip.model.load import Choice, load_pretrained
-from neuclip.model.restore import load_run
+from neuclip.model.load import CheckpointChoice, load_pretrained, load_run
 from neuclip.training.records.sinks import read_records
 from tiny_models import VIT
 
@@ -108,7 +107,7 @@ def test_the_folder_holds_what_a_file_would(whole):
         "epoch_1", "epoch_2", "epoch_latest", "iter_3", "iter_6",
     ]  # fmt: skip
     assert (folder / "epoch_latest").resolve() == (folder / "epoch_2").resolve()
-    content = sharded.consolidate(folder / "epoch_2")
+    content = storage.load(folder / "epoch_2")
     assert content.keys() == {
         "epoch",
         "name",
@@ -130,15 +129,15 @@ def test_the_folder_holds_what_a_file_would(whole):
 def test_judged_and_read_like_any_other(whole):
     records = [r for r in read_records(whole / "metrics.jsonl") if r["kind"] == "eval"]
     assert [r["step"] for r in records] == [8]
-    restored = load_run(whole, device="cpu")
+    restored = load_run(CheckpointChoice(whole), "cpu")
     assert restored.path.name == "epoch_latest"
-    pretrained = load_pretrained(Choice(whole, epoch=1), "cpu")
+    pretrained = load_pretrained(CheckpointChoice(whole, epoch=1), "cpu")
     assert pretrained.arch == VIT
-    assert load_run(whole / "checkpoints" / "epoch_1", device="cpu").epoch == 1
+    assert load_run(CheckpointChoice(whole / "checkpoints" / "epoch_1"), "cpu").epoch == 1
 
 
 def test_exported_like_any_other(whole, tmp_path):
-    content = sharded.consolidate(whole / "checkpoints" / "epoch_2")
+    content = storage.load(whole / "checkpoints" / "epoch_2")
     for flags, key in (("--no-ema",), "state_dict"), ((), "ema_state_dict"):
         out = tmp_path / key
         assert main(["export", str(whole), "--out", str(out), *flags]) == 0
@@ -187,13 +186,13 @@ def test_auto_finds_the_newest_of_both_forms(tree, whole, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(whole / "checkpoints", folder, symlinks=True)
     part = next((folder / "epoch_2").glob("*.distcp"))
-    assert storage.newest_complete(folder) == folder / "epoch_2"
+    assert storage.newest_complete(folder).path == folder / "epoch_2"
     part.write_bytes(part.read_bytes()[:-1])  # damaged: the one before
-    assert storage.newest_complete(folder) == folder / "iter_6"
+    assert storage.newest_complete(folder).path == folder / "iter_6"
     with pytest.raises(storage.CheckpointError, match=r"__._0\.distcp is not as it was written"):
         storage.load(folder / "epoch_2")
-    storage.save(folder / "iter_7.pt", sharded.consolidate(folder / "iter_6"))
-    assert storage.newest_complete(folder) == folder / "iter_7.pt"
+    storage.save(folder / "iter_7.pt", storage.load(folder / "iter_6"))
+    assert storage.newest_complete(folder).path == folder / "iter_7.pt"
 
 
 @pytest.mark.parametrize("torn", ["partial", "no sums", "no metadata"])

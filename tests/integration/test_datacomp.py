@@ -301,7 +301,7 @@ def test_bad_input_of_the_command(data, run_folder, capsys, more, text):
 def test_without_an_architecture(data, run_folder, capsys):
     words = ["eval", str(run_folder), "--epoch", "2", "--data-dir", str(data[0])]
     assert main(words) == 2
-    assert "does not say of which architecture it is: give it, --arch" in capsys.readouterr().err
+    assert "does not record its architecture; name it, such as --arch" in capsys.readouterr().err
     (run_folder / "params.txt").write_text("logs: ./logs\nmodel: glyph-tiny\nname: name\n")
     assert main([*words, "--tasks", "mnist", "--workers", "0", "--device", "cpu"]) == 0
 

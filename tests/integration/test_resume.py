@@ -12,7 +12,7 @@ from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.config.recipes import read_yaml
 from neuclip.method import factory
-from neuclip.model.restore import load_run
+from neuclip.model.load import CheckpointChoice, load_run
 from neuclip.training.records.sinks import read_records
 
 from .conftest import kill_group, wait_for
@@ -148,7 +148,7 @@ def test_a_run_keeps_its_pool_whatever_the_default_becomes(demo, monkeypatch, ca
     kept = read_yaml(demo.logs / "pool" / "config.yaml")["method"]
     assert (kept["num_prototypes"], kept["gradient_prototypes"]) == (128 * 16, 32 * 16)
     assert main(["train", *demo.flags("pool", *quiet, "--resume", "latest")]) == 0
-    run = load_run(demo.logs / "pool", device="cpu")
+    run = load_run(CheckpointChoice(demo.logs / "pool"), "cpu")
     assert isinstance(run.config.method, NeuCLIPSettings)
     assert run.config.method.gradient_prototypes == 32 * 16
     assert run.loss.normalizer.settings.num_prototypes == 128 * 16

@@ -191,7 +191,7 @@ def test_bad_input_of_the_command(trained, capsys, address):
     port = re.search(r":(\d+)/", address)[1]
     for flags, words in (
         ([run, "--images", str(trained / "nowhere")], "nowhere"),
-        ([str(trained), "--images", data], "is no run folder"),
+        ([str(trained), "--images", data], "is neither a run folder"),
         ([run, "--images", data, "--port", "99999"], "--port: 99999 is out of range"),
         ([run, "--images", data, "--port", port], f"--port {port} is in use"),
     ):

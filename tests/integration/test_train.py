@@ -15,7 +15,7 @@ import torch
 from neuclip.catalogue.registry import METHODS
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
-from neuclip.model.restore import load_run
+from neuclip.model.load import CheckpointChoice, load_run
 from neuclip.training.records.sinks import read_records
 
 PUBLISHED = (
@@ -71,7 +71,7 @@ def test_open_clip_loads_the_checkpoint(demo):
     assert main(["train", *demo.flags("run", "--epochs", "1", "--val-frequency", "0")]) == 0
     path = demo.logs / "run" / "checkpoints" / "epoch_1.pt"
     model, _, _ = open_clip.create_model_and_transforms("glyph-tiny", pretrained=str(path))
-    restored = load_run(demo.logs / "run")
+    restored = load_run(CheckpointChoice(demo.logs / "run"))
     tokens = open_clip.get_tokenizer("glyph-tiny")(["latin small letter a"])
     with torch.no_grad():
         ours, theirs = restored.encoder.encode_text(tokens), model.eval().encode_text(tokens, True)

@@ -1,1 +1,1 @@
-"""What a run writes to continue from, and how it is read back."""
+"""Checkpoints: written during a run, and read back."""

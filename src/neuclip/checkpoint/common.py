@@ -1,4 +1,4 @@
-"""What checkpoints of both forms, a file and a sharded folder, have in common."""
+"""Errors, names and lists that both forms of a checkpoint share: a file and a sharded folder."""
 
 import shutil
 from pathlib import Path
@@ -10,11 +10,11 @@ SUMS = "SHA256SUMS"
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be written, read, or used here."""
+    """A checkpoint that cannot be written, read, or used by this run."""
 
 
 def not_written(path: Path, error: Exception) -> CheckpointError:
-    """What to say of a checkpoint that could not be written."""
+    """The error for a checkpoint that could not be written."""
     return CheckpointError(
         f"cannot write checkpoint {path}: {describe(error)}; free some space or choose another "
         "--logs folder; the checkpoints written before are complete"
@@ -22,7 +22,7 @@ def not_written(path: Path, error: Exception) -> CheckpointError:
 
 
 def not_plain(path: Path, why: str) -> CheckpointError:
-    """What to say of a checkpoint that holds more than tensors and values."""
+    """The error for a checkpoint that holds more than tensors and plain values."""
     return CheckpointError(
         f"checkpoint {path} is not a file of plain tensors and values, and is not loaded (it could "
         f"run code): {why}"
@@ -36,18 +36,27 @@ def neighbours(path: Path) -> str:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a folder: files, and folders that were written to the end."""
+    """The checkpoints of a folder: files, and complete sharded folders."""
     files = folder.glob("*.pt")
     folders = (path.parent for path in folder.glob(f"[!.]*/{SUMS}"))
     return [*files, *(path for path in folders if not path.is_symlink())]
 
 
 def remove(path: Path) -> None:
-    """Deletes a checkpoint, if it is there; a folder loses its name first."""
+    """Deletes a checkpoint if it exists. A folder is renamed first, so that no reader opens it."""
     if path.is_dir() and not path.is_symlink():
-        old = path.with_name(f".{path.name}.old")
+        old = path.with_name(f".{path.name}.old.partial")
         shutil.rmtree(old, ignore_errors=True)
         path.replace(old)
         shutil.rmtree(old)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Deletes what killed processes left half written or half deleted in a folder."""
+    for path in folder.glob(".*.partial"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The random numbers of a run's processes, saved and continued."""
+"""Saves and restores the random number generators of all ranks."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ from neuclip.parallel import collectives
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The states of all processes' generators; all call this together.
+    """Gathers the generator states of all ranks; a collective call.
 
     Returns:
-        `rng` and `cuda_rng` of the first process; `rngs` and `cuda_rngs` of all [processes, bytes].
+        `rng` and `cuda_rng` of the first rank; `rngs` and `cuda_rngs` of all ranks [ranks, bytes].
     """
     states = {"rng": torch.get_rng_state(), "cuda_rng": None}
     if device.type == "cuda":
         states["cuda_rng"] = torch.cuda.get_rng_state()
-    return states | {f"{name}s": _of_all(state, device) for name, state in states.items()}
+    return states | {f"{name}s": _gather(state, device) for name, state in states.items()}
 
 
-def _of_all(state: Tensor | None, device: torch.device) -> Tensor | None:
+def _gather(state: Tensor | None, device: torch.device) -> Tensor | None:
     if state is None:
         return None
     states = collectives.gather_constant(state.to(device))
@@ -28,16 +28,17 @@ def _of_all(state: Tensor | None, device: torch.device) -> Tensor | None:
 
 
 def restore_random_state(saved: dict[str, Any], device: torch.device, seed: int) -> None:
-    """Continues the generators.
+    """Restores the generators.
 
-    With another number of processes than saved, the first continues, and the others begin anew.
+    If the number of ranks has changed, only the first rank continues its generator; the others are
+    seeded with `seed` plus their rank.
 
     Args:
-        saved: what `random_state` returned; `rng` and `cuda_rng` alone, in older checkpoints.
+        saved: result of `random_state`; only `rng` and `cuda_rng` in older checkpoints.
         device: where the run computes.
-        seed: of the generators that begin anew; another one for each step.
+        seed: for generators that cannot continue; should differ from step to step.
     """
-    rank, anew = collectives.rank(), False
+    rank, reseed = collectives.rank(), False
     for name in ("rng", "cuda_rng"):
         all_states: Tensor | None = saved.get(f"{name}s")
         if all_states is not None and len(all_states) == collectives.world_size():
@@ -45,11 +46,11 @@ def restore_random_state(saved: dict[str, Any], device: torch.device, seed: int)
         elif rank == 0:
             state = saved[name]
         else:
-            anew = anew or name == "rng"
+            reseed = reseed or name == "rng"
             continue
         if name == "rng":
             torch.set_rng_state(state)
         elif state is not None and device.type == "cuda":
             torch.cuda.set_rng_state(state)
-    if anew:
+    if reseed:
         torch.manual_seed(seed + rank)

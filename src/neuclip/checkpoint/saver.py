@@ -1,4 +1,4 @@
-"""When a checkpoint is written, what becomes of the older ones, and who waits for whom."""
+"""When a checkpoint is written, which older ones are deleted, and which rank waits for which."""
 
 import logging
 from collections.abc import Generator
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuclip.checkpoint import sharded, storage
-from neuclip.checkpoint.common import CheckpointError, not_written
+from neuclip.checkpoint.common import CheckpointError, not_written, remove_partial
 from neuclip.parallel import collectives, fsdp
 
 log = logging.getLogger("neuclip")
@@ -17,13 +17,13 @@ log = logging.getLogger("neuclip")
 class Saver:
     """Writes a run's checkpoints.
 
-    Unsharded towers go into one file, which the first process writes while the others wait. Sharded
-    towers go into a folder: each process writes its part while training goes on, and the folder
-    gets its name when all are done.
+    Unsharded towers are saved in one file, which the first rank writes while the others wait.
+    Sharded towers are saved in a folder: each rank writes its shard while training continues, and
+    the folder gets its name when all ranks are done.
 
     Args:
-        sharded: which of the two.
-        keep_step_checkpoints: how many step checkpoints stay.
+        sharded: whether the towers are sharded.
+        keep_step_checkpoints: number of step checkpoints to keep.
     """
 
     def __init__(self, *, sharded: bool, keep_step_checkpoints: int) -> None:
@@ -34,7 +34,7 @@ class Saver:
 
     @contextmanager
     def open(self) -> Generator[None]:
-        """For the duration of a run; what was begun is ended before it is left.
+        """For the duration of a run; waits for a pending checkpoint at the end.
 
         Raises:
             CheckpointError: the last checkpoint could not be written.
@@ -53,14 +53,14 @@ class Saver:
             self._threads.shutdown()
 
     def save(self, path: Path, content: dict[str, Any]) -> None:
-        """Writes a checkpoint, or begins to; all processes call this together.
+        """Writes a checkpoint, or starts to; a collective call.
 
         Args:
-            path: its file's name.
-            content: what it holds.
+            path: the file; a sharded checkpoint takes the name without `.pt`.
+            content: the tree to save.
 
         Raises:
-            CheckpointError: it, or the one begun before, cannot be written.
+            CheckpointError: this checkpoint, or the pending one, cannot be written.
         """
         self.finish()
         if self._group is None:
@@ -76,10 +76,10 @@ class Saver:
         self._pending = (folder, written)
 
     def finish(self) -> None:
-        """Waits for what was begun; all processes call this together.
+        """Waits for the pending checkpoint; a collective call.
 
         Raises:
-            CheckpointError: it could not be written; on all processes.
+            CheckpointError: it could not be written; on all ranks.
         """
         if self._pending is None:
             return
@@ -89,18 +89,24 @@ class Saver:
             sharded.wait(path, written)
         except CheckpointError as error:
             problem = error
-        except OSError as error:  # giving the folder its name
-            problem = not_written(path, error)
         if collectives.any_rank(problem is not None):
             raise problem or CheckpointError(f"another process could not write checkpoint {path}")
 
     def _name(self, folder: Path, written: Future[Any]) -> None:
-        """Ends a sharded checkpoint once all processes have written their parts."""
+        """Completes a sharded checkpoint after all ranks have written their shards."""
         sharded.wait(folder, written)
-        sharded.finish(folder)
+        try:
+            sharded.finish(folder)
+        except OSError as error:
+            raise not_written(folder, error) from None
         self._announce(folder)
 
     def _announce(self, path: Path) -> None:
-        storage.point_latest_at(path)
-        if path.name.startswith("iter_"):
-            storage.drop_old_step_checkpoints(path.parent, self._keep)
+        """Makes a complete checkpoint the latest one and tidies the folder."""
+        try:
+            storage.point_latest_at(path)
+            if path.name.startswith("iter_"):
+                storage.drop_old_step_checkpoints(path.parent, self._keep)
+            remove_partial(path.parent)  # no other save is in progress now
+        except OSError as error:
+            raise not_written(path, error) from None

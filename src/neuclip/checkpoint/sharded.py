@@ -1,9 +1,9 @@
-"""Checkpoints that every process writes its part of: torch.distributed.checkpoint in a folder.
+"""Sharded checkpoints: a folder to which every rank writes, by torch.distributed.checkpoint.
 
 `epoch_N/` holds the same tree as `epoch_N.pt`. Its sharded tensors are in torch's own files
-(`.metadata`, `__R_0.distcp`), everything else in `values.pt`, and `SHA256SUMS` lists them all. The
-folder is written under another name and gets its own when it is whole, so that a name means a whole
-checkpoint. It needs no process group to be read, and is read for any number of processes.
+(`.metadata`, `__R_0.distcp`), everything else is in `values.pt`, and `SHA256SUMS` lists all files.
+The folder is written under a hidden name and renamed when it is complete. Reading needs no process
+group, and the number of ranks may differ from that of the writing run.
 """
 
 import pickle
@@ -32,12 +32,12 @@ from neuclip.checkpoint.common import (
     not_written,
     remove,
 )
-from neuclip.files import describe, sha256, synchronize, write_whole
+from neuclip.files import describe, replacing, sha256, synchronize
 from neuclip.parallel import collectives
 
 VALUES = "values.pt"
 _REFERENCE = "neuclip.sharded"
-"""Key of what stands in `values.pt` for a sharded tensor: `{_REFERENCE: its name}`."""
+"""In `values.pt`, `{_REFERENCE: name}` stands in place of the sharded tensor of that name."""
 _METADATA_CLASSES = {
     ("torch.distributed.checkpoint.metadata", name)
     for name in (
@@ -49,30 +49,30 @@ _METADATA_CLASSES = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),  # as Python 3.13 calls it
+    ("pathlib._local", "PosixPath"),  # its name in Python 3.13
 }  # fmt: skip
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a sharded checkpoint that was written to the end."""
+    """Whether a path is a complete sharded checkpoint."""
     return (path / SUMS).is_file()
 
 
 def begin(path: Path, content: dict[str, Any], group: dist.ProcessGroup) -> Future[Any]:
-    """Begins to write a checkpoint; all processes call this together.
+    """Starts to write a checkpoint; a collective call.
 
-    What is to be written is copied first: training may go on at once.
+    The content is copied first, so training can continue at once.
 
     Args:
-        path: the folder, in its place once `finish` was called.
-        content: the tree. Sharded tensors are written by all processes, the rest by the first.
-        group: has a CPU backend, and is used for nothing else meanwhile.
+        path: the folder; it appears when `finish` is called.
+        content: the tree. All ranks write their shards, the first rank everything else.
+        group: process group with a CPU backend, not used by anything else meanwhile.
 
     Returns:
-        Ends when the parts of all processes are written.
+        A future that is done when all ranks have written their shards.
 
     Raises:
-        CheckpointError: no space, or no right to write; on all processes.
+        CheckpointError: disk full or permission denied; on all ranks.
     """
     partial = _partial(path)
     sharded: dict[str, Tensor] = {}
@@ -86,47 +86,50 @@ def begin(path: Path, content: dict[str, Any], group: dist.ProcessGroup) -> Futu
             synchronize(partial / VALUES)
         except (OSError, RuntimeError) as error:
             problem = not_written(path, error)
-    if collectives.any_rank(problem is not None):  # the others are not left waiting
-        raise problem or CheckpointError(f"the first process could not write checkpoint {path}")
+    if collectives.any_rank(problem is not None):  # no rank is left waiting
+        raise problem or CheckpointError(f"rank 0 could not write checkpoint {path}")
     writer = FileSystemWriter(partial, sync_files=True)
     pending = async_save(sharded, storage_writer=writer, process_group=group)
     return pending if isinstance(pending, Future) else pending.upload_completion
 
 
 def wait(path: Path, written: Future[Any]) -> None:
-    """Waits for what `begin` returned.
+    """Waits for the future of `begin`.
 
     Raises:
-        CheckpointError: a process could not write its part; on all processes.
+        CheckpointError: a rank could not write its shard; on all ranks.
     """
     try:
         written.result()
-    except CheckpointException as error:  # torch tells every process what each of them met
+    except CheckpointException as error:  # torch sends every rank's failure to all ranks
         cause = next(iter(error.failures.values()))[0]
         raise not_written(path, cause if isinstance(cause, Exception) else OSError(cause)) from None
 
 
 def finish(path: Path) -> None:
-    """Gives a checkpoint whose parts are all written its sums and its name; one process does this.
+    """Adds the checksums to a checkpoint whose shards are all written, and gives it its name.
+
+    One rank calls this.
 
     Raises:
-        OSError: no space, or no right to write.
+        OSError: disk full or permission denied.
     """
     partial = _partial(path)
     files = sorted(file.name for file in partial.iterdir())
     lines = [f"{sha256(partial / name)}  {name}\n" for name in files]
-    write_whole(partial / SUMS, "".join(lines))
+    with replacing(partial / SUMS) as sums:
+        sums.write("".join(lines).encode())
     synchronize(partial)
     remove(path)
     partial.replace(path)
     synchronize(path.parent)
 
 
-def check(path: Path) -> None:
-    """Compares the files with their sums.
+def verify(path: Path) -> None:
+    """Compares the files with their checksums.
 
     Raises:
-        CheckpointError: a file is missing or is not as it was written.
+        CheckpointError: a file is missing, or its content differs from what was written.
     """
     if not is_sharded(path):
         raise CheckpointError(f"no sharded checkpoint at {path}{neighbours(path)}")
@@ -141,17 +144,17 @@ def check(path: Path) -> None:
 
 
 def load(path: Path, live: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """Reads a checkpoint as the tree that was saved; each process for itself.
+    """Reads a checkpoint as the tree that was saved; each rank independently.
 
     Args:
-        path: the folder.
-        live: tensors by the names they have in the tree, joined by '/'. What is a DTensor here is
-            read as one that is cut the same way; all else is read whole, onto the CPU.
+        path: the folder, already verified.
+        live: tensors by their names in the tree, joined by '/'. Where this holds a DTensor, the
+            result is a DTensor of the same placement; everything else is read in full, onto the
+            CPU.
 
     Raises:
-        CheckpointError: missing or damaged, or it holds more than tensors and values.
+        CheckpointError: damaged, or it holds more than tensors and values.
     """
-    check(path)
     try:
         values = torch.load(path / VALUES, map_location="cpu", weights_only=True)
         reader = _Reader(path)
@@ -174,23 +177,12 @@ def load(path: Path, live: Mapping[str, Tensor] | None = None) -> dict[str, Any]
     return cast(dict[str, Any], content)
 
 
-def consolidate(path: Path) -> dict[str, Any]:
-    """A sharded checkpoint in the layout of a checkpoint's file, whole, on the CPU.
-
-    One process does this alone; it needs no process group.
-
-    Raises:
-        CheckpointError: as `load`.
-    """
-    return load(path)
-
-
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
 def _split(value: object, name: str, sharded: dict[str, Tensor]) -> object:
-    """The tree with references for its sharded tensors, which are added to `sharded`."""
+    """The tree with references in place of its sharded tensors, which are added to `sharded`."""
     if isinstance(value, DTensor):
         sharded[name] = value
         return {_REFERENCE: name}
@@ -220,14 +212,14 @@ def _join(value: object, tensors: Mapping[str, Tensor]) -> object:
 
 
 def _place_for(stored: TensorStorageMetadata, live: Tensor | None) -> Tensor:
-    """Memory to read a tensor into."""
+    """An empty tensor to read into."""
     if isinstance(live, DTensor):
         return torch.empty_like(live, dtype=stored.properties.dtype)
     return torch.empty(stored.size, dtype=stored.properties.dtype)
 
 
 class _Reader(FileSystemReader):
-    """Reads `.metadata`, a pickle, without running what a stranger may have put into it."""
+    """Reads `.metadata`, a pickle, without running code that a stranger may have put into it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401  torch's own
         with (Path(self.path) / ".metadata").open("rb") as file:
@@ -240,7 +232,7 @@ class _Reader(FileSystemReader):
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Knows the classes of torch's metadata and no other."""
+    """Accepts the classes of torch's metadata only."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # noqa: ANN401  pickle's
         known = (module_name, global_name) in _METADATA_CLASSES

@@ -10,7 +10,7 @@ from neuclip.cli.options import Switch
 from neuclip.errors import UserError
 
 if TYPE_CHECKING:
-    from neuclip.model.load import Choice
+    from neuclip.model.load import CheckpointChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +32,15 @@ class CheckpointFlags:
     ema: Switch = True
     """take the weights themselves, not their moving average, where the run kept one"""
 
-    def choice(self, path: Path) -> "Choice":
+    def choice(self, path: Path) -> "CheckpointChoice":
         """The model that the flags choose.
 
         Raises:
             UserError: a number that counts no epoch or step.
         """
-        from neuclip.model.load import Choice
+        from neuclip.model.load import CheckpointChoice
 
-        return Choice(path, counted(self.epoch), counted(self.iter), self.arch, self.ema)
+        return CheckpointChoice(path, counted(self.epoch), counted(self.iter), self.arch, self.ema)
 
 
 def counted(value: int | None) -> int | None:

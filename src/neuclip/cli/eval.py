@@ -141,22 +141,15 @@ def _splits(command: Eval, run: Path) -> int:
 
     from neuclip.evaluation.results import write_eval_result
     from neuclip.evaluation.split_evaluation import JudgeSettings, judge_split
-    from neuclip.model.restore import load_run
+    from neuclip.model.load import load_run
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
-    from neuclip.run_folder import RunFolder
     from neuclip.training.evaluating import open_splits
 
     # The processes only share work out and gather features: gloo does, whatever the device.
     with open_process_group(torch.device("cpu")) as launch:
         main = collectives.is_main()
-        restored = load_run(
-            run,
-            epoch=counted(command.epoch),
-            device=command.device,
-            local_rank=launch.local_rank,
-            ema=command.ema,
-        )
+        restored = load_run(command.choice(run), command.device, launch.local_rank)
         folders = command.val_data or restored.config.evaluation.val_data
         if not folders:
             raise UserError(
@@ -170,7 +163,6 @@ def _splits(command: Eval, run: Path) -> int:
             seed=restored.config.seed,  # as in training, whose numbers these repeat
             allow_damage=command.allow_damage,
         )
-        path = RunFolder(restored.folder).results(restored.epoch, plain=restored.plain)
         found: dict[str, Mapping[str, float]] = {}
         if main:
             what = _AVERAGE if restored.averaged else ""
@@ -182,13 +174,13 @@ def _splits(command: Eval, run: Path) -> int:
                 settings,
                 restored.loss,
                 restored.logit_scale,
-                RunFolder(restored.folder).gallery(split.name),
+                restored.folder.gallery(split.name),
             )
             if main:
-                write_eval_result(path, split.name, metrics)
+                write_eval_result(restored.results, split.name, metrics)
     if main:
         terminal.print_metrics(found)
-        print(f"written to {path}")
+        print(f"written to {restored.results}")
     return 0
 
 

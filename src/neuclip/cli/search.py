@@ -65,8 +65,7 @@ def search(command: Search) -> int:
     try:
         engine = _engine(command, model, source)
         found = engine.embeddings
-        model_name = model.recorded.get("name") or model.path.stem
-        about = About(str(model_name), command.images, len(found), found.damaged, found.damage)
+        about = About(model.name, command.images, len(found), found.damaged, found.damage)
         with make_server(engine, about, command.port) as server:
             print(f"http://{HOST}:{server.server_port}/  (Ctrl-C stops it)", flush=True)
             try:

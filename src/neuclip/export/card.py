@@ -9,11 +9,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from neuclip.catalogue.registry import MethodInfo, method_info
-from neuclip.config.run_config import RunConfig, validate
+from neuclip.config.run_config import RunConfig
 from neuclip.evaluation.datacomp.suite import Average, load_suite
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.evaluation.results import EvalResult, read_eval_results
-from neuclip.model.load import Pretrained
+from neuclip.model.load import Pretrained, recorded_config
 
 _NO_RECIPE = ("name", "resume", "device", "evaluation", "output")
 
@@ -47,7 +47,7 @@ def write_card(path: Path, model: Pretrained, text: CardText) -> None:
         UserError: the results of the checkpoint cannot be read.
     """
     own: Mapping[str, Any] | None = model.recorded.get("neuclip")
-    config = None if own is None else validate(yaml.safe_load(own["config"]), str(model.path))
+    config = recorded_config(model.recorded, model.path)
     results = read_eval_results(model.results) if model.results.is_file() else []
     environment = Environment(
         loader=PackageLoader("neuclip"),
@@ -57,7 +57,7 @@ def write_card(path: Path, model: Pretrained, text: CardText) -> None:
         keep_trailing_newline=True,
     )
     card = environment.get_template("model_card.md.j2").render(
-        name=model.recorded.get("name") or model.path.stem,
+        name=model.name,
         arch=Path(model.arch.removeprefix("local-dir:")).name,
         sha256=model.sha256,
         text=text,

@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +11,6 @@ from neuclip.parallel import fsdp
 
 AVERAGES = "ema_state_dict"
 """Where a checkpoint keeps them, beside `state_dict`."""
-
-
-def judged(content: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """A checkpoint with the averages in place of the weights where the run kept them.
-
-    Returns:
-        The checkpoint, and whether its `state_dict` now holds the averages.
-    """
-    averaged = AVERAGES in content
-    return {**content, "state_dict": content[AVERAGES if averaged else "state_dict"]}, averaged
 
 
 class WeightAverage:

@@ -1,6 +1,7 @@
 """The towers as evaluation, search and export use them."""
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,11 +11,11 @@ from neuclip.model.clip import Clip, Tokenize, Transform
 
 
 class Encoder:
-    """The towers as judges see them: unit-norm float32 embeddings, without gradient.
+    """Encodes images and texts as unit-norm float32 embeddings, without gradient.
 
     Args:
         clip: the model.
-        device: where it lives; inputs are moved there.
+        device: where it is; inputs are moved there.
     """
 
     def __init__(self, clip: Clip, device: torch.device) -> None:
@@ -23,13 +24,18 @@ class Encoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are, and the embeddings."""
+        """Where the towers and the embeddings are."""
         return self._device
 
     @property
     def transform(self) -> Transform:
         """The transform of evaluation images."""
         return self._clip.eval_transform
+
+    @property
+    def tokenize(self) -> Tokenize:
+        """Texts to tokens [texts, length]. A plain function, cheap to pickle."""
+        return self._clip.tokenize
 
     @torch.no_grad()
     def encode_image(
@@ -44,17 +50,13 @@ class Encoder:
         """Embeddings of tokens."""
         return self._encode(self._clip.towers.encode_text, tokens.to(self._device))
 
-    @property
-    def tokenize(self) -> Tokenize:
-        """Texts to tokens [texts, length]; no bound method, which would carry the model along."""
-        return self._clip.tokenize
-
-    def _encode(self, tower: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    def _encode(self, tower: object, inputs: Tensor) -> Tensor:
+        encode = cast(Callable[[Tensor], Tensor], tower)
         was_training = self._clip.towers.training
         self._clip.towers.eval()
         try:
             with self._clip.autocast(self._device):
-                features: Tensor = tower(inputs)
+                features = encode(inputs)
         finally:
             self._clip.towers.train(was_training)
         return nn.functional.normalize(features.float(), dim=-1)

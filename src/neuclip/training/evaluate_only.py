@@ -7,20 +7,18 @@ architecture it has.
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
-from neuclip.checkpoint import storage
-from neuclip.config.run_config import RunConfig, validate
+from neuclip.checkpoint.storage import VerifiedCheckpoint
+from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 from neuclip.evaluation.results import read_eval_results, write_result
-from neuclip.model import ema
-from neuclip.model.clip import Clip, build_clip, init_for
+from neuclip.files import write_whole
+from neuclip.model.clip import Clip
 from neuclip.model.device import choose_precision
 from neuclip.model.encoder import Encoder
-from neuclip.model.restore import restore_loss
+from neuclip.model.load import Checkpoint, CheckpointChoice, open_checkpoint
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
@@ -56,23 +54,24 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
             "--epochs 0 with --resume only judges, and there is nothing to judge on: give "
             "--imagenet-val, --imagenet-v2, --eval-tasks or --val-data, with a frequency above 0"
         )
-    folder, path, config = _open_folder(config)
-    content, averaged = ema.judged(storage.load(path, bare=True))
+    folder, start, config = _open_folder(config)
+    choice = CheckpointChoice(start.path, arch=config.model.name)
+    checkpoint = open_checkpoint(choice, verified=True)
     precision = choose_precision(config.model.precision, device)
-    clip = build_clip(config.model.name, precision, device, init_for(content["state_dict"]))
-    storage.load_weights(clip.towers, content, path)
-    own = content.get("neuclip")
-    if own is not None:  # the record says by which method it was trained
-        method = validate(yaml.safe_load(own["config"]), str(path)).method
-        config = config.model_copy(update={"method": method})
+    clip = checkpoint.build_clip(precision, device)
+    if checkpoint.config is not None:
+        config = config.model_copy(update={"method": checkpoint.config.method})
     main = collectives.is_main()
     log_to(folder.log if main else None)
     if main and not folder.config.exists():
-        folder.config.write_text(config.to_yaml(), encoding="utf-8")
-    what = f"the moving average of {path}" if averaged else str(path)
-    log.info("judging %s (%s, %s on %s); nothing is trained", what, clip.name, precision, device)
-    recorder, position = Recorder(config, folder, device), _position(content)
-    subject = _subject(clip, content, path, device)
+        write_whole(folder.config, config.to_yaml())
+    average = "the moving average of " if checkpoint.averaged else ""
+    log.info(
+        "evaluating %s%s (%s, %s on %s); nothing is trained",
+        average, checkpoint.path, clip.name, precision, device,
+    )  # fmt: skip
+    recorder, position = Recorder(config, folder, device), _position(checkpoint)
+    subject = _subject(checkpoint, clip, device)
     step, results = int(position["step"]), folder.results(int(position["epoch"]))
     before = read_eval_results(results) if results.exists() else []
     whole = {line.key for line in before if line.provenance is not None}  # the benchmark's own
@@ -86,32 +85,32 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
     return folder.path
 
 
-def _open_folder(config: RunConfig) -> tuple[RunFolder, Path, RunConfig]:
-    """The folder of the results, the checkpoint, and the settings with the folder's name."""
-    name = config.name or f"eval-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    config = config.model_copy(update={"name": from_main(lambda: name)})
-    assert config.name is not None
-    folder, path = open_run_folder(config.output.logs, config.name, config.resume)
-    if path is None:
-        raise UserError(f"--epochs 0 only judges, and {folder.checkpoints} has no checkpoint")
-    return folder, path, config
+def _open_folder(config: RunConfig) -> tuple[RunFolder, VerifiedCheckpoint, RunConfig]:
+    """The folder for the results, the checkpoint, and the settings with the folder's name."""
+    assert config.resume is not None
+    now = f"eval-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name, resume = config.name or from_main(lambda: now), config.resume
+    folder, start = from_main(lambda: open_run_folder(config.output.logs, name, resume))
+    if start is None:
+        raise UserError(f"--epochs 0 only evaluates, and {folder.checkpoints} has no checkpoint")
+    return folder, start, config.model_copy(update={"name": name})
 
 
-def _subject(clip: Clip, content: dict[str, Any], path: Path, device: torch.device) -> Subject:
-    """The towers; of a checkpoint of ours also its loss, whole on every process."""
-    encoder, own = Encoder(clip, device), content.get("neuclip")
-    if own is None:
+def _subject(checkpoint: Checkpoint, clip: Clip, device: torch.device) -> Subject:
+    """The towers, and the loss if neuclip wrote the checkpoint."""
+    encoder = Encoder(clip, device)
+    if checkpoint.config is None:
         return Subject(encoder)
-    loss = restore_loss(content, clip, path, device)
-    return Subject(encoder, loss, clip.logit_scale, int(own["global_batch_size"]))
+    batch = int(checkpoint.recorded["neuclip"]["global_batch_size"])
+    return Subject(encoder, checkpoint.build_loss(clip, device), clip.logit_scale, batch)
 
 
-def _position(content: dict[str, Any]) -> dict[str, float]:
-    """Where the run was that wrote the checkpoint, as far as it says so."""
-    own = content.get("neuclip") or {"step": 0, "global_batch_size": 0}
+def _position(checkpoint: Checkpoint) -> dict[str, float]:
+    """The position in the run that wrote the checkpoint, as far as it is recorded."""
+    own = checkpoint.recorded.get("neuclip") or {"step": 0, "global_batch_size": 0}
     step = int(own["step"])
     return {
         "step": step,
-        "epoch": int(content.get("epoch", 0)),
+        "epoch": int(checkpoint.recorded.get("epoch", 0)),
         "samples_seen": step * int(own["global_batch_size"]),
     }

@@ -90,8 +90,7 @@ class Watch:
             f"{problem}; step {step.number}, temperature {temperature:.4g}, learning rate "
             f"{step.rate:.3g}"
         )
-        name = f"nonfinite_step_{step.number}_rank_{collectives.rank()}.json"
-        path = self._folder.path / name
+        path = self._folder.nonfinite_step(step.number, collectives.rank())
         found = {
             "problem": where,
             "keys": [key for batch in step.batches for key in batch.keys],

@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from neuclip.checkpoint.storage import newest_complete
+from neuclip.checkpoint.storage import VerifiedCheckpoint, newest_complete, verify
 from neuclip.config.recipes import read_yaml
 from neuclip.config.run_config import RunConfig, validate
 from neuclip.errors import UserError
@@ -13,27 +13,31 @@ from neuclip.run_folder import RunFolder
 log = logging.getLogger("neuclip")
 
 
-def open_run_folder(logs: str, name: str, resume: str | None) -> tuple[RunFolder, Path | None]:
-    """Makes the folder of a new run, or finds what to continue from.
+def open_run_folder(
+    logs: str, name: str, resume: str | None
+) -> tuple[RunFolder, VerifiedCheckpoint | None]:
+    """Makes the folder of a new run, or finds the checkpoint to continue from.
+
+    One rank calls this and sends the result to the others: the checkpoint is hashed once.
 
     Returns:
-        The folder, and the checkpoint to continue from (none: begin).
+        The folder, and the checkpoint to continue from (none: a new run).
 
     Raises:
-        UserError: the folder belongs to an earlier run and `resume` was not asked for, or there is
-            no right to write.
+        UserError: the folder belongs to an earlier run and `resume` was not asked for, the
+            checkpoint is missing or damaged, or permission is denied.
     """
     folder = RunFolder(Path(logs) / name)
-    checkpoint: Path | None = None
+    checkpoint: VerifiedCheckpoint | None = None
     if resume in {"latest", "auto"}:
         if resume == "auto":
             checkpoint = newest_complete(folder.checkpoints)
         elif folder.latest.exists():
-            checkpoint = folder.latest
+            checkpoint = verify(folder.latest)
         if checkpoint is None:
             log.info("nothing to resume in %s: a new run begins", folder.path)
     elif resume is not None:
-        checkpoint = Path(resume)
+        checkpoint = verify(Path(resume))
     begun = folder.config.exists() or folder.metrics.exists()
     if begun and resume is None:
         raise UserError(

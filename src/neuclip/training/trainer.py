@@ -19,6 +19,7 @@ from neuclip.checkpoint import storage
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.checkpoint.rng import random_state, restore_random_state
 from neuclip.checkpoint.saver import Saver
+from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.data.damage import DamageLog, DamageReport
 from neuclip.data.loader import Batch
 from neuclip.errors import Preempted
@@ -232,7 +233,7 @@ class Trainer:
         """A trace of ten steps in `trace.json`, when asked for."""
         if not (self.parts.config.output.profile and collectives.is_main()):
             return nullcontext(_NoProfiler())
-        path = str(self.parts.folder.path / "trace.json")
+        path = str(self.parts.folder.trace)
         return torch.profiler.profile(
             schedule=torch.profiler.schedule(wait=10, warmup=2, active=10, repeat=1),
             on_trace_ready=lambda profile: profile.export_chrome_trace(path),
@@ -301,13 +302,14 @@ class Trainer:
             },
         }
 
-    def load(self, path: Path) -> None:
-        """Continues from a checkpoint.
+    def load(self, checkpoint: VerifiedCheckpoint) -> None:
+        """Continues from a checkpoint; a collective call.
 
         Raises:
             CheckpointError: it is damaged, or belongs to another model, method, or data.
         """
-        content, parts = storage.load(path, live=self._live()), self.parts
+        path, parts = checkpoint.path, self.parts
+        content = storage.load(checkpoint, live=self._live())
         own = content.get("neuclip")
         if own is None:
             raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
@@ -317,7 +319,7 @@ class Trainer:
                     f"checkpoint {path} has {key} {own.get(key)!r}, this run has {value!r}; an "
                     "exact resume needs them equal"
                 )
-        storage.load_weights(parts.clip.towers, content, path)
+        storage.load_weights(parts.clip.towers, content["state_dict"], path)
         parts.optimizer.load_state_dict(content["optimizer"])
         self._load_average(content, path)
         storage.load_loss(parts.loss, own["loss"], path)

@@ -10,6 +10,7 @@ from torch import nn
 
 from neuclip.checkpoint import storage
 from neuclip.checkpoint.storage import CheckpointError
+from neuclip.files import partial_name
 
 
 def content():
@@ -73,19 +74,12 @@ def test_something_else_is_no_checkpoint(tmp_path):
 
 def test_weights_of_another_architecture(tmp_path):
     with pytest.raises(CheckpointError, match=r"2 of other shape \(first: bias\)"):
-        storage.load_weights(nn.Linear(2, 4), content(), tmp_path / "epoch_1.pt")
+        storage.load_weights(nn.Linear(2, 4), content()["state_dict"], tmp_path / "epoch_1.pt")
     with pytest.raises(
         CheckpointError, match=r"2 missing \(first: 0.bias\), 2 unknown \(first: bias\)"
     ):
-        storage.load_weights(nn.Sequential(nn.Linear(2, 3)), content(), tmp_path / "x.pt")
-
-
-def test_weights_saved_under_ddp_load(tmp_path):
-    saved = content()
-    saved["state_dict"] = {f"module.{key}": v for key, v in saved["state_dict"].items()}
-    tower = nn.Linear(2, 3)
-    storage.load_weights(tower, saved, tmp_path / "epoch_1.pt")
-    assert torch.equal(tower.weight, saved["state_dict"]["module.weight"])
+        weights = content()["state_dict"]
+        storage.load_weights(nn.Sequential(nn.Linear(2, 3)), weights, tmp_path / "x.pt")
 
 
 def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):
@@ -107,7 +101,7 @@ def test_a_real_full_disk(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(CheckpointError, match=r"no space left|cannot write"):
-        (tmp_path / ".epoch_1.pt.partial").symlink_to("/dev/full")
+        partial_name(tmp_path / "epoch_1.pt").symlink_to("/dev/full")
         storage.save(tmp_path / "epoch_1.pt", content())
     assert not (tmp_path / "epoch_1.pt").exists()
 
@@ -163,6 +157,45 @@ def test_the_newest_whole_checkpoint(tmp_path):
     for step in (1, 2, 3):
         storage.save(tmp_path / f"iter_{step}.pt", content())
         os.utime(tmp_path / f"iter_{step}.pt", (step, step))
-    assert storage.newest_complete(tmp_path) == tmp_path / "iter_3.pt"
+    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_3.pt"
     (tmp_path / "iter_3.pt").write_bytes(b"half")
-    assert storage.newest_complete(tmp_path) == tmp_path / "iter_2.pt"
+    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_2.pt"
+
+
+@pytest.mark.parametrize("kept", [0, 400, -1, None])
+def test_without_sums_the_zip_archive_is_checked(tmp_path, kept):
+    """Cut off, or one flipped bit: torch itself does not compare the checksums of its archive."""
+    for step in (1, 2):
+        saved = {**content(), "weights": torch.zeros(1000)}
+        storage.save(tmp_path / f"iter_{step}.pt", saved)
+        os.utime(tmp_path / f"iter_{step}.pt", (step, step))
+    (tmp_path / "SHA256SUMS").unlink()
+    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_2.pt"
+    damaged = bytearray((tmp_path / "iter_2.pt").read_bytes())
+    if kept is None:
+        damaged[len(damaged) // 2] ^= 1
+    else:
+        del damaged[kept:]
+    (tmp_path / "iter_2.pt").write_bytes(damaged)
+    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_1.pt"
+
+
+def test_what_is_verified_is_hashed_once_and_not_loaded(tmp_path, monkeypatch):
+    storage.save(tmp_path / "iter_1.pt", content())
+    hashed, loaded = [], []
+    digest, load = hashlib.file_digest, torch.load
+    monkeypatch.setattr(hashlib, "file_digest", lambda *a: hashed.append(a) or digest(*a))
+    monkeypatch.setattr(torch, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
+    found = storage.newest_complete(tmp_path)
+    assert (len(hashed), len(loaded)) == (1, 0)
+    storage.load(found)
+    assert (len(hashed), len(loaded)) == (1, 1)
+    storage.load(found.path)
+    assert (len(hashed), len(loaded)) == (2, 2)
+
+
+def test_a_torn_line_of_sums_does_not_spoil_the_next(tmp_path):
+    """An earlier version appended lines in place: a killed process could leave half of one."""
+    (tmp_path / "SHA256SUMS").write_text("0123abc")
+    storage.save(tmp_path / "iter_1.pt", content())
+    assert storage.load(tmp_path / "iter_1.pt")["epoch"] == 1

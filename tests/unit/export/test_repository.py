@@ -11,7 +11,7 @@ from neuclip.cli.app import main
 from neuclip.config.run_config import validate
 from neuclip.evaluation.results import write_eval_result
 from neuclip.model.clip import build_clip
-from neuclip.model.load import Choice, load_pretrained
+from neuclip.model.load import CheckpointChoice, load_pretrained
 from neuclip.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def features(model, pictures, tokens):
 
 
 def own_features(run, pictures, texts, **choice):
-    clip = load_pretrained(Choice(run, **choice), "cpu").clip
+    clip = load_pretrained(CheckpointChoice(run, **choice), "cpu").clip
     return features(clip.towers, pictures, clip.tokenize(texts))
 
 
@@ -213,4 +213,4 @@ def test_overwrite_replaces_only_its_own_files(make_run, tmp_path):
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is neither a run folder" in capsys.readouterr().err

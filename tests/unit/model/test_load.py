@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from neuclip.errors import UserError
 from neuclip.model.clip import build_clip
-from neuclip.model.load import Choice, load_pretrained
+from neuclip.model.load import CheckpointChoice, load_pretrained
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def test_each_form_of_a_checkpoint_gives_the_same_towers(tmp_path, clip, weights
     save_file(weights, tmp_path / "plain.safetensors")
     hashes = set()
     for name in [*forms, "plain.safetensors"]:
-        found = load_pretrained(Choice(tmp_path / name, arch="glyph-tiny"), "cpu")
+        found = load_pretrained(CheckpointChoice(tmp_path / name, arch="glyph-tiny"), "cpu")
         assert torch.equal(features(found.encoder, clip), expected(clip)), name
         stem = name.partition(".")[0]
         assert found.results == tmp_path / "eval_results" / f"{stem}_eval_results.jsonl"
@@ -59,7 +59,7 @@ def test_other_weights_have_another_hash(tmp_path, weights):
     weights["logit_scale"] += 1e-6
     torch.save(weights, tmp_path / "b.pt")
     one, other = (
-        load_pretrained(Choice(tmp_path / name, arch="glyph-tiny"), "cpu").sha256
+        load_pretrained(CheckpointChoice(tmp_path / name, arch="glyph-tiny"), "cpu").sha256
         for name in ("a.pt", "b.pt")
     )
     assert one != other
@@ -73,15 +73,15 @@ def test_a_repository_on_disk(tmp_path, clip, weights):
         json.dumps({"model_cfg": config, "preprocess_cfg": preprocess})
     )
     save_file(weights, tmp_path / "open_clip_model.safetensors")
-    found = load_pretrained(Choice(tmp_path), "cpu")
+    found = load_pretrained(CheckpointChoice(tmp_path), "cpu")
     assert torch.equal(features(found.encoder, clip), expected(clip))
     assert "0.1" in str(found.encoder.transform)  # the repository's own preprocessing
     assert found.results == tmp_path / "eval_results" / "repository_eval_results.jsonl"
     with pytest.raises(UserError, match="leave out --arch"):
-        load_pretrained(Choice(tmp_path, arch="glyph-tiny"), "cpu")
+        load_pretrained(CheckpointChoice(tmp_path, arch="glyph-tiny"), "cpu")
     (tmp_path / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no weights: expected open_clip_model\.safetensors"):
-        load_pretrained(Choice(tmp_path), "cpu")
+        load_pretrained(CheckpointChoice(tmp_path), "cpu")
 
 
 def test_epochs_steps_and_the_latest(tmp_path, weights):
@@ -91,15 +91,15 @@ def test_epochs_steps_and_the_latest(tmp_path, weights):
     for name in ("epoch_2.pt", "iter_40.pt", "epoch_latest.pt"):
         torch.save({"epoch": 7, "state_dict": weights}, folder / "checkpoints" / name)
     for choice, name in (
-        (Choice(folder), "epoch_7"),
-        (Choice(folder, epoch=2), "epoch_2"),
-        (Choice(folder, step=40), "iter_40"),
+        (CheckpointChoice(folder), "epoch_7"),
+        (CheckpointChoice(folder, epoch=2), "epoch_2"),
+        (CheckpointChoice(folder, step=40), "iter_40"),
     ):
         found = load_pretrained(choice, "cpu")
         assert found.results == folder / "eval_results" / f"{name}_eval_results.jsonl"
     (folder / "checkpoints" / "epoch_latest.pt").unlink()
     with pytest.raises(UserError, match=r"no checkpoint at .*epoch_latest.*there are: epoch_2\.pt"):
-        load_pretrained(Choice(folder), "cpu")
+        load_pretrained(CheckpointChoice(folder), "cpu")
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
@@ -108,15 +108,15 @@ def test_a_damaged_file(tmp_path, weights, name):
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="damaged or incomplete"):
-        load_pretrained(Choice(tmp_path / name, arch="glyph-tiny"), "cpu")
+        load_pretrained(CheckpointChoice(tmp_path / name, arch="glyph-tiny"), "cpu")
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(UserError, match=r"is no run folder .*no checkpoint, and no repository"):
-        load_pretrained(Choice(tmp_path / "nowhere"), "cpu")
+    with pytest.raises(UserError, match=r"neither a run folder .*, nor a checkpoint, nor a repo"):
+        load_pretrained(CheckpointChoice(tmp_path / "nowhere"), "cpu")
 
 
 def test_towers_that_were_trained_with_a_bias(tmp_path):
     towers = build_clip("glyph-tiny", "fp32", CPU, {"logit_bias": -10.0}).towers
     torch.save({"state_dict": towers.state_dict()}, tmp_path / "siglip.pt")
-    load_pretrained(Choice(tmp_path / "siglip.pt", arch="glyph-tiny"), "cpu")
+    load_pretrained(CheckpointChoice(tmp_path / "siglip.pt", arch="glyph-tiny"), "cpu")

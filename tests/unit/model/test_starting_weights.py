@@ -62,6 +62,6 @@ def test_weights_of_another_architecture_or_none(tmp_path):
     storage.save(tmp_path / "a.pt", {"state_dict": tiny(RESNET).towers.state_dict()})
     with pytest.raises(UserError, match="of another architecture"):
         begin(tmp_path / "a.pt", pretrained=True)
-    with pytest.raises(UserError, match="no run folder"):
+    with pytest.raises(UserError, match="no checkpoint at"):
         begin(tmp_path / "missing.pt", pretrained=True)
     assert VIT == "tiny-vit"

@@ -81,7 +81,7 @@ def test_an_existing_run_needs_resume(tmp_path):
         open_run_folder(str(tmp_path), "run", None)
     assert open_run_folder(str(tmp_path), "run", "latest") == (folder, None)
     folder.latest.write_bytes(b"x")
-    assert open_run_folder(str(tmp_path), "run", "latest")[1] == folder.latest
+    assert open_run_folder(str(tmp_path), "run", "latest")[1].path == folder.latest
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
