@@ -41,7 +41,7 @@ from neuclip.method.factory import Run, build_loss
 from neuclip.model.clip import Clip, build_clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.parallel import collectives
-from neuclip.training.device_prefetch import Feed
+from neuclip.training.device_prefetch import DevicePrefetcher
 from neuclip.training.optim import Optimizer
 from neuclip.training.records.step_timer import StepTimer
 from neuclip.training.step import TrainingStep
@@ -105,7 +105,7 @@ class Contender:
         self._step = TrainingStep(
             setting.clip, setting.clip.towers, loss, setting.optimizer, setting.device, self._part
         )
-        self._feed = Feed(1, setting.device)
+        self._feed = DevicePrefetcher(1, setting.device)
 
     @contextmanager
     def _part(self, name: str) -> Iterator[None]:

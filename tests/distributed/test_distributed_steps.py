@@ -32,7 +32,7 @@ def test_what_one_process_meets_all_skip(pool, method):
     ranks = pool.run(2, one_rank_meets_infinity, method)
     problems = [rank[0] for rank in ranks]
     assert problems == [
-        ["another process met a loss that is not finite", None],
+        ["the loss is not finite on another process", None],
         ["image_features: 1 of 6 rows are not finite, the first is row 2", None],
     ]
     assert [rank[1:] for rank in ranks] == [(True, True)] * 2

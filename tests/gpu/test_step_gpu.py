@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from neuclip.catalogue.registry import METHODS
-from neuclip.training.device_prefetch import Feed
+from neuclip.training.device_prefetch import DevicePrefetcher
 from neuclip.training.optim import Optimizer
 from neuclip.training.step import TrainingStep
 from step_parts import Bench, batch, split
@@ -17,14 +17,14 @@ pytestmark = [
 ]
 
 
-def on_cuda(method: str) -> tuple[Bench, TrainingStep, Feed]:
+def on_cuda(method: str) -> tuple[Bench, TrainingStep, DevicePrefetcher]:
     device = torch.device("cuda", 0)
     bench = Bench.of(method, noisy=False)
     towers, loss = bench.towers.to(device, torch.float32), bench.loss.to(device, torch.float32)
     optimizer = Optimizer(towers, bench.optimizer._settings, 10)
     optimizer.set_rates(0)
     step = TrainingStep(bench.clip, towers, loss, optimizer, device)
-    return bench, step, Feed(1, device)
+    return bench, step, DevicePrefetcher(1, device)
 
 
 @pytest.fixture

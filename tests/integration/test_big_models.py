@@ -6,6 +6,7 @@ import torch
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.evaluation.results import read_eval_results
+from neuclip.training.evaluating import Evaluator
 from neuclip.training.trainer import Trainer
 
 from .test_resume import assert_same_checkpoint, comparable
@@ -13,26 +14,21 @@ from .test_resume import assert_same_checkpoint, comparable
 METHOD = ("--method", "rgcl_batch", "--workers", "0")
 
 
-def test_an_averaged_run_resumes_bit_by_bit_and_is_judged_by_its_average(demo, monkeypatch):
+def test_an_averaged_run_resumes_bit_by_bit_and_is_evaluated_by_its_average(demo, monkeypatch):
     flags = (*METHOD, "--model-ema-decay", "0.9", "--save-every-steps", "7")
-    judged = []
-    judge = Trainer._judge_towers
+    evaluated_average = []
+    evaluate = Evaluator.evaluate
 
-    def watch(trainer):
-        inner = trainer._judge.judge
-        towers, average = trainer.parts.clip.towers, trainer._average.state_dict()
+    def watch(evaluator, step):
+        run = evaluator._run
+        weights = storage.load(run.folder.latest)
+        average, live = weights["ema_state_dict"], run.clip.towers.visual.conv1.weight
+        evaluated_average.append(torch.equal(live, average["visual.conv1.weight"]))
+        evaluate(evaluator, step)
 
-        def look(step):
-            judged.append(torch.equal(towers.visual.conv1.weight, average["visual.conv1.weight"]))
-            inner(step)
-
-        monkeypatch.setattr(trainer._judge, "judge", look)
-        judge(trainer)
-        monkeypatch.setattr(trainer._judge, "judge", inner)
-
-    monkeypatch.setattr(Trainer, "_judge_towers", watch)
+    monkeypatch.setattr(Evaluator, "evaluate", watch)
     assert main(["train", *demo.flags("whole", *flags)]) == 0
-    assert judged == [True, True]
+    assert evaluated_average == [True, True]
     assert main(["train", *demo.flags("halved", *flags, "--stop-epochs", "1")]) == 0
     assert main(["train", *demo.flags("halved", *flags, "--resume", "latest")]) == 0
     one, two = (demo.logs / name / "checkpoints/epoch_2.pt" for name in ("whole", "halved"))

@@ -84,7 +84,7 @@ def test_what_the_folder_of_a_run_holds_stays(foreign, imagenet, tmp_path):
 @pytest.mark.parametrize(
     ("more", "text"),
     [
-        ("--zeroshot-frequency 0", "nothing to judge on: give --imagenet-val"),
+        ("--zeroshot-frequency 0", "no evaluation data is given: add --imagenet-val"),
         ("--imagenet-val missing", "no folder of ImageNet pictures at missing"),
         ("--model ViT-B-32", "is of another architecture"),
         ("--resume none.pt", "no checkpoint at none.pt"),

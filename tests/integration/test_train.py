@@ -89,7 +89,7 @@ def test_methods_side_by_side(demo, tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert all(method in page for method in METHODS)
     said = capsys.readouterr().err
-    assert [method for method in METHODS if f"gamma stays 1: {method} learns" in said] == [
+    assert [method for method in METHODS if f"gamma stays 1: {method} uses" in said] == [
         "fastclip_v0", "fastclip_v1", "fastclip_v2", "fastclip_v3",
     ]  # fmt: skip
 
@@ -99,7 +99,7 @@ def test_the_published_line_trains(demo, capsys):
     assert main(["train", *words, "--logs", str(demo.logs)]) == 0
     said = capsys.readouterr().err
     assert "--local-loss" in said
-    assert "data_size is not needed" in said
+    assert "--data-size is not needed" in said
     assert storage.load(demo.logs / "neuclip/checkpoints/epoch_1.pt")["neuclip"]["step"] == 6
 
 
@@ -140,7 +140,7 @@ def test_a_diverging_run_stops_with_advice(demo, capsys):
 def test_steps_that_are_not_finite_can_be_skipped(demo, capsys):
     flags = demo.flags("run", "--lr", "1e30", "--warmup", "0", "--workers", "0", "--epochs", "1")
     assert main(["train", *flags, "--max-nonfinite-steps", "100", "--val-frequency", "0"]) == 0
-    assert "skipped: " in capsys.readouterr().err
+    assert "skipped a step (1 of at most 100): " in capsys.readouterr().err
     records = read_records(demo.logs / "run" / "metrics.jsonl")
     assert records[-1]["skipped_steps"] > 0
 
@@ -150,7 +150,7 @@ def test_mistakes_are_named_before_the_first_batch(demo, capsys):
         assert main(["train", *flags]) == 2
         return " ".join(capsys.readouterr().err.split())
 
-    assert "--train-data is not given" in error("--name", "x")
+    assert "--train-data is missing" in error("--name", "x")
     assert "less than one global batch" in error(*demo.flags("x", "--batch-size", "5000"))
     assert "unknown model" in error(*demo.flags("x", "--model", "ViT-B32"))
     assert "no such folder" in error(*demo.flags("x", "--val-data", "nowhere"))
@@ -158,7 +158,7 @@ def test_mistakes_are_named_before_the_first_batch(demo, capsys):
 
 
 def test_damage_is_counted_and_listed(demo, tmp_path, capsys):
-    """One broken picture and one empty caption: the run goes on, and says so."""
+    """One broken image and one empty caption: the run continues and reports them."""
     folder = tmp_path / "shards"
     folder.mkdir()
     source = demo.data / "train" / "00000.tar"
@@ -175,7 +175,7 @@ def test_damage_is_counted_and_listed(demo, tmp_path, capsys):
     assert main(["train", *flags, "--max-bad-fraction", "0.2"]) == 0
     report = json.loads((demo.logs / "run" / "data_report.json").read_text())
     assert report["total"] >= 1
-    assert "damaged" in capsys.readouterr().err
+    assert "corrupt: " in capsys.readouterr().err
     assert main(["train", *flags, "--name", "strict", "--max-bad-fraction", "0"]) == 2
     assert "00000.tar" in capsys.readouterr().err
 

@@ -1,16 +1,16 @@
 """Exact gradient accumulation: the loss of many micro-batches as if they were one batch.
 
-A contrastive loss is no sum over micro-batches, so their gradients cannot just be added. Instead
-(GradCache, arXiv 2101.06983):
+A contrastive loss is not a sum over micro-batches, so adding their gradients would be wrong.
+Instead (GradCache, arXiv 2101.06983):
 
-1. every micro-batch is encoded without a graph, and its random state is kept;
-2. the loss is evaluated once over all features, which are leaves: it steps its own state once;
-3. every micro-batch is encoded again with its random state, and its part of the gradient by the
-   features goes back through the towers.
+1. every micro-batch is encoded without a graph, and its random state is saved;
+2. the loss is evaluated once over all features, which are leaves; it updates its own state once;
+3. every micro-batch is encoded again with its random state, and its rows of the feature gradient
+   are backpropagated through the towers.
 
-Memory is that of one micro-batch's graph and of the features; the towers run forwards twice.
-BatchNorm normalises by the statistics of a micro-batch, as in open_clip, and only step 1 moves its
-running statistics.
+Memory holds the graph of one micro-batch and the features of all; the towers run forward twice.
+BatchNorm normalises by the statistics of a micro-batch, as in open_clip, and only step 1 updates
+its running statistics.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -31,35 +31,40 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 @dataclass(frozen=True)
 class RandomState:
-    """Where the random numbers of the towers stand."""
+    """The states of the generators that the towers draw from.
+
+    Attributes:
+        cpu: of the CPU's generator.
+        cuda: of the device's generator; none on a CPU.
+    """
 
     cpu: Tensor
     cuda: Tensor | None
 
     @classmethod
     def now(cls, device: torch.device) -> "RandomState":
-        """The state of the CPU's numbers, and of the device's."""
+        """Reads the current states."""
         cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         return cls(torch.get_rng_state(), cuda)
 
     def restore(self, device: torch.device) -> None:
-        """Goes back there."""
+        """Sets the generators to these states."""
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, device)
 
 
 class CachedFeatures:
-    """The features of several micro-batches, and the way back from their gradient to the towers.
+    """The features of several micro-batches, and the backward pass from their gradient.
 
     Args:
-        encode: the towers' outputs of a micro-batch, in open_clip's dict.
+        encode: returns the towers' outputs for a micro-batch, as open_clip's dict.
         batches: the micro-batches.
         device: of the towers.
 
     Attributes:
-        outputs: leaves: the features of all pairs, [pairs, dim], and `logit_scale` and
-            `logit_bias`, which are the same for every micro-batch.
+        outputs: leaf tensors: the features of all pairs, [pairs, dim], and the scalars
+            `logit_scale` and `logit_bias`, which all micro-batches share.
     """
 
     def __init__(self, encode: Encode, batches: Sequence[Batch], device: torch.device) -> None:
@@ -79,39 +84,37 @@ class CachedFeatures:
         }
 
     def backward(self, towers: nn.Module) -> None:
-        """Carries the leaves' gradients on into the towers, micro-batch by micro-batch.
+        """Backpropagates the leaves' gradients through the towers, one micro-batch at a time.
 
-        With several processes only the last one communicates; it also carries what belongs to the
-        model as a whole (`logit_scale`), so that this is counted once and averaged with the rest.
+        Over several ranks only the last micro-batch communicates. It also carries the gradients of
+        the scalars (`logit_scale`), which are counted once and averaged with the rest.
 
         Args:
-            towers: what `encode` calls; its BatchNorm layers are held, its processes synchronised.
+            towers: the module that `encode` calls; its BatchNorm statistics are frozen meanwhile.
         """
         after = RandomState.now(self._device)
         last, start = len(self._batches) - 1, 0
-        with _running_statistics_held(towers):
+        with _running_statistics_frozen(towers):
             for number, (batch, state) in enumerate(zip(self._batches, self._states, strict=True)):
                 stop = start + len(batch)
                 state.restore(self._device)
-                waits = nullcontext() if number == last else collectives.no_sync(towers)
-                with waits:
-                    _backward(
-                        self._encode(batch), self._gradients(start, stop, whole=number == last)
-                    )
+                gradients = self._gradients(start, stop, scalars=number == last)
+                with nullcontext() if number == last else collectives.no_sync(towers):
+                    _backward(self._encode(batch), gradients)
                 start = stop
         after.restore(self._device)
 
-    def _gradients(self, start: int, stop: int, *, whole: bool) -> Outputs:
-        """The gradients of the pairs from `start` to `stop`; `whole`: also those of the model."""
+    def _gradients(self, start: int, stop: int, *, scalars: bool) -> Outputs:
+        """Gradients of the pairs from `start` to `stop`, and of the scalars if asked for."""
         return {
             name: leaf.grad[start:stop] if name in FEATURES else leaf.grad
             for name, leaf in self.outputs.items()
-            if leaf.grad is not None and (whole or name in FEATURES)
+            if leaf.grad is not None and (scalars or name in FEATURES)
         }
 
 
 def _backward(outputs: Outputs, gradients: Outputs) -> None:
-    """Back through one micro-batch; an output of a locked tower has no way back."""
+    """Backpropagates through one micro-batch; outputs of locked towers have no graph."""
     names = [name for name in gradients if outputs[name].requires_grad]
     if names:
         torch.autograd.backward(
@@ -120,8 +123,8 @@ def _backward(outputs: Outputs, gradients: Outputs) -> None:
 
 
 @contextmanager
-def _running_statistics_held(towers: nn.Module) -> Generator[None]:
-    """BatchNorm normalises by its batch as ever, but does not count it again."""
+def _running_statistics_frozen(towers: nn.Module) -> Generator[None]:
+    """BatchNorm still normalises by its batch, but does not update its running statistics."""
     tracking = [
         module
         for module in towers.modules()

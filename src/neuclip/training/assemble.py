@@ -1,9 +1,9 @@
-"""From settings to a run: the one place that puts the parts together, in the order that matters.
+"""From settings to a run: builds the components, in the order in which they depend on each other.
 
-1. the device and the processes         5. the towers' first weights, locks and shards
-2. the model, with the method's first   6. the optimiser, over what is left to learn
-   temperature                          7. the run folder, once nothing else can be wrong
-3. the data, which fixes the epoch      8. the checkpoint to continue from
+1. the device and the processes         5. the towers' starting weights, locks and shards
+2. the training data                    6. the optimiser, over the parameters that stay trainable
+3. the model, and the loader, which     7. the run folder, once no input can fail any more
+   fixes the length of an epoch         8. the checkpoint to resume from
 4. the loss, whose schedules count in epochs
 """
 
@@ -33,8 +33,8 @@ from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.process_group import WaitLimits, open_process_group
 from neuclip.parallel.rank_consistency import check_same_data, check_same_program
 from neuclip.parallel.work_sharing import from_main
-from neuclip.training.components import Parts
-from neuclip.training.evaluate_only import judge_only
+from neuclip.training.components import Components
+from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluating import open_splits, open_zero_shot
 from neuclip.training.open_run import earlier_config, log_to, open_run_folder
 from neuclip.training.optim import Optimizer
@@ -44,50 +44,50 @@ log = logging.getLogger("neuclip")
 
 
 def train(config: RunConfig) -> Path:
-    """Trains as the configuration says.
+    """Trains a run.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: whatever of the input cannot work, before the first batch where it can be known.
-        Preempted: SIGTERM came; a checkpoint is written.
+        UserError: invalid input, found before the first batch where possible.
+        Preempted: a signal asked to stop; a checkpoint is written.
     """
     config = config.resolved().check()
     if config.optim.epochs == 0 and config.resume is not None:
-        return _judge_only(config)
+        return _evaluate_only(config)
     if config.data.train_data is None:
         raise UserError(
-            "--train-data is not given: a folder of .tar shards or a pattern such as "
+            "--train-data is missing: give a folder of .tar shards or a pattern such as "
             "'shards/{00000..00331}.tar' (neuclip data demo --out DIR makes a data set)"
         )
     log_to(None)
     device = choose_device(config.device, launch_environment().local_rank)
     with (
-        open_process_group(device, _patience(config)),
+        open_process_group(device, _wait_limits(config)),
         fsdp.ensure_process_group(device.type, wanted=config.parallel.fsdp),
     ):
         check_same_program(config.model_dump(mode="json"))
-        name = config.name or from_main(lambda: _name_now(config))
+        name = config.name or from_main(lambda: _new_name(config))
         return _train(config.model_copy(update={"name": name}), config.data.train_data, device)
 
 
-def _judge_only(config: RunConfig) -> Path:
+def _evaluate_only(config: RunConfig) -> Path:
     device = choose_device(config.device, launch_environment().local_rank)
-    with open_process_group(device, _patience(config)):
-        return judge_only(config, device)
+    with open_process_group(device, _wait_limits(config)):
+        return evaluate_checkpoint(config, device)
 
 
-def _patience(config: RunConfig) -> WaitLimits:
+def _wait_limits(config: RunConfig) -> WaitLimits:
     return WaitLimits(config.parallel.dist_timeout, config.parallel.dist_silence)
 
 
-def _name_now(config: RunConfig) -> str:
+def _new_name(config: RunConfig) -> str:
     return f"{config.method.name}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
-    """The run, in processes that have met; `asked` has a name."""
+    """Builds and trains the run, in joined processes; `asked` has a name."""
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
     config = share_batch(asked, collectives.world_size(), before)
@@ -104,12 +104,12 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     method = resolve(config.method, run, None if before is None else before.method)
     config = config.model_copy(update={"method": method})
     loss = build_loss(method, run).to(device)
-    _ready_towers(config, clip, device, learns_temperature=loss.learns_temperature)
+    _prepare_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
     folder, start = from_main(lambda: open_run_folder(config.output.logs, name, config.resume))
     log_to(folder.log if collectives.is_main() else None)
-    parts = Parts(
+    components = Components(
         config=config,
         folder=folder,
         device=device,
@@ -122,12 +122,12 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
         num_samples=num_samples,
         shard_damage=index.damage,
     )
-    trainer = Trainer(parts)
+    trainer = Trainer(components)
     if start is not None:
-        trainer.load(start)
+        trainer.state.load(start)
     if collectives.is_main():
-        folder.config.write_text(_kept(asked, parts).to_yaml(), encoding="utf-8")
-        _announce(parts, index)
+        folder.config.write_text(_recorded_config(asked, components).to_yaml(), encoding="utf-8")
+        _announce(components, index)
     try:
         trainer.fit()
     finally:
@@ -137,15 +137,14 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     return folder.path
 
 
-def _kept(asked: RunConfig, parts: Parts) -> RunConfig:
-    """What the run folder keeps: the settings as asked for, with the sizes they came to."""
-    whole = {"global_batch_size": parts.global_batch_size}
-    data = asked.data.model_copy(update=whole)
-    return asked.model_copy(update={"data": data, "method": parts.config.method})
+def _recorded_config(asked: RunConfig, run: Components) -> RunConfig:
+    """The settings as given, with the global batch size and the method's settings resolved."""
+    data = asked.data.model_copy(update={"global_batch_size": run.loader.global_batch_size})
+    return asked.model_copy(update={"data": data, "method": run.config.method})
 
 
 def _build_clip(config: RunConfig, device: torch.device) -> Clip:
-    """Fresh weights, equal on all ranks; afterwards every rank draws its own random numbers."""
+    """Builds the model with equal weights on all ranks, then seeds each rank differently."""
     torch.manual_seed(config.seed)
     init = {
         key: value
@@ -163,10 +162,10 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
     return clip
 
 
-def _ready_towers(
+def _prepare_towers(
     config: RunConfig, clip: Clip, device: torch.device, *, learns_temperature: bool
 ) -> None:
-    """All that is done to the towers before the optimiser takes their parameters."""
+    """Loads, locks and shards the towers, before the optimiser takes their parameters."""
     load_starting_weights(clip.towers, config.model, learns_temperature=learns_temperature)
     if not learns_temperature:
         _logit_scale(clip).requires_grad_(False)
@@ -203,50 +202,50 @@ def _logit_scale(clip: Clip) -> torch.Tensor:
     return scale
 
 
-def _announce(parts: Parts, index: Source) -> None:
-    """What a user wants to know before the first step."""
-    config, steps = parts.config, parts.loader.steps_per_epoch
-    millions = sum(p.numel() for p in parts.clip.towers.parameters()) / 1e6
+def _announce(run: Components, index: Source) -> None:
+    """Logs method, model, data and length of the run before its first step."""
+    config, steps = run.config, run.loader.steps_per_epoch
+    millions = sum(p.numel() for p in run.clip.towers.parameters()) / 1e6
     log.info(
         "%s: method %s, model %s (%.1f M parameters), %s on %s",
-        parts.folder.path, config.method.name, parts.clip.name, millions,
-        parts.clip.precision, parts.device,
+        run.folder.path, config.method.name, run.clip.name, millions,
+        run.clip.precision, run.device,
     )  # fmt: skip
     log.info(
-        "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", parts.loader.description
+        "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
     )
     log.info(
         "%d epochs of %d steps, batch %d = %s",
-        parts.last_epoch, steps, parts.global_batch_size, parts.loader.factors,
+        run.last_epoch, steps, run.loader.global_batch_size, run.loader.factors,
     )  # fmt: skip
     if config.optim.warmup >= config.optim.epochs * steps:
         log.warning(
-            "warm-up of %d steps is as long as the run (%d steps): the rate never reaches %g",
+            "the warm-up (%d steps) lasts the whole run (%d steps): the rate stays below %g",
             config.optim.warmup, config.optim.epochs * steps, config.optim.lr,
         )  # fmt: skip
     if isinstance(config.method, MixingSettings) and config.method.gamma == 1:
         log.warning(
-            "gamma stays 1: %s learns from the batch's own normalizers, as rgcl_batch does (the "
-            "published rule gives 1 below 8 epochs; --gamma 0.4 mixes in what it remembers)",
+            "gamma stays 1: %s uses the batch's own normalizers, as rgcl_batch does (the published "
+            "rule gives 1 below 8 epochs; --gamma 0.4 mixes in the remembered ones)",
             config.method.name,
         )
 
 
 def read_index(config: RunConfig, train_data: str) -> Source:
-    """The training data; sample ids are keys only where the method keeps a table."""
+    """Opens the training data; keys must be sample ids only if the method keeps a table."""
     data = config.data
     needs_ids = METHODS[config.method.name].needs_sample_ids
     if data.data_size is not None and not needs_ids:
-        log.info("data_size is not needed: %s keeps no state per sample", config.method.name)
+        log.info("--data-size is not needed: %s keeps no state per sample", config.method.name)
     return open_source(
         train_data, data if needs_ids else data.model_copy(update={"data_size": None})
     )
 
 
 def _in_turn(open_data: Callable[[], Source]) -> Source:
-    """Opens the data on the main process first; the others find its indexes and fetched shards.
+    """Opens the data on the main process, then on each machine's first process, then on the rest.
 
-    On every machine but the first, its first process then does the same for its neighbours.
+    Later processes reuse the indexes and the downloaded shards of the earlier ones.
     """
     turn = 0 if collectives.is_main() else 1 if launch_environment().local_rank == 0 else 2
     source: Source | None = None

@@ -1,4 +1,4 @@
-"""What a run is made of."""
+"""The components of a run, as `neuclip.training.assemble` builds them."""
 
 from dataclasses import dataclass
 
@@ -11,18 +11,25 @@ from neuclip.evaluation.datacomp.sets import TaskSet
 from neuclip.evaluation.splits import EvaluationSplit
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.clip import Clip
-from neuclip.parallel import collectives
 from neuclip.run_folder import RunFolder
 from neuclip.training.optim import Optimizer
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The parts, put together by `neuclip.training.assemble`.
+class Components:
+    """The components of a run.
 
     Attributes:
-        zero_shot: what is judged every `zeroshot_frequency` epochs.
-        num_samples: rows of a table by sample id.
+        config: the settings, resolved.
+        folder: the run folder.
+        device: the device of the towers.
+        clip: the model.
+        loss: the method's loss.
+        optimizer: of the towers.
+        loader: the training data.
+        splits: evaluated every `val_frequency` epochs.
+        zero_shot: task sets evaluated every `zeroshot_frequency` epochs.
+        num_samples: rows of the loss's tables, indexed by sample id.
         shard_damage: what the index of the training data could not read.
     """
 
@@ -39,36 +46,14 @@ class Parts:
     shard_damage: tuple[Damage, ...]
 
     @property
-    def process_batch_size(self) -> int:
-        """Pairs in a step of one process, over all its micro-batches."""
-        return self.config.data.batch_size * self.config.data.accum_freq
-
-    @property
-    def global_batch_size(self) -> int:
-        """Pairs in a step, over all processes."""
-        return self.process_batch_size * collectives.world_size()
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in an epoch."""
-        return self.loader.steps_per_epoch
-
-    @property
     def last_epoch(self) -> int:
         """The epoch after which the run ends."""
         return self.config.optim.stop_epochs or self.config.optim.epochs
 
-    @property
-    def temperature(self) -> float:
-        """The temperature now."""
-        scale = self.clip.towers.logit_scale
-        assert isinstance(scale, torch.Tensor)
-        return float((-scale.detach()).exp())
-
     def position(self, step: int) -> dict[str, float]:
-        """Where a run is after a number of steps, as records say it."""
+        """The position of a run after `step` steps, as its records give it."""
         return {
             "step": step,
-            "epoch": round(step / self.steps_per_epoch, 4),
-            "samples_seen": step * self.global_batch_size,
+            "epoch": round(step / self.loader.steps_per_epoch, 4),
+            "samples_seen": step * self.loader.global_batch_size,
         }

@@ -1,4 +1,4 @@
-"""What each step is fed: its micro-batches, on the device by the time they are needed."""
+"""Groups micro-batches into steps, and copies them to the device ahead of the step."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -8,16 +8,16 @@ import torch
 from neuclip.data.batch import Batch
 
 
-class Feed:
-    """Takes micro-batches together to steps.
+class DevicePrefetcher:
+    """Groups micro-batches into steps.
 
-    A step's only batch is copied to the device on a stream of its own, underneath the work of the
-    step before, which the host does not wait for. Of several, each is copied when it is its turn,
-    so that the device holds the pictures of one.
+    The only batch of a step is copied to the device on a separate stream, while the step before
+    still runs. Several micro-batches stay on the host until each is encoded, so that the device
+    holds the images of one.
 
     Args:
         accum_freq: micro-batches per step.
-        device: where they are needed.
+        device: the device of the towers.
     """
 
     def __init__(self, accum_freq: int, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Feed:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def next_step(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The micro-batches of the next step; none at the end."""
+        """Returns the micro-batches of the next step; an empty list at the end."""
         step = list(islice(batches, self._accum_freq))
         return [self._copied(step[0])] if len(step) == 1 else step
 
@@ -37,5 +37,5 @@ class Feed:
         step = torch.cuda.current_stream(self._device)
         step.wait_stream(self._copies)
         for tensor in (copy.images, copy.tokens):
-            tensor.record_stream(step)  # its memory is the other stream's
+            tensor.record_stream(step)  # the copy stream allocated its memory
         return copy

@@ -1,7 +1,7 @@
-"""`--resume CHECKPOINT --epochs 0`: a checkpoint is judged as a run would, and nothing is trained.
+"""`--resume CHECKPOINT --epochs 0`: evaluates a checkpoint as training does, without training.
 
-No training data are read. Any checkpoint of open_clip's layout will do; `--model` says which
-architecture it has.
+It reads no training data, and accepts any checkpoint of open_clip's layout; `--model` gives the
+architecture.
 """
 
 import logging
@@ -22,28 +22,28 @@ from neuclip.model.load import Checkpoint, CheckpointChoice, open_checkpoint
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
-from neuclip.training.evaluating import Subject, judge_all, open_splits, open_zero_shot
+from neuclip.training.evaluating import Subject, evaluate_all, open_splits, open_zero_shot
 from neuclip.training.open_run import log_to, open_run_folder
 from neuclip.training.records.recorder import Recorder
 
 log = logging.getLogger("neuclip")
 
 
-def judge_only(config: RunConfig, device: torch.device) -> Path:
-    """Judges the checkpoint that `resume` names.
+def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
+    """Evaluates the checkpoint that `resume` names.
 
-    The results go to the run's folder, which may be that of the checkpoint: nothing in it is lost.
+    The results go to the run folder. It may be the checkpoint's own: earlier records stay.
 
     Args:
         config: the run's settings; `optim.epochs` is 0.
-        device: where the towers live.
+        device: the device of the towers.
 
     Returns:
         The run folder.
 
     Raises:
-        UserError: there is no such checkpoint, it is of another architecture, or there is nothing
-            to judge it on.
+        UserError: the checkpoint is missing or has another architecture, or no evaluation data is
+            given.
     """
     log_to(None)
     evaluation = config.evaluation
@@ -51,7 +51,7 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
     sets = open_zero_shot(evaluation) if evaluation.zeroshot_frequency else []
     if not splits and not sets:
         raise UserError(
-            "--epochs 0 with --resume only judges, and there is nothing to judge on: give "
+            "--epochs 0 with --resume only evaluates, and no evaluation data is given: add "
             "--imagenet-val, --imagenet-v2, --eval-tasks or --val-data, with a frequency above 0"
         )
     folder, start, config = _open_folder(config)
@@ -67,7 +67,7 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
         write_whole(folder.config, config.to_yaml())
     average = "the moving average of " if checkpoint.averaged else ""
     log.info(
-        "evaluating %s%s (%s, %s on %s); nothing is trained",
+        "evaluating %s%s (%s, %s on %s) without training",
         average, checkpoint.path, clip.name, precision, device,
     )  # fmt: skip
     recorder, position = Recorder(config, folder, device), _position(checkpoint)
@@ -76,12 +76,12 @@ def judge_only(config: RunConfig, device: torch.device) -> Path:
     before = read_eval_results(results) if results.exists() else []
     whole = {line.key for line in before if line.provenance is not None}  # the benchmark's own
     with recorder.open(step, step, keep_later=True):
-        for result in judge_all(subject, splits, sets, config, folder.path):
+        for result in evaluate_all(subject, splits, sets, config, folder.path):
             if main and result.key not in whole:
                 write_result(results, result)
             if main:
                 recorder.evaluation(position, result.key, result.metrics)
-    log.info("written to %s", results)
+    log.info("wrote %s", results)
     return folder.path
 
 

@@ -1,6 +1,6 @@
-"""Judging during training: when, on what, and where the results go.
+"""Evaluation during training: when, on which data, and where the results go.
 
-All processes judge together, each with a share of the samples.
+All ranks evaluate together, each on its share of the samples.
 """
 
 from collections.abc import Generator, Sequence
@@ -25,21 +25,21 @@ from neuclip.model.encoder import Encoder
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
-from neuclip.training.components import Parts
+from neuclip.training.components import Components
 from neuclip.training.records.recorder import Recorder
 from neuclip.training.records.sinks import read_records
 
 
 def open_splits(val_data: str | None) -> list[EvaluationSplit]:
-    """The evaluation splits of `--val-data`, joined by '::'."""
+    """Opens the evaluation splits of `--val-data`, folders separated by '::'."""
     return [open_split(Path(part)) for part in val_data.split("::")] if val_data else []
 
 
 def open_zero_shot(config: EvaluationConfig) -> list[TaskSet]:
-    """What is judged every `--zeroshot-frequency` epochs; the first process lists the files.
+    """Opens the sets evaluated every `--zeroshot-frequency` epochs; the main process lists files.
 
     Raises:
-        UserError: a set is missing or not complete, or there is no such task.
+        UserError: a set is missing or incomplete, or a task is unknown.
     """
     sets: list[TaskSet] = []
     prompts = imagenet_prompts()
@@ -52,7 +52,7 @@ def open_zero_shot(config: EvaluationConfig) -> list[TaskSet]:
     if config.eval_tasks is not None and config.eval_data_dir is not None:
         keys = [word.strip() for word in config.eval_tasks.split(",") if word.strip()]
         if not keys:
-            raise UserError("eval_tasks names no task (for example: imagenet1k,vtab/cifar100)")
+            raise UserError("--eval-tasks is empty: name tasks such as imagenet1k,vtab/cifar100")
         sets += open_sets(Path(config.eval_data_dir), load_suite().select(keys))
     limit = config.eval_samples
     return sets if limit is None else [task_set.part(limit) for task_set in sets]
@@ -60,13 +60,13 @@ def open_zero_shot(config: EvaluationConfig) -> list[TaskSet]:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged.
+    """A model to evaluate.
 
     Attributes:
         encoder: the towers.
-        loss: may predict log-normalizers; none: they are not judged.
+        loss: predicts log-normalizers; none: they are not evaluated.
         logit_scale: 1 / temperature.
-        global_batch_size: pairs in a training step.
+        global_batch_size: pairs per training step.
     """
 
     encoder: Encoder
@@ -75,26 +75,27 @@ class Subject:
     global_batch_size: int = 64
 
 
-def judge_all(
+def evaluate_all(
     subject: Subject,
     splits: Sequence[EvaluationSplit],
     sets: Sequence[TaskSet],
     config: RunConfig,
     folder: Path,
 ) -> Generator[EvalResult]:
-    """Judges splits and sets, one after the other; class vectors of equal prompts come once.
+    """Evaluates splits and sets one by one, in training's precision.
 
-    The arithmetic is that of training. Galleries of the splits go to the run's `eval_results/`.
+    Sets with equal prompts share their class vectors. Galleries of the splits go to the run's
+    `eval_results/`.
 
     Args:
-        subject: what is judged.
-        splits: what zero-shot, retrieval and log-normalizers are judged on.
-        sets: what is judged as the benchmark does.
+        subject: the model.
+        splits: for zero-shot classification, retrieval and log-normalizers.
+        sets: for DataComp's metrics.
         config: the run's settings.
-        folder: the run's folder.
+        folder: the run folder.
 
     Raises:
-        UserError: a split or a set is damaged.
+        UserError: a split or a set is corrupt.
     """
     batch_size, workers = config.evaluation.val_batch_size, config.data.workers
     settings = JudgeSettings(
@@ -120,56 +121,59 @@ def judge_all(
         yield EvalResult(task_set.key, task_set.task.name, benchmark.judge(task_set))
 
 
-class Judge:
-    """Judges the towers at the end of some epochs.
+class Evaluator:
+    """Evaluates the towers at the end of some epochs.
 
     Args:
-        parts: the run.
-        recorder: where the results are recorded.
+        run: the components of the run.
+        recorder: receives the results.
     """
 
-    def __init__(self, parts: Parts, recorder: Recorder) -> None:
-        self._parts = parts
+    def __init__(self, run: Components, recorder: Recorder) -> None:
+        self._run = run
         self._recorder = recorder
 
     def is_due(self, step: int) -> bool:
-        """Whether the settings ask for judging after a step."""
+        """Whether the settings ask for an evaluation after a step."""
         splits, sets = self._due(step)
         return bool(splits or sets)
 
-    def has_judged(self, step: int) -> bool:
-        """Whether that was recorded already, before the run was interrupted."""
-        records = read_records(self._parts.folder.metrics)
+    def is_done(self, step: int) -> bool:
+        """Whether the evaluation after a step was recorded before the run was interrupted."""
+        records = read_records(self._run.folder.metrics)
         done = {r["split"] for r in records if r["kind"] == "eval" and r["step"] == step}
         splits, sets = self._due(step)
         return {split.name for split in splits} | {one.key for one in sets} <= done
 
-    def judge(self, step: int) -> None:
-        """Judges, writes `eval_results/` and records; the towers are whole and equal everywhere."""
-        parts = self._parts
+    def evaluate(self, step: int) -> None:
+        """Evaluates, writes `eval_results/` and records the metrics.
+
+        The towers must be full and equal on all ranks.
+        """
+        run = self._run
         subject = Subject(
-            Encoder(parts.clip, parts.device),
-            parts.loss,
-            parts.clip.logit_scale,
-            parts.global_batch_size,
+            Encoder(run.clip, run.device),
+            run.loss,
+            run.clip.logit_scale,
+            run.loader.global_batch_size,
         )
-        path = RunFolder(parts.folder.path).results(step // parts.steps_per_epoch)
-        for result in judge_all(subject, *self._due(step), parts.config, parts.folder.path):
+        path = run.folder.results(step // run.loader.steps_per_epoch)
+        for result in evaluate_all(subject, *self._due(step), run.config, run.folder.path):
             if collectives.is_main():
                 write_result(path, result)
-                self._recorder.evaluation(parts.position(step), result.key, result.metrics)
+                self._recorder.evaluation(run.position(step), result.key, result.metrics)
         self._recorder.start_period()
 
     def _due(self, step: int) -> tuple[list[EvaluationSplit], list[TaskSet]]:
-        """What is judged after a step: at the end of some epochs, and of the last."""
-        parts, config = self._parts, self._parts.config.evaluation
-        epoch, rest = divmod(step, parts.steps_per_epoch)
+        """The splits and sets due after a step: at the end of some epochs, and of the last."""
+        run, config = self._run, self._run.config.evaluation
+        epoch, rest = divmod(step, run.loader.steps_per_epoch)
 
         def due(frequency: int) -> bool:
-            at_end = epoch == parts.last_epoch or (frequency and epoch % frequency == 0)
+            at_end = epoch == run.last_epoch or (frequency and epoch % frequency == 0)
             return bool(frequency and epoch and not rest and at_end)
 
         return (
-            parts.splits if due(config.val_frequency) else [],
-            parts.zero_shot if due(config.zeroshot_frequency) else [],
+            run.splits if due(config.val_frequency) else [],
+            run.zero_shot if due(config.zeroshot_frequency) else [],
         )

@@ -1,4 +1,4 @@
-"""`python -m neuclip.training.main`: the published door to `neuclip train`."""
+"""`python -m neuclip.training.main`: the entry point of published command lines."""
 
 import sys
 

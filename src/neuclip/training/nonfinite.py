@@ -1,101 +1,119 @@
-"""Whether a step may count, decided on the device; the host reads it when it no longer waits.
+"""Steps with non-finite numbers: masked on the device, reported by the host one step later.
 
-A host that looks at a number of the step it just asked for (`float(loss)`) waits until the device
-has done all of it, and the device then waits for the host to ask for the next. So nothing of a step
-is read while it runs: what is not finite is masked on the device, in the update itself, and what
-the host must say about it travels to it in the background.
+Reading a number of the running step (`float(loss)`) makes the host wait for the device, and then
+the device for the host's next launch. So no number is read while its step runs:
+
+1. `FiniteOutputs` replaces non-finite feature rows, and the optimiser skips the update, both on the
+   device;
+2. `Readback` copies the step's status to the host in the background;
+3. `StepMonitor` reads each status one step late on CUDA, at once on the CPU. It lists the batch of
+   a skipped step, and ends the run after too many of them.
 """
 
+import json
+import logging
 import math
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from neuclip.data.batch import Batch
+from neuclip.errors import UserError
+from neuclip.files import write_whole
+from neuclip.parallel import collectives
+from neuclip.run_folder import RunFolder
+
+log = logging.getLogger("neuclip")
+
 Outputs = dict[str, Tensor]
 
 FEATURES = ("image_features", "text_features")
 
+ON_ANOTHER_RANK = "the loss is not finite on another process"
+
 
 @dataclass(frozen=True)
-class Containment:
-    """Features that a loss can keep, whatever the towers made.
+class FiniteOutputs:
+    """The towers' outputs with finite features.
+
+    Losses keep the features that they see (tables, prototypes), so that one infinite row would
+    spoil their state for good.
 
     Attributes:
-        outputs: the towers' outputs; a row that is not finite is replaced by a unit vector. Losses
-            keep what they see (tables, prototypes): one infinite row would spoil them for good.
-        wrong: [2, 2] of the image and of the text features: how many rows are not finite, and which
-            is the first.
-        any_wrong: whether there is such a row, a scalar of bool.
+        outputs: the towers' outputs; a unit vector replaces every non-finite row of features.
+        bad_rows: [2, 2], for the image and the text features: the number of non-finite rows, and
+            the index of the first.
+        any_bad: scalar bool: whether there is a non-finite row.
     """
 
     outputs: Outputs
-    wrong: Tensor
-    any_wrong: Tensor
+    bad_rows: Tensor
+    any_bad: Tensor
 
     @classmethod
-    def of(cls, outputs: Outputs) -> "Containment":
-        """The outputs of the towers, contained."""
-        contained, wrong = dict(outputs), []
+    def of(cls, outputs: Outputs) -> "FiniteOutputs":
+        """Replaces the non-finite rows of the towers' outputs."""
+        finite, bad_rows = dict(outputs), []
         for name in FEATURES:
             features = outputs[name]
             bad = ~torch.isfinite(features.detach()).all(-1)
             unit = torch.zeros_like(features[:1])
             unit[:, 0].fill_(1)
-            contained[name] = torch.where(bad[:, None], unit, features)
-            wrong.append(torch.stack([bad.sum(), bad.int().argmax()]))
-        counts = torch.stack(wrong)
-        return cls(contained, counts, (counts[:, 0] > 0).any())
-
-
-ELSEWHERE = "another process met a loss that is not finite"
+            finite[name] = torch.where(bad[:, None], unit, features)
+            bad_rows.append(torch.stack([bad.sum(), bad.int().argmax()]))
+        counts = torch.stack(bad_rows)
+        return cls(finite, counts, (counts[:, 0] > 0).any())
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the host learns of a step.
+class StepStatus:
+    """The host's view of a finished step.
 
     Attributes:
-        voted_down: a process met a loss that is not finite.
-        stop: a process was asked to stop before the step.
-        loss: of this process.
-        gradient_norm: of all parameters, before clipping.
+        loss_rejected: the loss is not finite on some rank.
+        stop: some rank was asked to stop before the step.
+        loss: of this rank.
+        gradient_norm: over all parameters, before clipping.
         temperature: before the step.
-        wrong: per side, how many rows of this process's features are not finite, and the first.
-        pairs: rows of this process's features.
+        bad_rows: per side, the number of this rank's non-finite feature rows, and the index of the
+            first.
+        pairs: number of pairs on this rank.
     """
 
-    voted_down: bool
+    loss_rejected: bool
     stop: bool
     loss: float
     gradient_norm: float
     temperature: float
-    wrong: tuple[tuple[int, int], tuple[int, int]]
+    bad_rows: tuple[tuple[int, int], tuple[int, int]]
     pairs: int
 
     @property
     def problem(self) -> str | None:
-        """Why the towers were left as they were, on all processes, if they were."""
-        for name, (count, first) in zip(FEATURES, self.wrong, strict=True):
+        """Why every rank skipped the update; none if it was applied."""
+        for name, (count, first) in zip(FEATURES, self.bad_rows, strict=True):
             if count:
                 return (
                     f"{name}: {count} of {self.pairs} rows are not finite, the first is row {first}"
                 )
         if not math.isfinite(self.loss):
             return f"the loss is {self.loss}"
-        if self.voted_down:
-            return ELSEWHERE
+        if self.loss_rejected:
+            return ON_ANOTHER_RANK
         if not math.isfinite(self.gradient_norm):
-            return f"the gradient's norm is {self.gradient_norm}"
+            return f"the gradient norm is {self.gradient_norm}"
         return None
 
 
 class Readback:
-    """A verdict on its way to the host.
+    """A step status on its way to the host.
 
     Args:
-        numbers: voted down, stop, loss, norm, temperature, and the four of `Containment.wrong`.
-        pairs: rows of the features.
+        numbers: [9], the first five fields of `StepStatus` in order, then `bad_rows`.
+        pairs: number of pairs on this rank.
     """
 
     def __init__(self, numbers: Tensor, pairs: int) -> None:
@@ -108,18 +126,116 @@ class Readback:
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
-    def read(self) -> Verdict:
-        """The verdict; waits until the step is done."""
+    def read(self) -> StepStatus:
+        """Returns the status; waits until the step has finished."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        voted_down, stop, loss, norm, temperature, *wrong = self._numbers.tolist()
-        images, image, texts, text = (int(number) for number in wrong)
-        return Verdict(
-            voted_down=bool(voted_down),
+        loss_rejected, stop, loss, norm, temperature, *bad_rows = self._numbers.tolist()
+        images, image, texts, text = (int(number) for number in bad_rows)
+        return StepStatus(
+            loss_rejected=bool(loss_rejected),
             stop=bool(stop),
             loss=loss,
             gradient_norm=norm,
             temperature=temperature,
-            wrong=((images, image), (texts, text)),
+            bad_rows=((images, image), (texts, text)),
             pairs=self._pairs,
         )
+
+
+@dataclass(frozen=True)
+class _PendingStep:
+    """A launched step whose status is not read yet."""
+
+    number: int
+    rate: float
+    batches: Sequence[Batch]
+    readback: Readback
+
+
+class StepMonitor:
+    """Reads the status of every step, and ends the run after too many skipped steps.
+
+    Args:
+        limit: `--max-nonfinite-steps`.
+        folder: where the batches of skipped steps are listed.
+        device: the device of the towers.
+
+    Attributes:
+        skipped: number of steps skipped so far.
+        stop: a rank was asked to stop; becomes true at the same step on all ranks.
+    """
+
+    def __init__(self, limit: int, folder: RunFolder, device: torch.device) -> None:
+        self._limit, self._folder = limit, folder
+        self._delay = 1 if device.type == "cuda" else 0
+        self._pending: deque[_PendingStep] = deque()
+        self.skipped = 0
+        self.stop = False
+
+    def add(self, number: int, rate: float, batches: Sequence[Batch], readback: Readback) -> None:
+        """Registers a launched step, and reads the status of an earlier one.
+
+        Args:
+            number: of the step, from 1.
+            rate: its learning rate.
+            batches: its micro-batches.
+            readback: its status.
+
+        Raises:
+            UserError: too many steps were skipped.
+        """
+        self._pending.append(_PendingStep(number, rate, batches, readback))
+        self._read_until(self._delay)
+
+    def read_all(self) -> None:
+        """Waits for all launched steps and reads their status, as a checkpoint needs.
+
+        Raises:
+            UserError: too many steps were skipped.
+        """
+        self._read_until(0)
+
+    def _read_until(self, left: int) -> None:
+        while len(self._pending) > left:
+            step = self._pending.popleft()
+            status = step.readback.read()
+            self.stop = self.stop or status.stop
+            if status.problem is not None:
+                self._count_skipped(step, _with_rank(status.problem), status.temperature)
+
+    def _count_skipped(self, step: _PendingStep, problem: str, temperature: float) -> None:
+        """Lists the batch of a skipped step.
+
+        Raises:
+            UserError: too many steps were skipped; names the step and what usually helps.
+        """
+        self.skipped += 1
+        where = (
+            f"{problem}; step {step.number}, temperature {temperature:.4g}, learning rate "
+            f"{step.rate:.3g}"
+        )
+        path = self._folder.nonfinite_step(step.number, collectives.rank())
+        listed = {
+            "problem": where,
+            "keys": [key for batch in step.batches for key in batch.keys],
+            "sample_ids": [i for batch in step.batches for i in batch.sample_ids.tolist()],
+        }
+        write_whole(path, json.dumps(listed, indent=1) + "\n")
+        if self.skipped > self._limit:
+            raise UserError(
+                f"{where}; {path} lists its batch. The last checkpoint is intact. Lower --lr, "
+                "raise --warmup, clip with --grad-clip-norm 1.0, or allow skipped steps with "
+                f"--max-nonfinite-steps (now {self._limit})"
+            )
+        log.warning(
+            "skipped a step (%d of at most %d): %s; see %s", self.skipped, self._limit, where, path
+        )
+
+
+def _with_rank(problem: str) -> str:
+    """Finds the first rank with a problem of its own, and names it; all ranks call this."""
+    found = collectives.first_of(None if problem == ON_ANOTHER_RANK else problem)
+    if found is None or not collectives.is_active():
+        return problem
+    return f"process {found[0]}: {found[1]}"

@@ -1,4 +1,4 @@
-"""What to do when memory is exhausted."""
+"""Turns out-of-memory errors into advice."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,11 +13,11 @@ _CPU_MESSAGES = ("can't allocate memory", "not enough memory", "cannot allocate 
 
 
 @contextmanager
-def explained(config: RunConfig) -> Generator[None]:
-    """Turns a failed allocation within a `with` block into what the user can do about it.
+def advice_when_out_of_memory(config: RunConfig) -> Generator[None]:
+    """Reports a failed allocation in a `with` block with the settings that lower memory.
 
     Raises:
-        UserError: memory ran out; names the settings that need less.
+        UserError: memory ran out.
     """
     try:
         yield
@@ -30,21 +30,21 @@ def explained(config: RunConfig) -> Generator[None]:
 
 
 def _advice(config: RunConfig, error: Exception) -> str:
-    """The settings that lower memory and are not yet in use, the cheapest first."""
+    """Lists the settings that lower memory and are not yet used, the cheapest first."""
     model, data = config.model, config.data
     knobs = [
-        f"--batch-size below {data.batch_size}, with --accum-freq raised as much: the same global "
-        "batch in smaller parts"
+        f"--batch-size below {data.batch_size} and a higher --accum-freq: the same global batch in "
+        "smaller parts"
     ]
     if model.precision in {"auto", "fp32"}:
         knobs.append("--precision amp_bf16")
     if not model.grad_checkpointing:
-        knobs.append("--grad-checkpointing: a third more time, far fewer activations")
+        knobs.append("--grad-checkpointing: far fewer activations for a third more time")
     if not config.parallel.fsdp:
-        knobs.append("--fsdp with several processes: parameters and optimiser shared out")
+        knobs.append("--fsdp over several processes: shards the parameters and the optimiser")
     if isinstance(config.method, NeuCLIPSettings):
         knobs.append(f"--num-prototypes below {config.method.num_prototypes}")
-    said = next(iter(str(error).splitlines()), "") or type(error).__name__
-    return f"out of memory in a training step: {said}\nWhat lowers memory:\n" + "\n".join(
+    message = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return f"out of memory in a training step: {message}\nTo lower memory:\n" + "\n".join(
         f"  {knob}" for knob in knobs
     )

@@ -1,6 +1,6 @@
-"""One step: encode, loss, backward, update. It names no method, and keeps nothing between steps.
+"""One training step: encode, loss, backward, update. Knows no method and keeps no state.
 
-The host never waits for the device in it: see `neuclip.training.nonfinite`.
+The host never waits for the device in a step: see `neuclip.training.nonfinite`.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from neuclip.method.notation import Section, no_section
 from neuclip.model.clip import Clip, clamp_logit_scale
 from neuclip.parallel import collectives
 from neuclip.training.accumulation import CachedFeatures
-from neuclip.training.nonfinite import Containment, Outputs, Readback
+from neuclip.training.nonfinite import FiniteOutputs, Outputs, Readback
 from neuclip.training.optim import Optimizer
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, on the device.
+    """The numbers of a step, on the device.
 
     Attributes:
-        loss: the mean over this process's pairs.
-        gradient_norm: of all parameters, before clipping.
-        readback: what the host will read of it.
+        loss: the mean over this rank's pairs.
+        gradient_norm: over all parameters, before clipping.
+        readback: the step's status, on its way to the host.
     """
 
     loss: Tensor
@@ -35,15 +35,15 @@ class StepResult:
 
 
 class TrainingStep:
-    """Updates the towers, and whatever the loss trains itself, with a batch.
+    """Updates the towers, and the state that the loss trains itself, with a batch.
 
     Args:
         clip: the model.
-        towers: its towers as this process calls them (with several processes: their wrapper).
-        loss: the method.
+        towers: the model's towers as called in training (over several ranks, the DDP wrapper).
+        loss: the method's loss.
         optimizer: of the towers.
-        device: where they live; batches are moved there.
-        section: called with a name around the parts of the step.
+        device: of the towers; batches are moved there.
+        section: opens a named section of the step timer.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class TrainingStep:
         self._device, self._section = device, section
 
     def __call__(self, batches: Sequence[Batch], stop_asked: bool = False) -> StepResult:
-        """One update; none of the towers where a process met a number that is not finite.
+        """Runs one step; every rank skips the towers' update if any rank has a non-finite number.
 
         Args:
-            batches: the micro-batches that together are this process's batch.
-            stop_asked: tells the other processes, in the verdict, that this one was asked to stop.
+            batches: the micro-batches of this rank's batch.
+            stop_asked: this rank was asked to stop; the step status passes it on to all ranks.
         """
         cached = None
         if len(batches) == 1:
@@ -72,42 +72,42 @@ class TrainingStep:
         else:
             cached = CachedFeatures(self._encode, batches, self._device)
             outputs = cached.outputs
-        contained = Containment.of(outputs)
+        finite = FiniteOutputs.of(outputs)
         ids = [batch.sample_ids for batch in batches]
         with self._section("loss"):
-            loss = self._loss(**contained.outputs, sample_ids=torch.cat(ids) if cached else ids[0])
+            loss = self._loss(**finite.outputs, sample_ids=torch.cat(ids) if cached else ids[0])
         assert isinstance(loss, Tensor)
-        value = loss.detach().masked_fill(contained.any_wrong, torch.nan)
-        votes = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
-        votes = collectives.max_over_ranks(votes.float())
+        value = loss.detach().masked_fill(finite.any_bad, torch.nan)
+        flags = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
+        flags = collectives.max_over_ranks(flags.float())
         with self._section("backward"):
             loss.backward()
             if cached is not None:
                 cached.backward(self._towers)
         with self._section("optimizer"):
-            norm = self._update(votes[0])
+            norm = self._update(loss_rejected=flags[0])
         temperature = 1 / outputs["logit_scale"].detach()
-        numbers = [*votes, *(number.float() for number in (value, norm, temperature))]
-        stacked = torch.cat([torch.stack(numbers), contained.wrong.flatten().float()])
-        return StepResult(value, norm, Readback(stacked, len(outputs["image_features"])))
+        numbers = [*flags, *(number.float() for number in (value, norm, temperature))]
+        status = torch.cat([torch.stack(numbers), finite.bad_rows.flatten().float()])
+        return StepResult(value, norm, Readback(status, len(outputs["image_features"])))
 
     def _encode(self, batch: Batch) -> Outputs:
         with self._section("encode"), self._clip.autocast(self._device):
             batch = batch.inputs_to(self._device)
-            # Convolutions follow the layout of their input; a ViT's patches are cut from either.
+            # Convolutions keep the memory layout of their input; a ViT accepts either.
             images = batch.images.to(self._clip.input_dtype, memory_format=torch.channels_last)
             return self._towers(images, batch.tokens)
 
-    def _update(self, voted_down: Tensor) -> Tensor:
-        """Steps the towers, unless that was voted down or the gradient is not finite.
+    def _update(self, loss_rejected: Tensor) -> Tensor:
+        """Updates the towers, unless the loss or the gradient is not finite on some rank.
 
         Args:
-            voted_down: a scalar, 1: a process met a loss that is not finite.
+            loss_rejected: scalar; 1 if the loss is not finite on some rank.
 
         Returns:
-            The gradient's norm, the same on all processes.
+            The gradient norm, equal on all ranks.
         """
         norm = self._optimizer.gradient_norm()
-        self._optimizer.step(skip=torch.maximum(voted_down, (~torch.isfinite(norm)).float()))
+        self._optimizer.step(skip=torch.maximum(loss_rejected, (~torch.isfinite(norm)).float()))
         clamp_logit_scale(self._clip.towers)
         return norm

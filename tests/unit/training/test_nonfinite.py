@@ -1,4 +1,4 @@
-"""Verdicts are read late, and none is lost."""
+"""Step statuses are read one step late on CUDA, and none is lost."""
 
 import json
 import math
@@ -8,14 +8,13 @@ import torch
 
 from neuclip.errors import UserError
 from neuclip.run_folder import RunFolder
-from neuclip.training.nonfinite import Readback
-from neuclip.training.nonfinite_watch import Watch
+from neuclip.training.nonfinite import FiniteOutputs, Readback, StepMonitor
 from step_parts import CPU, batch
 
 
 def readback(loss: float = 1.0, stop: bool = False) -> Readback:
-    voted_down = not math.isfinite(loss)
-    return Readback(torch.tensor([voted_down, stop, loss, 1.0, 0.05, 0, 0, 0, 0]), 12)
+    rejected = not math.isfinite(loss)
+    return Readback(torch.tensor([rejected, stop, loss, 1.0, 0.05, 0, 0, 0, 0]), 12)
 
 
 @pytest.fixture
@@ -23,39 +22,50 @@ def folder(tmp_path):
     return RunFolder(tmp_path)
 
 
-def late(folder: RunFolder, limit: int) -> Watch:
-    """As on CUDA: one step late."""
-    return Watch(limit, folder, torch.device("cuda"))
+def late(folder: RunFolder, limit: int) -> StepMonitor:
+    """A monitor as on CUDA: it reads one step late."""
+    return StepMonitor(limit, folder, torch.device("cuda"))
 
 
-def test_a_step_is_judged_once_the_next_was_asked_for(folder):
-    watch = late(folder, 1)
-    watch.add(1, 0.1, [batch(1)], readback(math.nan))
-    assert watch.skipped == 0
-    watch.add(2, 0.1, [batch(2)], readback())
-    assert watch.skipped == 1
-    watch.add(3, 0.1, [batch(3)], readback(math.inf))
+def test_cuda_steps_are_read_after_the_next_launch(folder):
+    monitor = late(folder, 1)
+    monitor.add(1, 0.1, [batch(1)], readback(math.nan))
+    assert monitor.skipped == 0
+    monitor.add(2, 0.1, [batch(2)], readback())
+    assert monitor.skipped == 1
+    monitor.add(3, 0.1, [batch(3)], readback(math.inf))
     with pytest.raises(UserError, match=r"the loss is inf; step 3, temperature 0\.05, .*0\.1; "):
-        watch.settle()
-    assert watch.skipped == 2
+        monitor.read_all()
+    assert monitor.skipped == 2
     listed = json.loads((folder.path / "nonfinite_step_3_rank_0.json").read_text())
     assert listed["keys"] == batch(3).keys
     assert listed["sample_ids"] == batch(3).sample_ids.tolist()
 
 
-def test_the_cpu_is_judged_at_once(folder):
-    watch = Watch(0, folder, CPU)
-    watch.add(1, 0.1, [batch(1)], readback())
+def test_cpu_steps_are_read_at_once(folder):
+    monitor = StepMonitor(0, folder, CPU)
+    monitor.add(1, 0.1, [batch(1)], readback())
     with pytest.raises(UserError, match="--max-nonfinite-steps \\(now 0\\)"):
-        watch.add(2, 0.1, [batch(2), batch(3)], readback(math.nan))
+        monitor.add(2, 0.1, [batch(2), batch(3)], readback(math.nan))
     listed = json.loads((folder.path / "nonfinite_step_2_rank_0.json").read_text())
     assert listed["keys"] == batch(2).keys + batch(3).keys
 
 
-def test_being_asked_to_stop_is_heard_as_late_everywhere(folder):
-    watch = late(folder, 0)
-    watch.add(1, 0.1, [batch(1)], readback(stop=True))
-    assert not watch.stop
-    watch.add(2, 0.1, [batch(2)], readback())
-    watch.add(3, 0.1, [batch(3)], readback())
-    assert watch.stop
+def test_a_stop_request_arrives_one_step_late(folder):
+    monitor = late(folder, 0)
+    monitor.add(1, 0.1, [batch(1)], readback(stop=True))
+    assert not monitor.stop
+    monitor.add(2, 0.1, [batch(2)], readback())
+    monitor.add(3, 0.1, [batch(3)], readback())
+    assert monitor.stop
+
+
+def test_finite_features_stay_unchanged():
+    features = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    outputs = {"image_features": features, "text_features": features * 2}
+    finite = FiniteOutputs.of(outputs)
+    assert all(torch.equal(finite.outputs[name], outputs[name]) for name in outputs)
+    finite.outputs["text_features"].sum().backward()
+    assert torch.equal(features.grad, torch.full_like(features, 2))
+    assert finite.bad_rows.tolist() == [[0, 0], [0, 0]]
+    assert not finite.any_bad

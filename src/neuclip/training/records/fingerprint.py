@@ -1,8 +1,8 @@
-"""What a run has read, in 64 bits: equal for equal multisets of samples, whatever their order.
+"""A 64-bit fingerprint of the samples read so far, equal for equal multisets in any order.
 
-Each sample id is mixed by the finaliser of SplitMix64 (Steele, Lea, Flood, 2014), and the results
-are added modulo 2^64. Two runs that read the same samples equally often have the same fingerprint;
-a sample more or less changes it, but for a chance of one in 2^64.
+SplitMix64's finaliser (Steele, Lea, Flood, 2014) mixes each sample id, and the results are added
+modulo 2^64. Two runs that read the same samples equally often have the same fingerprint; other
+runs share it with probability 2^-64.
 """
 
 import numpy as np
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 def add_to_fingerprint(fingerprint: int, sample_ids: Int64[Tensor, " batch"]) -> int:
-    """The fingerprint after some more samples.
+    """Returns the fingerprint with the samples of one more batch.
 
     Args:
-        fingerprint: of the samples read before; 0 for none.
-        sample_ids: the stable ids of a batch.
+        fingerprint: of the samples read before; 0 at the start.
+        sample_ids: the batch's stable sample ids.
     """
     state = sample_ids.cpu().numpy().astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

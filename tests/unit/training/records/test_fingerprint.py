@@ -1,6 +1,6 @@
 import torch
 
-from neuclip.training.fingerprint import add_to_fingerprint
+from neuclip.training.records.fingerprint import add_to_fingerprint
 
 
 def fingerprint(*batches):

@@ -1,0 +1,89 @@
+"""The record of the data that a run has read: a fingerprint of its samples, and corrupt samples."""
+
+import json
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+from neuclip.data.batch import Batch
+from neuclip.data.damage import DamageLog, DamageReport
+from neuclip.data.samples import Damage
+from neuclip.files import write_whole
+from neuclip.parallel import collectives
+from neuclip.run_folder import RunFolder
+from neuclip.training.records.fingerprint import add_to_fingerprint
+
+log = logging.getLogger("neuclip")
+
+
+class DataRecord:
+    """What this rank has read, added up over ranks when it is reported or saved.
+
+    Args:
+        max_bad_fraction: the largest fraction of corrupt samples before the run ends.
+        shard_damage: what the index of the training data could not read.
+    """
+
+    def __init__(self, max_bad_fraction: float, shard_damage: Sequence[Damage]) -> None:
+        self._max_bad_fraction = max_bad_fraction
+        self._fingerprint = 0
+        self._seen = 0  # samples since this process started
+        self._damage = DamageLog()
+        self._before_resume = DamageLog()  # of all ranks; kept by the main process only
+        if collectives.is_main():
+            self._damage.add(shard_damage)
+
+    def add(self, batches: Sequence[Batch]) -> None:
+        """Counts the samples of a step.
+
+        Raises:
+            UserError: too many samples are corrupt.
+        """
+        for batch in batches:
+            self._fingerprint = add_to_fingerprint(self._fingerprint, batch.sample_ids)
+            self._seen += len(batch)
+            for damage in self._damage.add(batch.damage):
+                log.warning("corrupt: %s", damage)
+        self._damage.check(self._max_bad_fraction, self._seen)
+
+    def fingerprint(self) -> int:
+        """The fingerprint of all ranks' samples; all ranks call this together."""
+        return sum(collectives.gather_objects(self._fingerprint)) % 2**64
+
+    def damage(self) -> DamageReport:
+        """The corrupt samples of all ranks since the first step; all ranks call this together."""
+        return self._with_earlier(collectives.gather_objects(self._damage.report()))
+
+    def resume(self, fingerprint: int, damage: DamageReport) -> None:
+        """Continues the record of a checkpoint.
+
+        Args:
+            fingerprint: as `fingerprint` returned it.
+            damage: as `damage` returned it; it includes the index's damage.
+        """
+        self._damage = DamageLog()
+        if collectives.is_main():
+            self._before_resume = DamageLog.from_report(damage)
+            self._fingerprint = fingerprint
+
+    @contextmanager
+    def reporting(self, folder: RunFolder) -> Generator[None]:
+        """Writes `data_report.json` at the end of a `with` block, even if the block fails."""
+        report: DamageReport | None = None
+        try:
+            yield
+            report = self.damage()
+        finally:
+            if collectives.is_main():
+                # After a failure the other ranks may be gone: report this rank's own.
+                report = report or self._with_earlier([self._damage.report()])
+                write_whole(folder.data_report, json.dumps(report, indent=2) + "\n")
+                if report["total"]:
+                    counts = DamageLog.from_report(report).summary()
+                    log.warning("corrupt samples or shards: %s; see %s", counts, folder.data_report)
+
+    def _with_earlier(self, reports: Sequence[DamageReport]) -> DamageReport:
+        total = DamageLog.from_report(self._before_resume.report())
+        for report in reports:
+            total.add_report(report)
+        return total.report()

@@ -1,0 +1,134 @@
+"""The content of a checkpoint: everything that an exact resume needs, saved and restored."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from neuclip.checkpoint import storage
+from neuclip.checkpoint.common import CheckpointError
+from neuclip.checkpoint.rng import random_state, restore_random_state
+from neuclip.checkpoint.storage import VerifiedCheckpoint
+from neuclip.model.ema import AVERAGES, WeightAverage
+from neuclip.training.components import Components
+from neuclip.training.nonfinite import StepMonitor
+from neuclip.training.records.data_record import DataRecord
+
+log = logging.getLogger("neuclip")
+
+
+def resume_identity(run: Components) -> dict[str, Any]:
+    """What must be equal in a checkpoint and in the run that resumes it.
+
+    A resumed run repeats the uninterrupted one bit by bit only if these agree. The checkpoint
+    records them, and `RunState.load` refuses another value. Add a new setting here if another value
+    gives the resumed run other batches or another shape or meaning of its state. Settings that may
+    change on a resume, such as `epochs`, `workers` or `log_every_n_steps`, stay out.
+    """
+    return {
+        "method": run.config.method.name,
+        "model": run.clip.name,
+        "seed": run.config.seed,
+        "global_batch_size": run.loader.global_batch_size,
+        "steps_per_epoch": run.loader.steps_per_epoch,
+        "num_samples": run.num_samples,
+        "order_of_data": run.loader.order_digest,
+    }
+
+
+class RunState:
+    """The state of a run.
+
+    Args:
+        run: its components; the towers, the optimiser and the loss hold most of the state.
+        monitor: counts the skipped steps.
+        data: the record of what was read.
+
+    Attributes:
+        step: steps done; epoch and position in the data follow from it.
+        average: the moving average of the weights, if the run keeps one.
+    """
+
+    def __init__(self, run: Components, monitor: StepMonitor, data: DataRecord) -> None:
+        self._run, self._monitor, self._data = run, monitor, data
+        self.step = 0
+        decay = run.config.model.model_ema_decay
+        self.average = None if decay is None else WeightAverage(run.clip.towers, decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The checkpoint: open_clip's layout, with our state in `neuclip`.
+
+        All ranks call this together.
+        """
+        run = self._run
+        averages = {} if self.average is None else {AVERAGES: self.average.state_dict()}
+        return {
+            "epoch": self.step // run.loader.steps_per_epoch,
+            "name": run.folder.path.name,
+            "state_dict": run.clip.towers.state_dict(),
+            **averages,
+            "optimizer": run.optimizer.state_dict(),
+            "neuclip": {
+                **resume_identity(run),
+                "step": self.step,
+                "skipped": self._monitor.skipped,
+                "fingerprint": self._data.fingerprint(),
+                "config": run.config.to_yaml(),
+                "loss": run.loss.state_dict(),
+                "damage": self._data.damage(),
+                **random_state(run.device),
+            },
+        }
+
+    def load(self, checkpoint: VerifiedCheckpoint) -> None:
+        """Restores the state from a checkpoint; all ranks call this together.
+
+        Raises:
+            CheckpointError: it is damaged, or belongs to another model, method, or data.
+        """
+        run, path = self._run, checkpoint.path
+        content = storage.load(checkpoint, live=self._sharded_tensors())
+        own = content.get("neuclip")
+        if own is None:
+            raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
+        for key, value in resume_identity(run).items():
+            if own.get(key) != value:
+                raise CheckpointError(
+                    f"checkpoint {path} has {key} {own.get(key)!r}, this run has {value!r}; an "
+                    "exact resume needs them equal"
+                )
+        storage.load_weights(run.clip.towers, content["state_dict"], path)
+        run.optimizer.load_state_dict(content["optimizer"])
+        self._load_average(content, path)
+        storage.load_loss(run.loss, own["loss"], path)
+        self.step = int(own["step"])
+        self._monitor.skipped = int(own["skipped"])
+        restore_random_state(own, run.device, run.config.seed + self.step)
+        self._data.resume(int(own["fingerprint"]), own["damage"])
+        log.info("resumed %s at step %d", path, self.step)
+
+    def _load_average(self, content: dict[str, Any], path: Path) -> None:
+        """Restores the average of the weights; without a saved one it starts at the weights."""
+        saved: dict[str, Tensor] | None = content.get(AVERAGES)
+        if self.average is not None:
+            if saved is None:
+                log.warning("%s has no average of the weights: the average starts here", path)
+            self.average.load_state_dict(saved or content["state_dict"])
+        elif saved is not None:
+            log.warning(
+                "%s has an average of the weights, but this run keeps none; --model-ema-decay "
+                "continues it", path,
+            )  # fmt: skip
+
+    def _sharded_tensors(self) -> dict[str, Tensor]:
+        """Live tensors by their names in a checkpoint; of a sharded one, only a shard is read."""
+        weights, optimizer = self._run.clip.towers.state_dict(), self._run.optimizer
+        return {
+            **{f"{part}/{k}": v for part in ("state_dict", AVERAGES) for k, v in weights.items()},
+            **{
+                f"optimizer/state/{number}/{moment}": parameter
+                for number, parameter in enumerate(optimizer.in_order)
+                for moment in ("exp_avg", "exp_avg_sq")
+            },
+        }
