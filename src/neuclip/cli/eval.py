@@ -197,7 +197,7 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
     from neuclip.model.load import load_pretrained
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
-    from neuclip.training.open_run import log_to
+    from neuclip.training.records.run_log import log_to
 
     log_to(None)
 

@@ -36,8 +36,9 @@ from neuclip.parallel.work_sharing import from_main
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluating import open_splits, open_zero_shot
-from neuclip.training.open_run import earlier_config, log_to, open_run_folder
+from neuclip.training.open_run import earlier_config, open_run_folder
 from neuclip.training.optim import Optimizer
+from neuclip.training.records.run_log import log_to
 from neuclip.training.trainer import Trainer
 
 log = logging.getLogger("neuclip")

@@ -23,8 +23,9 @@ from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
 from neuclip.training.evaluating import Subject, evaluate_all, open_splits, open_zero_shot
-from neuclip.training.open_run import log_to, open_run_folder
+from neuclip.training.open_run import open_run_folder
 from neuclip.training.records.recorder import Recorder
+from neuclip.training.records.run_log import log_to
 
 log = logging.getLogger("neuclip")
 

@@ -1,7 +1,6 @@
-"""The folder of a run: which files it has, and how it is begun or continued."""
+"""Starts a run folder, or finds the checkpoint to resume from."""
 
 import logging
-import sys
 from pathlib import Path
 
 from neuclip.checkpoint.storage import VerifiedCheckpoint, newest_complete, verify
@@ -16,16 +15,22 @@ log = logging.getLogger("neuclip")
 def open_run_folder(
     logs: str, name: str, resume: str | None
 ) -> tuple[RunFolder, VerifiedCheckpoint | None]:
-    """Makes the folder of a new run, or finds the checkpoint to continue from.
+    """Makes the folder of a new run, or finds the checkpoint to resume from.
 
-    One rank calls this and sends the result to the others: the checkpoint is hashed once.
+    One rank calls this and sends the result to the others, so that a checkpoint is hashed once.
+
+    Args:
+        logs: the folder of all runs.
+        name: of the run.
+        resume: a checkpoint; `latest` or `auto` (the newest complete one) of this run; none: start
+            a new run.
 
     Returns:
-        The folder, and the checkpoint to continue from (none: a new run).
+        The run folder, and the checkpoint to resume from (none: start at step 0).
 
     Raises:
-        UserError: the folder belongs to an earlier run and `resume` was not asked for, the
-            checkpoint is missing or damaged, or permission is denied.
+        UserError: the folder holds a run and `resume` is not set, the folder is not writable, or the
+            checkpoint is missing or corrupt.
     """
     folder = RunFolder(Path(logs) / name)
     checkpoint: VerifiedCheckpoint | None = None
@@ -35,11 +40,10 @@ def open_run_folder(
         elif folder.latest.exists():
             checkpoint = verify(folder.latest)
         if checkpoint is None:
-            log.info("nothing to resume in %s: a new run begins", folder.path)
+            log.info("nothing to resume in %s: starting a new run", folder.path)
     elif resume is not None:
         checkpoint = verify(Path(resume))
-    begun = folder.config.exists() or folder.metrics.exists()
-    if begun and resume is None:
+    if resume is None and (folder.config.exists() or folder.metrics.exists()):
         raise UserError(
             f"{folder.path} already holds a run; continue it with --resume auto, or choose "
             "another --name"
@@ -57,31 +61,20 @@ def open_run_folder(
 
 
 def earlier_config(logs: str, name: str, resume: str | None) -> RunConfig | None:
-    """The settings, as they were asked for, of the run that `resume` continues, if it has any.
+    """Reads `config.yaml` of the run that `resume` continues, if there is one.
+
+    Args:
+        logs: the folder of all runs.
+        name: of this run.
+        resume: as in `open_run_folder`.
 
     Raises:
-        UserError: its config.yaml is damaged.
+        UserError: the file is corrupt.
     """
     if resume is None:
         return None
-    own = RunFolder(Path(logs) / name)
-    folder = own if resume in {"latest", "auto"} else RunFolder(Path(resume).parent.parent)
+    this_run = RunFolder(Path(logs) / name)
+    folder = this_run if resume in {"latest", "auto"} else RunFolder(Path(resume).parent.parent)
     if not folder.config.exists():
         return None
     return validate(read_yaml(folder.config), str(folder.config))
-
-
-def log_to(file: Path | None) -> None:
-    """Sends the package's messages to the terminal (standard error) and to a file."""
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(terminal)
-    if file is not None:
-        to_file = logging.FileHandler(file, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s"))
-        log.addHandler(to_file)

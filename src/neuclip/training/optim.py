@@ -11,12 +11,20 @@ from neuclip.config.sections import OptimConfig
 from neuclip.parallel import fsdp
 
 STEP_THRESHOLD = 0.03
-"""FastCLIP: lr_tau is divided by three while the temperature is at most this."""
+"""FastCLIP divides lr_tau by three while the temperature is at most this."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up, then half a cosine to `floor`, or constant."""
+    """Linear warm-up to `peak`, then half a cosine down to `floor`, or constant.
+
+    Attributes:
+        peak: learning rate after the warm-up.
+        floor: learning rate at the end of the cosine.
+        warmup: steps of the warm-up.
+        total: steps of the run.
+        kind: `cosine` or `const`.
+    """
 
     peak: float
     floor: float
@@ -25,7 +33,7 @@ class Schedule:
     kind: str
 
     def at(self, step: int) -> float:
-        """The learning rate of a step (counted from 0)."""
+        """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         if self.kind == "const":
@@ -37,22 +45,22 @@ class Schedule:
 def temperature_rate(
     settings: OptimConfig, towers_rate: float, logit_scale: Tensor
 ) -> float | Tensor:
-    """The learning rate of logit_scale at a step.
+    """The learning rate of `logit_scale` at a step.
 
     Args:
-        settings: `lr_tau` and its schedule.
-        towers_rate: the towers' rate at this step.
-        logit_scale: logarithm of the inverse temperature now.
+        settings: hold `lr_tau` and its schedule.
+        towers_rate: the towers' learning rate at this step.
+        logit_scale: logarithm of the current inverse temperature.
 
     Returns:
-        A number; for `step_thresh` a scalar on the device, which the host need not wait for.
+        A number; for `step_thresh` a scalar on the device, so that the host does not wait.
     """
     if settings.lr_tau is None:
         return towers_rate
     if settings.lr_tau_scheduler == "same":
         return settings.lr_tau * towers_rate / settings.lr
     if settings.lr_tau_scheduler == "step_thresh":
-        # What the fused kernels read: a float32 on CUDA, a float64 on the CPU.
+        # The fused kernels read the rate as float32 on CUDA, as float64 on the CPU.
         dtype = torch.float64 if logit_scale.device.type == "cpu" else torch.float32
         rate = torch.full_like(logit_scale, settings.lr_tau, dtype=dtype, requires_grad=False)
         low = (-logit_scale.detach()).exp() <= STEP_THRESHOLD
@@ -61,7 +69,7 @@ def temperature_rate(
 
 
 def is_gain_or_bias(name: str, parameter: Tensor) -> bool:
-    """open_clip's rule for parameters without weight decay."""
+    """Whether a parameter gets no weight decay, by open_clip's rule."""
     marks = ("bn", "ln", "bias", "logit_scale")
     return parameter.ndim < 2 or any(mark in name for mark in marks)
 
@@ -69,13 +77,17 @@ def is_gain_or_bias(name: str, parameter: Tensor) -> bool:
 class Optimizer:
     """AdamW over three groups: gains and biases, weights, and the temperature.
 
-    Of a sharded parameter it steps this process's part, a plain tensor, so that the fused kernels
-    are the same in every case.
+    It updates the local shard of a sharded parameter, a plain tensor, with the same fused kernels.
 
     Args:
-        towers: the model; parameters that do not require gradients are left out.
-        settings: the run's section.
+        towers: the model; parameters without gradients are left out.
+        settings: the `optim` settings.
         total_steps: length of the schedule.
+
+    Attributes:
+        adamw: torch's optimiser over the local shards.
+        parameters: the trainable parameters, in the order of the towers.
+        in_order: the same parameters, in the order of `adamw`'s state.
     """
 
     def __init__(self, towers: nn.Module, settings: OptimConfig, total_steps: int) -> None:
@@ -110,7 +122,7 @@ class Optimizer:
         self.in_order = [p for group in groups for p in group["params"]]
 
     def set_rates(self, step: int) -> float:
-        """Sets the learning rates of a step and returns the towers'."""
+        """Sets the learning rates of a step, and returns that of the towers."""
         rate = self._schedule.at(step)
         for group in self.adamw.param_groups:
             if group.get("is_temperature", False):
@@ -120,59 +132,62 @@ class Optimizer:
         return rate
 
     def gradient_norm(self) -> Tensor:
-        """Norm of all gradients; clips them if asked. Not finite as soon as one of them is not."""
+        """Returns the norm of all gradients, then clips them if `grad_clip_norm` is set.
+
+        One non-finite gradient makes the norm non-finite.
+        """
         if self._settings.grad_clip_norm is not None:
             return fsdp.clip_gradients(self.parameters, self._settings.grad_clip_norm)
         return fsdp.total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self, skip: Tensor) -> None:
-        """Steps, and drops the gradients.
+        """Updates the parameters and clears the gradients.
 
         Args:
-            skip: a scalar of float32; where it is 1 the fused kernels change nothing, neither
-                parameters nor moments nor their counts.
+            skip: float32 scalar; if 1, the fused kernels leave parameters, moments and step counts
+                unchanged.
         """
         self.adamw.found_inf = skip  # pyright: ignore[reportAttributeAccessIssue]
-        own_parts = [p for group in self.adamw.param_groups for p in group["params"]]
-        for parameter, own in zip(self.in_order, own_parts, strict=True):
-            if own is not parameter:
-                own.grad = None if parameter.grad is None else fsdp.to_local(parameter.grad)
+        shards = [p for group in self.adamw.param_groups for p in group["params"]]
+        for parameter, shard in zip(self.in_order, shards, strict=True):
+            if shard is not parameter:
+                shard.grad = None if parameter.grad is None else fsdp.to_local(parameter.grad)
         self.adamw.step()
-        for parameter, own in zip(self.in_order, own_parts, strict=True):
-            parameter.grad = own.grad = None
+        for parameter, shard in zip(self.in_order, shards, strict=True):
+            parameter.grad = shard.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's, with plain numbers as learning rates. Waits for the device.
+        """Returns AdamW's state with plain numbers as learning rates; waits for the device.
 
-        The moments of a sharded parameter are sharded as it is.
+        Moments of sharded parameters are DTensors with the parameter's sharding.
         """
         state = self.adamw.state_dict()
         for group in state["param_groups"]:
             group["lr"] = float(group["lr"])
         state["state"] = {
-            number: {key: _whole(value, self.in_order[number]) for key, value in own.items()}
-            for number, own in state["state"].items()
+            number: {key: _sharded(value, self.in_order[number]) for key, value in moments.items()}
+            for number, moments in state["state"].items()
         }
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a saved state, whole or sharded, whichever this model is."""
+        """Restores a saved state, full or sharded, whether or not the towers are sharded."""
         placed = {
-            number: {key: _own(value, self.in_order[number]) for key, value in own.items()}
-            for number, own in state["state"].items()
+            number: {key: _local(value, self.in_order[number]) for key, value in moments.items()}
+            for number, moments in state["state"].items()
         }
         self.adamw.load_state_dict({**state, "state": placed})
 
 
-def _whole(value: object, parameter: nn.Parameter) -> object:
-    """This process's part of a moment as a part of the whole; the number of steps as it is."""
+def _sharded(value: object, parameter: nn.Parameter) -> object:
+    """A local shard of a moment as a DTensor, sharded as its parameter; other values unchanged."""
     if isinstance(value, Tensor) and value.ndim:
         return fsdp.from_local(value, parameter)
     return value
 
 
-def _own(value: object, parameter: nn.Parameter) -> object:
-    """The inverse of `_whole`; takes a whole moment too."""
+def _local(value: object, parameter: nn.Parameter) -> object:
+    """The local shard of a full or sharded moment; other values unchanged."""
     if isinstance(value, Tensor) and value.ndim:
         return fsdp.to_local(fsdp.shard_like(value, parameter))
     return value

@@ -1,44 +1,38 @@
-"""Which of the two forms of a checkpoint a run folder means."""
+"""Starting a run folder, and finding what to resume."""
 
-import os
+import pytest
 
-import torch
-
-from neuclip.checkpoint import storage
-from neuclip.checkpoint.common import SUMS
-from neuclip.run_folder import RunFolder
+from neuclip.config.run_config import RunConfig
+from neuclip.errors import UserError
+from neuclip.training.open_run import earlier_config, open_run_folder
 
 
-def sharded(path, age=0):
-    path.mkdir(parents=True)
-    (path / SUMS).write_text("")
-    stamp = 1_000_000_000 - age
-    os.utime(path, (stamp, stamp))
+def test_an_existing_run_needs_resume(tmp_path):
+    folder, start = open_run_folder(str(tmp_path), "run", None)
+    assert start is None
+    folder.config.write_text("name: run\n")
+    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+        open_run_folder(str(tmp_path), "run", None)
+    assert open_run_folder(str(tmp_path), "run", "latest") == (folder, None)
+    folder.latest.write_bytes(b"x")
+    assert open_run_folder(str(tmp_path), "run", "latest")[1].path == folder.latest
 
 
-def test_the_form_that_was_written_last(tmp_path):
-    folder = RunFolder(tmp_path)
-    assert folder.epoch_checkpoint(1).name == "epoch_1.pt"
-    sharded(folder.checkpoints / "epoch_1", age=5)
-    assert folder.epoch_checkpoint(1).name == "epoch_1"
-    (folder.checkpoints / "epoch_1.pt").write_bytes(b"")
-    assert folder.epoch_checkpoint(1).name == "epoch_1.pt"
-    assert folder.step_checkpoint(3).name == "iter_3.pt"
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the run folder"):
+        open_run_folder(str(tmp_path / "file"), "run", None)
 
 
-def test_there_is_one_latest(tmp_path):
-    folder = RunFolder(tmp_path)
-    first, second = folder.checkpoints / "iter_1", folder.checkpoints / "iter_2.pt"
-    sharded(first)
-    storage.point_latest_at(first)
-    assert folder.latest.resolve() == first.resolve()
-    storage.save(second, {"state_dict": {"a": torch.ones(1)}})
-    storage.point_latest_at(second)
-    assert folder.latest.name == "epoch_latest.pt"
-    assert not (folder.checkpoints / "epoch_latest").exists()
-    storage.point_latest_at(first)
-    assert [p.name for p in folder.checkpoints.glob("epoch_latest*")] == ["epoch_latest"]
-    sharded(folder.checkpoints / "iter_3")
-    storage.drop_old_step_checkpoints(folder.checkpoints, keep=1)
-    left = sorted(p.name for p in folder.checkpoints.iterdir() if p.name.startswith((".", "iter")))
-    assert left == ["iter_3"]
+def test_the_settings_of_the_run_to_resume(tmp_path):
+    folder, _ = open_run_folder(str(tmp_path), "run", None)
+    assert earlier_config(str(tmp_path), "run", "auto") is None
+    folder.config.write_text(RunConfig(seed=7).to_yaml())
+    assert earlier_config(str(tmp_path), "run", None) is None
+    for resume in ("auto", "latest", str(folder.checkpoints / "epoch_1.pt")):
+        earlier = earlier_config(str(tmp_path), "run", resume)
+        assert earlier is not None
+        assert earlier.seed == 7
+    folder.config.write_text("seed: [")
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        earlier_config(str(tmp_path), "run", "auto")

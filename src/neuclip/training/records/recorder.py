@@ -1,4 +1,4 @@
-"""What a run says: its records, timed by section, to every sink; only on the first process."""
+"""Passes a run's records, with speed and times, to all sinks; only the main process writes."""
 
 import resource
 import sys
@@ -16,12 +16,15 @@ from neuclip.training.records.step_timer import StepTimer
 
 
 class Recorder:
-    """Collects the times of the steps since the last record, and hands records to the sinks.
+    """Times the steps between two records, and passes records to the sinks.
 
     Args:
         config: the run's settings.
-        folder: where the records go.
-        device: what is timed.
+        folder: the run folder.
+        device: the device of the towers.
+
+    Attributes:
+        timer: times the sections of a step.
     """
 
     def __init__(self, config: RunConfig, folder: RunFolder, device: torch.device) -> None:
@@ -38,9 +41,9 @@ class Recorder:
         """Opens the sinks for the duration of a `with` block.
 
         Args:
-            done: steps done before; later records of an earlier process are dropped.
+            done: steps done already; records of later steps are dropped.
             total: steps of the whole run.
-            keep_later: leave them: nothing is trained anew.
+            keep_later: keep the records of later steps, in an evaluation without training.
         """
         if not collectives.is_main():
             yield
@@ -68,13 +71,13 @@ class Recorder:
             self._console.advance(step)
 
     def start_period(self) -> None:
-        """Forgets the times so far, as after judging."""
+        """Starts the times anew, after a record and after an evaluation."""
         self.timer.reset()
         self._start = time.perf_counter()
         self._steps = 0
 
     def training(self, values: Mapping[str, float | str | None], global_batch_size: int) -> None:
-        """Writes a training record, with speed, shares of time, and memory; starts a new period."""
+        """Writes a training record with speed, times and memory; starts a new period."""
         shares = self.timer.shares()
         seconds = time.perf_counter() - self._start
         self._emit(
@@ -101,6 +104,7 @@ class Recorder:
 
 
 def _peak_memory_mb(device: torch.device) -> float:
+    """Peak memory in MiB: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,4 +1,4 @@
-"""One record per log step: JSON lines always; the console, TensorBoard and W&B as sinks."""
+"""Sinks for a run's records: a JSON lines file, the console, TensorBoard and W&B."""
 
 import importlib
 import json
@@ -24,21 +24,21 @@ Sink = Callable[[Record], None]
 
 
 class JsonLines:
-    """The run's records, one JSON object a line: the source of truth.
+    """Writes `metrics.jsonl`, one JSON object a line; everything else is derived from it.
 
     Args:
         path: the file.
-        from_step: drop records of later steps and a torn last line: they belong to a run that was
-            killed after the checkpoint it continues from.
+        from_step: the step that the run starts from. Records of later steps and a torn last line
+            are dropped: a process wrote them after this checkpoint, before it was killed.
     """
 
     def __init__(self, path: Path, from_step: int) -> None:
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= from_step]
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= from_step]
         write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, record: Record) -> None:
-        """Writes a record at once, so that a killed run keeps it. Not-a-number becomes null."""
+        """Writes a record at once, so that a killed run keeps it; NaN and infinity become null."""
         plain = {key: _plain(value) for key, value in record.items()}
         self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
@@ -49,11 +49,11 @@ class JsonLines:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a run; a torn last line is left out."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    """Reads the records of a run, without a torn last line."""
+    return [json.loads(line) for line in _complete_lines(path)]
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -69,11 +69,11 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  any JSON value
 
 
 class ConsoleSink:
-    """A progress bar on a terminal, plain lines otherwise; plain lines go to the log file always.
+    """Logs a line per record, and shows a progress bar on a terminal.
 
     Args:
         total_steps: steps of the whole run.
-        done: steps done before (resumed runs).
+        done: steps done already, in a resumed run.
     """
 
     def __init__(self, total_steps: int, done: int) -> None:
@@ -98,7 +98,7 @@ class ConsoleSink:
             self._progress.update(self._task, completed=step)
 
     def __call__(self, record: Record) -> None:
-        """Shows a record."""
+        """Logs a record."""
         if record["kind"] == "eval":
             log.info("%s", evaluation_line(record))
             return
@@ -108,13 +108,13 @@ class ConsoleSink:
         log.info("%6d/%d  %s", record["step"], self._total, line)
 
     def close(self) -> None:
-        """Ends the bar."""
+        """Removes the bar."""
         if self._progress is not None:
             self._progress.stop()
 
 
 def training_line(record: Record) -> str:
-    """A training record for people."""
+    """Formats a training record as a line of text."""
     parts = [
         f"epoch {record['epoch']:.2f}",
         f"loss {record['loss']:.4f}",
@@ -131,7 +131,7 @@ def training_line(record: Record) -> str:
 
 
 def evaluation_line(record: Record) -> str:
-    """An evaluation record for people."""
+    """Formats an evaluation record as a line of text."""
     metrics = record["metrics"]
     shown = [metric.key for metric in METRICS if metric.log]
     parts = [f"{name} {metrics[name]:.2%}" for name in shown if name in metrics]
@@ -149,7 +149,7 @@ def evaluation_line(record: Record) -> str:
 
 
 def extra_sinks(report_to: str, run_dir: Path, config: dict[str, Any]) -> list[Sink]:
-    """TensorBoard and W&B, when asked for.
+    """Opens TensorBoard and W&B as `--report-to` asks.
 
     Raises:
         UserError: the package is not installed.
@@ -176,7 +176,7 @@ def _tensorboard(run_dir: Path) -> Sink:
 
 def _wandb(run_dir: Path, config: dict[str, Any]) -> Sink:
     module = _optional("wandb", "wandb")
-    # An id of the run folder's own: a resumed run continues its curve, and no other's of its name.
+    # The id belongs to the run folder: a resumed run continues its curve, not one of the same name.
     id_file = run_dir / "run_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, without waiting for the device."""
+"""Times the sections of a step without waiting for the device."""
 
 import time
 from collections.abc import Generator
@@ -10,12 +10,12 @@ OTHER = "other"
 
 
 class StepTimer:
-    """Adds up the time between marks by section; a nested section pauses the one around it.
+    """Adds up the time of each section; a nested section pauses the one around it.
 
-    On CUDA the marks are events, read only when `shares` is asked for.
+    On CUDA it records events, and reads them only in `seconds` and `shares`.
 
     Args:
-        device: what the sections run on.
+        device: the device of the sections' work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +31,7 @@ class StepTimer:
 
     @contextmanager
     def section(self, name: str) -> Generator[None]:
-        """Counts the time of a `with` block under a name."""
+        """Adds the time of a `with` block to a section."""
         self._open.append(name)
         self._mark(name)
         try:
@@ -51,7 +51,7 @@ class StepTimer:
         return seconds
 
     def shares(self) -> dict[str, float]:
-        """Share of each section in the time since `reset`, 0 to 1. Waits for the device."""
+        """Fraction of the time since `reset` in each section. Waits for the device."""
         seconds = self.seconds()
         total = sum(seconds.values())
         return {name: value / total for name, value in seconds.items()} if total > 0 else {}

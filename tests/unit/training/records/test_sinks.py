@@ -1,15 +1,11 @@
 import json
 import math
-import time
 
 import pytest
-import torch
 
 from neuclip.errors import UserError
-from neuclip.training.open_run import open_run_folder
 from neuclip.training.records import sinks
 from neuclip.training.records.sinks import JsonLines, evaluation_line, read_records, training_line
-from neuclip.training.records.step_timer import StepTimer
 
 
 def test_records_are_one_object_a_line(tmp_path):
@@ -30,7 +26,7 @@ def test_a_resumed_run_drops_later_records_and_a_torn_line(tmp_path):
     assert [record["step"] for record in read_records(path)] == [1, 5, 6]
 
 
-def test_lines_for_people():
+def test_log_lines():
     record = {
         "epoch": 0.5, "loss": 0.25, "temperature": 0.07, "lr": 1e-3, "gamma": 0.4,
         "samples_per_second": 1234.5, "share_data": 0.02, "share_encode": 0.5, "share_x": 0.001,
@@ -58,40 +54,8 @@ def test_a_missing_package_for_a_sink_is_named(monkeypatch, tmp_path):
     assert sinks.extra_sinks("none", tmp_path, {}) == []
 
 
-def test_sections_share_out_the_whole_time():
-    timer = StepTimer(torch.device("cpu"))
-    with timer.section("outer"):
-        time.sleep(0.01)
-        with timer.section("inner"):
-            time.sleep(0.02)
-    shares = timer.shares()
-    assert set(shares) == {"other", "outer", "inner"}
-    assert sum(shares.values()) == pytest.approx(1)
-    # The inner section is not counted in the outer one.
-    assert shares["inner"] > shares["outer"]
-    timer.reset()
-    assert set(timer.shares()) == {"other"}
-
-
-def test_an_existing_run_needs_resume(tmp_path):
-    folder, start = open_run_folder(str(tmp_path), "run", None)
-    assert start is None
-    folder.config.write_text("name: run\n")
-    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
-        open_run_folder(str(tmp_path), "run", None)
-    assert open_run_folder(str(tmp_path), "run", "latest") == (folder, None)
-    folder.latest.write_bytes(b"x")
-    assert open_run_folder(str(tmp_path), "run", "latest")[1].path == folder.latest
-
-
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the run folder"):
-        open_run_folder(str(tmp_path / "file"), "run", None)
-
-
 def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
-    """W&B gets the same id again; a run of the same name elsewhere gets another."""
+    """W&B gets the same id again; a run of the same name in another folder gets another id."""
     ids = []
 
     class Wandb:
