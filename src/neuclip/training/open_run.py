@@ -29,7 +29,7 @@ def open_run_folder(
         The run folder, and the checkpoint to resume from (none: start at step 0).
 
     Raises:
-        UserError: the folder holds a run and `resume` is not set, the folder is not writable, or the
+        UserError: the folder holds a run and `resume` is not set, or is not writable; or the
             checkpoint is missing or corrupt.
     """
     folder = RunFolder(Path(logs) / name)
