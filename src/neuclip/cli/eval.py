@@ -65,10 +65,11 @@ class Eval(CheckpointFlags):
 
 @dataclass(frozen=True)
 class Download:
-    """Fetch DataComp's evaluation sets from the Hugging Face hub; what is whole stays as it is.
+    """Download DataComp's evaluation sets from the Hugging Face hub.
 
-    HF_ENDPOINT, HF_HOME and HF_TOKEN are honoured. Stopped, it goes on where it was. Flickr, MSCOCO
-    and WinoGAViL are converted to the layout of the others; their sources stay in HF_HOME/neuclip.
+    Complete files are kept, so an interrupted download continues when the command is run again.
+    HF_ENDPOINT, HF_HOME and HF_TOKEN are honoured. Flickr, MSCOCO and WinoGAViL are converted to
+    the layout of the other sets; their sources stay in the hub's cache.
     """
 
     out: Annotated[Positional[Path], arg(metavar="DIR", help_behavior_hint="")]
@@ -80,20 +81,18 @@ class Download:
 
 
 def download(command: Download) -> int:
-    """Fetches sets.
+    """Downloads sets.
 
     Raises:
-        UserError: no such task, no access, no answer, no room.
+        UserError: a task is unknown, or a set cannot be downloaded or written.
     """
     from neuclip.evaluation.datacomp.download import download_task
-    from neuclip.evaluation.datacomp.hub import Hub
 
     tasks = load_suite().select(_words(command.tasks), _words(command.groups))
-    hub = Hub()
     for number, task in enumerate(tasks, start=1):
         with terminal.progress() as progress:
-            fetched = download_task(hub, command.out, task, progress)
-        state = f"{fetched.new} of {fetched.files} files fetched" if fetched.new else "was there"
+            done = download_task(command.out, task, progress)
+        state = f"{done.new} of {done.files} files downloaded" if done.new else "already complete"
         print(f"[{number}/{len(tasks)}] {task.name}: {state}", flush=True)
     return 0
 

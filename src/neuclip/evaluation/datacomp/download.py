@@ -1,16 +1,28 @@
-"""The benchmark's sets from the hub to a data folder: what is there and whole stays as it is."""
+"""Downloads DataComp's evaluation sets from the Hugging Face hub into a data folder.
+
+`huggingface_hub` does the transfers: it resumes interrupted ones, keeps complete files, and reads
+`HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE`. Checked here: sizes and SHA-256 sums.
+Imports no torch.
+"""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.convert import convert
-from neuclip.evaluation.datacomp.hub import Hub, Progress, RemoteFile, home, matches
 from neuclip.evaluation.datacomp.suite import Task
-from neuclip.files import folder_when_complete, write_whole
+from neuclip.files import cannot_write, describe, folder_when_complete, sha256
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import DatasetInfo, RepoSibling
+
+ReportBytes = Callable[[str, int, int], None]
+"""Called with the name of a file, the bytes received, and its size in bytes."""
 
 _WANTED = (
     "classnames.txt",
@@ -19,89 +31,197 @@ _WANTED = (
     "test/nshards.txt",
     "test/*.tar",
 )
-_RECORD = ".neuclip/source.json"
+_SOURCE_RECORD = ".neuclip/source.json"
 
 
 @dataclass(frozen=True)
-class Fetched:
-    """What was done for a task: files in all, and those that were not there before."""
+class Downloaded:
+    """The outcome for one task.
+
+    Attributes:
+        task: the task.
+        files: number of files of its set.
+        new: number of files that were downloaded now.
+    """
 
     task: Task
     files: int
     new: int
 
 
-def download_task(
-    hub: Hub, data_dir: Path, task: Task, progress: Progress | None = None
-) -> Fetched:
-    """Fetches a task's set, or what is missing or damaged of it.
+def download_task(data_dir: Path, task: Task, report: ReportBytes | None = None) -> Downloaded:
+    """Downloads a task's set, or its missing and corrupt files.
+
+    Args:
+        data_dir: folder of all sets.
+        task: the task.
+        report: progress callback.
 
     Raises:
-        UserError: the hub does not answer or refuses, what it sends is damaged, or there is no
-            right or room to write.
+        UserError: the hub does not answer, denies access or sends corrupt data, or the folder
+            cannot be written to.
     """
-    files = hub.files(task.source)
     folder = data_dir / task.folder
-    if task.kind != "classification":
-        return _download_and_convert(hub, folder, task, files, progress)
-    wanted = [file for file in files if any(fnmatch(file.path, name) for name in _WANTED)]
-    if not any(file.path.endswith(".tar") for file in wanted):
-        raise UserError(f"{task.source} has no test/*.tar: not a set in DataComp's layout")
-    return Fetched(task, len(wanted), _fetch_all(hub, folder, task.source, wanted, progress))
+    with _hub_errors(task.source, folder):
+        repository = _Repository(task.source)
+        if task.kind == "classification":
+            return _download_in_place(repository, folder, task, report)
+        return _download_and_convert(repository, folder, task, report)
+
+
+def _download_in_place(
+    repository: "_Repository", folder: Path, task: Task, report: ReportBytes | None
+) -> Downloaded:
+    files = [f for f in repository.files if any(fnmatch(f.rfilename, name) for name in _WANTED)]
+    if not any(file.rfilename.endswith(".tar") for file in files):
+        raise UserError(
+            f"{task.source} has no test/*.tar, so it is not in DataComp's layout "
+            f"(files: {', '.join(file.rfilename for file in repository.files[:5])})"
+        )
+    new = sum(repository.download(file, folder, report)[1] for file in files)
+    return Downloaded(task, len(files), new)
 
 
 def _download_and_convert(
-    hub: Hub, folder: Path, task: Task, files: Sequence[RemoteFile], progress: Progress | None
-) -> Fetched:
-    chosen: list[RemoteFile] = []
+    repository: "_Repository", folder: Path, task: Task, report: ReportBytes | None
+) -> Downloaded:
+    """The sources go to the hub's own cache, and the converted set to `folder`."""
+    sources: list[RepoSibling] = []
     for suffix in (".csv", ".zip"):
-        found = [file for file in files if file.path.endswith(suffix)]
+        found = [file for file in repository.files if file.rfilename.endswith(suffix)]
         if len(found) != 1:
             raise UserError(f"{task.source}: expected one *{suffix}, found {len(found)}")
-        chosen += found
-    origin = {file.path: file.digest for file in chosen}
-    record = folder / _RECORD
+        sources += found
+    origin = {file.rfilename: _digest(file) for file in sources}
+    record = folder / _SOURCE_RECORD
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == origin:
-        return Fetched(task, len(chosen), 0)
-    cache = home() / "neuclip" / task.source.replace("/", "--")
-    new = _fetch_all(hub, cache, task.source, chosen, progress)
-    table, archive = (cache / file.path for file in chosen)
+        return Downloaded(task, len(sources), 0)
+    (table, new_table), (archive, new_archive) = (
+        repository.download(file, None, report) for file in sources
+    )
     with folder_when_complete(folder) as out:
         convert(task.kind, table, archive, out)
-        (out / _RECORD).parent.mkdir()
-        (out / _RECORD).write_text(json.dumps(origin), encoding="utf-8")
-    return Fetched(task, len(chosen), new)
+        (out / _SOURCE_RECORD).parent.mkdir()
+        (out / _SOURCE_RECORD).write_text(json.dumps(origin), encoding="utf-8")
+    return Downloaded(task, len(sources), new_table + new_archive)
 
 
-def _fetch_all(
-    hub: Hub,
-    folder: Path,
-    repository: str,
-    files: Sequence[RemoteFile],
-    progress: Progress | None,
-) -> int:
-    """Fetches what is not there; returns how many files that was.
+class _Repository:
+    """The current commit of a dataset repository."""
 
-    What was verified is noted with size and time, so that the next call need not hash it again.
-    """
-    record = folder / _RECORD
-    noted: dict[str, list[object]] = {}
-    if record.is_file():
-        noted = json.loads(record.read_text(encoding="utf-8"))
-    new = 0
-    for file in files:
-        target = folder / file.path
-        if ".." in Path(file.path).parts or Path(file.path).is_absolute():
-            raise UserError(f"{repository}: the path {file.path!r} leads out of the folder")
-        if not target.is_file() or noted.get(file.path) != _state(target, file):
-            if not matches(target, file):
-                hub.fetch(repository, file, target, progress)
-                new += 1
-            noted[file.path] = _state(target, file)
-            write_whole(record, json.dumps(noted, indent=1) + "\n")
-    return new
+    def __init__(self, name: str) -> None:
+        from huggingface_hub import HfApi
+
+        self._name = name
+        self._info: DatasetInfo = HfApi().dataset_info(name, files_metadata=True)
+
+    @property
+    def files(self) -> "list[RepoSibling]":
+        """All files, with sizes and checksums."""
+        return self._info.siblings or []
+
+    def download(
+        self, file: "RepoSibling", folder: Path | None, report: ReportBytes | None
+    ) -> tuple[Path, bool]:
+        """Downloads a file unless it is complete on disk.
+
+        Args:
+            file: the file.
+            folder: target folder; if none, the hub's cache.
+            report: progress callback.
+
+        Returns:
+            Path of the file, and whether it was downloaded.
+        """
+        from huggingface_hub import hf_hub_download
+
+        where: dict[str, Any] = {
+            "repo_type": "dataset", "revision": self._info.sha, "local_dir": folder,
+        }  # fmt: skip
+        target = folder / file.rfilename if folder is not None else None
+        if target is not None and target.is_file() and target.stat().st_size != file.size:
+            target.unlink()
+        if target is None or target.is_file():
+            state = hf_hub_download(self._name, file.rfilename, dry_run=True, **where)
+            if not state.will_download:
+                return Path(state.local_path), False
+        bar = None if report is None else _bar_class(report, file.rfilename)
+        path = Path(hf_hub_download(self._name, file.rfilename, tqdm_class=bar, **where))
+        if path.stat().st_size != file.size or (file.lfs and sha256(path) != file.lfs.sha256):
+            path.resolve().unlink()
+            raise UserError(
+                f"{self._name}: {file.rfilename} arrived corrupt (expected {_digest(file)}, "
+                f"{file.size} bytes) and was removed: run the command again"
+            )
+        return path, True
 
 
-def _state(target: Path, file: RemoteFile) -> list[object]:
-    status = target.stat()
-    return [file.digest, status.st_size, status.st_mtime_ns]
+def _digest(file: "RepoSibling") -> str:
+    """SHA-256 of a large file; git's object id, a SHA-1, of a small one."""
+    return f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
+
+
+def _bar_class(report: ReportBytes, name: str) -> type[Any]:
+    """A progress bar for the hub's library that draws nothing and calls `report`."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+            super().__init__(*args, **{**kwargs, "disable": False})
+
+        def display(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
+            report(name, int(self.n), int(self.total or 0))
+
+        def close(self) -> None:
+            if not self.disable:
+                self.display()
+            self.disable = True
+
+    return Bar
+
+
+@contextmanager
+def _hub_errors(repository: str, folder: Path) -> Generator[None]:
+    """Turns the errors of `huggingface_hub` into messages that name the remedy."""
+    from huggingface_hub import constants, errors
+
+    endpoint = constants.ENDPOINT
+    page = f"{endpoint}/datasets/{repository}"
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.OfflineModeIsEnabled:
+        raise UserError(
+            f"cannot download {repository}: HF_HUB_OFFLINE is set; unset it to use the network"
+        ) from None
+    except errors.GatedRepoError:
+        raise UserError(
+            f"no access to {page}: accept its terms on that page, and give an access token "
+            "(HF_TOKEN, or the file `token` in HF_HOME)"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"{page}: no such dataset repository, or it is private and the access token "
+            "(HF_TOKEN, or the file `token` in HF_HOME) does not open it"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        raise UserError(
+            f"{error.response.url}: HTTP {error.response.status_code}; run the command again later: "
+            "complete files are kept"
+        ) from None
+    except (
+        errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # the HTTP client's base
+        errors.LocalEntryNotFoundError,
+        errors.FileMetadataError,
+    ) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise UserError(
+            f"cannot download {repository} from {endpoint}: {describe(cause)}. "
+            "Check the connection and HF_ENDPOINT, and run the command again: complete files are "
+            "kept"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{repository}: {describe(error)}") from None
+    except OSError as error:
+        raise cannot_write(folder, error) from None

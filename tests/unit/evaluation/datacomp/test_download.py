@@ -1,7 +1,10 @@
-"""`neuclip data download-evalsets` against a local server that imitates the hub."""
+"""`neuclip data download-evalsets` against a local server with the hub's routes."""
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from contextlib import contextmanager
@@ -9,13 +12,13 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from huggingface_hub import close_session, constants
 
 from datacomp_sets import CodedTowers, picture, write_classification
 from neuclip.cli.app import main
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
 from neuclip.evaluation.datacomp.download import download_task
-from neuclip.evaluation.datacomp.hub import Hub
 from neuclip.evaluation.datacomp.sets import open_task
 from neuclip.evaluation.datacomp.suite import load_suite
 
@@ -23,34 +26,30 @@ TASKS = load_suite().tasks
 MNIST = TASKS["mnist"]
 FLICKR = TASKS["retrieval/flickr_1k_test_image_text_retrieval"]
 WINOGAVIL = TASKS["misc/winogavil"]
-PAGE = 3  # files in a page of a listing
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
 class Fake:
-    """What the hub holds, how it misbehaves, and what it was asked."""
+    """The hub's repositories, its misbehaviour, and the requests that it received."""
 
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     listed_as: dict[str, bytes] = field(default_factory=dict)
     cut_after: list[int] = field(default_factory=list)
-    errors: list[int] = field(default_factory=list)
-    ranges: bool = True
+    status: int = 200
     token: str | None = None
-    asked: list[tuple[str, str | None]] = field(default_factory=list)
-    tokens_of_storage: list[str | None] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
 
-    def listing(self, repository):
-        entries = [{"type": "directory", "path": "test", "size": 0, "oid": "x"}]
-        for path, content in sorted(self.files[repository].items()):
-            content = self.listed_as.get(path, content)
-            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-            entry = {"type": "file", "path": path, "size": len(content), "oid": blob}
-            if not path.endswith((".txt", ".csv", ".md")):
-                oid = hashlib.sha256(content).hexdigest()
-                entry |= {"oid": "p" * 40, "lfs": {"oid": oid, "size": len(content)}}
-            entries.append(entry)
-        return entries
+    def entry(self, repository, path):
+        """How the hub lists a file: large ones (here all but texts) with their SHA-256."""
+        content = self.listed_as.get(path, self.files[repository][path])
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        entry = {"rfilename": path, "size": len(content), "blobId": blob}
+        if not path.endswith((".txt", ".csv", ".md")):
+            sha = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"sha256": sha, "size": len(content), "pointerSize": 128}
+        return entry
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -66,48 +65,41 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def do_GET(self):
+        self.route()
+
+    def do_HEAD(self):
+        self.route()
+
+    def route(self):
         fake = self.server.fake
-        path, _, query = self.path.partition("?")
-        fake.asked.append((path, self.headers["Range"]))
-        if path.startswith("/storage/"):
-            self.storage(fake, path.removeprefix("/storage/"))
-        elif fake.errors:
-            self.answer(fake.errors.pop(0))
+        path = self.path.partition("?")[0]
+        fake.requests.append((self.command, path))
+        repository, _, file = (
+            path.removeprefix("/api").removeprefix("/datasets/").partition(f"/resolve/{COMMIT}/")
+        )
+        if fake.status != 200:
+            self.answer(fake.status)
         elif fake.token and self.headers["Authorization"] != f"Bearer {fake.token}":
-            self.answer(401)
-        elif path.startswith("/api/datasets/"):
-            self.listing(fake, path, query)
+            self.answer(403, X_Error_Code="GatedRepo")
+        elif repository not in fake.files:
+            self.answer(404, X_Error_Code="RepoNotFound")
+        elif path.startswith("/api/"):
+            entries = [fake.entry(repository, path) for path in fake.files[repository]]
+            info = {"id": repository, "sha": COMMIT, "siblings": entries}
+            self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
         else:
-            place = path.removeprefix("/datasets/").replace("/resolve/main/", "::")
-            self.answer(302, Location=f"{fake.address}/storage/{place}")
+            self.content(fake, repository, file)
 
-    def listing(self, fake, path, query):
-        repository = path.removeprefix("/api/datasets/").removesuffix("/tree/main")
-        if repository not in fake.files:
-            self.answer(404)
-            return
-        start = int(query.partition("cursor=")[2] or 0)
-        entries = fake.listing(repository)
-        more = {}
-        if start + PAGE < len(entries):
-            url = f"{fake.address}{path}?recursive=true&cursor={start + PAGE}"
-            more["Link"] = f'<{url}>; rel="next"'
-        self.answer(200, json.dumps(entries[start : start + PAGE]).encode(), **more)
-
-    def storage(self, fake, place):
-        repository, _, path = place.partition("::")
-        fake.tokens_of_storage.append(self.headers["Authorization"])
-        content = fake.files[repository][path]
-        start = 0
-        if self.headers["Range"] and fake.ranges:
-            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+    def content(self, fake, repository, path):
+        content, entry = fake.files[repository][path], fake.entry(repository, path)
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{entry.get("lfs", {}).get("sha256") or entry["blobId"]}"')
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        rest = content[start:]
-        if path.endswith(".tar") and fake.cut_after:
-            rest = rest[: fake.cut_after.pop(0)]
-        self.wfile.write(rest)
+        if self.command == "GET":
+            cut = path.endswith(".tar") and fake.cut_after
+            self.wfile.write(content[: fake.cut_after.pop()] if cut else content)
 
 
 @contextmanager
@@ -120,146 +112,155 @@ def serving(fake):
     try:
         yield
     finally:
+        close_session()
         server.shutdown()
         server.server_close()
         thread.join()
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def configure(tmp_path, monkeypatch):
+    """The library's settings, which it reads from the environment when it is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def change(name, value):
+        monkeypatch.setattr(constants, name, value)
+        if name == "ENDPOINT":
+            template = value + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    return change
+
+
+@pytest.fixture
+def hub(tmp_path, configure):
     fake = Fake()
     source = write_classification(
         tmp_path / "source", [((n % 3, 4, 5), n % 3, None) for n in range(8)], 6
     )
     files = {str(p.relative_to(source)): p.read_bytes() for p in source.rglob("*") if p.is_file()}
-    fake.files[MNIST.source] = {**files, "README.md": b"of no use here"}
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    fake.files[MNIST.source] = {**files, "README.md": b"not needed"}
     with serving(fake):
-        monkeypatch.setenv("HF_ENDPOINT", fake.address + "/")
+        configure("ENDPOINT", fake.address)
         yield fake
 
 
-def judge(data_dir, task):
+def evaluate(data_dir, task):
     towers = Benchmark(CodedTowers(), BenchmarkSettings(workers=0))
     return towers.judge(open_task(data_dir, task))["main_metric"]
 
 
-def fetched(hub):
-    return [path.rpartition("::")[2] for path, _ in hub.asked if path.startswith("/storage/")]
+def downloaded(hub):
+    return [path.partition(f"{COMMIT}/")[2] for verb, path in hub.requests if verb == "GET"][1:]
 
 
-def test_a_set_is_fetched_and_judged(hub, tmp_path):
-    done = download_task(Hub(), tmp_path / "data", MNIST)
+def test_a_set_is_downloaded(hub, tmp_path):
+    seen = []
+    done = download_task(tmp_path / "data", MNIST, lambda *state: seen.append(state))
     assert (done.files, done.new) == (5, 5)
-    assert "README.md" not in fetched(hub)
-    assert judge(tmp_path / "data", MNIST) == 1.0
+    assert "README.md" not in downloaded(hub)
+    assert evaluate(tmp_path / "data", MNIST) == 1.0
+    size = len(hub.files[MNIST.source]["test/0.tar"])
+    assert ("test/0.tar", size, size) in seen
 
 
-def test_what_is_whole_stays(hub, tmp_path):
-    download_task(Hub(), tmp_path, MNIST)
-    hub.asked.clear()
-    assert download_task(Hub(), tmp_path, MNIST).new == 0
-    assert fetched(hub) == []
+@pytest.mark.parametrize("same_size", [True, False])
+def test_complete_files_are_kept_and_corrupt_ones_downloaded_again(hub, tmp_path, same_size):
+    download_task(tmp_path, MNIST)
+    hub.requests.clear()
+    assert download_task(tmp_path, MNIST).new == 0
+    assert len(hub.requests) == 1  # the listing
     shard = tmp_path / MNIST.folder / "test" / "1.tar"
-    content = shard.read_bytes()
-    shard.write_bytes(content[:-1] + b"x")  # of the same size
-    assert download_task(Hub(), tmp_path, MNIST).new == 1
-    assert fetched(hub) == ["test/1.tar"]
+    content, status = shard.read_bytes(), shard.stat()
+    shard.write_bytes(content[:-1] + b"x" * same_size)
+    os.utime(shard, (status.st_atime, status.st_mtime + 100 * same_size))
+    hub.requests.clear()
+    assert download_task(tmp_path, MNIST).new == 1
+    assert downloaded(hub) == ["test/1.tar"]
     assert shard.read_bytes() == content
 
 
-def test_files_that_came_otherwise_are_verified_not_fetched(hub, tmp_path):
+def test_shards_from_elsewhere_are_checked_and_kept(hub, tmp_path):
     folder = tmp_path / MNIST.folder
     for path, content in hub.files[MNIST.source].items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
-    assert download_task(Hub(), tmp_path, MNIST).new == 0
-    assert fetched(hub) == []
+    download_task(tmp_path, MNIST)
+    assert not any(path.endswith(".tar") for path in downloaded(hub))
 
 
-def test_a_connection_that_ends_early_goes_on_where_it_was(hub, tmp_path):
-    hub.cut_after = [1000, 2000]
-    download_task(Hub(pause=0), tmp_path, MNIST)
-    ranges = [range_ for path, range_ in hub.asked if path.endswith("::test/0.tar")]
-    assert ranges == [None, "bytes=1000-", "bytes=3000-"]
-    assert judge(tmp_path, MNIST) == 1.0
-    assert not list(tmp_path.rglob("*.partial"))
+def test_an_interrupted_transfer_is_tried_again(hub, tmp_path):
+    hub.cut_after = [1000]
+    download_task(tmp_path, MNIST)
+    assert downloaded(hub).count("test/0.tar") == 2
+    assert evaluate(tmp_path, MNIST) == 1.0
 
 
-def test_a_later_call_goes_on_too(hub, tmp_path):
-    hub.cut_after = [100] * 5
-    with pytest.raises(UserError, match=r"ended early.*start again to go on"):
-        download_task(Hub(pause=0), tmp_path, MNIST)
-    assert not (tmp_path / MNIST.folder / "test" / "0.tar").exists()
-    hub.asked.clear()
-    download_task(Hub(pause=0), tmp_path, MNIST)
-    assert ("bytes=500-") in [range_ for _, range_ in hub.asked]
-    assert judge(tmp_path, MNIST) == 1.0
-
-
-def test_a_server_that_cannot_go_on(hub, tmp_path):
-    hub.ranges, hub.cut_after = False, [1000]
-    download_task(Hub(pause=0), tmp_path, MNIST)
-    assert judge(tmp_path, MNIST) == 1.0
-
-
-def test_content_that_is_not_what_is_listed(hub, tmp_path):
+@pytest.mark.parametrize("other", [b"", b"x"])
+def test_content_that_differs_from_the_listing(hub, tmp_path, other):
     shard = hub.files[MNIST.source]["test/0.tar"]
-    hub.listed_as["test/0.tar"] = shard[:-1] + b"x"
-    with pytest.raises(UserError, match=r"0\.tar: what came is not what the hub lists \(sha256:"):
-        download_task(Hub(pause=0), tmp_path, MNIST)
+    hub.listed_as["test/0.tar"] = shard[:-1] + b"x" + other
+    with pytest.raises(UserError, match=r"(0\.tar arrived corrupt \(expected sha256:|cannot)"):
+        download_task(tmp_path, MNIST)
     assert not (tmp_path / MNIST.folder / "test" / "0.tar").exists()
-    names = hub.files[MNIST.source]["classnames.txt"]
-    hub.listed_as["classnames.txt"] = b"X" + names[1:]
-    with pytest.raises(UserError, match=r"classnames\.txt: what came is not .* \(git:"):
-        download_task(Hub(pause=0), tmp_path / "other", MNIST)
 
 
-def test_a_hub_that_is_busy_is_asked_again(hub, tmp_path):
-    hub.errors = [503, 429]
-    download_task(Hub(pause=0), tmp_path, MNIST)
-    hub.errors = [503] * 5
-    with pytest.raises(UserError, match=r"HTTP 503 \(5 tries\)"):
-        download_task(Hub(pause=0), tmp_path, MNIST)
+def test_a_busy_hub(hub, tmp_path):
+    hub.status = 503
+    with pytest.raises(UserError, match=r"mnist_test.*: HTTP 503; run the command again later"):
+        download_task(tmp_path, MNIST)
 
 
-def test_a_repository_behind_terms(hub, tmp_path, monkeypatch):
+def test_a_repository_behind_terms(hub, tmp_path):
     hub.token = "secret"
-    with pytest.raises(UserError, match=r"no access.*Accept the terms.*HF_TOKEN") as caught:
-        download_task(Hub(pause=0), tmp_path, MNIST)
+    with pytest.raises(UserError, match=r"no access to .*accept its terms.*HF_TOKEN") as caught:
+        download_task(tmp_path, MNIST)
     assert "secret" not in str(caught.value)
-    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf").mkdir(exist_ok=True)
     (tmp_path / "hf" / "token").write_text("secret\n")
-    download_task(Hub(pause=0), tmp_path, MNIST)
-    # The token is the hub's: where it sends us for the content does not learn it.
-    assert set(hub.tokens_of_storage) == {None}
+    assert download_task(tmp_path, MNIST).new == 5
 
 
 def test_no_such_repository(hub, tmp_path):
-    with pytest.raises(UserError, match=r"wds_cifar10_test.*not found"):
-        download_task(Hub(pause=0), tmp_path, TASKS["cifar10"])
+    with pytest.raises(UserError, match=r"wds_cifar10_test: no such dataset repository"):
+        download_task(tmp_path, TASKS["cifar10"])
 
 
 def test_a_repository_of_another_layout(hub, tmp_path):
     hub.files[MNIST.source] = {"data.parquet": b"x"}
-    with pytest.raises(UserError, match=r"no test/\*\.tar"):
-        download_task(Hub(pause=0), tmp_path, MNIST)
+    with pytest.raises(UserError, match=r"no test/\*\.tar.*files: data\.parquet"):
+        download_task(tmp_path, MNIST)
 
 
-def test_no_hub(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"no answer from http://127\.0\.0\.1:9"):
-        download_task(Hub(pause=0), tmp_path, MNIST)
-    monkeypatch.setenv("HF_ENDPOINT", "hub.example")
-    with pytest.raises(UserError, match=r"HF_ENDPOINT: 'hub\.example' is no http"):
-        Hub()
+def test_no_hub(tmp_path, configure):
+    configure("ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"from http://127\.0\.0\.1:9: .*refused.*HF_ENDPOINT"):
+        download_task(tmp_path, MNIST)
+    configure("ENDPOINT", "hub.example")
+    with pytest.raises(UserError, match=r"from hub\.example: .*missing an 'http://'"):
+        download_task(tmp_path, MNIST)
+
+
+def test_offline(hub, tmp_path, configure):
+    configure("HF_HUB_OFFLINE", True)
+    close_session()
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it"):
+        download_task(tmp_path, MNIST)
+    assert not hub.requests
+
+
+def test_a_folder_that_cannot_be_written(hub, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*wds_mnist_test: Not a directory"):
+        download_task(tmp_path / "file", MNIST)
 
 
 def test_paths_that_lead_out(hub, tmp_path):
     hub.files[MNIST.source]["test/../../evil.tar"] = b"x"
-    with pytest.raises(UserError, match="leads out of the folder"):
-        download_task(Hub(pause=0), tmp_path, MNIST)
+    with pytest.raises(UserError, match=r"evil\.tar': cannot contain a '\.\.' path segment"):
+        download_task(tmp_path, MNIST)
     assert not list(tmp_path.rglob("evil*"))
 
 
@@ -278,18 +279,17 @@ def test_retrieval_is_converted(hub, tmp_path):
     zipped = archive(tmp_path / "p.zip", pictures)
     hub.files[FLICKR.source] = {"a.csv": table.encode(), "images.zip": zipped, "a.py": b"code"}
     data = tmp_path / "data"
-    assert download_task(Hub(), data, FLICKR).new == 2
+    assert download_task(data, FLICKR).new == 2
     task_set = open_task(data, FLICKR)
     assert [task_set.index.read(n).caption for n in range(2)] == [
         "number 1\na number 1 again",
         "number 2",
     ]
-    assert judge(data, FLICKR) == 1.0
-    hub.asked.clear()
-    assert download_task(Hub(), data, FLICKR).new == 0
-    assert fetched(hub) == []
-    cached = [path.name for path in (tmp_path / "hf" / "neuclip").rglob("*.zip")]
-    assert cached == ["images.zip"]
+    assert evaluate(data, FLICKR) == 1.0
+    hub.requests.clear()
+    assert download_task(data, FLICKR).new == 0
+    assert downloaded(hub) == []
+    assert [path.name for path in (tmp_path / "hf" / "hub").rglob("*.zip")] == ["images.zip"]
 
 
 def winogavil_files(tmp_path, associations='["wolf"]'):
@@ -305,11 +305,11 @@ def winogavil_files(tmp_path, associations='["wolf"]'):
 @pytest.mark.parametrize("written", ['["wolf"]', "['wolf']"])
 def test_winogavil_is_converted(hub, tmp_path, written):
     hub.files[WINOGAVIL.source] = winogavil_files(tmp_path, written)
-    download_task(Hub(), tmp_path / "data", WINOGAVIL)
+    download_task(tmp_path / "data", WINOGAVIL)
     task_set = open_task(tmp_path / "data", WINOGAVIL)
     assert len(task_set.index) == 10
     assert task_set.instances[0].associations == ("s0000009",)
-    assert judge(tmp_path / "data", WINOGAVIL) == 1.0
+    assert evaluate(tmp_path / "data", WINOGAVIL) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -333,15 +333,21 @@ def test_winogavil_is_converted(hub, tmp_path, written):
 def test_sources_that_cannot_be_converted(hub, tmp_path, change, text):
     hub.files[WINOGAVIL.source] = {**winogavil_files(tmp_path), **change}
     with pytest.raises(UserError, match=text):
-        download_task(Hub(), tmp_path / "data", WINOGAVIL)
+        download_task(tmp_path / "data", WINOGAVIL)
     assert not (tmp_path / "data" / WINOGAVIL.folder).exists()
 
 
 def test_the_command(hub, tmp_path, capsys):
+    """In a process of its own: the library reads the hub's address from the environment."""
     line = ["data", "download-evalsets", str(tmp_path / "data"), "--tasks", "mnist"]
-    assert main(line) == 0
-    assert capsys.readouterr().out == "[1/1] MNIST: 5 of 5 files fetched\n"
-    assert main(line) == 0
-    assert capsys.readouterr().out == "[1/1] MNIST: was there\n"
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-m", "neuclip", *line],
+            env=environment, capture_output=True, text=True, check=True,
+        ).stdout
+        for _ in range(2)
+    ]  # fmt: skip
+    assert outputs == ["[1/1] MNIST: 5 of 5 files downloaded\n", "[1/1] MNIST: already complete\n"]
     assert main([*line[:-1], "mnits"]) == 2
     assert "unknown task 'mnits'; did you mean 'mnist'" in capsys.readouterr().err
