@@ -207,7 +207,7 @@ def _hub_errors(repository: str, folder: Path) -> Generator[None]:
         ) from None
     except errors.HfHubHTTPError as error:
         raise UserError(
-            f"{error.response.url}: HTTP {error.response.status_code}; run the command again later: "
+            f"{error.response.url}: HTTP {error.response.status_code}; run the command again: "
             "complete files are kept"
         ) from None
     except (

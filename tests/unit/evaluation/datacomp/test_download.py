@@ -209,7 +209,7 @@ def test_content_that_differs_from_the_listing(hub, tmp_path, other):
 
 def test_a_busy_hub(hub, tmp_path):
     hub.status = 503
-    with pytest.raises(UserError, match=r"mnist_test.*: HTTP 503; run the command again later"):
+    with pytest.raises(UserError, match=r"mnist_test.*: HTTP 503; run the command again"):
         download_task(tmp_path, MNIST)
 
 
