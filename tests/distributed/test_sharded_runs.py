@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tower_tasks import run, write_where_it_fails
+from tower_tasks import run, run_counting_reads, write_where_it_fails
 
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
@@ -149,8 +149,17 @@ def test_exported_like_any_other(whole, tmp_path):
 
 
 def test_resumed_by_two_it_is_the_same_bit_by_bit(pool, tree, whole):
-    start = whole / "checkpoints" / "iter_3"
-    folder = Path(pool.run(2, run, other(tree, "again", 2, resume=start))[0])
+    """Rank 0 alone hashes the files of the checkpoint, once; each rank reads them once."""
+    folder = whole.with_name("again")
+    start = folder / "checkpoints" / "iter_3"
+    shutil.copytree(whole / "checkpoints" / "iter_3", start)
+    shutil.copy(whole / "config.yaml", folder)
+    first, second = pool.run(2, run_counting_reads, other(tree, "again", 2, resume="auto"), start)
+    assert first.folder == second.folder == str(folder)
+    shards = ["__0_0.distcp", "__1_0.distcp"]
+    assert sorted(first.hashed) == [".metadata", *shards, "values.pt"]
+    assert second.hashed == []
+    assert first.loaded == second.loaded == ["values.pt"]
     same(whole / "checkpoints" / "epoch_2", folder / "checkpoints" / "epoch_2")
 
 

@@ -1,7 +1,9 @@
 """Towers trained by several processes, sharded or not; imported by the processes of the pool."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -129,6 +131,37 @@ def run(tree: dict[str, Any], stop_after: int | None = None) -> str:
         return str(assemble.train(validate(tree, "the test")))
     except UserError as error:
         return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Which files of a checkpoint a run hashed, and which it loaded with torch.load."""
+
+    folder: str
+    hashed: list[str]
+    loaded: list[str]
+
+
+def run_counting_reads(tree: dict[str, Any], checkpoint: Path) -> Reads:
+    """A run that records how it reads the checkpoint it resumes."""
+    digest, load = hashlib.file_digest, torch.load
+    reads = Reads("", [], [])
+
+    def counting_digest(file: BinaryIO, *more: Any) -> Any:
+        if Path(file.name).parent == checkpoint:
+            reads.hashed.append(Path(file.name).name)
+        return digest(file, *more)
+
+    def counting_load(path: Path, **more: Any) -> Any:
+        if path.parent == checkpoint:
+            reads.loaded.append(path.name)
+        return load(path, **more)
+
+    hashlib.file_digest, torch.load = counting_digest, counting_load
+    try:
+        return replace(reads, folder=run(tree))
+    finally:
+        hashlib.file_digest, torch.load = digest, load
 
 
 def write_where_it_fails(tree: dict[str, Any]) -> str:

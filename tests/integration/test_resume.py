@@ -1,8 +1,10 @@
 """A run that was stopped, however, and resumed equals one that was not: bit by bit."""
 
+import hashlib
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,8 +208,11 @@ def test_resume_latest_of_nothing_begins(demo, capsys):
     assert "nothing to resume" in capsys.readouterr().err
 
 
-def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys):
-    """One flipped bit in the newest: the one before continues, and the run ends the same."""
+def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys, monkeypatch):
+    """One flipped bit in the newest: the one before continues, and the run ends the same.
+
+    Each file is hashed once, and only the one that continues is loaded.
+    """
     before = tensors(storage.load(whole / "checkpoints" / "epoch_2.pt"))
     wanted = {path: value.clone() if torch.is_tensor(value) else value for path, value in before}
     for name in ("epoch_2.pt", "epoch_latest.pt"):
@@ -217,9 +222,19 @@ def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys):
         path.unlink()
         path.write_bytes(content)
     capsys.readouterr()
-    assert main(["train", *demo.flags("whole", *NEUCLIP, "--resume", "auto")]) == 0
+    hashed, loaded = [], []
+    digest, load = hashlib.file_digest, torch.load
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda f, *a: hashed.append(f.name) or digest(f, *a))
+        patch.setattr(torch, "load", lambda f, **k: loaded.append(f.name) or load(f, **k))
+        assert main(["train", *demo.flags("whole", *NEUCLIP, "--resume", "auto")]) == 0
+    assert [Path(name).name for name in hashed[-1:]] == ["iter_18.pt"]
+    assert sorted(Path(name).name for name in hashed) == [
+        "epoch_2.pt", "epoch_latest.pt", "iter_18.pt",
+    ]  # fmt: skip
+    assert loaded == ["iter_18.pt"]
     said = capsys.readouterr().err
-    assert "left out: checkpoint" in said
+    assert said.count("left out: checkpoint") == 2
     assert "iter_18.pt at step 18" in said
     found = dict(tensors(storage.load(whole / "checkpoints" / "epoch_2.pt")))
     for path, value in wanted.items():

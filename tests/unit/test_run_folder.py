@@ -1,7 +1,9 @@
-"""Which of the two forms of a checkpoint a run folder means."""
+"""The paths of a run folder, and which of the two forms of a checkpoint it means."""
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 
 from neuclip.checkpoint import storage
@@ -42,3 +44,28 @@ def test_there_is_one_latest(tmp_path):
     storage.drop_old_step_checkpoints(folder.checkpoints, keep=1)
     left = sorted(p.name for p in folder.checkpoints.iterdir() if p.name.startswith((".", "iter")))
     assert left == ["iter_3"]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "folder"),
+    [
+        ("logs/run/checkpoints/epoch_2.pt", "logs/run"),
+        ("logs/run/checkpoints/epoch_2", "logs/run"),
+        ("elsewhere/best.pt", "elsewhere"),
+    ],
+)
+def test_the_run_folder_of_a_checkpoint(checkpoint, folder):
+    assert RunFolder.of_checkpoint(Path(checkpoint)) == RunFolder(Path(folder))
+
+
+def test_results_by_epoch(tmp_path):
+    """In the order of epochs; neither those of plain weights nor those of step checkpoints."""
+    folder = RunFolder(tmp_path)
+    assert folder.results_by_epoch() == {}
+    expected = {epoch: folder.results(epoch) for epoch in (2, 10)}
+    others = [folder.results(2, plain=True), folder.results_of("iter_40")]
+    folder.eval_results.mkdir()
+    for path in [*expected.values(), *others, folder.gallery("b"), folder.gallery("a")]:
+        path.touch()
+    assert list(folder.results_by_epoch().items()) == list(expected.items())
+    assert folder.galleries() == [folder.gallery("a"), folder.gallery("b")]

@@ -1,4 +1,4 @@
-"""The flags by which a command finds its checkpoint. Imports no torch."""
+"""The flags that choose a checkpoint, shared by several commands. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,43 +12,41 @@ from neuclip.errors import UserError
 if TYPE_CHECKING:
     from neuclip.model.load import CheckpointChoice
 
+_LATEST = arg(metavar="INT", help_behavior_hint="(default: the latest)")
+_RECORDED = arg(metavar="NAME", help_behavior_hint="(default: as recorded)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFlags:
-    """Which checkpoint of a run, and how it is to be taken."""
+    """Which checkpoint of a run, and which of its weights."""
 
-    epoch: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this epoch"""
-    iter: Annotated[int | None, arg(metavar="INT", help_behavior_hint="(default: the latest)")] = (
-        None
-    )
-    """checkpoint of this step"""
-    arch: Annotated[
-        str | None, arg(metavar="NAME", help_behavior_hint="(default: the checkpoint's)")
-    ] = None
-    """architecture, for a checkpoint that does not say it"""
-    ema: Switch = True
-    """take the weights themselves, not their moving average, where the run kept one"""
+    epoch: Annotated[int | None, _LATEST] = None
+    """checkpoint after this epoch"""
+    iter: Annotated[int | None, _LATEST] = None
+    """checkpoint after this step"""
+    arch: Annotated[str | None, _RECORDED] = None
+    """architecture, for a checkpoint that does not record it"""
+    no_ema: Switch = False
+    """use the weights themselves, even if the run kept their moving average"""
 
     def choice(self, path: Path) -> "CheckpointChoice":
-        """The model that the flags choose.
+        """The checkpoint chosen by the flags.
 
         Raises:
-            UserError: a number that counts no epoch or step.
+            UserError: an epoch or step below -1.
         """
         from neuclip.model.load import CheckpointChoice
 
-        return CheckpointChoice(path, counted(self.epoch), counted(self.iter), self.arch, self.ema)
+        epoch, step = counted(self.epoch), counted(self.iter)
+        return CheckpointChoice(path, epoch, step, self.arch, ema=not self.no_ema)
 
 
 def counted(value: int | None) -> int | None:
-    """An epoch or a step; DataComp's -1 is the latest, as none is.
+    """An epoch or a step; DataComp's -1 means the latest, like none.
 
     Raises:
         UserError: it is below -1.
     """
     if value is not None and value < -1:
-        raise UserError(f"{value} is no epoch or step: they count from 0 (-1: the latest)")
+        raise UserError(f"{value} is not an epoch or step: they count from 0 (-1: the latest)")
     return None if value == -1 else value

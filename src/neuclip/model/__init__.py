@@ -1,1 +1,1 @@
-"""The towers: built, prepared, loaded, and used."""
+"""The towers: built, prepared for training, loaded from files, and used as an encoder."""

@@ -1,7 +1,7 @@
-"""open_clip's towers, transforms and tokenizers behind one small face; nothing else imports it.
+"""open_clip's towers, transforms and tokenizers; only this and `export_info` import open_clip.
 
-Models are built from their configuration files: nothing is downloaded. The temperature stays where
-open_clip keeps it (`logit_scale`, its logarithm), so checkpoints load in open_clip unchanged.
+Models are built from their configuration files; nothing is downloaded. The temperature is kept as
+open_clip does, in `logit_scale` = log(1 / temperature), so checkpoints load in open_clip unchanged.
 """
 
 import logging
@@ -24,7 +24,7 @@ Transform = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 
 MAX_LOG_SCALE = math.log(100.0)
-"""open_clip's bound: the temperature stays at or above 0.01."""
+"""open_clip's bound, a temperature of 0.01."""
 
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(OWN_CONFIGS)
@@ -32,12 +32,22 @@ open_clip.add_model_config(OWN_CONFIGS)
 
 @dataclass(frozen=True)
 class Clip:
-    """A model with what belongs to it."""
+    """A model with its transforms and tokenizer.
+
+    Attributes:
+        name: as in `build_clip`.
+        towers: called with images [batch, 3, height, width] and tokens [batch, length]; returns
+            open_clip's dict: `image_features` and `text_features` [batch, dim], `logit_scale`, and
+            `logit_bias` if the model has one.
+        train_transform: random transform of training images.
+        eval_transform: deterministic transform.
+        tokenize: texts to tokens.
+        embed_dim: width of the embeddings.
+        precision: arithmetic of the towers.
+    """
 
     name: str
     towers: nn.Module
-    """Called with images and tokens; returns open_clip's dict (`image_features`, `text_features`,
-    `logit_scale` and perhaps `logit_bias`)."""
     train_transform: Transform
     eval_transform: Transform
     tokenize: Tokenize
@@ -45,7 +55,7 @@ class Clip:
     precision: Precision
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """The arithmetic of the forward pass."""
+        """The context in which forward passes run."""
         if self.precision == "amp_bf16":
             return torch.autocast(device.type, dtype=torch.bfloat16)
         return nullcontext()
@@ -59,18 +69,18 @@ class Clip:
 
     @property
     def image_size(self) -> int:
-        """Longer side in pixels of what the image tower takes."""
+        """Longer side of the image tower's input, in pixels."""
         size = cast(int | tuple[int, int], self.towers.visual.image_size)  # type: ignore[union-attr]
         return max(size) if isinstance(size, tuple) else size
 
     @property
     def input_dtype(self) -> torch.dtype:
-        """What the image tower takes."""
+        """Data type of the image tower's input."""
         return torch.bfloat16 if self.precision == "bf16" else torch.get_default_dtype()
 
 
 def model_names() -> list[str]:
-    """All models that can be built."""
+    """The models that can be built by name."""
     return open_clip.list_models()
 
 
@@ -81,18 +91,20 @@ def build_clip(
     init: dict[str, float] | None = None,
     patch_dropout: float | None = None,
 ) -> Clip:
-    """Builds a model with fresh weights.
+    """Builds a model with random weights.
 
     Args:
-        name: an open_clip model, glyph-tiny, or `local-dir:` and a Hugging Face repository on disk.
+        name: a model of open_clip or `model_configs`, or `local-dir:` and the path of a Hugging
+            Face repository on disk.
         precision: arithmetic of the towers.
-        device: where the parameters live.
-        init: first `temperature`, and `logit_bias` for losses that learn one.
-        patch_dropout: share of an image's patches left out in training; none: the model's own.
+        device: where the parameters are.
+        init: initial `temperature`, and `logit_bias` for losses that learn one.
+        patch_dropout: fraction of patches dropped in training; none: as in the model's
+            configuration.
 
     Raises:
-        UserError: unknown model (names the nearest), one whose parts are not on this machine, or
-            one without patches to leave out.
+        UserError: unknown model (names the nearest), files that are not on this machine, or patch
+            dropout for a model that has none.
     """
     if name not in model_names() and not name.startswith("local-dir:"):
         raise UserError(f"unknown model {name!r}; {nearest(name, model_names())}")
@@ -113,13 +125,13 @@ def build_clip(
             tokenize = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ImportError, ValueError) as error:
         raise UserError(
-            f"model {name!r} needs parts that are not on this machine (its text tower or tokenizer "
+            f"model {name!r} needs files that are not on this machine (its text tower or tokenizer "
             f"comes from a hub): {str(error).splitlines()[0]}"
         ) from None
     if patch_dropout and not _drops_patches(towers):
         raise UserError(
             f"--force-patch-dropout {patch_dropout:g}: the image tower of {name} "
-            f"({type(towers.visual).__name__}) leaves no patches out; remove the flag"
+            f"({type(towers.visual).__name__}) has no patch dropout; remove the flag"
         )
     config = open_clip.get_model_config(name)
     assert config is not None
@@ -140,33 +152,30 @@ def _drops_patches(towers: nn.Module) -> bool:
 
 
 def init_for(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    """The `init` of `build_clip` for towers that take these weights: a bias if they have one.
+    """The `init` of `build_clip` for towers that load these weights: a bias if they contain one.
 
-    Losses that learn a bias keep it in the towers; its value comes with the weights.
+    Losses that learn a bias keep it in the towers, as open_clip does.
     """
     return {"logit_bias": 0.0} if any(key.endswith("logit_bias") for key in weights) else {}
 
 
 def imagenet_prompts() -> tuple[list[str], list[str]]:
-    """open_clip's class names of ImageNet by class index, and its templates with `{c}`."""
+    """open_clip's ImageNet class names by class index, and its templates with `{c}`."""
     templates = [template("{c}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
     return list(open_clip.IMAGENET_CLASSNAMES), templates
 
 
 def clamp_logit_scale(towers: nn.Module) -> None:
-    """Keeps the temperature in [0.01, 1], as open_clip does after each step."""
+    """Clamps the temperature to [0.01, 1], as open_clip does after each step."""
     scale = towers.logit_scale
     assert isinstance(scale, Tensor)
     with torch.no_grad():
         scale.clamp_(0, MAX_LOG_SCALE)
 
 
-# What an export needs of open_clip ---------------------------------------------------------------
-
-
 @contextmanager
 def _quiet() -> Generator[None]:
-    """open_clip warns on the root logger that weights are random: that is what was asked for."""
+    """Suppresses open_clip's warning, on the root logger, that the weights are random."""
     logging.disable(logging.WARNING)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A moving average of the towers' weights, as timm's ModelEma keeps it."""
+"""An exponential moving average (EMA) of the towers' weights, as in timm's ModelEmaV3."""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -10,19 +10,19 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from neuclip.parallel import fsdp
 
 AVERAGES = "ema_state_dict"
-"""Where a checkpoint keeps them, beside `state_dict`."""
+"""Key of the averaged weights in a checkpoint, beside `state_dict`."""
 
 
 class WeightAverage:
-    """average <- d * average + (1 - d) * weights after each step, in float32.
+    """average <- d * average + (1 - d) * weights after each step, at least in float32.
 
-    The decay of step s is d_s = min(decay, (1 + s) / (10 + s)), so that the random first weights
-    are forgotten early. BatchNorm's running statistics are averaged too; integers are copied. Of
-    sharded towers each process averages its own part.
+    The decay at step s is d_s = min(decay, (1 + s) / (10 + s)), so the random initial weights are
+    forgotten early. BatchNorm's running statistics are averaged too; integers are copied. Each rank
+    averages its own shard of sharded towers.
 
     Args:
-        towers: the model, on its device and, if it is to be, sharded.
-        decay: of the average.
+        towers: the model, on its device and already sharded if it will be.
+        decay: limit of d_s.
     """
 
     def __init__(self, towers: nn.Module, decay: float) -> None:
@@ -31,25 +31,25 @@ class WeightAverage:
         self._average = {name: _copy(value) for name, value in towers.state_dict().items()}
 
     def decay_at(self, step: int) -> float:
-        """The decay after so many steps."""
+        """The decay d_s at a step."""
         return min(self._decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Takes in the weights after `step` steps."""
+        """Adds the weights after `step` steps to the average."""
         averages, weights = list[Tensor](), list[Tensor]()
         for name, value in self._towers.state_dict().items():
             average, weight = fsdp.to_local(self._average[name]), fsdp.to_local(value)
             if not average.is_floating_point():
                 average.copy_(weight)
-            elif average.numel():  # a part may be empty
+            elif average.numel():  # a shard may be empty
                 averages.append(average)
                 weights.append(weight.to(average.dtype))
         get_ema_multi_avg_fn(self.decay_at(step))(averages, weights, step)
 
     @contextmanager
     def applied(self) -> Generator[None]:
-        """The averages in place of the weights within a `with` block; nothing may be trained."""
+        """Puts the averages in place of the weights within a `with` block, for evaluation."""
         weights = self._towers.state_dict()
         kept = {name: value.clone() for name, value in weights.items()}
         _copy_into(weights, self._average)
@@ -59,11 +59,11 @@ class WeightAverage:
             _copy_into(weights, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages, by the names of the weights."""
+        """The averaged weights by name, sharing memory with this object."""
         return self._average
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from saved averages, whole or sharded."""
+        """Continues from saved averages, full or sharded."""
         _copy_into(
             self._average,
             {name: fsdp.shard_like(state[name], value) for name, value in self._average.items()},

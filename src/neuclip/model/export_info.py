@@ -1,4 +1,4 @@
-"""What an export needs to know of a model: configuration, preprocessing, tokenizer."""
+"""Facts about a model that an export needs: configuration, preprocessing, tokenizer."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,10 @@ from neuclip.model.clip import OWN_CONFIGS, Clip
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """An architecture as open_clip's configuration files state it: `embed_dim`, `vision_cfg`, ...
+    """The content of open_clip's configuration file: `embed_dim`, `vision_cfg`, `text_cfg`, ...
 
     Args:
-        name: as `build_clip` takes it.
+        name: as in `build_clip`.
     """
     config = open_clip.get_model_config(name)
     assert config is not None
@@ -21,22 +21,22 @@ def model_config(name: str) -> dict[str, Any]:
 
 
 def is_published(name: str) -> bool:
-    """Whether open_clip itself knows a model of this name."""
+    """Whether open_clip ships a model of this name."""
     return not name.startswith("local-dir:") and not (OWN_CONFIGS / f"{name}.json").is_file()
 
 
 def preprocessing(clip: Clip) -> dict[str, Any]:
-    """How pictures are made ready: `size`, `mean`, `std`, `interpolation`, `resize_mode`, ..."""
+    """The preprocessing of images: `size`, `mean`, `std`, `interpolation`, `resize_mode`, ..."""
     return dict(clip.towers.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a byte-pair tokenizer is made of.
+    """The vocabulary of a byte-pair tokenizer.
 
     Attributes:
-        numbers: number of every token; those of the start and the end of a text are the last two.
-        merges: pairs of tokens, in the order in which they are merged.
+        numbers: token to its number; the start and the end of a text are the last two.
+        merges: pairs of tokens, in the order of merging.
     """
 
     numbers: dict[str, int]
@@ -44,7 +44,7 @@ class Vocabulary:
 
 
 def vocabulary(clip: Clip) -> Vocabulary | None:
-    """The vocabulary of CLIP's own tokenizer; none where a model has another one."""
+    """The vocabulary of CLIP's own tokenizer; none if the model has another tokenizer."""
     tokenizer = clip.tokenize
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):
         return None
@@ -53,6 +53,6 @@ def vocabulary(clip: Clip) -> Vocabulary | None:
 
 
 def save_tokenizer(clip: Clip, folder: Path) -> None:
-    """Writes the files of a tokenizer that came from a hub; CLIP's own needs none."""
+    """Writes the files of a Hugging Face tokenizer; CLIP's own needs none."""
     if vocabulary(clip) is None:
         clip.tokenize.save_pretrained(folder)  # type: ignore[attr-defined]

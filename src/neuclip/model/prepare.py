@@ -1,4 +1,4 @@
-"""What is done to open_clip's towers before they train: cut into blocks, locked, compiled."""
+"""Prepares open_clip's towers for training: locks, activation checkpointing, compilation."""
 
 import logging
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from neuclip.errors import UserError
 log = logging.getLogger("neuclip")
 
 _CONTAINERS = {"resblocks", "blocks", "layers", "layer", "block", "stages"}
-"""How open_clip, timm and transformers call the list of a tower's blocks."""
+"""Names of the list of a tower's blocks in open_clip, timm and transformers."""
 _STAGES = {"layer1", "layer2", "layer3", "layer4"}
 """The blocks of a ResNet."""
 
 
 def blocks(towers: nn.Module) -> list[nn.Module]:
-    """The repeated parts that hold nearly all of the towers' work, none within another.
+    """Finds the blocks that do nearly all of the towers' work, none inside another.
 
-    Transformer blocks, the stages of ResNets and ConvNeXts, and the table of token embeddings; an
-    image or text tower with none of these is one block.
+    These are transformer blocks, the stages of ResNets and ConvNeXts, and the table of token
+    embeddings. An image or text tower without any of them is one block.
     """
     found: dict[str, nn.Module] = {}
     for name, module in towers.named_modules():
@@ -41,10 +41,10 @@ def blocks(towers: nn.Module) -> list[nn.Module]:
 
 
 def prepare(towers: nn.Module, settings: ModelConfig) -> None:
-    """Locks, checkpoints and compiles the towers as the settings say.
+    """Locks, checkpoints and compiles the towers according to the settings.
 
     Raises:
-        UserError: this model cannot be locked like that, or nothing would be left to learn.
+        UserError: the model does not support such a lock, or no weights are left to train.
     """
     if settings.lock_image:
         lock_image(towers, settings.lock_image_unlocked_groups, settings.lock_image_freeze_bn_stats)
@@ -58,13 +58,13 @@ def prepare(towers: nn.Module, settings: ModelConfig) -> None:
     ):
         if locked and not trained:
             log.warning(
-                "--lock-%s without --pretrained: that tower stays as random as it is", tower
+                "--lock-%s without --pretrained: that tower keeps its random weights", tower
             )
     learning = (p for n, p in towers.named_parameters() if not n.startswith("logit_"))
     if not any(p.requires_grad for p in learning):
         raise UserError(
-            "--lock-image and --lock-text leave nothing of the towers to learn; unlock one, or some"
-            " groups of it with --lock-image-unlocked-groups or --lock-text-unlocked-layers"
+            "--lock-image and --lock-text leave no weights to train; unlock one tower, or some "
+            "groups of it with --lock-image-unlocked-groups or --lock-text-unlocked-layers"
         )
     if settings.grad_checkpointing:
         checkpoint_activations(towers)
@@ -73,15 +73,15 @@ def prepare(towers: nn.Module, settings: ModelConfig) -> None:
 
 
 def lock_image(towers: nn.Module, unlocked_groups: int, freeze_statistics: bool) -> None:
-    """Stops the image tower from learning (LiT, https://arxiv.org/abs/2111.07991).
+    """Freezes the image tower (LiT, https://arxiv.org/abs/2111.07991).
 
     Args:
         towers: the model.
-        unlocked_groups: the last groups, as open_clip counts them, learn nevertheless.
-        freeze_statistics: BatchNorms that do not learn keep their running statistics too.
+        unlocked_groups: number of last groups, in open_clip's count, that are still trained.
+        freeze_statistics: freeze the running statistics of frozen BatchNorms too.
 
     Raises:
-        UserError: the model cannot leave so many groups unlocked.
+        UserError: the model does not have that many groups to unlock.
     """
     lock = cast(Callable[..., None], towers.lock_image_tower)
     try:
@@ -89,7 +89,7 @@ def lock_image(towers: nn.Module, unlocked_groups: int, freeze_statistics: bool)
     except (AssertionError, RuntimeError, KeyError) as error:
         raise UserError(
             f"--lock-image-unlocked-groups {unlocked_groups}: this image tower "
-            f"({type(towers.visual).__name__}) cannot be locked in part ({error}); leave it out, "
+            f"({type(towers.visual).__name__}) cannot be locked in part ({error}); remove the flag "
             "or choose another number"
         ) from None
     if not freeze_statistics:
@@ -101,27 +101,27 @@ def lock_image(towers: nn.Module, unlocked_groups: int, freeze_statistics: bool)
 
 
 def _keep_evaluating(module: nn.Module) -> None:
-    """Leaves a module in evaluation mode whatever `train()` says to the model around it.
+    """Keeps a module in evaluation mode when `train()` is called on the model.
 
-    open_clip puts a module without `num_batches_tracked` in its place, and so changes the
-    checkpoint's layout.
+    open_clip replaces the module by one without `num_batches_tracked`, which changes the layout of
+    checkpoints.
     """
     module.eval()
     cast(Any, module).train = lambda mode=True: module
 
 
 def lock_text(towers: nn.Module, unlocked_layers: int, freeze_layer_norm: bool) -> None:
-    """Stops the text tower from learning.
+    """Freezes the text tower.
 
     Args:
         towers: the model.
-        unlocked_layers: the last groups, as open_clip counts them, learn nevertheless.
-        freeze_layer_norm: LayerNorms do not learn either.
+        unlocked_layers: number of last groups, in open_clip's count, that are still trained.
+        freeze_layer_norm: freeze LayerNorms too.
     """
     lock = cast(Callable[..., None], towers.lock_text_tower)
     try:
         lock(unlocked_layers=unlocked_layers, freeze_layer_norm=freeze_layer_norm)
-    except AssertionError:  # open_clip's own text towers refuse to leave their LayerNorms out
+    except AssertionError:  # open_clip's own text towers always freeze their LayerNorms
         lock(unlocked_layers=unlocked_layers, freeze_layer_norm=True)
         for name, module in towers.named_modules():
             if isinstance(module, nn.LayerNorm) and not name.startswith("visual."):
@@ -129,18 +129,21 @@ def lock_text(towers: nn.Module, unlocked_layers: int, freeze_layer_norm: bool) 
 
 
 def checkpoint_activations(towers: nn.Module) -> None:
-    """Keeps only the inputs of the blocks for the backward pass, where the towers can."""
+    """Recomputes activations in the backward pass, in towers that support it.
+
+    Only the inputs of the blocks are kept.
+    """
     cast(Callable[[bool], None], towers.set_grad_checkpointing)(True)
     visual = cast(nn.Module, towers.visual)
     if not any(getattr(module, "grad_checkpointing", False) for module in visual.modules()):
         log.warning(
-            "--grad-checkpointing: the image tower (%s) has none, only the text tower is "
-            "checkpointed", type(visual).__name__,
+            "--grad-checkpointing: the image tower (%s) does not support it, only the text tower "
+            "is checkpointed", type(visual).__name__,
         )  # fmt: skip
 
 
 def compile_blocks(towers: nn.Module, backend: str) -> None:
-    """Compiles each block; equal blocks share their code, and names of weights stay as they are."""
+    """Compiles each block. Equal blocks share their code; the names of weights do not change."""
     for block in blocks(towers):
         if not isinstance(block, nn.Embedding):
             block.compile(backend=backend)

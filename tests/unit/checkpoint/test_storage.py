@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from neuclip.checkpoint import storage
+from neuclip.checkpoint.saver import Saver
 from neuclip.checkpoint.storage import CheckpointError
 from neuclip.files import partial_name
 
@@ -199,3 +200,28 @@ def test_a_torn_line_of_sums_does_not_spoil_the_next(tmp_path):
     (tmp_path / "SHA256SUMS").write_text("0123abc")
     storage.save(tmp_path / "iter_1.pt", content())
     assert storage.load(tmp_path / "iter_1.pt")["epoch"] == 1
+
+
+def test_leftovers_of_killed_saves_are_no_checkpoints_and_go_with_the_next(tmp_path):
+    storage.save(tmp_path / "iter_1.pt", content())
+    (tmp_path / ".iter_2.pt.123.partial").write_bytes(b"half")
+    (tmp_path / ".epoch_1.partial").mkdir()
+    (tmp_path / ".epoch_1.partial" / "SHA256SUMS").write_text("")
+    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_1.pt"
+    saver = Saver(sharded=False, keep_step_checkpoints=2)
+    with saver.open():
+        saver.save(tmp_path / "iter_2.pt", content())
+    assert names(tmp_path) == ["SHA256SUMS", "epoch_latest.pt", "iter_1.pt", "iter_2.pt"]
+
+
+def test_latest_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    saver = Saver(sharded=False, keep_step_checkpoints=2)
+    monkeypatch.setattr(storage, "point_latest_at", refuse)
+    with (
+        pytest.raises(CheckpointError, match=r"cannot write .*iter_2\.pt: Read-only"),
+        saver.open(),
+    ):
+        saver.save(tmp_path / "iter_2.pt", content())

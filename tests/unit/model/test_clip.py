@@ -56,7 +56,7 @@ def test_parts_that_are_not_here_are_named(monkeypatch):
         raise OSError("We couldn't connect to the hub to load this tokenizer\nmore")
 
     monkeypatch.setattr(open_clip, "get_tokenizer", offline)
-    with pytest.raises(UserError, match="'glyph-tiny' needs parts that are not on this machine"):
+    with pytest.raises(UserError, match="'glyph-tiny' needs files that are not on this machine"):
         model.build_clip("glyph-tiny", "fp32", torch.device("cpu"))
 
 

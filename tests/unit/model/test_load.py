@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from neuclip.errors import UserError
 from neuclip.model.clip import build_clip
-from neuclip.model.load import CheckpointChoice, load_pretrained
+from neuclip.model.load import CheckpointChoice, load_pretrained, load_run, open_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -114,6 +114,48 @@ def test_a_damaged_file(tmp_path, weights, name):
 def test_nothing_there(tmp_path):
     with pytest.raises(UserError, match=r"neither a run folder .*, nor a checkpoint, nor a repo"):
         load_pretrained(CheckpointChoice(tmp_path / "nowhere"), "cpu")
+
+
+def test_a_missing_file_and_a_choice_that_a_file_does_not_have(tmp_path, weights):
+    torch.save(weights, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"no checkpoint at .*b\.pt; there are: a\.pt"):
+        open_checkpoint(CheckpointChoice(tmp_path / "b.pt"))
+    with pytest.raises(UserError, match="--epoch and --iter need a run folder"):
+        open_checkpoint(CheckpointChoice(tmp_path / "a.pt", epoch=1))
+    with pytest.raises(UserError, match="name two checkpoints"):
+        open_checkpoint(CheckpointChoice(tmp_path, epoch=1, step=2))
+    with pytest.raises(UserError, match="does not record its architecture; name it"):
+        load_pretrained(CheckpointChoice(tmp_path / "a.pt"), "cpu")
+    with pytest.raises(UserError, match="was not written by neuclip"):
+        load_run(CheckpointChoice(tmp_path / "a.pt"), "cpu")
+
+
+def test_the_average_is_taken_unless_the_weights_are_asked_for(tmp_path, weights):
+    average = {name: value + 1 for name, value in weights.items()}
+    for name, content in (
+        ("averaged.pt", {"state_dict": weights, "ema_state_dict": average}),
+        ("plain.pt", {"state_dict": weights}),
+    ):
+        torch.save(content, tmp_path / name)
+    for name, ema, expected, flags, results in (
+        ("averaged.pt", True, average, (True, False), "averaged"),
+        ("averaged.pt", False, weights, (False, True), "averaged_weights"),
+        ("plain.pt", True, weights, (False, False), "plain"),
+        ("plain.pt", False, weights, (False, False), "plain"),
+    ):
+        found = open_checkpoint(CheckpointChoice(tmp_path / name, ema=ema))
+        assert all(torch.equal(value, expected[key]) for key, value in found.weights.items())
+        assert (found.averaged, found.plain) == flags
+        assert found.results.name == f"{results}_eval_results.jsonl"
+
+
+def test_recorded_settings_are_only_read_when_needed(tmp_path, weights):
+    """Weights of a run whose method no longer exists can still be used."""
+    own = {"config": "method: {name: forgotten}\nmodel: {name: glyph-tiny}"}
+    torch.save({"state_dict": weights, "neuclip": own}, tmp_path / "a.pt")
+    load_pretrained(CheckpointChoice(tmp_path / "a.pt", arch="glyph-tiny"), "cpu")
+    with pytest.raises(UserError, match="forgotten"):
+        load_pretrained(CheckpointChoice(tmp_path / "a.pt"), "cpu")
 
 
 def test_towers_that_were_trained_with_a_bias(tmp_path):

@@ -122,7 +122,7 @@ def test_locking_what_was_never_trained_is_warned_of(caplog):
 
 
 def test_something_must_be_left_to_learn():
-    with pytest.raises(UserError, match="leave nothing of the towers to learn"):
+    with pytest.raises(UserError, match="leave no weights to train"):
         prepare.prepare(
             tiny().towers,
             ModelConfig(lock_image=True, lock_text=True, lock_text_freeze_layer_norm=True),
@@ -143,7 +143,7 @@ def test_checkpointed_activations_change_no_gradient(caplog):
 def test_a_resnet_says_that_it_is_not_checkpointed(caplog):
     with caplog.at_level(logging.WARNING, "neuclip"):
         prepare.checkpoint_activations(tiny(RESNET).towers)
-    assert "the image tower (ModifiedResNet) has none" in caplog.text
+    assert "the image tower (ModifiedResNet) does not" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, pytest shows it
@@ -171,5 +171,5 @@ def test_patches_are_dropped_in_training_only():
 
 
 def test_a_tower_without_patches_to_drop_is_refused():
-    with pytest.raises(UserError, match=r"ModifiedResNet.* leaves no patches out"):
+    with pytest.raises(UserError, match=r"ModifiedResNet.* has no patch dropout"):
         build_clip(RESNET, "fp32", CPU, patch_dropout=0.5)
