@@ -46,8 +46,8 @@ class Contender:
         if name in {"neuclip", WITHOUT_STEPS}:
             steps = 0 if name == WITHOUT_STEPS else 10
             method = "neuclip"
-            settings = {"inner_steps": steps, "refresh": "restart", "gradient": "detached"}
-        if "gamma_decay_epochs" in METHODS[method].settings.model_fields and method != "scent":
+            settings = {"inner_steps": steps}
+        if "gamma_decay_epochs" in METHODS[method].settings.model_fields:
             settings |= {"gamma": 0.5, "gamma_decay_epochs": 10.0}
         self.loss = neuclip.create_loss(
             method, embed_dim=dim, steps_per_epoch=1, num_samples=batch, **settings

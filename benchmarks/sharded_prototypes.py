@@ -53,8 +53,6 @@ class Network:
             steps_per_epoch=1,
             num_prototypes=args.num_prototypes,
             inner_steps=args.inner_steps,
-            refresh="restart",
-            gradient="detached",
             gamma=0.5,
             gamma_schedule="constant",
         )

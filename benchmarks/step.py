@@ -30,14 +30,15 @@ import torch
 from recorded import RESULTS, check_version, save
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from neuclip.catalogue.create import build_loss
+from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import METHODS, method_settings
-from neuclip.cli.published_flags import PUBLISHED_NETWORK
+from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.data.batch import Batch
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.errors import UserError
-from neuclip.method.factory import Run, build_loss
 from neuclip.model.clip import Clip, build_clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.parallel import collectives
@@ -47,7 +48,6 @@ from neuclip.training.records.step_timer import StepTimer
 from neuclip.training.step import TrainingStep
 
 FORMAT = 2
-PAPER = "neuclip-paper"  # the published network; `neuclip` is the default: a pool, untrained
 MARK = "part:"
 
 
@@ -56,7 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="ViT-B-32", help="glyph-tiny, ViT-B-32, ViT-B-16, ...")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-prototypes", type=int, default=4096)
-    parser.add_argument("--methods", nargs="+", default=["openclip", "neuclip", PAPER])
+    parser.add_argument("--methods", nargs="+", default=["openclip", "neuclip_pool", "neuclip"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--train-data", help="train on this data; by default on random batches")
     parser.add_argument("--workers", type=int, default=1)
@@ -65,7 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result file; by default in benchmarks/results/")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
-    known = [*METHODS, PAPER]
+    known = list(METHODS)
     if args.methods == ["all"]:
         args.methods = known
     if unknown := set(args.methods) - set(known):
@@ -92,7 +92,7 @@ class Contender:
 
     def __init__(self, name: str, setting: Setting) -> None:
         self._setting, self._timer = setting, StepTimer(setting.device)
-        run = Run(
+        run = RunFacts(
             setting.clip.embed_dim,
             steps_per_epoch=1,
             num_samples=setting.num_samples,
@@ -137,16 +137,16 @@ class Contender:
 
 
 def values_for(name: str, num_prototypes: int) -> tuple[str, dict[str, object]]:
-    """A contender's method and the settings that it needs."""
-    method = "neuclip" if name == PAPER else name
-    fields = METHODS[method].settings.model_fields
-    values = {"num_prototypes": num_prototypes, "gamma_decay_epochs": 10.0}
+    """A contender's method, and the settings that it cannot do without."""
+    fields = METHODS[name].settings.model_fields
+    values = {
+        "num_prototypes": num_prototypes, "pool_size": num_prototypes, "gamma_decay_epochs": 10.0,
+    }  # fmt: skip
     if "gamma" in fields and fields["gamma"].default is None:
         values["gamma"] = 0.5
-    if name == PAPER:
-        published = {**PUBLISHED_NETWORK, "num_prototypes": num_prototypes, "gamma": 0.4}
-        values |= published
-    return method, {key: value for key, value in values.items() if key in fields}
+    if name == "neuclip":
+        values["gamma"] = 0.4
+    return name, {key: value for key, value in values.items() if key in fields}
 
 
 @contextmanager
@@ -224,7 +224,7 @@ def check_memory(clip: Clip, args: argparse.Namespace, device: torch.device) -> 
     towers = 4 * sum(p.nbytes for p in clip.towers.parameters())
     network = (
         2 * 4 * 4 * args.num_prototypes * clip.embed_dim
-        if {"neuclip", PAPER} & {*args.methods}
+        if {"neuclip", "neuclip_pool"} & {*args.methods}
         else 0
     )
     needed = (towers + sum(saved.values()) / len(two) * args.batch_size + network) / 2**30
@@ -301,7 +301,7 @@ def main() -> None:
     except UserError as error:
         raise SystemExit(f"cannot measure on this machine: {error}") from None
     print(f"needs {needed:.1f} GiB, {free_memory(device):.1f} are free", flush=True)
-    optimizer = Optimizer(clip.towers, RunConfig().resolved().optim, 1000)
+    optimizer = Optimizer(clip.towers, resolve(RunConfig(), 1).optim, 1000)
     setting = Setting(args, clip, device, optimizer, next_batch, num_samples)
     contenders = {name: Contender(name, setting) for name in args.methods}
     rounds = [

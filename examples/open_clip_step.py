@@ -20,7 +20,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 # loss = open_clip.create_loss(args)
 loss = neuclip.create_loss(
-    "neuclip", embed_dim=32, num_prototypes=128, gamma=0.5, gamma_decay_epochs=4, steps_per_epoch=16
+    "neuclip_pool", embed_dim=32, pool_size=128, gamma=0.5, gamma_decay_epochs=4, steps_per_epoch=16
 )
 
 pictures = torch.randn(256, 3, 16, 16)

@@ -17,9 +17,9 @@ optimizer = torch.optim.AdamW(parameters, lr=1e-2)
 
 epochs, batch = 5, 64
 loss_fn = neuclip.create_loss(
-    "neuclip",
+    "neuclip_pool",
     embed_dim=32,
-    num_prototypes=256,
+    pool_size=256,
     gamma=0.5,  # final weight of the batch beside the prediction
     gamma_decay_epochs=epochs,
     steps_per_epoch=len(latent) // batch,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from neuclip.catalogue.registry import CATALOGUE
+from neuclip.catalogue.registry import METHODS
 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- methods: written by scripts/readme_methods.py -->\n", "<!-- /methods -->"
@@ -13,7 +13,7 @@ def table() -> str:
     rows = [
         f"| `{info.name}` | {info.normalizer} | {info.state} | "
         f"{'yes' if info.needs_sample_ids else 'no'} |"
-        for info in CATALOGUE
+        for info in METHODS.values()
     ]
     head = (
         "| name | what estimates the normalizer | state | needs sample ids |\n|---|---|---|---|\n"

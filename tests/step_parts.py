@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
+from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import OptimConfig
 from neuclip.data.batch import Batch
@@ -92,15 +93,16 @@ class Bench:
         torch.manual_seed(0)
         model = Towers(bias=method == "siglip", **towers).double()
         fields = METHODS[method].settings.model_fields
-        settings = {"gamma": 0.5} if "gamma" in fields and method not in {"sogclr", "scent"} else {}
+        settings = {"gamma": 0.5} if "gamma_schedule" in fields else {}
         settings |= {"gamma_decay_epochs": 2.0} if "gamma_decay_epochs" in fields else {}
         settings |= NETWORK if method == "neuclip" else {}
+        settings |= {"pool_size": NETWORK["num_prototypes"]} if method == "neuclip_pool" else {}
         loss = create_loss(
             method, embed_dim=DIM, steps_per_epoch=2, num_samples=SAMPLES, **settings
         ).double()
         if not loss.learns_temperature:
             model.logit_scale.requires_grad_(False)
-        optimizer = KeepingOptimizer(model, RunConfig().resolved().optim)
+        optimizer = KeepingOptimizer(model, resolve(RunConfig(), 1).optim)
         clip = Clip("stub", model, torch.tensor, torch.tensor, torch.tensor, DIM, "fp32")
         return cls(clip, model, loss, optimizer)
 

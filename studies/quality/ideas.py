@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from neuclip.catalogue.method_settings import NeuCLIPSettings
-from neuclip.catalogue.registry import MethodSettings
+from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.catalogue.neuclip import NeuCLIPSettings
 from neuclip.method import factory
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer

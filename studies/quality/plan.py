@@ -11,9 +11,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from neuclip.catalogue.neuclip import FRESH_BATCHES, MAX_POOL, POOL_BATCHES
 from neuclip.config.recipes import RECIPES, merge, read_yaml
-from neuclip.config.run_config import RunConfig, validate
-from neuclip.method.factory import FRESH_BATCHES, MAX_POOL, POOL_BATCHES
+from neuclip.config.run_config import RunConfig
+from neuclip.config.validation import validate
 
 FULL = 46_780
 SHARD = 5_000

@@ -28,7 +28,10 @@ from run import EVALUATED, facts, say
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from neuclip.catalogue.registry import MethodSettings
+from neuclip.catalogue.create import build_loss
+from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.config.resolve import resolve
 from neuclip.data.loader import Batch, evaluation_loader, evaluation_requests
 from neuclip.data.opening import open_source
 from neuclip.data.order import Order
@@ -38,7 +41,6 @@ from neuclip.evaluation.embed import encode_split
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.splits import open_split
 from neuclip.evaluation.zero_shot import class_vectors, classify
-from neuclip.method.factory import Run, build_loss
 from neuclip.model.clip import build_clip, clamp_logit_scale
 from neuclip.training.optim import Optimizer
 
@@ -141,11 +143,13 @@ class SmallRun:
 
     def __init__(self, cell: Cell, data: Data) -> None:
         self.cell, self.data = cell, data
-        config = cell.config(Path("unused"), Path("unused")).resolved().check()
+        config = resolve(cell.config(Path("unused"), Path("unused")), 1)
         torch.manual_seed(cell.seed)
         self.towers = Towers(data.tokenize.size, config.method)
         self.steps = cell.samples // cell.batch
-        self.loss = build_loss(config.method, Run(DIM, self.steps, num_samples=len(data.images)))
+        self.loss = build_loss(
+            config.method, RunFacts(DIM, self.steps, num_samples=len(data.images))
+        )
         self.towers.logit_scale.requires_grad_(self.loss.learns_temperature)
         self.optimizer = Optimizer(self.towers, config.optim, cell.epochs * self.steps)
         self.order = Order(data.source.layout, cell.seed)

@@ -37,7 +37,8 @@ def encoder() -> Encoder:
 def trained_loss(name: str, state: dict[str, Any] | None = None) -> PairLoss:
     """A loss that saw some batches, or has the state of one."""
     mixing = {"gamma": 0.5, "gamma_schedule": "constant"}
-    settings = {"neuclip": {"num_prototypes": 7, **mixing}, "fastclip_v3": mixing}.get(name, {})
+    pool = {"pool_size": 7, **mixing}
+    settings = {"neuclip_pool": pool, "fastclip_v3": mixing}.get(name, {})
     dim = encoder().encode_text(encoder().tokenize(["a"])).shape[1]
     loss = create_loss(name, embed_dim=dim, steps_per_epoch=2, num_samples=40, **settings)
     if state is not None:

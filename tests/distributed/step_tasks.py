@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.parallel import collectives
 from neuclip.training.optim import Optimizer
@@ -45,7 +46,7 @@ def one_rank_meets_infinity(method: str) -> tuple[list[str | None], bool, bool]:
     """
     torch.set_num_threads(1)
     bench = Bench.of(method, noisy=False)
-    optimizer = Optimizer(bench.towers, RunConfig().resolved().optim, 10)
+    optimizer = Optimizer(bench.towers, resolve(RunConfig(), 1).optim, 10)
     optimizer.set_rates(0)
     before = {name: value.clone() for name, value in bench.towers.state_dict().items()}
     towers = collectives.data_parallel(bench.towers, CPU)

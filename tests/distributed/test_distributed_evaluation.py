@@ -13,7 +13,7 @@ from neuclip.evaluation.results import read_eval_results
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("neuclip", (2, 3)), ("siglip", (2,))])
+@pytest.mark.parametrize(("name", "sizes"), [("neuclip_pool", (2, 3)), ("siglip", (2,))])
 def test_a_split_is_judged_as_by_one_process(pool, demo_dir, tmp_path, name, sizes):
     folder, state = demo_dir / "unseen_character", trained_loss(name).state_dict()
     metrics, encoded, _, wrote = judge(folder, name, state, tmp_path / "alone")
@@ -85,7 +85,7 @@ def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
         "--zeroshot-frequency", "1", "--model", "glyph-tiny", "--workers", "0", "--device", "cpu",
     ]  # fmt: skip
     train = [
-        "--method", "neuclip", "--num-prototypes", "7", "--train-data", str(demo_dir / "train"),
+        "--method", "neuclip_pool", "--pool-size", "7", "--train-data", str(demo_dir / "train"),
         "--train-num-samples", "40", "--batch-size", "10", "--epochs", "1", "--warmup", "1",
         "--logs-dir", str(tmp_path / "logs"), "--name", "two",
     ]  # fmt: skip

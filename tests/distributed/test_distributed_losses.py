@@ -33,18 +33,20 @@ NETWORK = {
 def task(name: str, **settings) -> Task:
     if name == "neuclip":
         return Task(name, {**NETWORK, **settings})
-    mixes = "gamma_schedule" in METHODS[name].settings.model_fields and name != "scent"
+    if name == "neuclip_pool":
+        settings = {"pool_size": NETWORK["num_prototypes"], **settings}
+    mixes = "gamma_schedule" in METHODS[name].settings.model_fields
     return Task(name, {**(MIXING if mixes else {}), **settings})
 
 
 TASKS = {name: task(name) for name in METHODS} | {
     "full": task("neuclip", gradient="full"),
     "union": task("neuclip", gradient="union"),
-    "newest": task("neuclip", gradient="full", refresh="fifo", gradient_prototypes=7),
-    # Batches share most of their pairs: an anchor meets its own among untrained prototypes.
-    "pool": task("neuclip", gradient="full", refresh="fifo", gradient_prototypes=7, inner_steps=0),
-    "pool-restarted": task("neuclip", gradient="union", inner_steps=0),
-    "fifo-adagrad": task("neuclip", refresh="fifo", prototype_optimizer="adagrad"),
+    # Batches share most of their pairs: an anchor meets its own positive in the pool.
+    "pool-newest": task("neuclip_pool", gradient_size=7),
+    "pool-union": task("neuclip_pool", gradient="union"),
+    "untrained": task("neuclip", gradient="union", inner_steps=0),
+    "adagrad": task("neuclip", prototype_optimizer="adagrad"),
     "rolling-adam-weights": task(
         "neuclip", refresh="rolling", prototype_optimizer="adam", log_weights=True
     ),

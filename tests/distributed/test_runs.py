@@ -73,8 +73,7 @@ def losses(folder):
 METHODS = {
     "neuclip": (
         "--method", "neuclip", "--num-prototypes", "41",
-        "--refresh", "restart", "--restart-steps", "4", "--inner-steps", "10",
-        "--gradient", "detached",
+        "--restart-steps", "4", "--gamma", "0.4",
     ),
     "fastclip_v2": ("--method", "fastclip_v2"),
 }  # fmt: skip

@@ -21,9 +21,7 @@ NETWORK = {"num_prototypes": PROTOTYPES, "inner_steps": STEPS, "restart_steps": 
 CASES = {name: task(name) for name in METHODS}
 CASES["neuclip"] = task("neuclip", **NETWORK)
 CASES["neuclip, full or union"] = task("neuclip", gradient="full", **NETWORK)
-CASES["neuclip, pool"] = task(
-    "neuclip", gradient="full", num_prototypes=PROTOTYPES, inner_steps=0, refresh="fifo"
-)
+CASES["neuclip_pool"] = task("neuclip_pool", pool_size=PROTOTYPES)
 
 
 def setup(ranks: int):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from neuclip import create_loss
-from neuclip.config.run_config import validate
 from neuclip.config.sections import ModelConfig, OptimConfig
+from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.model import prepare
 from neuclip.model.clip import clamp_logit_scale

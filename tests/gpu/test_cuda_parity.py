@@ -25,10 +25,12 @@ VARIANTS = [(name, {}) for name in METHODS] + [
 def run(name, settings, device, dtype, batches):
     """Losses and gradients of some steps."""
     fields = METHODS[name].settings.model_fields
-    if "gamma_schedule" in fields and name != "scent":
+    if "gamma_schedule" in fields:
         settings = {"gamma": 0.4, "gamma_schedule": "constant", **settings}
     if name == "neuclip":
         settings = {**NETWORK, **settings}
+    if name == "neuclip_pool":
+        settings = {"pool_size": 300, **settings}
     loss = create_loss(name, embed_dim=DIM, steps_per_epoch=1, num_samples=BATCH, **settings).to(
         device
     )

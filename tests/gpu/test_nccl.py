@@ -23,10 +23,12 @@ def one_rank(tmp_path, monkeypatch):
 def step(name):
     """Two steps' losses and the last gradients."""
     settings = {}
-    if "gamma_schedule" in METHODS[name].settings.model_fields and name != "scent":
+    if "gamma_schedule" in METHODS[name].settings.model_fields:
         settings = {"gamma": 0.5, "gamma_decay_epochs": 2.0}
     if name == "neuclip":
-        settings |= {"num_prototypes": 64, "inner_steps": 2, "refresh": "restart"}
+        settings |= {"num_prototypes": 64, "inner_steps": 2}
+    if name == "neuclip_pool":
+        settings |= {"pool_size": 64}
     loss = create_loss(name, embed_dim=32, steps_per_epoch=1, num_samples=48, **settings).cuda()
     values = []
     for number in range(2):

@@ -9,32 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from neuclip.catalogue.registry import NeuCLIPSettings
+from neuclip.catalogue import neuclip as family
+from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.config.recipes import read_yaml
-from neuclip.method import factory
 from neuclip.model.load import CheckpointChoice, load_run
 from neuclip.training.records.sinks import read_records
 
 from .conftest import kill_group, wait_for
 
 NEUCLIP = (
-    "--method",
-    "neuclip",
-    "--num-prototypes",
-    "40",
-    "--inner-steps",
-    "10",
-    "--refresh",
-    "restart",
-    "--restart-steps",
-    "6",
-    "--gradient",
-    "detached",
-    "--gamma",
-    "0.4",
-)
+    "--method", "neuclip", "--num-prototypes", "40", "--restart-steps", "6", "--gamma", "0.4",
+)  # fmt: skip
 TIMES = {"samples_per_second", "memory_mb", "seconds"}
 
 
@@ -143,24 +130,24 @@ def test_micro_batches_train_on_the_same_samples_and_can_be_cut_anew(demo, whole
 
 
 def test_a_run_keeps_its_pool_whatever_the_default_becomes(demo, monkeypatch, capsys):
-    quiet = ("--method", "neuclip", "--val-frequency", "0", "--save-frequency", "1")
+    quiet = ("--val-frequency", "0", "--save-frequency", "1")
     assert main(["train", *demo.flags("pool", *quiet, "--stop-epochs", "1")]) == 0
-    monkeypatch.setattr(factory, "POOL_BATCHES", 3)
-    monkeypatch.setattr(factory, "FRESH_BATCHES", 2)
+    monkeypatch.setattr(family, "POOL_BATCHES", 3)
+    monkeypatch.setattr(family, "FRESH_BATCHES", 2)
     kept = read_yaml(demo.logs / "pool" / "config.yaml")["method"]
-    assert (kept["num_prototypes"], kept["gradient_prototypes"]) == (128 * 16, 32 * 16)
+    assert (kept["pool_size"], kept["gradient_size"]) == (128 * 16, 32 * 16)
     assert main(["train", *demo.flags("pool", *quiet, "--resume", "latest")]) == 0
     run = load_run(CheckpointChoice(demo.logs / "pool"), "cpu")
-    assert isinstance(run.config.method, NeuCLIPSettings)
-    assert run.config.method.gradient_prototypes == 32 * 16
-    assert run.loss.normalizer.settings.num_prototypes == 128 * 16
+    assert isinstance(run.config.method, NeuCLIPPoolSettings)
+    assert run.config.method.gradient_size == 32 * 16
+    assert run.loss.normalizer.ring.size == 128 * 16
     # What a new run would be: another size.
     assert main(["train", *demo.flags("new", *quiet, "--stop-epochs", "1")]) == 0
-    assert read_yaml(demo.logs / "new" / "config.yaml")["method"]["num_prototypes"] == 3 * 16
+    assert read_yaml(demo.logs / "new" / "config.yaml")["method"]["pool_size"] == 3 * 16
     # Its settings are a recipe; the one that no longer fits is named.
     recipe = str(demo.logs / "pool" / "config.yaml")
     assert main(["train", "--config", recipe, "--name", "again", "--gradient", "detached"]) == 2
-    assert "gradient_prototypes 512 has no effect with gradient 'detached'" in (
+    assert "gradient_size 512 has no effect with gradient 'detached'" in (
         capsys.readouterr().err.replace("\n", " ")
     )
 

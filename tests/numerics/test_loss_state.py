@@ -10,10 +10,10 @@ from neuclip.catalogue.registry import METHODS
 from neuclip.errors import UserError
 
 VARIANTS = [(name, {}) for name in METHODS] + [
-    ("neuclip", {"refresh": "fifo", "prototype_optimizer": "adagrad", "gradient": "union"}),
+    ("neuclip", {"prototype_optimizer": "adagrad", "gradient": "union"}),
     ("neuclip", {"refresh": "rolling", "prototype_optimizer": "adam", "log_weights": True}),
     ("neuclip", {"prototype_optimizer": "sgd", "gradient": "full", "num_prototypes": 30}),
-    ("neuclip", {"inner_steps": 0, "refresh": "fifo", "gradient": "full", "num_prototypes": 20}),
+    ("neuclip_pool", {"pool_size": 20, "gradient_size": 9}),
     ("fastclip_v2", {"temperature_gradient": "fastclip"}),
     ("amorlip", {"fit_previous": False, "amortization": "js_div"}),
 ]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naive_reference import published_gamma
 
-from neuclip.catalogue.registry import gamma_floor
+from neuclip.catalogue.method_settings import gamma_floor
 from neuclip.method.objective import (
     LOG_RATIO_LIMIT,
     bounded_exp,

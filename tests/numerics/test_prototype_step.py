@@ -235,7 +235,7 @@ def test_a_pool_of_whole_epochs_is_exact(build):
 
 def test_a_trained_prototype_is_nobodys(build):
     """The published network, whose sum is over all prototypes."""
-    told, untold = (build("neuclip", refresh="fifo", inner_steps=1) for _ in range(2))
+    told, untold = (build("neuclip", inner_steps=1) for _ in range(2))
     for _ in range(3):
         image, text = pairs(6, seed=1)
         ids = torch.arange(6)
@@ -243,16 +243,9 @@ def test_a_trained_prototype_is_nobodys(build):
         assert torch.equal(one, untold(image, text, scalar(SCALE)))
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"gradient": "full", "refresh": "rolling"}, "no effect with refresh 'rolling'"),
-        ({"gradient": "detached", "refresh": "fifo"}, "it needs gradient full or union"),
-    ],
-)
-def test_newest_prototypes_without_effect_are_refused(build, settings, message):
-    with pytest.raises(UserError, match=message):
-        build("neuclip", gradient_prototypes=4, **settings)
+def test_a_gradient_size_without_effect_is_refused(build):
+    with pytest.raises(UserError, match="it needs gradient full or union"):
+        build("neuclip_pool", gradient="detached", gradient_size=4)
 
 
 @pytest.mark.parametrize("gradient", ["detached", "full", "union"])

@@ -153,7 +153,7 @@ def test_sogclr_is_libauc_divided_by_its_number_of_negatives(build):
 
 def test_scent_equals_the_formula(build):
     c, epsilon, rho = 2.0, 1e-6, 5.0
-    loss = build("scent", gamma=c, epsilon=epsilon, rho=rho)
+    loss = build("scent", rate_offset=c, epsilon=epsilon, rho=rho)
     ids, kept = torch.arange(6), None
     for number in range(4):
         features = pairs(6, seed=number)

@@ -11,7 +11,7 @@ VARIANTS = [(name, {}) for name in NAMES] + [
     ("neuclip", {"gradient": "full"}),
     ("neuclip", {"gradient": "union"}),
     ("neuclip", {"gamma": 0.0, "gamma_schedule": "constant"}),
-    ("neuclip", {"gamma": 0.0, "gamma_schedule": "constant", "refresh": "fifo"}),
+    ("neuclip_pool", {"gamma": 0.0, "gamma_schedule": "constant"}),
     ("neuclip", {"gamma": 0.0, "gamma_schedule": "constant", "gradient": "full", "inner_steps": 0}),
     ("neuclip", {"log_weights": True, "prototype_optimizer": "adam", "refresh": "rolling"}),
     ("amorlip", {"amortization": "kl_div_asym"}),

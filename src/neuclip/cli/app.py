@@ -20,7 +20,8 @@ from neuclip.cli.method_help import Methods, show_methods
 from neuclip.cli.report import Report, report
 from neuclip.cli.search import Search, search
 from neuclip.cli.train import TrainCommand, parse_train
-from neuclip.config.batch_size import describe_step, share_batch
+from neuclip.config.batch_size import describe_step
+from neuclip.config.resolve import derived, resolve
 from neuclip.errors import OtherProcessFailed, Preempted, UserError, nearest
 from neuclip.parallel.launch import launch_environment
 
@@ -106,10 +107,10 @@ def train(command: TrainCommand) -> int:
     for note in command.notes if launch.rank == 0 else ():
         terminal.say(note)
     if command.dry_run:
-        shared = share_batch(command.config, launch.world_size)
+        resolved = resolve(command.config, launch.world_size)
         if launch.rank == 0:
-            print(f"# pairs per step: {describe_step(shared, launch.world_size)}")
-            print(command.config.to_yaml(), end="")
+            print(f"# pairs per step: {describe_step(resolved, launch.world_size)}")
+            print(derived(command.config).to_yaml(), end="")
         return 0
     from neuclip.training.assemble import train as start_training
 

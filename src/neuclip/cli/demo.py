@@ -6,10 +6,10 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from neuclip.catalogue.registry import method_info
+from neuclip.catalogue.registry import DEFAULT_METHOD, method_info
 from neuclip.cli import terminal
 from neuclip.cli.options import Switch
-from neuclip.cli.train import DEFAULT_METHOD, parse_train
+from neuclip.cli.train import parse_train
 from neuclip.run_folder import RunFolder
 
 

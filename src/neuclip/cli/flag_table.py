@@ -1,7 +1,7 @@
-"""The table from flag to setting, generated from the fields of the settings tree. No torch here.
+"""The table from flag to setting, generated from the fields of the settings. Imports no torch.
 
-A flag's default, range, unit and meaning are the field's own, so the help cannot tell anything
-else than what holds. What is not one-to-one is in `neuclip.cli.published_flags`.
+A flag takes its default, range, unit and meaning from the field, so the help is always true.
+`neuclip.cli.published_flags` holds the flags that stand for several settings or for none.
 """
 
 import operator
@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal, TypedDict, cast, get_args, get_origi
 import tyro
 from pydantic.fields import FieldInfo
 
-from neuclip.catalogue.registry import CATALOGUE, METHODS
-from neuclip.config.run_config import RunConfig, Section
+from neuclip.catalogue.fields import bounds, default_text, published_flag
+from neuclip.catalogue.registry import METHODS
+from neuclip.config.run_config import RunConfig
+from neuclip.config.validation import sections
 
-# Field names that are unique in their section only: their flags.
+# Flags of fields whose name is unique only within their section.
 FLAG_NAMES: Mapping[tuple[str, str], str] = {("model", "name"): "model"}
 
-# Values that open_clip and FastCLIP call otherwise, and why ours is not the same word.
+# Values that open_clip and FastCLIP spell differently.
 SYNONYMS: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("model", "precision"): {"amp": "amp_bf16", "amp_bfloat16": "amp_bf16"},
     ("optim", "lr_tau_scheduler"): {"cosine": "same"},
@@ -31,9 +33,9 @@ class Flag:
     """One row of the table: a flag and the setting it stands for.
 
     Attributes:
-        name: The flag without its dashes.
-        path: Section ("" for the top of the tree) and key.
-        fields: The field, by the method that has it ("" outside the methods' settings).
+        name: the flag without its dashes.
+        path: section ("" for the top of the tree) and key.
+        fields: the field by the method that has it ("" outside the methods' settings).
     """
 
     name: str
@@ -43,40 +45,38 @@ class Flag:
     @property
     def aliases(self) -> tuple[str, ...]:
         """Published names of the same flag."""
-        extras = [field.json_schema_extra for field in self.fields.values()]
-        found = [str(extra.get("flag", "")) for extra in extras if isinstance(extra, dict)]
+        found = [published_flag(field) for field in self.fields.values()]
         return tuple(dict.fromkeys(alias for alias in found if alias))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The flag as it may be typed, ours first."""
+        """Every spelling of the flag, ours first."""
         return (f"--{self.name}", *self.aliases)
 
     def names_for(self, method: str) -> tuple[str, ...]:
-        """The names under which one method's users know it."""
-        extra = self.fields[method].json_schema_extra
-        alias = str(extra.get("flag", "")) if isinstance(extra, dict) else ""
+        """The spellings that one method has."""
+        alias = published_flag(self.fields[method])
         return (f"--{self.name}", alias) if alias else (f"--{self.name}",)
 
     @property
     def _kind(self) -> object:
-        """The type of the setting, over all methods that have it."""
+        """Type of the setting over all methods that have it."""
         return _union(field.annotation for field in self.fields.values())
 
     @property
     def optional(self) -> bool:
-        """Whether `none` stands for a value that is derived, or for nothing."""
+        """Whether `none` is a value."""
         return type(None) in get_args(self._kind)
 
     def annotation(self) -> object:
-        """The field as tyro parses it."""
+        """The field's type as tyro parses it."""
         kind = self._kind
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         metavar = "{" + ",".join(choices) + "}" if choices else _metavar(kind)
         if synonyms := SYNONYMS.get(self.path):
             kind = Literal[(*choices, *synonyms)]
         if self.optional:
-            # The help writes none, as users do; tyro reads None only.
+            # The help writes none, as users do; tyro reads None.
             kind = cast(Any, kind) | Literal["none"]
         behaviour = self._behaviour()
         *first, last = self.names  # tyro shows aliases before the name
@@ -84,7 +84,7 @@ class Flag:
             cast(Any, kind),
             tyro.conf.arg(
                 name=last.removeprefix("--"),
-                help=self._told(lambda field: field.description or ""),
+                help=self._text(lambda field: field.description or ""),
                 help_behavior_hint=f"({behaviour})" if behaviour else "",
                 metavar=metavar,
                 aliases=first or None,
@@ -92,7 +92,7 @@ class Flag:
         ]
 
     def _behaviour(self) -> str:
-        """Default and range, and who has the setting if not everybody has."""
+        """Default, range, and the methods that have the setting unless all do."""
         owners = [name for name in self.fields if name]
         lacking = [name for name in METHODS if name not in owners]
         if not owners or not lacking:
@@ -103,11 +103,11 @@ class Flag:
             who = f"not {', '.join(lacking)}"
         else:
             who = f"{len(owners)} of the methods"
-        told = [self._told(_default), self._told(lambda field: bounds(field) or "any"), who]
-        return "; ".join(text for text in told if text not in ("", "any"))
+        parts = [self._text(_default), self._text(lambda field: bounds(field) or "any"), who]
+        return "; ".join(text for text in parts if text not in ("", "any"))
 
-    def _told(self, text: Callable[[FieldInfo], str]) -> str:
-        """What most methods say of the field, then each other text with its methods."""
+    def _text(self, text: Callable[[FieldInfo], str]) -> str:
+        """The text that most methods give the field, then every other text with its methods."""
         by_text: dict[str, list[str]] = {}
         for method, field in self.fields.items():
             by_text.setdefault(text(field), []).append(method)
@@ -117,7 +117,7 @@ class Flag:
 
 
 def _union(types: Iterable[object]) -> object:
-    """One type for all methods; choices are those of all."""
+    """One type for all methods; choices are joined."""
     kinds = list(dict.fromkeys(types))
     if all(get_origin(kind) is Literal for kind in kinds):
         return Literal[tuple(dict.fromkeys(value for kind in kinds for value in get_args(kind)))]
@@ -125,55 +125,24 @@ def _union(types: Iterable[object]) -> object:
 
 
 def _metavar(kind: object) -> str | None:
-    """How a value is shown, without the None that resets it; nothing for a switch."""
+    """Placeholder of a value in the help; none for a switch."""
     plain = next((part for part in get_args(kind) if part is not type(None)), kind)
     return {int: "INT", float: "FLOAT", str: "TEXT"}.get(cast(type, plain))
 
 
-def bounds(field: FieldInfo) -> str:
-    """The range of a field in words, or nothing."""
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    return " and ".join(
-        f"{sign} {getattr(bound, key):g}"
-        for bound in field.metadata
-        for key, sign in signs.items()
-        if getattr(bound, key, None) is not None
-    )
-
-
-def unit(field: FieldInfo) -> str:
-    """The unit of a field, or nothing."""
-    extra = field.json_schema_extra
-    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
-
-
-def default_text(field: FieldInfo) -> str:
-    """The default of a field with its unit."""
-    value = field.default
-    if isinstance(value, bool) or value is None:
-        return {True: "on", False: "off", None: "none"}[value]
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{text} {unit(field)}".rstrip()
-
-
 def _default(field: FieldInfo) -> str:
-    """The default, unless the description tells what none stands for."""
-    told = field.default is None and "none:" in (field.description or "")
-    return "" if told else f"default: {default_text(field)}"
+    """The default, unless the description explains `none`."""
+    explained = field.default is None and "none:" in (field.description or "")
+    return "" if explained else f"default: {default_text(field)}"
 
 
-def sections() -> dict[str, type[Section]]:
-    """The sections of the tree besides the method's, by name."""
-    return {
-        name: field.annotation
-        for name, field in RunConfig.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-    }
+def table() -> tuple[Flag, ...]:
+    """Every flag that stands for a setting, section by section."""
+    return _table(tuple(METHODS))
 
 
 @cache
-def table() -> tuple[Flag, ...]:
-    """Every flag that stands for a setting, section by section."""
+def _table(methods: tuple[str, ...]) -> tuple[Flag, ...]:
     fields: dict[tuple[str, str], dict[str, FieldInfo]] = {
         ("", key): {"": field}
         for key, field in RunConfig.model_fields.items()
@@ -181,10 +150,10 @@ def table() -> tuple[Flag, ...]:
     }
     for section, model in sections().items():
         fields |= {(section, key): {"": field} for key, field in model.model_fields.items()}
-    for info in CATALOGUE:
-        for key, field in info.settings.model_fields.items():
+    for name in methods:
+        for key, field in METHODS[name].settings.model_fields.items():
             if key != "name":
-                fields.setdefault(("method", key), {})[info.name] = field
+                fields.setdefault(("method", key), {})[name] = field
     return tuple(
         Flag(FLAG_NAMES.get(path, path[1]).replace("_", "-"), path, by_method)
         for path, by_method in fields.items()

@@ -5,8 +5,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from neuclip.catalogue.registry import CATALOGUE, MethodInfo, method_info
-from neuclip.cli.flag_table import bounds, default_text, table
+from neuclip.catalogue.fields import bounds, default_text
+from neuclip.catalogue.method_info import MethodInfo
+from neuclip.catalogue.registry import METHODS, method_info
+from neuclip.cli.flag_table import table
 from neuclip.cli.terminal import print_line, print_plain
 
 
@@ -35,8 +37,8 @@ def show_methods(command: Methods) -> int:
 
 def _print_catalogue() -> None:
     """Each method with its summary, its normalizer, its state and its paper."""
-    width = max(len(info.name) for info in CATALOGUE) + 2
-    for info in CATALOGUE:
+    width = max(len(info.name) for info in METHODS.values()) + 2
+    for info in METHODS.values():
         print_line(f"{info.name:{width}}{info.summary}", bold=len(info.name), hang=width)
         for fact in (f"normalizer: {info.normalizer}", f"state: {info.state}", info.paper):
             print_line(" " * width + fact, hang=width)

@@ -1,7 +1,7 @@
-"""How open_clip, FastCLIP and NeuCLIP spell a method on the command line. Imports no torch.
+"""Flags of open_clip, FastCLIP and NeuCLIP that are not a setting of ours. Imports no torch.
 
-There a method is a conjunction of switches (`--fastclip --npn --multiply_tau ...`); here it is a
-name. `SPELLINGS` is the dictionary between the two.
+Published trainers have no `--method`: they select one by switches (`--fastclip --npn ...`). Each
+method's row in the catalogue says which switches select it; this module reads them.
 """
 
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from neuclip.catalogue.registry import METHODS, method_info
+from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS, method_info
 from neuclip.cli.options import Switch
 from neuclip.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
-    """Flags of open_clip, FastCLIP and NeuCLIP that are no setting here: most spell a method.
+class PublishedFlags:
+    """Flags of open_clip, FastCLIP and NeuCLIP that are not a setting: most select a method.
 
     Attributes:
         fastclip: a method of the FastCLIP family
@@ -28,7 +28,7 @@ class Published:
         nu_update: rule of the moving average
         local_loss: accepted without effect, the gradient over the global batch is always exact
         gather_with_grad: accepted without effect, as --local-loss
-        dataset_type: as --data-format
+        dataset_type: same as --data-format
     """
 
     fastclip: Switch = False
@@ -52,7 +52,7 @@ class Published:
     ] = None
 
     def given(self) -> dict[str, object]:
-        """What stands on the command line, in one spelling."""
+        """The flags of a command line, in one spelling."""
         given = {
             key: value
             for key, value in asdict(self).items()
@@ -63,8 +63,8 @@ class Published:
         return given
 
 
-# The switches that spell a method, with what the published trainers assume of one left out.
-UNSPELLED: Mapping[str, object] = {
+# The switches that select a method, with the value that published trainers assume.
+SWITCHES: Mapping[str, object] = {
     "fastclip": False,
     "npn": False,
     "siglip": False,
@@ -73,44 +73,7 @@ UNSPELLED: Mapping[str, object] = {
     "nu_update": "sox",
 }
 
-# What the published line of each method says; left out, `UNSPELLED` holds.
-SPELLINGS: Mapping[str, Mapping[str, object]] = {
-    "openclip": {},
-    "siglip": {"siglip": True},
-    "fastclip_v0": {"fastclip": True, "temperature_scheme": "global_learnable"},
-    "fastclip_v1": {"fastclip": True, "temperature_scheme": "global_constant"},
-    "fastclip_v2": {"fastclip": True, "temperature_scheme": "individual_learnable"},
-    "fastclip_v3": {
-        "fastclip": True,
-        "multiply_tau": True,
-        "temperature_scheme": "global_learnable",
-    },
-    "scent": {
-        "fastclip": True,
-        "multiply_tau": True,
-        "temperature_scheme": "global_learnable",
-        "nu_update": "scent",
-    },
-    "neuclip": {
-        "fastclip": True,
-        "npn": True,
-        "multiply_tau": True,
-        "temperature_scheme": "global_learnable",
-    },
-}
-
-# What the published code of a method does and our default does not, unless the line says otherwise.
-# Published hyper-parameters of the FastCLIP family were tuned with its temperature gradient.
-PUBLISHED_FORM: Mapping[str, object] = {"temperature_gradient": "fastclip"}
-PUBLISHED_NETWORK: Mapping[str, object] = {
-    "num_prototypes": 4096,
-    "refresh": "restart",
-    "inner_steps": 10,
-    "gradient": "detached",
-    "gamma": None,  # by the rule
-}
-
-# Published flags that say what a setting of ours says, and those that say nothing here.
+# Published flags that have the meaning of a setting, and those without a meaning here.
 SAME_AS: Mapping[str, tuple[str, str]] = {
     "dataset_type": ("data", "data_format"),
 }
@@ -121,13 +84,13 @@ WITHOUT_EFFECT: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The method that a command line chooses.
+class MethodChoice:
+    """The method that a command line selects.
 
     Attributes:
-        method: Its name; none: the line says nothing, and the configuration decides.
-        published: The line spells it as the published trainers of the FastCLIP family do.
-        notes: What the user should know of the choice.
+        method: its name; none: the line selects none, and the configuration decides.
+        published: whether the line selects it by the switches of the FastCLIP family's trainers.
+        notes: what the user should know of the choice.
     """
 
     method: str | None
@@ -135,57 +98,61 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose_method(given: Mapping[str, object], method: str | None, below: str | None) -> Choice:
+def choose_method(
+    given: Mapping[str, object], method: str | None, below: str | None
+) -> MethodChoice:
     """Reads the published switches of a command line.
 
     Args:
-        given: The flags of `Published` that stand on it.
-        method: `--method`, if given.
-        below: The method of the recipe or configuration file, if any.
+        given: the flags of `PublishedFlags` on it.
+        method: the value of `--method`, if given.
+        below: the method of the recipe or configuration file, if any.
 
     Raises:
-        UserError: the switches spell no method, or another one than `--method`, or one that
-            does not exist here.
+        UserError: the switches select no method, or another one than `--method`.
     """
     if method is not None:
         method_info(method)
-    switches = {key: value for key, value in given.items() if key in UNSPELLED}
+    switches = {key: value for key, value in given.items() if key in SWITCHES}
     if switches:
-        return _spelled(switches, method)
+        return _selected(switches, method)
     if method is not None or below is not None:
-        return Choice(method)
+        return MethodChoice(method)
     if given:
         note = f"method openclip: {_flags(given)} without --fastclip (--method chooses another)"
-        return Choice("openclip", notes=(note,))
-    return Choice(None, notes=("method neuclip, the default (--method chooses another)",))
+        return MethodChoice("openclip", notes=(note,))
+    note = f"method {DEFAULT_METHOD}, the default (--method chooses another)"
+    return MethodChoice(None, notes=(note,))
 
 
-def _spelled(switches: Mapping[str, object], method: str | None) -> Choice:
+def spellings() -> dict[str, Mapping[str, object]]:
+    """The published switches of every method that has them."""
+    found = {name: info.spelling for name, info in METHODS.items()}
+    return {name: spelling for name, spelling in found.items() if spelling is not None}
+
+
+def _selected(switches: Mapping[str, object], method: str | None) -> MethodChoice:
+    known = spellings()
     if method is not None:
-        implied = SPELLINGS.get(method, {})
+        implied = known.get(method, {})
     elif switches.get("npn"):
         implied = {"fastclip": True, "multiply_tau": True}
     else:
         implied = {}
-    wanted = {**UNSPELLED, **implied, **switches}
+    wanted = {**SWITCHES, **implied, **switches}
     text = _flags(switches)
-    name = next((name for name, says in SPELLINGS.items() if {**UNSPELLED, **says} == wanted), None)
+    name = next((name for name, flags in known.items() if {**SWITCHES, **flags} == wanted), None)
     if method is not None and name != method:
         raise UserError(f"{text} contradicts --method {method}: leave one of them out")
     if name is None and switches.get("npn"):
         raise UserError(
-            f"{text} contradict each other; neuclip is spelled {_flags(SPELLINGS['neuclip'])}"
+            f"{text} contradict each other; neuclip is selected by {_flags(known['neuclip'])}"
         )
     if name is None:
-        known = [f"{name}: {_flags(SPELLINGS[name])}" for name in SPELLINGS if name in METHODS]
-        raise UserError("\n".join([f"{text} selects no method; these do", *known]))
-    if name not in METHODS:
-        raise UserError(
-            f"{text} is the method {name}, which this version does not have; "
-            f"it has {', '.join(METHODS)}"
-        )
-    notes = () if method else (f"method {name}, spelled {text}",)
-    return Choice(name, published=bool(wanted["fastclip"]), notes=notes)
+        lines = [f"{name}: {_flags(flags)}" for name, flags in known.items()]
+        raise UserError("\n".join([f"{text} selects no method; these do", *lines]))
+    notes = () if method else (f"method {name}, selected by {text}",)
+    return MethodChoice(name, published=bool(wanted["fastclip"]), notes=notes)
 
 
 def _flags(given: Mapping[str, object]) -> str:

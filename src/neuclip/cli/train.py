@@ -1,39 +1,34 @@
-"""The command line of `neuclip train`: argv to configuration. Imports no torch.
+"""The command line of `neuclip train`: argv to settings. Imports no torch.
 
-tyro reads the flags of `neuclip.cli.flag_table` into a tree of the values given. It is laid over
-the tree of the configuration files, and that over the recipe's; what a published line says in
-switches
-of its own is put into our words by `neuclip.cli.published_flags`.
+tyro reads the flags of `neuclip.cli.flag_table` into a tree of the values given. The tree is laid
+over that of the configuration files, and both over the recipe's. `neuclip.cli.published_flags`
+reads the switches of published command lines.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, cast
 
 import tyro
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
-from neuclip.catalogue.registry import METHODS, MethodSettings, NeuCLIPSettings
-from neuclip.cli.flag_table import SYNONYMS, bounds, sections, table
+from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS
+from neuclip.cli.flag_table import SYNONYMS, table
 from neuclip.cli.options import Switch
 from neuclip.cli.published_flags import (
-    PUBLISHED_FORM,
-    PUBLISHED_NETWORK,
     SAME_AS,
     WITHOUT_EFFECT,
-    Choice,
-    Published,
+    MethodChoice,
+    PublishedFlags,
     choose_method,
     flag_text,
 )
 from neuclip.config.recipes import merge, read_recipe, recipe_names, recipe_path
+from neuclip.config.resolve import smoke
 from neuclip.config.run_config import RunConfig
-from neuclip.errors import UserError, nearest
-
-DEFAULT_METHOD = str(RunConfig().method.model_dump()["name"])
+from neuclip.config.validation import sections, validate
+from neuclip.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +69,26 @@ class Sources:
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """What a command line of `neuclip train` asks for."""
+    """What a command line of `neuclip train` asks for.
+
+    Attributes:
+        config: the settings as asked for; `neuclip.config.resolve` fills in the rest.
+        notes: lines for the user.
+        dry_run: print the resolved settings and stop.
+    """
 
     config: RunConfig
     notes: tuple[str, ...]
     dry_run: bool
 
 
-@cache
 def _parser() -> type:
-    """The table as tyro takes it: a dictionary of the flags given, for each section."""
+    """The flag table as tyro takes it: a dictionary of the flags given, for each section."""
+    return _parser_of(tuple(METHODS))
+
+
+@cache
+def _parser_of(methods: tuple[str, ...]) -> type:
     typed_dict = cast(Any, TypedDict)
     groups: dict[str, dict[str, object]] = {}
     for flag in table():
@@ -99,7 +104,7 @@ def _parser() -> type:
         [
             ("sources", Sources, field(default_factory=Sources)),
             *parts.items(),
-            ("published", Published, field(default_factory=Published)),
+            ("published", PublishedFlags, field(default_factory=PublishedFlags)),
         ],
         kw_only=True,
     )
@@ -112,12 +117,12 @@ def _title(group: str) -> str:
 
 
 def flag_names() -> dict[str, str]:
-    """Every flag of `neuclip train`, aliases too, and what it sets: pinned by a test."""
+    """Every flag of `neuclip train`, aliases too, and what it sets; a test pins them."""
     names = {f"--{name.replace('_', '-')}": "source" for name in Sources.__dataclass_fields__}
     for flag in table():
         target = ".".join(filter(None, flag.path))
         names |= dict.fromkeys(flag.names, target)
-    for name in Published.__dataclass_fields__:
+    for name in PublishedFlags.__dataclass_fields__:
         names[f"--{name.replace('_', '-')}"] = ".".join(SAME_AS.get(name, ("published",)))
     return names
 
@@ -141,7 +146,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     published: dict[str, object] = given.pop("published").given()
     top: dict[str, Any] = {
         **given.pop("run"),
-        **{key: value for key, value in given.items() if value},
+        **{key: dict(value) for key, value in given.items() if value},
     }
     notes = [*_translate_values(top), *_translate_published(published, top)]
     tree = _files(sources)
@@ -149,16 +154,12 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     choice = choose_method(published, sources.method, below)
     config = _lay_over(tree, top, choice, published, notes)
     if sources.smoke:
-        config = config.smoke()
+        config = smoke(config)
         notes.append(
-            "--smoke puts glyph-tiny, batches of 16 and 2 epochs of 10 steps in place of what is "
-            "given for model, batch and length"
+            "--smoke puts glyph-tiny, batches of 16 and 2 epochs of 10 steps in place of the "
+            "model, batch and length that were given"
         )
-    return TrainCommand(
-        config=config,
-        notes=(*choice.notes, *notes),
-        dry_run=sources.dry_run,
-    )
+    return TrainCommand(config, notes=(*choice.notes, *notes), dry_run=sources.dry_run)
 
 
 def checked_section(name: str, given: Mapping[str, object]) -> Any:  # noqa: ANN401  any section
@@ -173,11 +174,11 @@ def checked_section(name: str, given: Mapping[str, object]) -> Any:  # noqa: ANN
     """
     top = {name: dict(given)}
     _translate_values(top)
-    return getattr(_validate(top, None), name)
+    return getattr(validate(top, _flag_of), name)
 
 
 def _translate_values(top: dict[str, Any]) -> list[str]:
-    """Reads `none`, and puts our words for open_clip's and FastCLIP's values and says so."""
+    """Reads `none`, and translates values that open_clip and FastCLIP spell differently."""
     for flag in table():
         section, key = flag.path
         values = top.get(section, {}) if section else top
@@ -187,7 +188,7 @@ def _translate_values(top: dict[str, Any]) -> list[str]:
     for (section, key), words in SYNONYMS.items():
         value = top.get(section, {}).get(key)
         if value in words:
-            top[section] = {**top[section], key: words[value]}
+            top[section][key] = words[value]
             notes.append(f"--{key.replace('_', '-')} {value} is called {words[value]} here")
     return notes
 
@@ -202,7 +203,7 @@ def _translate_published(published: Mapping[str, object], top: dict[str, Any]) -
                     f"{flag_text(name, published[name])} and {flag_text(key, own)} "
                     "set the same thing: leave one out"
                 )
-            top[section] = {**top.get(section, {}), key: own}
+            top.setdefault(section, {})[key] = own
     return [
         f"{flag_text(name, published[name])} has no effect: {reason}"
         for name, reason in WITHOUT_EFFECT.items()
@@ -223,115 +224,85 @@ def _files(sources: Sources) -> dict[str, Any]:
         tree = merge(tree, {k: v for k, v in given.items() if v is not None or k not in empty})
         if isinstance(tree.get("method"), dict):
             tree["method"].setdefault("name", DEFAULT_METHOD)
-        _validate(tree, str(path))
+        validate(tree, str(path))
     return tree
 
 
 def _lay_over(
     tree: dict[str, Any],
     top: dict[str, Any],
-    choice: Choice,
+    choice: MethodChoice,
     published: Mapping[str, object],
     notes: list[str],
 ) -> RunConfig:
     """The configuration: the flags over the files, with the method that was chosen."""
-    below = tree.get("method", {}).get("name", DEFAULT_METHOD)
-    method = choice.method or below
-    settings: dict[str, Any] = dict(top.get("method", {}))
-    _check_settings(settings, method)
+    method = choice.method or tree.get("method", {}).get("name", DEFAULT_METHOD)
     optim: dict[str, Any] = dict(top.get("optim", {}))
-    own = METHODS[method].settings.model_fields
-    if choice.published and "temperature_lr" in own and "lr_tau" in optim:
-        # Individual temperatures are no parameter of the towers: FastCLIP-v2's --lr_tau is theirs.
-        settings = {"temperature_lr": optim.pop("lr_tau"), **settings}
-        notes.append(f"--lr-tau is temperature_lr of {method}: {settings['temperature_lr']:g}")
+    settings = _own_settings(dict(top.get("method", {})), optim, method, choice, notes)
     if published.get("nu_update") == "sox" and settings.get("gamma", 0) > 1:
-        # The published FastCLIP line on DFN-14M: a rate above 1 is none of a moving average.
+        # The published FastCLIP line on DFN-14M: a moving average has no rate above 1.
         notes.append(f"--gamma {settings['gamma']:g} is above 1, the rate of no memory: taken as 1")
         settings["gamma"] = 1.0
     tree = merge(tree, {**top, "optim": optim, "method": {"name": method, **settings}})
     if choice.published:
         notes += _publish(tree["method"], method)
-    config = _validate(tree, None).resolved().check()
-    _refuse_idle(settings, config.method)
+    config = validate(tree, _flag_of)
+    for key, reason in config.method.idle().items():
+        if key in settings and settings[key] is not False:
+            raise UserError(f"--{key.replace('_', '-')} has no effect with {reason}")
     return config
 
 
-def _publish(settings: dict[str, Any], method: str) -> list[str]:
-    """Gives a published line the published form, where neither it nor a file says otherwise."""
-    own = METHODS[method].settings.model_fields
-    form = {key: value for key, value in PUBLISHED_FORM.items() if key in own}
-    if method == "neuclip":
-        form |= PUBLISHED_NETWORK
-    added = {key: value for key, value in form.items() if key not in settings}
-    settings |= added
-    shown = {key: value for key, value in added.items() if own[key].default != value}
-    if not shown:
-        return []
-    words = ", ".join(f"{k} {'none' if v is None else v}" for k, v in shown.items())
-    return [f"the published form: {words} (flags of these names say otherwise)"]
+def _own_settings(
+    settings: dict[str, Any],
+    optim: dict[str, Any],
+    method: str,
+    choice: MethodChoice,
+    notes: list[str],
+) -> dict[str, Any]:
+    """The method's settings among the flags, under the names that the method has for them.
 
-
-def _refuse_idle(given: Mapping[str, object], settings: MethodSettings) -> None:
-    """Refuses flags of neuclip that the other settings leave without effect."""
-    if not isinstance(settings, NeuCLIPSettings):
-        return
-    idle = {}
-    if settings.refresh == "fifo":
-        idle["restart_steps"] = "--refresh fifo, which never restarts: add --refresh restart"
-    if settings.inner_steps == 0:
-        reason = "--inner-steps 0, which trains no prototypes: add --inner-steps 10"
-        idle |= dict.fromkeys(("prototype_lr", "prototype_optimizer", "log_weights"), reason)
-    for key, value in given.items():
-        if key in idle and value is not False:
-            raise UserError(f"--{key.replace('_', '-')} has no effect with {idle[key]}")
-
-
-def _check_settings(settings: Iterable[str], method: str) -> None:
-    """Refuses a setting that the method does not have: it would be ignored."""
-    own = METHODS[method].settings.model_fields
+    Raises:
+        UserError: a setting that the method does not have; it would be ignored.
+    """
+    info = METHODS[method]
+    for key, own in info.aliases.items():
+        if key in settings:
+            settings[own] = settings.get(own, settings.pop(key))
+            notes.append(f"--{key.replace('_', '-')} is {own} of {method}: {settings[own]:g}")
+    for key, reason in info.without_effect.items():
+        if key in settings:
+            notes.append(f"{flag_text(key, settings.pop(key))} has no effect: {reason}")
+    fields = info.settings.model_fields
+    if choice.published and "temperature_lr" in fields and "lr_tau" in optim:
+        # The towers have no individual temperatures: FastCLIP-v2's --lr_tau is for the method's.
+        settings = {"temperature_lr": optim.pop("lr_tau"), **settings}
+        notes.append(f"--lr-tau is temperature_lr of {method}: {settings['temperature_lr']:g}")
     flags = {flag.path[1]: flag for flag in table() if flag.path[0] == "method"}
     for key in settings:
-        if key not in own:
-            has = ", ".join(f"--{flags[name].name}" for name in own if name != "name")
+        if key not in fields:
+            has = ", ".join(f"--{flags[name].name}" for name in fields if name != "name")
             raise UserError(
                 f"--{flags[key].name} is a setting of {', '.join(flags[key].fields)}; "
                 f"method {method} has {has}"
             )
+    return settings
 
 
-def _validate(tree: dict[str, Any], source: str | None) -> RunConfig:
-    """Builds the configuration; what is wrong comes from the file `source`, or from a flag."""
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        raise UserError("\n".join(_problem(each, source) for each in error.errors())) from None
+def _publish(settings: dict[str, Any], method: str) -> list[str]:
+    """Gives a published line the published form, where neither it nor a file says otherwise."""
+    info = METHODS[method]
+    added = {key: value for key, value in info.published.items() if key not in settings}
+    settings |= added
+    own = info.settings.model_fields
+    shown = {key: value for key, value in added.items() if own[key].default != value}
+    if not shown:
+        return []
+    words = ", ".join(f"{k} {'none' if v is None else v}" for k, v in shown.items())
+    return [f"the published form: {words} (flags of these names override it)"]
 
 
-def _problem(problem: ErrorDetails, source: str | None) -> str:
-    """One wrong value: where it is, what it is, and what would be right."""
-    parts = [str(part) for part in problem["loc"]]
-    # pydantic puts the method's name between the section and the key.
-    owner = parts.pop(1) if parts[0] == "method" and len(parts) == 3 else ""
-    section, key = (["", *parts])[-2:]
+def _flag_of(section: str, key: str) -> str:
+    """A setting as the command line calls it."""
     flag = next((flag for flag in table() if flag.path == (section, key)), None)
-    field = flag.fields.get(owner) if flag else None
-    where = f"--{flag.name}" if flag and source is None else f"{source}: {'.'.join(parts)}"
-    value = problem["input"]
-    kind = problem["type"]
-    if field is not None and kind.startswith(("greater_than", "less_than")):
-        return f"{where}: {value:g} is out of range; it must be {bounds(field)}"
-    if kind == "extra_forbidden":
-        return f"{where}: no such key; {nearest(key, _keys(section, owner))}"
-    if kind == "union_tag_invalid":
-        return f"{where}: unknown method; {nearest(str(value['name']), list(METHODS))}"
-    if kind.startswith("model_"):
-        return f"{where}: a section is expected, with keys of its own (got {value!r})"
-    return f"{where}: {problem['msg']} (got {value!r})"
-
-
-def _keys(section: str, method: str) -> list[str]:
-    """The keys that a section of the tree has."""
-    if section == "method":
-        return list(METHODS[method].settings.model_fields)
-    return list((sections()[section] if section else RunConfig).model_fields)
+    return f"--{flag.name}" if flag else ".".join(filter(None, (section, key)))

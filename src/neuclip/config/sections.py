@@ -1,20 +1,13 @@
-"""The base of all sections of the settings, and the sections on the towers. Imports no torch."""
+"""The sections of a run's settings besides the method's. Imports no torch."""
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from neuclip.catalogue.fields import Section
 from neuclip.errors import UserError
 
 Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
-    )
 
 
 class ModelConfig(Section):

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from neuclip.catalogue.registry import MethodInfo, method_info
+from neuclip.catalogue.method_info import MethodInfo
+from neuclip.catalogue.registry import method_info
 from neuclip.config.run_config import RunConfig
 from neuclip.evaluation.datacomp.suite import Average, load_suite
 from neuclip.evaluation.metric_names import METRICS
@@ -72,7 +73,7 @@ def write_card(path: Path, model: Pretrained, text: CardText) -> None:
 
 
 def _method(config: RunConfig) -> MethodInfo:
-    return method_info(config.method.name)
+    return method_info(config.method.method)
 
 
 def _facts(own: Mapping[str, Any], config: RunConfig) -> list[tuple[str, str]]:

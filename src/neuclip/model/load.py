@@ -18,12 +18,14 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from neuclip.catalogue.create import build_loss
+from neuclip.catalogue.method_info import RunFacts
 from neuclip.checkpoint import storage
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.checkpoint.sharded import is_sharded
-from neuclip.config.run_config import RunConfig, validate
+from neuclip.config.run_config import RunConfig
+from neuclip.config.validation import validate
 from neuclip.errors import UserError
-from neuclip.method.factory import Run, build_loss
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.clip import Clip, build_clip, init_for
 from neuclip.model.device import Precision, choose_device, choose_precision
@@ -136,7 +138,7 @@ class Checkpoint:
         if self.config is None:
             raise _unknown_method(self.path)
         own = self.recorded["neuclip"]
-        run = Run(
+        run = RunFacts(
             clip.embed_dim,
             own["steps_per_epoch"],
             own["num_samples"],

@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
-from neuclip.catalogue.registry import METHODS, MixingSettings
-from neuclip.config.batch_size import share_batch
+from neuclip.catalogue.create import build_loss
+from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.method_settings import MixingSettings
+from neuclip.catalogue.registry import method_info
+from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
@@ -23,7 +26,6 @@ from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
-from neuclip.method.factory import Run, build_loss, resolve
 from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, build_clip
 from neuclip.model.device import choose_device, choose_precision
@@ -54,7 +56,7 @@ def train(config: RunConfig) -> Path:
         UserError: invalid input, found before the first batch where possible.
         Preempted: a signal asked to stop; a checkpoint is written.
     """
-    config = config.resolved().check()
+    config.check()
     if config.optim.epochs == 0 and config.resume is not None:
         return _evaluate_only(config)
     if config.data.train_data is None:
@@ -84,14 +86,14 @@ def _wait_limits(config: RunConfig) -> WaitLimits:
 
 
 def _new_name(config: RunConfig) -> str:
-    return f"{config.method.name}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{config.method.method}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     """Builds and trains the run, in joined processes; `asked` has a name."""
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
-    config = share_batch(asked, collectives.world_size(), before)
+    config = resolve(asked, collectives.world_size(), before)
     index = _in_turn(lambda: read_index(config, train_data))
     limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
     check_index(index.damage, limit, samples=len(index), shards=shards)
@@ -101,10 +103,8 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     loader = _build_loader(config, index, clip)
     check_same_data(len(index), loader.order_digest)
     num_samples = config.data.data_size or len(index)
-    run = Run(clip.embed_dim, loader.steps_per_epoch, num_samples, loader.global_batch_size)
-    method = resolve(config.method, run, None if before is None else before.method)
-    config = config.model_copy(update={"method": method})
-    loss = build_loss(method, run).to(device)
+    facts = RunFacts(clip.embed_dim, loader.steps_per_epoch, num_samples, loader.global_batch_size)
+    loss = build_loss(config.method, facts).to(device)
     _prepare_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
@@ -139,9 +139,10 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
 
 
 def _recorded_config(asked: RunConfig, run: Components) -> RunConfig:
-    """The settings as given, with the global batch size and the method's settings resolved."""
+    """The settings as given, with the resolved global batch size, optimiser and method."""
     data = asked.data.model_copy(update={"global_batch_size": run.loader.global_batch_size})
-    return asked.model_copy(update={"data": data, "method": run.config.method})
+    resolved = {"method": run.config.method, "optim": run.config.optim}
+    return asked.model_copy(update={"data": data, **resolved})
 
 
 def _build_clip(config: RunConfig, device: torch.device) -> Clip:
@@ -209,7 +210,7 @@ def _announce(run: Components, index: Source) -> None:
     millions = sum(p.numel() for p in run.clip.towers.parameters()) / 1e6
     log.info(
         "%s: method %s, model %s (%.1f M parameters), %s on %s",
-        run.folder.path, config.method.name, run.clip.name, millions,
+        run.folder.path, config.method.method, run.clip.name, millions,
         run.clip.precision, run.device,
     )  # fmt: skip
     log.info(
@@ -228,16 +229,16 @@ def _announce(run: Components, index: Source) -> None:
         log.warning(
             "gamma stays 1: %s uses the batch's own normalizers, as rgcl_batch does (the published "
             "rule gives 1 below 8 epochs; --gamma 0.4 mixes in the remembered ones)",
-            config.method.name,
+            config.method.method,
         )
 
 
 def read_index(config: RunConfig, train_data: str) -> Source:
     """Opens the training data; keys must be sample ids only if the method keeps a table."""
     data = config.data
-    needs_ids = METHODS[config.method.name].needs_sample_ids
+    needs_ids = method_info(config.method.method).needs_sample_ids
     if data.data_size is not None and not needs_ids:
-        log.info("--data-size is not needed: %s keeps no state per sample", config.method.name)
+        log.info("--data-size is not needed: %s keeps no state per sample", config.method.method)
     return open_source(
         train_data, data if needs_ids else data.model_copy(update={"data_size": None})
     )

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from neuclip.catalogue.registry import NeuCLIPSettings
+from neuclip.catalogue.neuclip import NeuCLIPPoolSettings, NeuCLIPSettings
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 
@@ -44,6 +44,8 @@ def _advice(config: RunConfig, error: Exception) -> str:
         knobs.append("--fsdp over several processes: shards the parameters and the optimiser")
     if isinstance(config.method, NeuCLIPSettings):
         knobs.append(f"--num-prototypes below {config.method.num_prototypes}")
+    if isinstance(config.method, NeuCLIPPoolSettings):
+        knobs.append(f"--pool-size below {config.method.pool_size}")
     message = next(iter(str(error).splitlines()), "") or type(error).__name__
     return f"out of memory in a training step: {message}\nTo lower memory:\n" + "\n".join(
         f"  {knob}" for knob in knobs

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from neuclip.checkpoint.storage import VerifiedCheckpoint, newest_complete, verify
 from neuclip.config.recipes import read_yaml
-from neuclip.config.run_config import RunConfig, validate
+from neuclip.config.run_config import RunConfig
+from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.run_folder import RunFolder
 

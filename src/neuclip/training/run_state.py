@@ -27,7 +27,7 @@ def resume_identity(run: Components) -> dict[str, Any]:
     change on a resume, such as `epochs`, `workers` or `log_every_n_steps`, stay out.
     """
     return {
-        "method": run.config.method.name,
+        "method": run.config.method.method,
         "model": run.clip.name,
         "seed": run.config.seed,
         "global_batch_size": run.loader.global_batch_size,

@@ -8,8 +8,8 @@ import torch
 from error import error_of, exact_of, training_error
 from torch.nn.functional import normalize
 
+from neuclip.catalogue.create import create_loss
 from neuclip.cli.app import main
-from neuclip.method.factory import create_loss
 
 
 def test_exact_normalizers_are_those_of_a_double_loop():

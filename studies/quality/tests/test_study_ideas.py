@@ -10,7 +10,7 @@ from ideas import IDEAS, using
 from plan import Cell
 from torch.nn.functional import normalize
 
-from neuclip.method.factory import create_loss
+from neuclip.catalogue.create import create_loss
 
 
 def test_small_towers_learn_and_are_judged(demo_dir):

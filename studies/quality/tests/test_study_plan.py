@@ -20,8 +20,9 @@ from plan import (
 )
 from report import best_finals, tables
 
-from neuclip.catalogue.registry import NeuCLIPSettings
-from neuclip.method.factory import Run, resolve
+from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
+from neuclip.catalogue.registry import method_info
+from neuclip.config.resolve import resolve
 
 
 def test_every_cell_has_a_name_of_its_own_and_valid_settings():
@@ -33,7 +34,7 @@ def test_every_cell_has_a_name_of_its_own_and_valid_settings():
     }
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in cells:
-        config = cell.config(Path("data"), Path("logs")).resolved().check()
+        config = resolve(cell.config(Path("data"), Path("logs")), 1)
         assert config.name == cell.name
         assert "/" not in cell.name
 
@@ -116,11 +117,9 @@ def test_the_pool_follows_the_batch_as_that_of_the_product_does():
     ours = [cell for cell in cells if cell.label == DEFAULT]
     assert {cell.batch for cell in ours} == {32, 128, 256}
     for cell in ours:
-        settings = NeuCLIPSettings(refresh="fifo", gradient="full")
-        product = resolve(settings, Run(8, global_batch_size=cell.batch))
-        assert isinstance(product, NeuCLIPSettings)
-        sizes = (cell.method["num_prototypes"], cell.method["gradient_prototypes"])
-        assert sizes == (product.num_prototypes, product.gradient_prototypes)
+        product = method_info("neuclip_pool").resolve(NeuCLIPPoolSettings(), cell.batch, None)
+        sizes = (cell.method["pool_size"], cell.method["gradient_size"])
+        assert sizes == (product.pool_size, product.gradient_size)
     first = {cell.method["num_prototypes"] for cell in cells if cell.label == "neuclip"}
     assert first == {32 * 256}
 

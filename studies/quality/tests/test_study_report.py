@@ -15,8 +15,8 @@ from report import (
     write_report,
 )
 
+from neuclip.catalogue.create import create_loss
 from neuclip.errors import UserError
-from neuclip.method.factory import create_loss
 
 
 def test_the_batch_table_takes_the_seeds_together():

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import neuclip
-from neuclip.catalogue.registry import CATALOGUE
+from neuclip.catalogue.registry import METHODS
 from neuclip.cli.app import COMMANDS, GROUPS, main
 from neuclip.cli.demo import fresh_name
 from neuclip.cli.train import parse_train
@@ -184,13 +184,13 @@ def test_a_reader_that_leaves_is_no_error():
 def test_methods_lists_each_with_its_paper(capsys):
     assert run("methods") == 0
     out = capsys.readouterr().out
-    for info in CATALOGUE:
+    for info in METHODS.values():
         assert info.summary in out
         assert info.paper in out
     assert "\x1b" not in out
 
 
-@pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
+@pytest.mark.parametrize("info", METHODS.values(), ids=lambda info: info.name)
 def test_one_method_shows_formula_settings_and_paper(info, capsys):
     assert run("methods", info.name) == 0
     out = capsys.readouterr().out
@@ -218,7 +218,7 @@ def test_fresh_name(tmp_path):
 def demo(tmp_path_factory) -> tuple[Path, list[str]]:
     """A folder where `neuclip demo` was run on a handful of characters, and what it printed."""
     out = tmp_path_factory.mktemp("cli") / "demo"
-    (out / "runs" / "demo-neuclip").mkdir(parents=True)  # an older run: this one gets a number
+    (out / "runs" / "demo-neuclip_pool").mkdir(parents=True)  # an older run: this one gets a number
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
         patch.setattr(
             "neuclip.data.demo.build.build_demo", lambda folder, progress=None: tiny_demo(folder)
@@ -234,7 +234,7 @@ def test_demo_ends_with_the_verdict(demo):
     assert lines[0].split() == ["split", "top-1", "chance"]
     assert [line.split()[0] for line in lines[1:3]] == ["unseen_face", "unseen_character"]
     assert all(line.count("%") == 2 for line in lines[1:3])
-    run_dir = out / "runs" / "demo-neuclip-2"
+    run_dir = out / "runs" / "demo-neuclip_pool-2"
     assert lines[3] == f"checkpoint  {run_dir / 'checkpoints' / 'epoch_1.pt'}"
     assert lines[4] == f"report      {run_dir / 'report.html'}"
     assert all(Path(line.split()[1]).is_file() for line in lines[3:])
@@ -242,7 +242,7 @@ def test_demo_ends_with_the_verdict(demo):
 
 @pytest.mark.slow
 def test_eval_writes_what_it_prints(demo, capsys):
-    run_dir = demo[0] / "runs" / "demo-neuclip-2"
+    run_dir = demo[0] / "runs" / "demo-neuclip_pool-2"
     results = run_dir / "eval_results" / "epoch_1_eval_results.jsonl"
     results.unlink()
     assert run("eval", str(run_dir), "--workers", "0", "--device", "cpu") == 0
@@ -257,7 +257,7 @@ def test_eval_writes_what_it_prints(demo, capsys):
 
 @pytest.mark.slow
 def test_eval_of_one_split_and_report(demo, capsys, tmp_path):
-    run_dir = demo[0] / "runs" / "demo-neuclip-2"
+    run_dir = demo[0] / "runs" / "demo-neuclip_pool-2"
     split = demo[0] / "data" / "unseen_character"
     line = ["eval", str(run_dir / "checkpoints" / "epoch_1.pt"), "--val-data", str(split)]
     assert run(*line, "--workers", "0") == 0

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from neuclip.catalogue.registry import METHODS
 from neuclip.cli.flag_table import table
-from neuclip.cli.published_flags import SPELLINGS, UNSPELLED
+from neuclip.cli.published_flags import SWITCHES, spellings
 from neuclip.cli.train import flag_names, parse_train
 from neuclip.config.recipes import recipe_names, recipe_path
+from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 
@@ -41,14 +42,21 @@ PUBLISHED = {
     "FastCLIP-v2 on CC3M using 8 GPUs": "fastclip_v2",
     "FastCLIP-v3 on CC12M using 8 GPUs": "fastclip_v3",
     "FastCLIP-v3 on LAION400M using 16 GPUs": "fastclip_v3",
-    "Evaluation of a checkpoint on ImageNet-1k (0 epochs)": "neuclip",  # trains nothing
+    "Evaluation of a checkpoint on ImageNet-1k (0 epochs)": "neuclip_pool",  # trains nothing
     "SCENT on DFN-14M using 4 GPUs": "scent",
     "FastCLIP on DFN-14M using 4 GPUs": "fastclip_v3",
 }
 
 
 def parse(line: str) -> RunConfig:
-    return parse_train(shlex.split(line)).config
+    """The settings of a line as asked for; their rules are checked too."""
+    config = parse_train(shlex.split(line)).config
+    resolve(config, 1)
+    return config
+
+
+def resolved(line: str) -> RunConfig:
+    return resolve(parse(line), 1)
 
 
 def refusal(line: str) -> str:
@@ -64,15 +72,12 @@ def test_every_published_line_has_its_method():
 @pytest.mark.parametrize("title", PUBLISHED)
 def test_published_line_parses_verbatim(title):
     line, method = published_lines()[title], PUBLISHED[title]
-    if method not in METHODS:
-        message = refusal(line)
-        assert f"is the method {method}, which this version does not have" in message
-        assert "it has openclip, " in message
-        return
     config = parse(line)
     assert config.method.name == method
     line = line.replace("--gamma 10.0", "--gamma 1.0") if method == "fastclip_v3" else line
     line = line.replace("--lr_tau 0.0133", "--temperature_lr 0.0133")
+    if method == "scent":
+        line = line.replace("--gamma 10.0", "--rate_offset 10.0")
     words = shlex.split(line)
     tree = config.model_dump()
     flat = {
@@ -87,7 +92,7 @@ def test_published_line_parses_verbatim(title):
 
 
 def test_neuclip_line_shows_every_value():
-    config = parse(published_lines()["NeuCLIP on DFN-14M using 8 GPUs"])
+    config = resolved(published_lines()["NeuCLIP on DFN-14M using 8 GPUs"])
     assert config.method.model_dump() == {
         "name": "neuclip",
         "temperature": 0.07,
@@ -104,7 +109,6 @@ def test_neuclip_line_shows_every_value():
         "prototype_optimizer": "adagrad_norm",
         "refresh": "restart",
         "gradient": "detached",
-        "gradient_prototypes": None,
         "log_weights": False,
     }
     assert config.data.train_data == "./datasets/dfn2b/medium/shards/0000{0000..1926}.tar"
@@ -140,32 +144,34 @@ def test_recipes_cite_a_source_and_hold(recipe):
     assert parse(f"--recipe {recipe}").name
 
 
-def test_demo_neuclip_does_use_its_prototypes():
-    assert parse("--recipe demo-neuclip").method.gamma < 1
+@pytest.mark.parametrize("recipe", ["demo-neuclip", "demo-neuclip_pool"])
+def test_demos_use_the_prediction(recipe):
+    assert parse(f"--recipe {recipe}").method.gamma < 1
 
 
-@pytest.mark.parametrize("method", SPELLINGS)
-def test_spelling_of_each_method_chooses_it(method):
-    switches = {k: v for k, v in {**UNSPELLED, **SPELLINGS[method]}.items() if v is not False}
+@pytest.mark.parametrize("method", spellings())
+def test_published_switches_select_their_method(method):
+    switches = {k: v for k, v in {**SWITCHES, **spellings()[method]}.items() if v is not False}
     line = " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in switches.items())
-    if method in METHODS:
-        assert parse(line).method.name == method
-    else:
-        assert f"is the method {method}," in refusal(line)
+    assert parse(line).method.name == method
 
 
 @pytest.mark.parametrize(
     ("line", "method", "gradient"),
     [
-        ("", "neuclip", "exact"),
-        ("--method neuclip", "neuclip", "exact"),
+        ("", "neuclip_pool", "exact"),
+        ("--method neuclip_pool", "neuclip_pool", "exact"),
+        ("--method neuclip", "neuclip", "fastclip"),
         ("--npn", "neuclip", "fastclip"),
         ("--npn --temperature_gradient exact", "neuclip", "exact"),
-        ("--method neuclip --local-loss", "neuclip", "exact"),
+        ("--method neuclip_pool --local-loss", "neuclip_pool", "exact"),
+        ("--fastclip --multiply_tau", "fastclip_v3", "fastclip"),
+        ("--method fastclip_v3", "fastclip_v3", "exact"),
         ("--method neuclip --fastclip --npn", "neuclip", "fastclip"),
         ("--method rgcl_batch --gather-with-grad", "rgcl_batch", "exact"),
         ("--recipe neuclip-dfn14m --local-loss", "neuclip", "fastclip"),
-        ("--recipe demo-neuclip --npn", "neuclip", "fastclip"),
+        ("--recipe demo-neuclip --npn", "neuclip", "exact"),
+        ("--recipe demo-neuclip_pool --npn", "neuclip", "fastclip"),
         ("--recipe openclip-cc3m --npn", "neuclip", "fastclip"),
         ("--recipe neuclip-dfn14m --method rgcl_batch", "rgcl_batch", "exact"),
     ],
@@ -188,23 +194,23 @@ PUBLISHED_NETWORK = {
     ("line", "changes"),
     [
         ("--npn", {}),
+        ("--method neuclip", {}),
         ("--method neuclip --fastclip --npn", {}),
         ("--npn --npn_num_protos 8", {"num_prototypes": 8}),
-        ("--npn --refresh fifo --gradient full", {"refresh": "fifo", "gradient": "full"}),
+        ("--npn --refresh rolling --gradient full", {"refresh": "rolling", "gradient": "full"}),
         ("--recipe neuclip-paper", {}),
         ("--recipe neuclip-dfn14m", {"gamma": 0.42}),
         ("--npn --gamma 0.5", {"gamma": 0.5}),
     ],
 )
 def test_published_spelling_has_the_published_network(line, changes):
-    settings = parse(f"{line} --epochs 32").method.model_dump()
+    settings = resolved(f"{line} --epochs 32").method.model_dump()
     assert {key: settings[key] for key in PUBLISHED_NETWORK} == {**PUBLISHED_NETWORK, **changes}
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--refresh fifo --npn-restart-iter 100", "--restart-steps has no effect with --refresh f"),
         ("--inner-steps 0 --npn-lr 1", "--prototype-lr has no effect with --inner-steps 0"),
         ("--inner-steps 0 --log-weights", "--log-weights has no effect with --inner-steps 0"),
     ],
@@ -214,18 +220,27 @@ def test_a_setting_without_effect_is_refused(flags, message):
     parse("--method neuclip --refresh restart --inner-steps 1 --npn-restart-iter 9 --npn-lr 1")
 
 
+def test_a_gradient_size_without_gradient_is_refused():
+    message = refusal("--method neuclip_pool --gradient detached --gradient-size 9")
+    assert "--gradient-size has no effect with --gradient detached" in message
+    parse("--method neuclip_pool --gradient union --gradient-size 9")
+
+
 @pytest.mark.parametrize(
     ("line", "note"),
     [
-        ("", "method neuclip, the default"),
+        ("", "method neuclip_pool, the default"),
         ("--local-loss", "method openclip: --local-loss without --fastclip"),
         (
             "--local-loss",
             "--local-loss has no effect: the gradient over the global batch is always",
         ),
         ("--gather_with_grad", "--gather-with-grad has no effect"),
-        ("--npn", "method neuclip, spelled --npn"),
-        ("--npn", "temperature_gradient fastclip"),
+        ("--npn", "method neuclip, selected by --npn"),
+        ("--fastclip --multiply_tau", "temperature_gradient fastclip"),
+        ("--method scent --gamma 4", "--gamma is rate_offset of scent: 4"),
+        ("--method scent --gamma-schedule cosine", "--gamma-schedule cosine has no effect"),
+        ("--method scent --gamma-decay-epochs 5", "--gamma-decay-epochs 5.0 has no effect"),
         ("--precision amp", "--precision amp is called amp_bf16 here"),
         ("--precision amp_bfloat16", "--precision amp_bfloat16 is called amp_bf16 here"),
         (
@@ -261,8 +276,9 @@ def test_none_is_read_as_the_help_writes_it(flag):
     owners = [
         name for name, field in flag.fields.items() if type(None) in get_args(field.annotation)
     ]
-    method = owners[0] or "neuclip"
-    tree = parse(f"--method {method} --{flag.name} none").model_dump()
+    method = owners[0] or "neuclip_pool"
+    line = f"--method {method} --{flag.name} none"
+    tree = parse_train(shlex.split(line)).config.model_dump()
     section = tree[flag.path[0]] if flag.path[0] else tree
     assert section[flag.path[1]] != "none"
 
@@ -339,14 +355,14 @@ values = st.fixed_dictionaries(
         "--epsilon": st.floats(0, 1),
         "--gamma": st.floats(0, 1),
         "--temperature": st.floats(1e-3, 1),
-        "--num-prototypes": st.integers(1, 10**6),
+        "--pool-size": st.integers(1, 10**6),
         "--seed": st.integers(0, 2**31),
         "--epochs": st.integers(0, 100),
         "--lr_tau": st.floats(1e-9, 1),
         "--train-data": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
         "--name": st.sampled_from(["a", "null", "1", "1e3", "yes", "~", "a: b", "# no"]),
         "--device": st.sampled_from(["auto", "cpu"]),
-        "--refresh": st.sampled_from(["restart", "fifo", "rolling"]),
+        "--gradient": st.sampled_from(["detached", "full", "union"]),
     },
 )
 
@@ -366,7 +382,7 @@ def test_yaml_round_trip(tmp_path_factory, flags):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--npn --temperature_scheme individual", "contradict each other; neuclip is spelled"),
+        ("--npn --temperature_scheme individual", "contradict each other; neuclip is selected by"),
         ("--npn --temperature_scheme individual_learnable", "contradict each other"),
         ("--fastclip --npn --temperature_scheme global_constant", "contradict each other"),
         ("--npn --nu_update scent", "contradict each other"),
@@ -381,12 +397,17 @@ def test_yaml_round_trip(tmp_path_factory, flags):
             "--num-prototypes is a setting of neuclip; method openclip has",
         ),
         ("--recipe openclip-cc3m --rho 4", "method openclip has --temperature"),
-        ("--local-loss --gamma 0.3", "neuclip; method openclip has --temperature"),
+        ("--local-loss --gamma 0.3", "neuclip_pool; method openclip has --temperature"),
         ("--lr -1", "--lr: -1 is out of range; it must be > 0"),
         ("--lr inf", "--lr: Input should be a finite number"),
         ("--beta1 1.5", "--beta1: 1.5 is out of range; it must be >= 0 and < 1"),
         ("--gamma 1.5", "--gamma: 1.5 is out of range; it must be >= 0 and <= 1"),
-        ("--npn_num_protos 0", "--num-prototypes: 0 is out of range; it must be >= 1"),
+        ("--npn --npn_num_protos 0", "--num-prototypes: 0 is out of range; it must be >= 1"),
+        ("--pool-size 0", "--pool-size: 0 is out of range; it must be >= 1"),
+        ("--num-prototypes 9", "is a setting of neuclip; method neuclip_pool has --temperature"),
+        ("--method siglip --logit-bias nan", "--logit-bias: Input should be a finite number"),
+        ("--method amorlip --rho inf", "--rho: Input should be a finite number"),
+        ("--method scent --gamma inf", "--rate-offset: Input should be a finite number"),
         ("--batch-size 1", "--batch-size: 1 is out of range; it must be >= 2"),
         ("--temperature 0 --method openclip", "--temperature: 0 is out of range; it must be > 0"),
         ("--data-format csv --dataset-type webdataset", "set the same thing: leave one out"),
@@ -470,7 +491,7 @@ def test_help_shows_defaults_ranges_and_owners(capsys, monkeypatch):
         assert f"--{flag.name}" in text
     assert "(a step has accum_freq) (default: 64; >= 2)" in text
     assert "--num-prototypes INT, --npn-num-protos INT" in text
-    assert "none: 128 global batches" in text
+    assert "none: those of 128 global batches" in text
     assert "(default: 500 steps; >= 1; only neuclip)" in text
 
 
@@ -480,7 +501,7 @@ def test_flag_names_are_unique():
 
 
 def test_every_setting_has_a_flag():
-    tree = yaml.safe_load(parse("--method neuclip").to_yaml())
+    tree = yaml.safe_load(parse("").to_yaml())
     sections = {key for key, value in tree.items() if isinstance(value, dict)}
     keys = {(section, key) for section in sections - {"method"} for key in tree[section]}
     keys |= {("", key) for key in tree.keys() - sections}
@@ -516,6 +537,46 @@ def test_open_clips_flags_for_tables():
 def test_flags_are_frozen():
     """A flag is a promise to people's scripts: a change of one is a change of data/flags.json."""
     assert flag_names() == json.loads((DATA / "flags.json").read_text())
+
+
+def test_the_line_of_scent_sets_its_offset():
+    command = parse_train(shlex.split(published_lines()["SCENT on DFN-14M using 4 GPUs"]))
+    settings = command.config.method.model_dump()
+    assert settings["rate_offset"] == 10.0
+    assert not {"gamma", "gamma_schedule", "gamma_decay_epochs"} & settings.keys()
+
+
+OLD_POOL = """\
+method:
+  name: neuclip
+  gamma: 0.4
+  num_prototypes: 8192
+  inner_steps: 0
+  restart_steps: 500
+  refresh: fifo
+  gradient: full
+  gradient_prototypes: 2048
+"""
+
+
+def test_the_pool_under_its_old_name_is_refused_with_the_new_one(tmp_path):
+    (tmp_path / "a.yaml").write_text(OLD_POOL)
+    message = refusal(f"--config {tmp_path / 'a.yaml'}")
+    assert "a.yaml: method: neuclip is the published method now" in message
+    assert "write 'name: neuclip_pool, pool_size: 8192, gradient_size: 2048'" in message
+    new = "method: {name: neuclip_pool, gamma: 0.4, pool_size: 8192, gradient_size: 2048}"
+    (tmp_path / "a.yaml").write_text(new)
+    assert parse(f"--config {tmp_path / 'a.yaml'}").method.pool_size == 8192
+
+
+def test_the_network_under_its_old_settings_is_the_same_method(tmp_path):
+    old = OLD_POOL.replace("refresh: fifo", "refresh: restart").replace(
+        "inner_steps: 0", "inner_steps: 10"
+    )
+    (tmp_path / "a.yaml").write_text(
+        old.replace("gradient_prototypes: 2048", "gradient_prototypes: null")
+    )
+    assert parse(f"--config {tmp_path / 'a.yaml'}").method.num_prototypes == 8192
 
 
 def test_smoke_says_what_it_replaces():

@@ -1,12 +1,14 @@
-"""The settings tree: merging, checks over several fields, what is resolved, and YAML."""
+"""The settings tree: merging, checks over several fields, resolving, and YAML."""
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from neuclip.config.recipes import merge, read_yaml
-from neuclip.config.run_config import RunConfig, validate
+from neuclip.config.resolve import ResolvedConfig, resolve, smoke
+from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import OptimConfig
+from neuclip.config.validation import validate
 from neuclip.errors import UserError
 
 
@@ -67,30 +69,42 @@ def test_check_refuses(tree, message):
     [("ViT-B-32", 0.98, 1e-6), ("RN50", 0.999, 1e-8), ("glyph-tiny", 0.999, 1e-8)],
 )
 def test_resolved_adam_follows_the_model(model, beta2, eps):
-    optim = run(model={"name": model}).resolved().optim
+    optim = resolve(run(model={"name": model}), 1).optim
     assert (optim.beta2, optim.eps) == (beta2, eps)
-    kept = run(model={"name": model}, optim={"beta2": 0.5, "eps": 0.1}).resolved().optim
+    kept = resolve(run(model={"name": model}, optim={"beta2": 0.5, "eps": 0.1}), 1).optim
     assert (kept.beta2, kept.eps) == (0.5, 0.1)
 
 
 def test_resolved_gamma_follows_the_length_of_the_run():
     def resolved(name, epochs):
-        return run(method={"name": name}, optim={"epochs": epochs}).resolved().method.model_dump()
+        config = run(method={"name": name}, optim={"epochs": epochs})
+        return resolve(config, 1).method.model_dump()
 
     method = resolved("fastclip_v3", 24)
     assert method["gamma"] == pytest.approx(0.415, abs=1e-3)
     assert method["gamma_decay_epochs"] == 24.0
     assert resolved("fastclip_v3", 4)["gamma"] == 1.0
-    assert resolved("neuclip", 4)["gamma"] == resolved("neuclip", 24)["gamma"] == 0.4
+    assert resolved("neuclip", 4)["gamma"] == 1.0
+    assert resolved("neuclip_pool", 4)["gamma"] == resolved("neuclip_pool", 24)["gamma"] == 0.4
 
 
-def test_resolving_twice_changes_nothing():
-    once = RunConfig().resolved()
-    assert once.resolved() == once
+def test_resolving_leaves_no_default_open():
+    once = resolve(RunConfig(), 2)
+    assert type(once) is ResolvedConfig
+    assert (once.data.batch_size, once.data.global_batch_size) == (64, 128)
+    assert once.method.model_dump()["pool_size"] == 16_384
+    assert resolve(once, 2) == once
+
+
+def test_smoke_keeps_the_schedules_of_the_full_run():
+    full = run(method={"name": "fastclip_v3"}, optim={"epochs": 24}, model={"name": "ViT-B-32"})
+    small = smoke(full)
+    assert (small.optim.epochs, small.optim.beta2) == (2, 0.98)
+    assert small.method.model_dump()["gamma_decay_epochs"] == 24.0
 
 
 def test_yaml_names_the_method_first_and_reads_back():
-    config = run(method={"name": "rgcl_batch", "rho": 1e-14}, name="no").resolved()
+    config = run(method={"name": "rgcl_batch", "rho": 1e-14}, name="no")
     text = config.to_yaml()
     assert text.index("name: rgcl_batch") == text.index("method:\n  ") + len("method:\n  ")
     assert validate(yaml.safe_load(text), "text") == config

@@ -8,7 +8,8 @@ import yaml
 from safetensors.torch import load_file
 
 from neuclip.cli.app import main
-from neuclip.config.run_config import validate
+from neuclip.config.resolve import resolve
+from neuclip.config.validation import validate
 from neuclip.evaluation.results import write_eval_result
 from neuclip.model.clip import build_clip
 from neuclip.model.load import CheckpointChoice, load_pretrained
@@ -32,7 +33,7 @@ def make_run(tmp_path):
             },
             "test",
         )
-        own = {"config": config.resolved().to_yaml(), "step": 40, "steps_per_epoch": 20}
+        own = {"config": resolve(config, 1).to_yaml(), "step": 40, "steps_per_epoch": 20}
         own |= {"global_batch_size": 64, "num_samples": 1300}
         own["damage"] = {"total": 3, "by_kind": {"image": 3}, "by_shard": {}, "examples": []}
         content = {"epoch": 2, "name": "mine", "state_dict": clip.towers.state_dict()}
@@ -165,7 +166,7 @@ class TestCard:
         assert "| unseen_face | mean_recall@1 | 0.1250 |" in card
         settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
         assert settings["data"]["train_data"] == "shards::{0..9}.tar"
-        assert settings["method"]["name"] == "neuclip"
+        assert settings["method"]["name"] == "neuclip_pool"
         assert "somebody" not in card
 
     def test_what_is_not_known_is_left_out(self, make_repository, tmp_path):

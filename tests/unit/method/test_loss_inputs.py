@@ -19,10 +19,7 @@ def unit(count: int, dim: int = 4) -> torch.Tensor:
 @pytest.fixture(params=list(METHODS))
 def loss(request):
     settings = {}
-    if (
-        "gamma_schedule" in METHODS[request.param].settings.model_fields
-        and request.param != "scent"
-    ):
+    if "gamma_schedule" in METHODS[request.param].settings.model_fields:
         settings = {"gamma": 0.5, "gamma_decay_epochs": 2.0}
     return create_loss(request.param, embed_dim=4, steps_per_epoch=3, num_samples=10, **settings)
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from neuclip.config.run_config import validate
+from neuclip.config.validation import validate
 from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.evaluation.outcomes import Outcomes, write_outcomes
 from neuclip.evaluation.results import EvalResult, Provenance, write_eval_result, write_result

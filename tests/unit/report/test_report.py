@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from neuclip.config.run_config import validate
+from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.evaluation.results import (
     Gallery,

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from neuclip.catalogue.registry import NeuCLIPSettings, OpenCLIPSettings
+from neuclip.catalogue.neuclip import NeuCLIPSettings
+from neuclip.catalogue.openclip import OpenCLIPSettings
 from neuclip.cli.flag_table import table
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import ModelConfig, ParallelConfig

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import OptimConfig
 from neuclip.training.optim import Optimizer, Schedule, is_gain_or_bias, temperature_rate
 
 
 def resolved(**values):
-    return RunConfig(optim=OptimConfig(**values)).resolved().optim
+    return resolve(RunConfig(optim=OptimConfig(**values)), 1).optim
 
 
 class Towers(nn.Module):

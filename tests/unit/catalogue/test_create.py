@@ -5,23 +5,22 @@ import re
 import pytest
 
 from neuclip import create_loss
-from neuclip.catalogue.registry import (
-    CATALOGUE,
-    METHODS,
-    NeuCLIPSettings,
-    OpenCLIPSettings,
-    method_settings,
-)
+from neuclip.catalogue.create import build_loss
+from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
+from neuclip.catalogue.openclip import OpenCLIPSettings
+from neuclip.catalogue.registry import METHODS, method_settings
 from neuclip.errors import UserError
-from neuclip.method.factory import Run, build_loss, resolve
 from neuclip.method.losses.pair_loss import PairLoss
 
-TABLE_METHODS = [info.name for info in CATALOGUE if info.needs_sample_ids]
-EPOCH_METHODS = [info.name for info in CATALOGUE if info.counts_epochs]
+TABLE_METHODS = [info.name for info in METHODS.values() if info.needs_sample_ids]
+EPOCH_METHODS = ["amorlip"] + [
+    name for name, info in METHODS.items() if "gamma_schedule" in info.settings.model_fields
+]
 
 
 def fitting(name: str) -> dict[str, float]:
-    if {"gamma_schedule", "name"} <= METHODS[name].settings.model_fields.keys() and name != "scent":
+    if "gamma_schedule" in METHODS[name].settings.model_fields:
         return {"gamma": 0.5, "gamma_decay_epochs": 2.0}
     return {}
 
@@ -31,7 +30,7 @@ def test_every_method_is_built_from_the_catalogue(name):
     loss = create_loss(name, embed_dim=4, steps_per_epoch=3, num_samples=10, **fitting(name))
     assert isinstance(loss, PairLoss)
     assert loss.needs_sample_ids == METHODS[name].needs_sample_ids
-    same = build_loss(method_settings(name, fitting(name)), Run(4, 3, num_samples=10))
+    same = build_loss(method_settings(name, fitting(name)), RunFacts(4, 3, num_samples=10))
     assert [*same.state_dict()] == [*loss.state_dict()]
 
 
@@ -70,10 +69,10 @@ def test_other_methods_need_neither():
         ("neuclip", {"num_prototype": 3}, "no setting 'num_prototype'; did you mean 'num_prototy"),
         ("openclip", {"rho": 3.0}, "method 'openclip' has no setting 'rho'; known: temperature"),
         ("rgcl_batch", {"rho": -1.0}, "rho: Input should be greater than or equal to 0 (got -1.0)"),
-        ("neuclip", {"refresh": "lifo"}, "refresh: Input should be 'restart', 'fifo' or 'rolling'"),
+        ("neuclip", {"refresh": "lifo"}, "refresh: Input should be 'restart' or 'rolling'"),
         ("sogclr", {"gamma": 0.0}, "gamma: Input should be greater than 0"),
         ("neuclip", {"gamma": None}, "method 'neuclip': pass gamma="),
-        ("neuclip", {}, "method 'neuclip': pass gamma_decay_epochs="),
+        ("neuclip_pool", {}, "method 'neuclip_pool': pass gamma_decay_epochs="),
         ("neuclip", {"gamma": 2.0}, "gamma: Input should be less than or equal to 1 (got 2.0)"),
         (
             "isogclr",
@@ -98,7 +97,7 @@ def test_sizes_below_one(key):
 
 
 def test_the_catalogue_says_what_the_settings_are():
-    for info in CATALOGUE:
+    for info in METHODS.values():
         assert info.settings.model_config["frozen"]
         assert info.summary
         assert info.formula.strip()
@@ -114,32 +113,33 @@ def test_the_catalogue_says_what_the_settings_are():
         ({"global_batch_size": 256}, 16_384, 8192),
         ({"global_batch_size": 4096}, 16_384, 131_072),  # all
         ({}, 4096, None),
-        ({"global_batch_size": 64, "num_prototypes": 7}, 7, 2048),
-        ({"global_batch_size": 64, "num_prototypes": 9999}, 9999, 2048),
-        ({"global_batch_size": 64, "gradient_prototypes": 9}, 8192, 9),
+        ({"global_batch_size": 64, "pool_size": 7}, 7, 2048),
+        ({"global_batch_size": 64, "pool_size": 9999}, 9999, 2048),
+        ({"global_batch_size": 64, "gradient_size": 9}, 8192, 9),
         ({"global_batch_size": 64, "gradient": "union"}, 8192, 2048),
         ({"global_batch_size": 64, "gradient": "detached"}, 8192, None),
-        ({"global_batch_size": 64, "refresh": "restart"}, 2048, None),
     ],
 )
-def test_the_pool_follows_the_batch_unless_it_is_given(settings, size, newest):
+def test_the_pool_follows_the_batch_unless_its_size_is_given(settings, size, newest):
     loss = create_loss(
-        "neuclip", embed_dim=4, steps_per_epoch=3, gamma=0.5, gamma_decay_epochs=2.0, **settings
+        "neuclip_pool", embed_dim=4, steps_per_epoch=3, gamma_decay_epochs=2.0, **settings
     )
-    network = loss.normalizer.settings
     assert loss.normalizer.ring.size == size
-    assert network.gradient_prototypes == newest
-    assert network.inner_steps == 0
+    chosen = {key: value for key, value in settings.items() if key != "global_batch_size"}
+    asked = method_settings("neuclip_pool", chosen)
+    kept = METHODS["neuclip_pool"].resolve(asked, settings.get("global_batch_size"), None)
+    assert (kept.pool_size, kept.gradient_size) == (size, newest)
 
 
-def test_what_is_kept_of_a_run_says_how_large_its_network_is():
-    run = Run(4, 3, global_batch_size=64)
-    kept = resolve(NeuCLIPSettings(), run)
-    assert isinstance(kept, NeuCLIPSettings)
-    assert (kept.num_prototypes, kept.gradient_prototypes) == (8192, 2048)
-    assert resolve(kept, Run(4, 3, global_batch_size=7)) == kept
-    assert resolve(OpenCLIPSettings(), run) == OpenCLIPSettings()
-    assert resolve(OpenCLIPSettings(), run, kept) == OpenCLIPSettings()
+def resolved(asked, batch, before=None):
+    """Sizes of the pool that settings come to."""
+    settings = METHODS["neuclip_pool"].resolve(NeuCLIPPoolSettings(**asked), batch, before)
+    return settings.pool_size, settings.gradient_size
+
+
+def test_resolved_sizes_do_not_follow_another_batch():
+    assert resolved({}, 64) == (8192, 2048)
+    assert resolved({"pool_size": 8192, "gradient_size": 2048}, 7) == (8192, 2048)
 
 
 @pytest.mark.parametrize(
@@ -147,18 +147,13 @@ def test_what_is_kept_of_a_run_says_how_large_its_network_is():
     [
         ({}, (40, 24)),
         ({"rho": 5.0}, (40, 24)),
-        ({"num_prototypes": 50}, (50, 24)),
-        ({"gradient_prototypes": 9}, (40, 9)),
+        ({"pool_size": 50}, (50, 24)),
+        ({"gradient_size": 9}, (40, 9)),
         ({"gradient": "union"}, (40, 2048)),
         ({"gradient": "detached"}, (40, None)),
-        ({"refresh": "restart"}, (40, None)),
     ],
 )
-def test_a_continued_run_keeps_the_numbers_it_was_made_with(asked, expected):
-    before = NeuCLIPSettings(num_prototypes=40, gradient_prototypes=24)
-    run = Run(4, 3, global_batch_size=64)
-    settings = resolve(NeuCLIPSettings(**asked), run, before)
-    assert isinstance(settings, NeuCLIPSettings)
-    assert (settings.num_prototypes, settings.gradient_prototypes) == expected
-    assert settings.rho == asked.get("rho", before.rho)
-    assert resolve(NeuCLIPSettings(), run, OpenCLIPSettings()) == resolve(NeuCLIPSettings(), run)
+def test_a_continued_run_keeps_the_sizes_it_was_made_with(asked, expected):
+    before = NeuCLIPPoolSettings(pool_size=40, gradient_size=24)
+    assert resolved(asked, 64, before) == expected
+    assert resolved(asked, 64, OpenCLIPSettings()) == resolved(asked, 64)

@@ -1,0 +1,83 @@
+"""One row of the catalogue: everything the rest of the package knows of a method.
+
+Imports no torch: a row's `build` imports what it needs when it is called.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from neuclip.catalogue.cost import Cost, Setup
+from neuclip.catalogue.method_settings import MethodSettings
+
+if TYPE_CHECKING:
+    from neuclip.method.losses.pair_loss import PairLoss
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts of a run that a loss needs.
+
+    Attributes:
+        embed_dim: width of the embeddings.
+        steps_per_epoch: training steps in an epoch, for schedules in epochs.
+        num_samples: bound of the sample ids, for methods with a state per sample.
+        global_batch_size: pairs in a training step, over all ranks.
+        sharded: whether each rank keeps only its shard of the prototypes; if not, every rank
+            keeps all of them and predicts by itself.
+    """
+
+    embed_dim: int
+    steps_per_epoch: int | None = None
+    num_samples: int | None = None
+    global_batch_size: int | None = None
+    sharded: bool = True
+
+
+def unchanged(settings: Any, global_batch_size: int | None, before: object) -> Any:
+    """The `resolve` of a method whose settings do not depend on the run."""
+    return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """A method of the catalogue.
+
+    Attributes:
+        settings: class of its settings, whose field `name` is a `Literal` of the method's name.
+        build: makes the loss from settings (with every number resolved) and facts of the run.
+        summary: one line for lists.
+        normalizer: where its log-normalizers come from.
+        state: what the loss remembers between steps, in numbers.
+        formula: ASCII text of `neuclip methods NAME`.
+        paper: what to cite.
+        needs_sample_ids: whether it keeps a state per sample.
+        resolve: fills in settings that depend on the global batch. Called with the settings, the
+            global batch size (none: unknown) and the settings of the run that is continued (none:
+            a new run).
+        spelling: switches of the published trainers that select the method.
+        published: settings of the published form, for command lines that are spelled that way.
+        aliases: flags of other settings that mean one of this method's, by setting name.
+        without_effect: published flags that change nothing here, each with the reason.
+        cost: what a step costs each rank, for the table of docs/scaling.md.
+    """
+
+    settings: type[MethodSettings]
+    build: Callable[[Any, RunFacts], "PairLoss"]
+    summary: str
+    normalizer: str
+    state: str
+    formula: str
+    paper: str
+    needs_sample_ids: bool = False
+    resolve: Callable[[Any, int | None, MethodSettings | None], Any] = unchanged
+    spelling: Mapping[str, object] | None = None
+    published: Mapping[str, object] = field(default_factory=dict[str, object])
+    aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
+    cost: Callable[[Setup], Cost] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that selects the method."""
+        return str(self.settings.model_fields["name"].default)

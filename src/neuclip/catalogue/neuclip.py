@@ -1,0 +1,275 @@
+"""`neuclip`, as published, and `neuclip_pool`, this project's own method and the default.
+
+Both predict the log-normalizer with m prototypes a side and mix the prediction with the batch
+estimate by gamma. NeuCLIP *trains* its prototypes and holds the prediction constant for the towers.
+The pool takes the newest embeddings as prototypes, trains none, and differentiates the objective
+through the prediction.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
+from neuclip.catalogue.building import gamma_schedule, robust_objective
+from neuclip.catalogue.cost import pool, prototypes, softmax_loss
+from neuclip.catalogue.fastclip import DOUBLED
+from neuclip.catalogue.fields import setting
+from neuclip.catalogue.formulas import ROBUST
+from neuclip.catalogue.method_info import MethodInfo, RunFacts
+from neuclip.catalogue.method_settings import (
+    GlobalContrastiveSettings,
+    MethodSettings,
+    MixingSettings,
+)
+from neuclip.errors import UserError
+from neuclip.method.choices import (
+    NetworkRefresh,
+    PredictionGradient,
+    PrototypeOptimizer,
+    TemperatureGradient,
+)
+
+if TYPE_CHECKING:
+    from neuclip.method.losses.pair_loss import PairLoss
+
+_GRADIENT = (
+    "detached: the prediction is a constant for the towers; full: the objective is differentiated "
+    "through the prediction; union: prototypes act as extra negatives"
+)
+
+POOL_BATCHES = 128
+"""Global batches in the default pool: more embeddings predict better (docs/study.md)."""
+FRESH_BATCHES = 32
+"""Global batches up to whose age embeddings carry the gradient."""
+MAX_POOL = 16_384
+"""The largest default pool: from here on B x m logits per side cost time."""
+POOL_UNLESS_KNOWN = 4096
+"""The default pool where the batch is unknown."""
+
+
+class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
+    """Prototypes that are trained to predict the log-normalizer; the defaults are the paper's."""
+
+    name: Literal["neuclip"] = "neuclip"
+    rho: float = setting(11.0, "temperature regulariser: rho * tau is added to the loss", ge=0)
+    epsilon: float = setting(
+        1e-6, "stabiliser inside log(epsilon + g)", flag="--fastclip-eps", ge=0, le=1
+    )
+    temperature_gradient: TemperatureGradient = setting(
+        "fastclip", "exact, or counting one term twice as the published FastCLIP code does"
+    )
+    num_prototypes: int = setting(
+        4096, "prototypes of each side (m), over all ranks", flag="--npn-num-protos", ge=1
+    )
+    inner_steps: int = setting(
+        10,
+        "prototype steps per training step (T_u); 0: they stay the embeddings they were taken from",
+        unit="steps",
+        flag="--npn-repetition",
+        ge=0,
+    )
+    restart_steps: int = setting(
+        500,
+        "training steps between restarts of the prototypes from recent embeddings (T_r)",
+        unit="steps",
+        flag="--npn-restart-iter",
+        ge=1,
+    )
+    prototype_lr: float = setting(1.0, "learning rate of the prototypes", flag="--npn-lr", gt=0)
+    prototype_optimizer: PrototypeOptimizer = setting(
+        "adagrad_norm", "adagrad_norm keeps one scalar accumulator for each matrix of prototypes"
+    )
+    refresh: NetworkRefresh = setting(
+        "restart",
+        "restart: all prototypes every restart_steps; rolling: a share of 1/restart_steps is "
+        "replaced at every step",
+    )
+    gradient: PredictionGradient = setting("detached", _GRADIENT)
+    log_weights: bool = setting(False, "learn one log-weight per prototype")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_the_pool(cls, values: Any) -> Any:
+        """Refuses settings of the time when the pool was called `neuclip`.
+
+        Files written then hold every setting of both methods; what the network never used is
+        dropped, since that changes nothing.
+        """
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("refresh") == "fifo" or values.get("gradient_prototypes") is not None:
+            raise PydanticCustomError("renamed_method", "{new}", {"new": _renamed(values)})
+        return {key: value for key, value in values.items() if key != "gradient_prototypes"}
+
+    def idle(self) -> dict[str, str]:
+        """Settings of prototypes that are trained, where none is."""
+        if self.inner_steps:
+            return {}
+        reason = "--inner-steps 0, which trains no prototypes: add --inner-steps 10"
+        return dict.fromkeys(("prototype_lr", "prototype_optimizer", "log_weights"), reason)
+
+
+def _renamed(values: Mapping[str, Any]) -> str:
+    new = ["name: neuclip_pool"]
+    for old, name in (("num_prototypes", "pool_size"), ("gradient_prototypes", "gradient_size")):
+        if values.get(old) is not None:
+            new.append(f"{name}: {values[old]}")
+    if values.get("inner_steps"):
+        return (
+            "refresh 'fifo' is the method neuclip_pool, whose prototypes are not trained; write "
+            f"'{', '.join(new)}' for it, or refresh 'rolling' to train prototypes here"
+        )
+    left = "refresh, inner_steps, restart_steps, prototype_lr, prototype_optimizer, log_weights"
+    return (
+        "neuclip is the published method now; the pool of the newest embeddings (refresh fifo, "
+        f"gradient_prototypes) is neuclip_pool: write '{', '.join(new)}' and leave out {left}"
+    )
+
+
+class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
+    """The newest embeddings as prototypes; the defaults are what docs/study.md found best."""
+
+    name: Literal["neuclip_pool"] = "neuclip_pool"
+    gamma: float | None = setting(
+        0.4,
+        "final weight of the batch estimate; none: min(1, 4.177 * epochs^-0.7265)",
+        ge=0,
+        le=1,
+    )
+    pool_size: int | None = setting(
+        None,
+        "embeddings of each side in the pool, over all ranks; none: those of 128 global batches, "
+        "at most 16,384 (4,096 in a loop of your own that does not give its batch size)",
+        ge=1,
+    )
+    gradient: PredictionGradient = setting("full", _GRADIENT)
+    gradient_size: int | None = setting(
+        None,
+        "the newest embeddings that carry the gradient of `full` or `union`, while the whole pool "
+        "gives the value; none: those of 32 global batches (the whole pool in a loop of your own "
+        "that does not give its batch size)",
+        ge=1,
+    )
+
+    def idle(self) -> dict[str, str]:
+        """The gradient's part of the pool, where the prediction has no gradient."""
+        if self.gradient != "detached":
+            return {}
+        return {"gradient_size": "--gradient detached: add --gradient full or --gradient union"}
+
+
+def _neuclip(settings: NeuCLIPSettings, run: RunFacts) -> "PairLoss":
+    from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
+    from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
+    from neuclip.parallel.collectives import Slice
+
+    network = NetworkSettings(
+        **settings.model_dump(include=set(NetworkSettings.__dataclass_fields__))
+    )
+    normalizer = PrototypeNormalizer(
+        run.embed_dim,
+        network,
+        gamma_schedule(settings, run),
+        settings.epsilon,
+        shard=None if run.sharded else Slice(0, network.num_prototypes),
+    )
+    return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
+
+
+def _pool(settings: NeuCLIPPoolSettings, run: RunFacts) -> "PairLoss":
+    from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
+    from neuclip.method.normalizers.pool import PoolNormalizer, PoolSettings
+    from neuclip.parallel.collectives import Slice
+
+    assert settings.pool_size is not None, "resolved before it is built"
+    normalizer = PoolNormalizer(
+        run.embed_dim,
+        PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size),
+        gamma_schedule(settings, run),
+        settings.epsilon,
+        shard=None if run.sharded else Slice(0, settings.pool_size),
+    )
+    return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
+
+
+def _pool_sizes(
+    settings: NeuCLIPPoolSettings, global_batch_size: int | None, before: MethodSettings | None
+) -> NeuCLIPPoolSettings:
+    """The sizes that follow from the batch; a continued run keeps those it was made with.
+
+    Raises:
+        UserError: the gradient's part of the pool is given where nothing uses it.
+    """
+    if isinstance(before, NeuCLIPPoolSettings):
+        kept = ["pool_size", *(["gradient_size"] if settings.gradient == before.gradient else [])]
+        update = {key: getattr(before, key) for key in kept if getattr(settings, key) is None}
+        settings = settings.model_copy(update=update)
+    size, newest = settings.pool_size, settings.gradient_size
+    if newest is not None and settings.gradient == "detached":
+        raise UserError(
+            f"method 'neuclip_pool': gradient_size {newest} has no effect with gradient 'detached'"
+            ": it needs gradient full or union, or gradient_size none"
+        )
+    if size is None and global_batch_size is None:
+        size = POOL_UNLESS_KNOWN
+    elif size is None and global_batch_size is not None:
+        size = min(POOL_BATCHES * global_batch_size, MAX_POOL)
+    if newest is None and global_batch_size is not None and settings.gradient != "detached":
+        newest = FRESH_BATCHES * global_batch_size
+    return settings.model_copy(update={"pool_size": size, "gradient_size": newest})
+
+
+_PREDICTION = """\
+  estimate : log(eps + g) = min over alpha of exp(-alpha) (eps + g) + alpha - 1
+             alpha1_i = log( eps + 1/m sum_k exp((cos(e1_i, W1_k) - s_ii) / tau) )   texts W1
+             alpha2_i = log( eps + 1/m sum_k exp((cos(e2_i, W2_k) - s_ii) / tau) )   images W2
+             normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
+"""
+
+PAPER = (
+    "Wei, Lin, Yang, NeuCLIP: Efficient Large-Scale CLIP Training with Neural Normalizer "
+    "Optimization, ICLR 2026 (arXiv 2511.08417)"
+)
+
+METHODS = (
+    MethodInfo(
+        settings=NeuCLIPSettings,
+        build=_neuclip,
+        summary="NeuCLIP as published: a trained network of prototypes predicts log-normalizers",
+        normalizer="a trained network of m prototypes per side, mixed with the batch by gamma",
+        state="4 * m * d numbers whatever the data size: prototypes and recent embeddings, two "
+        "sides",
+        formula=ROBUST
+        + _PREDICTION
+        + """\
+             W: T_u steps per batch on the same objective, restarted from recent embeddings every
+             T_r steps; alpha is a constant for the towers""",
+        paper=PAPER,
+        spelling={
+            "fastclip": True,
+            "npn": True,
+            "multiply_tau": True,
+            "temperature_scheme": "global_learnable",
+        },
+        published=DOUBLED,
+        cost=lambda setup: softmax_loss(setup) + prototypes(setup, through=False),
+    ),
+    MethodInfo(
+        settings=NeuCLIPPoolSettings,
+        build=_pool,
+        resolve=_pool_sizes,
+        summary="the newest embeddings predict log-normalizers; the loss is differentiated through",
+        normalizer="a pool of the newest m embeddings per side, mixed with the batch by gamma",
+        state="2 * m * d numbers and m sample ids, whatever the data size",
+        formula=ROBUST
+        + _PREDICTION
+        + """\
+             W: the newest m embeddings of earlier batches, not trained; an anchor's own pair has
+             no part in its sum; the loss is differentiated through alpha""",
+        paper="this project; a descendant of cross-batch memory (Wang et al., Cross-Batch Memory "
+        "for Embedding Learning, CVPR 2020, arXiv 1912.06798) inside NeuCLIP's objective: " + PAPER,
+        cost=pool,
+    ),
+)

@@ -1,0 +1,91 @@
+"""From settings as they were asked for to settings in which every number is known.
+
+`resolve` is called once per run. It needs the number of ranks and, where a run is continued, the
+settings of that run.
+"""
+
+from typing import Any
+
+from neuclip.catalogue.method_settings import MethodSettings, MixingSettings, gamma_floor
+from neuclip.catalogue.registry import method_info
+from neuclip.config.batch_size import share_batch
+from neuclip.config.run_config import RunConfig
+
+
+class ResolvedConfig(RunConfig):
+    """Settings without a default that is still open; only `resolve` makes them.
+
+    `optim.beta2`, `optim.eps`, gamma and its length, the pool's sizes and
+    `data.global_batch_size` are numbers, and `data.batch_size` and `data.accum_freq` are what each
+    rank takes of a step.
+    """
+
+
+def resolve(config: RunConfig, world_size: int, before: RunConfig | None = None) -> ResolvedConfig:
+    """Fills in every default that depends on other settings, and checks the whole.
+
+    Args:
+        config: the settings as they were asked for.
+        world_size: number of ranks.
+        before: the settings of the run that is continued; what is not asked for anew stays.
+
+    Raises:
+        UserError: settings contradict each other, or the ranks cannot take equal shares of a step.
+    """
+    config.check()
+    config = share_batch(derived(config), world_size, before)
+    info = method_info(config.method.method)
+    earlier = None if before is None else before.method
+    method = info.resolve(config.method, config.data.global_batch_size, earlier)
+    fields: dict[str, Any] = {key: getattr(config, key) for key in RunConfig.model_fields}
+    return ResolvedConfig.model_construct(**{**fields, "method": method})
+
+
+def smoke(config: RunConfig) -> RunConfig:
+    """The same run with a tiny model, 2 epochs of 10 steps, and no trace: seconds on a CPU.
+
+    Schedules keep the values that they have in the full run.
+    """
+    config = derived(config)
+    accum_freq = min(config.data.accum_freq, 8)
+    data = {
+        "batch_size": 16 // accum_freq, "accum_freq": accum_freq, "global_batch_size": None,
+        "train_num_samples": 160, "data_size": None, "workers": 0,
+    }  # fmt: skip
+    stop = 1 if config.optim.stop_epochs == 1 else None
+    optim = {"epochs": 2, "stop_epochs": stop, "warmup": min(config.optim.warmup, 2)}
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update=data),
+            "model": config.model.tiny(),
+            "optim": config.optim.model_copy(update=optim),
+            "output": config.output.model_copy(update={"profile": False}),
+        }
+    )
+
+
+def derived(config: RunConfig) -> RunConfig:
+    """The same settings with the defaults that depend on the model and on the run's length."""
+    vit = "vit" in config.model.name.lower()
+    optim = config.optim.model_copy(
+        update={
+            "beta2": _default(config.optim.beta2, 0.98 if vit else 0.999),
+            "eps": _default(config.optim.eps, 1e-6 if vit else 1e-8),
+        }
+    )
+    method = _with_gamma(config.method, float(max(config.optim.epochs, 1)))
+    return config.model_copy(update={"optim": optim, "method": method})
+
+
+def _with_gamma(method: MethodSettings, epochs: float) -> MethodSettings:
+    if not isinstance(method, MixingSettings):
+        return method
+    update = {
+        "gamma": _default(method.gamma, gamma_floor(epochs)),
+        "gamma_decay_epochs": _default(method.gamma_decay_epochs, epochs),
+    }
+    return method.model_copy(update=update)
+
+
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,80 @@
+"""Trees of plain values become settings; an error names the place, the value and the remedy."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from neuclip.catalogue.fields import Section, bounds
+from neuclip.catalogue.registry import METHODS
+from neuclip.config.run_config import RunConfig
+from neuclip.errors import UserError, nearest
+
+Place = Callable[[str, str], str]
+"""How a setting is called where it was given: from section ("" for the top) and key."""
+
+
+def validate(tree: dict[str, Any], place: str | Place) -> RunConfig:
+    """Builds the configuration from a tree of plain values.
+
+    Args:
+        tree: sections and keys.
+        place: the file that holds the tree, or how its settings are called.
+
+    Raises:
+        UserError: every wrong key or value, with its place, the value and what would be right.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        called = in_file(place) if isinstance(place, str) else place
+        method = tree.get("method")
+        owner = str(method.get("name")) if isinstance(method, Mapping) else ""
+        lines = [_problem(each, called, owner) for each in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def in_file(path: str) -> Place:
+    """Names settings by the file that holds them."""
+    return lambda section, key: f"{path}: {'.'.join(filter(None, (section, key)))}"
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections of the tree besides the method's, by name."""
+    return {
+        name: field.annotation
+        for name, field in RunConfig.model_fields.items()
+        if name != "method"
+        and isinstance(field.annotation, type)
+        and issubclass(field.annotation, Section)
+    }
+
+
+def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
+    """One wrong value: where it is, what it is, and what would be right."""
+    section, key = (["", *(str(part) for part in problem["loc"])])[-2:]
+    value, kind = problem["input"], problem["type"]
+    if section == "" and (key == "method" or key in sections()):
+        section, key = key, ""
+    where = called(section, key)
+    fields = _fields(section, method)
+    if key in fields and kind.startswith(("greater_than", "less_than")):
+        return f"{where}: {value:g} is out of range; it must be {bounds(fields[key])}"
+    if kind == "extra_forbidden":
+        return f"{where}: no such key; {nearest(key, list(fields))}"
+    if kind == "unknown_method":
+        return f"{where}: unknown method; {nearest(method, list(METHODS))}"
+    if kind == "renamed_method":
+        return f"{where}: {problem['msg']}"
+    if kind.startswith("model_"):
+        return f"{where}: a section is expected, with keys of its own (got {value!r})"
+    return f"{where}: {problem['msg']} (got {value!r})"
+
+
+def _fields(section: str, method: str) -> Mapping[str, FieldInfo]:
+    """The fields that a section of the tree has."""
+    if section == "method":
+        return METHODS[method].settings.model_fields if method in METHODS else {}
+    return (sections()[section] if section else RunConfig).model_fields
