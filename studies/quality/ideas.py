@@ -6,21 +6,23 @@ computed again. An idea that changes gets another name.
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from neuclip.catalogue.method_settings import MethodSettings
-from neuclip.catalogue.neuclip import NeuCLIPSettings
-from neuclip.method import factory
+from neuclip.catalogue.building import gamma_schedule, robust_objective
+from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
+from neuclip.catalogue.registry import method_info, register
+from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
-from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
+from neuclip.method.normalizers.pool import PoolNormalizer, PoolSettings
 from neuclip.method.objective import mix
 
 
-class WholeGradient(PrototypeNormalizer):
+class WholeGradient(PoolNormalizer):
     """The objective is differentiated through all of r_i, the batch's part of the mix too.
 
     With r = log((1 - gamma) e^alpha + gamma q), an anchor whose q dominates then has the gradient
@@ -31,7 +33,7 @@ class WholeGradient(PrototypeNormalizer):
         return mix(predicted, batch, gamma)
 
 
-class AnchorGamma(PrototypeNormalizer):
+class AnchorGamma(PoolNormalizer):
     """SCENT's rate applied to alpha: 1 / (1 + exp(-alpha_i - c)), once gamma is below 1."""
 
     offset = 6.0
@@ -43,7 +45,7 @@ class AnchorGamma(PrototypeNormalizer):
         return torch.logaddexp(predicted + logsigmoid(-raised), batch.detach() + logsigmoid(raised))
 
 
-class AgeWeights(PrototypeNormalizer):
+class AgeWeights(PoolNormalizer):
     """Weights of the pool decay with age: by e in 32 steps. Needs `log_weights`, untrained."""
 
     decay = 1 / 32
@@ -53,14 +55,14 @@ class AgeWeights(PrototypeNormalizer):
         super()._remember(candidates, owners)
 
 
-class OwnCounted(PrototypeNormalizer):
+class OwnCounted(PoolNormalizer):
     """An anchor's own pair is among its negatives where the pool holds it, as it was at first."""
 
     def _own(self, sample_ids: Tensor | None) -> None:
         return None
 
 
-IDEAS: dict[str, type[PrototypeNormalizer]] = {
+IDEAS: dict[str, type[PoolNormalizer]] = {
     "whole-gradient": WholeGradient,
     "anchor-gamma": AnchorGamma,
     "age-weights": AgeWeights,
@@ -71,20 +73,19 @@ IDEAS: dict[str, type[PrototypeNormalizer]] = {
 
 @contextmanager
 def using(idea: str) -> Generator[None]:
-    """Inside, `neuclip` has the idea's normalizer; without an idea, the product's."""
-    usual = factory._BUILDERS[NeuCLIPSettings]
+    """Inside, `neuclip_pool` has the idea's normalizer; without an idea, the product's."""
+    usual = method_info("neuclip_pool")
 
-    def build(settings: MethodSettings, run: factory.Run) -> PairLoss:
-        assert isinstance(settings, NeuCLIPSettings)
-        names = {field.name for field in fields(NetworkSettings)}
-        network = NetworkSettings(**settings.model_dump(include=names))
-        gamma = factory._gamma(settings, run)
-        normalizer = IDEAS[idea](run.embed_dim, network, gamma, settings.epsilon)
-        return factory.GlobalContrastiveLoss(run.embed_dim, normalizer, factory._robust(settings))
+    def build(settings: NeuCLIPPoolSettings, run: RunFacts) -> PairLoss:
+        assert settings.pool_size is not None
+        sizes = PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size)
+        gamma = gamma_schedule(settings, run)
+        normalizer = IDEAS[idea](run.embed_dim, sizes, gamma, settings.epsilon)
+        return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
 
     if idea:
-        factory._BUILDERS[NeuCLIPSettings] = build
+        register(replace(usual, build=build))
     try:
         yield
     finally:
-        factory._BUILDERS[NeuCLIPSettings] = usual
+        register(usual)
