@@ -6,13 +6,18 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: demo test lint types check format clean
+.PHONY: demo test docs lint types check format clean
 
-demo: $(INSTALLED)  ## build the embedded data, train NeuCLIP on it, judge it, write a report
+demo: $(INSTALLED)  ## build the embedded data, train on it, evaluate, write a report
 	$(BIN)/neuclip demo --out $(DEMO)
 
 test: $(INSTALLED)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+
+docs: $(VENV)/.docs  ## the documentation site, in site/: fails on a broken link or anchor
+	$(BIN)/python scripts/reference_pages.py
+	$(BIN)/zensical build --strict --clean
+	$(BIN)/python scripts/check_site.py site
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -21,7 +26,7 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/pyright
 
-check: lint types test  ## what CI runs
+check: lint types docs test  ## what CI runs
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
@@ -34,5 +39,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis

@@ -3,7 +3,7 @@
 import open_clip
 import pytest
 import torch
-from test_readme import ROOT, script
+from test_docs import ROOT, script
 from torch.utils.flop_counter import FlopCounterMode
 
 
