@@ -17,10 +17,13 @@ from unittest import mock
 from pydantic.fields import FieldInfo
 
 from neuclip import run_folder
-from neuclip.catalogue.registry import CATALOGUE, MethodInfo
+from neuclip.catalogue.fields import bounds, default_text
+from neuclip.catalogue.method_info import MethodInfo
+from neuclip.catalogue.registry import METHODS
 from neuclip.cli.app import COMMANDS, main
-from neuclip.cli.flag_table import Flag, bounds, default_text, sections, table
-from neuclip.cli.published_flags import SAME_AS, SPELLINGS, WITHOUT_EFFECT, Published, flag_text
+from neuclip.cli.flag_table import Flag, table
+from neuclip.cli.published_flags import SAME_AS, WITHOUT_EFFECT, PublishedFlags, flag_text
+from neuclip.config.validation import sections
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -92,16 +95,16 @@ def _by_method(
 def _published() -> str:
     """How published command lines spell a method, and their flags without effect."""
     spelled = [
-        (f"`{name}`", f"`{' '.join(flag_text(*item) for item in says.items())}`")
-        for name, says in SPELLINGS.items()
-        if says
+        (f"`{info.name}`", f"`{' '.join(flag_text(*item) for item in info.spelling.items())}`")
+        for info in METHODS.values()
+        if info.spelling
     ]
     same = [
         f"`--{name.replace('_', '-')}` is `--{key.replace('_', '-')}`."
         for name, (_, key) in SAME_AS.items()
     ]
     idle = [f"`--{name.replace('_', '-')}`: {why}." for name, why in WITHOUT_EFFECT.items()]
-    known = ", ".join(f"`--{field.name.replace('_', '-')}`" for field in fields(Published))
+    known = ", ".join(f"`--{field.name.replace('_', '-')}`" for field in fields(PublishedFlags))
     return "\n\n".join(
         [
             f"Accepted as published: {known}. These select a method:",
@@ -134,7 +137,7 @@ def methods_page() -> str:
             info.state,
             "yes" if info.needs_sample_ids else "no",
         )
-        for info in CATALOGUE
+        for info in METHODS.values()
     ]
     parts = [
         "# Methods",
@@ -142,7 +145,7 @@ def methods_page() -> str:
         "[The objective](../objective.md) explains the symbols. Select a method with "
         "`--method NAME`.",
         _table(("method", "source of the normalizer", "state", "needs sample ids"), overview),
-        *(_method(info) for info in CATALOGUE),
+        *(_method(info) for info in METHODS.values()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -150,7 +153,7 @@ def methods_page() -> str:
 def _method(info: MethodInfo) -> str:
     settings = [
         (
-            f"`--{key.replace('_', '-')}`",
+            ", ".join(f"`{flag}`" for flag in _flags_of(key, info)),
             f"`{default_text(field)}`",
             "; ".join(filter(None, [field.description or "", bounds(field)])),
         )
@@ -166,6 +169,11 @@ def _method(info: MethodInfo) -> str:
             _table(("setting", "default", "meaning"), settings),
         ]
     )
+
+
+def _flags_of(key: str, info: MethodInfo) -> tuple[str, ...]:
+    """The flags that set one of a method's settings."""
+    return next(flag.names_for(info.name) for flag in table() if flag.path == ("method", key))
 
 
 def run_folder_page() -> str:
