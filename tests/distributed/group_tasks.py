@@ -1,4 +1,4 @@
-"""What the processes of `test_group.py` do."""
+"""Tasks for the processes of `ranks.py`."""
 
 import sys
 import time
@@ -20,11 +20,11 @@ from tiny_models import VIT
 STEP = 0.02
 
 
-def steps(patience: WaitLimits, count: int, at: dict[tuple[int, int], str] | None = None) -> int:
-    """Steps that wait for all processes; `at` says what becomes of which (rank, step)."""
+def steps(limits: WaitLimits, count: int, at: dict[tuple[int, int], str] | None = None) -> int:
+    """Runs steps with a collective each; `at` maps (rank, step) to an event there."""
     torch.set_num_threads(1)
     try:
-        with process_group.open_process_group(torch.device("cpu"), patience) as launch:
+        with process_group.open_process_group(torch.device("cpu"), limits) as launch:
             for step in range(count):
                 print("step", step)
                 _act((at or {}).get((launch.rank, step), ""))
@@ -52,9 +52,9 @@ def _act(what: str) -> None:
         collectives.barrier()
 
 
-def slow_main(patience: WaitLimits, seconds: float) -> int:
-    """The first process is busy for long, as with indexing data; the others wait for it."""
-    with process_group.open_process_group(torch.device("cpu"), patience):
+def slow_main(limits: WaitLimits, seconds: float) -> int:
+    """Rank 0 works for long, as if indexing data; the others wait for it."""
+    with process_group.open_process_group(torch.device("cpu"), limits):
 
         def make() -> str:
             time.sleep(seconds)
@@ -64,10 +64,10 @@ def slow_main(patience: WaitLimits, seconds: float) -> int:
     return 0
 
 
-def disagree(patience: WaitLimits, mine: list[dict[str, str]]) -> int:
-    """Each process says something of itself."""
+def disagree(limits: WaitLimits, mine: list[dict[str, str]]) -> int:
+    """Compares one dict per process."""
     try:
-        with process_group.open_process_group(torch.device("cpu"), patience) as launch:
+        with process_group.open_process_group(torch.device("cpu"), limits) as launch:
             check_same(mine[launch.rank])
     except UserError as error:
         terminal.say(str(error))
@@ -78,7 +78,7 @@ def disagree(patience: WaitLimits, mine: list[dict[str, str]]) -> int:
 
 
 def neuclip_train(flags: list[str], dtype: str = "float64") -> int:
-    """`neuclip train`; in float64, where other sums of the same numbers differ by 1e-16 only."""
+    """`neuclip train`, in float64: another order of a sum changes it by 1e-16 only."""
     torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, dtype))
     return main(["train", "--model", VIT, *flags])

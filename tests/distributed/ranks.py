@@ -1,6 +1,6 @@
-"""Processes that really are launched: each with its own environment, to be killed and paused.
+"""Launched processes, each with its own environment, that tests can kill and pause.
 
-They are forked from a server that has imported torch and neuclip once, so that one costs nothing.
+A server that has imported torch and neuclip once forks them, so that starting one is cheap.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ def _live(environ: dict[str, str], output: Path, task: Task, arguments: tuple[An
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    # Multiprocessing's own exit would wait for children; a real process ends like this.
+    # Multiprocessing's own exit would wait for children; a launched process does not.
     sys.exit(task(*arguments))
 
 
@@ -47,14 +47,14 @@ def _enter(network: str) -> None:
 
 
 class Ranks:
-    """As many processes as wanted, started as srun starts them.
+    """Processes with the environment that srun gives them.
 
     Args:
-        folder: of what they say.
-        size: how many.
-        task: what they do; its result is the exit code.
+        folder: for their output.
+        size: number of processes.
+        task: run by each process; its result is the exit code.
         arguments: of the task.
-        nodes: environments that the processes get in addition, one each.
+        nodes: additional environment variables, one mapping per process.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Ranks:
                 **(nodes[rank] if nodes else {}),
             }
             process = CONTEXT.Process(
-                target=_live, args=(environ, self._output(rank), task, arguments)
+                target=_live, args=(environ, self._output_path(rank), task, arguments)
             )
             process.start()
             self.processes.append(process)
 
-    def _output(self, rank: int) -> Path:
+    def _output_path(self, rank: int) -> Path:
         return self.folder / f"rank_{rank}.txt"
 
     def signal(self, rank: int, number: signal.Signals) -> None:
@@ -94,20 +94,22 @@ class Ranks:
         assert pid is not None
         os.kill(pid, number)
 
-    def said(self, rank: int) -> str:
-        """Everything that one of them wrote, on one line."""
-        path = self._output(rank)
+    def output(self, rank: int) -> str:
+        """The output of one of them, joined into one line."""
+        path = self._output_path(rank)
         return " ".join(path.read_text().split()) if path.exists() else ""
 
-    def _all_said(self) -> dict[int, str]:
-        return {rank: self.said(rank) for rank in range(self.size)}
+    def _all_output(self) -> dict[int, str]:
+        return {rank: self.output(rank) for rank in range(self.size)}
 
-    def wait_until_said(self, rank: int, words: str, seconds: float = 300) -> None:
-        """Waits for one of them to write something."""
+    def wait_for_output(self, rank: int, words: str, seconds: float = 300) -> None:
+        """Waits until one of them has printed some words."""
         end = time.monotonic() + seconds
-        while words not in self.said(rank):
+        while words not in self.output(rank):
             if self.processes[rank].exitcode is not None or time.monotonic() > end:
-                raise AssertionError(f"rank {rank} never said {words!r}, but: {self.said(rank)}")
+                raise AssertionError(
+                    f"rank {rank} never printed {words!r}, but: {self.output(rank)}"
+                )
             time.sleep(0.02)
 
     def exit_codes(self, *ranks: int, seconds: float = 300) -> list[int | None]:
@@ -116,13 +118,13 @@ class Ranks:
         for rank in ranks or range(self.size):
             self.processes[rank].join(seconds)
             code = self.processes[rank].exitcode
-            # It may wait for another that ended before they met: that one says why.
-            assert code is not None, f"rank {rank} hangs; they said: {self._all_said()}"
+            # It may wait for a process that ended before the rendezvous: show all outputs.
+            assert code is not None, f"rank {rank} hangs; outputs: {self._all_output()}"
             codes.append(code)
         return codes
 
     def close(self) -> None:
-        """Leaves nothing running."""
+        """Kills all processes."""
         for process in self.processes:
             process.kill()
             process.join()

@@ -1,4 +1,4 @@
-"""Processes that fail, die, pause or never come: the others stop, and say which and why."""
+"""Processes that fail, die, pause or never arrive: the others stop and report the reason."""
 
 import logging
 import random
@@ -33,42 +33,42 @@ def ranks(tmp_path):
         each.close()
 
 
-def test_all_part_in_peace(ranks):
+def test_all_leave_together(ranks):
     run = ranks(4, steps, QUICK, 3)
     assert run.exit_codes() == [0] * 4
-    assert all(run.said(rank).endswith("finished") for rank in range(4))
+    assert all(run.output(rank).endswith("finished") for rank in range(4))
 
 
 @pytest.mark.parametrize("broken", [0, 2])
-def test_an_error_on_one_ends_all(ranks, broken):
+def test_an_error_on_one_rank_ends_all(ranks, broken):
     run = ranks(4, steps, QUICK, LONG, {(broken, 5): "raise out of ideas"})
     assert run.exit_codes() == [1] * 4
-    assert "Traceback" in run.said(broken)
+    assert "Traceback" in run.output(broken)
     for rank in {0, 1, 2, 3} - {broken}:
-        told = f"stopped: process {broken} on {socket.gethostname()} failed: ValueError: out of"
-        assert told in run.said(rank)
-        assert "group_tasks.py, line" in run.said(rank)
+        expected = f"stopped: process {broken} on {socket.gethostname()} failed: ValueError: out of"
+        assert expected in run.output(rank)
+        assert "group_tasks.py, line" in run.output(rank)
 
 
-def test_a_users_mistake_is_told_as_it_is(ranks):
+def test_a_user_error_is_reported_unchanged(ranks):
     run = ranks(3, steps, QUICK, LONG, {(2, 5): "refuse --lr 0 is no rate"})
     assert run.exit_codes() == [1, 1, 2]
-    assert "neuclip: --lr 0 is no rate" in run.said(2)
-    assert "process 2" in run.said(0)
-    assert "failed: --lr 0 is no rate" in run.said(0)
+    assert "neuclip: --lr 0 is no rate" in run.output(2)
+    assert "process 2" in run.output(0)
+    assert "failed: --lr 0 is no rate" in run.output(0)
 
 
-def test_one_that_waits_for_nobody_is_ended_too(ranks):
-    """It sleeps, and looks at nothing: the watch ends it."""
+def test_a_process_that_does_not_communicate_is_ended_too(ranks):
+    """It sleeps: the guard thread ends it."""
     run = ranks(2, steps, QUICK, LONG, {(0, 5): "sleep 300", (1, 5): "raise out of ideas"})
     assert run.exit_codes() == [1, 1]
-    assert "stopped: process 1" in run.said(0)
+    assert "stopped: process 1" in run.output(0)
 
 
 def test_waiting_for_all_ends_when_one_fails(ranks):
     run = ranks(3, steps, QUICK, LONG, {(0, 5): "wait", (1, 5): "raise no", (2, 5): "wait"})
     assert run.exit_codes() == [1] * 3
-    assert all("stopped: process 1" in run.said(rank) for rank in (0, 2))
+    assert all("stopped: process 1" in run.output(rank) for rank in (0, 2))
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -76,70 +76,70 @@ def test_a_killed_process_ends_all(ranks, seed):
     draw = random.Random(seed)
     size, victim, step = 4, draw.randrange(1, 4), draw.randrange(3, 40)
     run = ranks(size, steps, QUICK, LONG)
-    run.wait_until_said(victim, f"step {step}")
+    run.wait_for_output(victim, f"step {step}")
     run.signal(victim, signal.SIGKILL)
     others = [rank for rank in range(size) if rank != victim]
     assert run.exit_codes(*others) == [1] * 3
     for rank in others:
-        told = f"stopped: process {victim} on {socket.gethostname()} failed: no sign of life"
-        assert told in run.said(rank), (seed, victim, step, run.said(rank))
+        expected = f"stopped: process {victim} on {socket.gethostname()} failed: no sign of life"
+        assert expected in run.output(rank), (seed, victim, step, run.output(rank))
 
 
-def test_the_death_of_the_one_that_hosts_the_store_ends_all(ranks):
+def test_the_death_of_the_stores_host_ends_all(ranks):
     run = ranks(3, steps, QUICK, LONG)
-    run.wait_until_said(0, "step 5")
+    run.wait_for_output(0, "step 5")
     run.signal(0, signal.SIGKILL)
     assert run.exit_codes(1, 2) == [1, 1]
-    assert all("connection to MASTER_ADDR" in run.said(rank) for rank in (1, 2))
+    assert all("connection to MASTER_ADDR" in run.output(rank) for rank in (1, 2))
 
 
 @pytest.mark.parametrize("victim", [0, 2])
-def test_a_paused_process_ends_all_and_itself_when_it_wakes(ranks, victim):
+def test_a_paused_process_ends_all_and_itself_once_it_continues(ranks, victim):
     run = ranks(3, steps, QUICK, LONG)
-    run.wait_until_said(victim, "step 5")
+    run.wait_for_output(victim, "step 5")
     run.signal(victim, signal.SIGSTOP)
     others = [rank for rank in range(3) if rank != victim]
     assert run.exit_codes(*others) == [1, 1]
-    told = "connection to MASTER_ADDR" if victim == 0 else "process 2 on"
-    assert all(told in run.said(rank) for rank in others)
+    expected = "connection to MASTER_ADDR" if victim == 0 else "process 2 on"
+    assert all(expected in run.output(rank) for rank in others)
     run.signal(victim, signal.SIGCONT)
     assert run.exit_codes(victim) == [1]
 
 
 def test_a_short_pause_ends_nothing(ranks):
     run = ranks(3, steps, QUICK, 60)
-    run.wait_until_said(1, "step 5")
+    run.wait_for_output(1, "step 5")
     run.signal(1, signal.SIGSTOP)
     run.processes[0].join(1.5)
     run.signal(1, signal.SIGCONT)
     assert run.exit_codes() == [0] * 3
 
 
-def test_one_that_lives_but_does_not_come(ranks):
+def test_a_living_process_that_misses_a_collective(ranks):
     run = ranks(2, steps, WaitLimits(timeout=2, silence=3), LONG, {(1, 5): "sleep 300"})
     assert run.exit_codes() == [1, 1]
-    assert "imed out" in run.said(0)
+    assert "imed out" in run.output(0)
 
 
-def test_the_main_process_may_take_longer_than_the_timeout(ranks):
+def test_the_main_process_may_work_longer_than_the_timeout(ranks):
     run = ranks(3, slow_main, WaitLimits(timeout=2, silence=3), 4.0)
     assert run.exit_codes() == [0] * 3
-    assert all("made by the main process" in run.said(rank) for rank in range(3))
+    assert all("made by the main process" in run.output(rank) for rank in range(3))
 
 
-def test_processes_that_differ_say_in_what(ranks):
+def test_differences_between_processes_are_named(ranks):
     same = {"torch": "2.14", "seed": "1"}
     mine = [same, same, {"torch": "2.11", "seed": "1"}, {"torch": "2.14"}]
     run = ranks(4, disagree, QUICK, mine)
     assert set(run.exit_codes()) <= {1, 2}
     host = socket.gethostname()
     for rank in range(4):
-        said = run.said(rank)
+        said = run.output(rank)
         assert f"torch: 2.14 on process 0, 1, 3 ({host}); 2.11 on process 2 ({host})" in said
-        assert f"seed: 1 on process 0, 1, 2 ({host}); not there on process 3 ({host})" in said
+        assert f"seed: 1 on process 0, 1, 2 ({host}); missing on process 3 ({host})" in said
 
 
-# --- meeting -----------------------------------------------------------------------------------
+# --- rendezvous -----------------------------------------------------------------------------------
 
 
 def as_rank(monkeypatch, rank, port):
@@ -169,11 +169,11 @@ def test_a_port_in_use(monkeypatch):
     assert "SLURM_JOB_ID % 20000" in said
 
 
-def test_a_process_that_never_comes(monkeypatch):
+def test_a_process_that_never_arrives(monkeypatch):
     port = free_port()
     as_rank(monkeypatch, 0, port)
     said = refusal()
-    assert f"not all of the 2 processes came to 127.0.0.1:{port} within 1 s" in said
+    assert f"some of the 2 processes did not reach 127.0.0.1:{port} within 1 s" in said
     assert said.endswith("missing: 1")
 
 
@@ -185,7 +185,7 @@ def test_no_main_process(monkeypatch):
 
 
 @pytest.mark.parametrize(("rank", "whom"), [(0, "all 2 processes"), (1, "process 0")])
-def test_waiting_for_long_says_for_whom(monkeypatch, caplog, rank, whom):
+def test_a_long_wait_names_the_missing_process(monkeypatch, caplog, rank, whom):
     monkeypatch.setattr("neuclip.parallel.rendezvous._QUIET", 0.1)
     monkeypatch.setattr(logging.getLogger("neuclip"), "propagate", True)
     port = free_port()

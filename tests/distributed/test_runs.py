@@ -87,14 +87,14 @@ def test_a_stopped_run_goes_on_with_other_processes(flags, tmp_path, method):
     whole = Ranks(tmp_path / "whole", 1, neuclip_train, flags("whole", 24, *more))
     assert whole.exit_codes() == [0]
     three = Ranks(tmp_path / "three", 3, neuclip_train, flags("moved", 8, *more))
-    three.wait_until_said(0, "2/8")
+    three.wait_for_output(0, "2/8")
     three.signal(2, signal.SIGUSR1)
     assert three.exit_codes() == [75] * 3
     done = len(losses(logs / "moved"))
     assert 2 <= done < 8
     two = Ranks(tmp_path / "two", 2, neuclip_train, flags("moved", 8, *more))
     assert two.exit_codes() == [0, 0]
-    assert "24 = 6 x 2 micro-batches x 2 processes" in two.said(0)
+    assert "24 = 6 x 2 micro-batches x 2 processes" in two.output(0)
     assert_same_end(logs / "whole", logs / "moved", tolerance=1e-7)
     assert losses(logs / "moved") == pytest.approx(losses(logs / "whole"), rel=1e-7)
 

@@ -12,7 +12,7 @@ from neuclip.parallel.process_group import WaitLimits
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 
-PATIENCE = WaitLimits(timeout=60, silence=3)
+LIMITS = WaitLimits(timeout=60, silence=3)
 
 
 def ip(*words):
@@ -21,7 +21,7 @@ def ip(*words):
 
 @pytest.fixture
 def nodes():
-    """The environments of two processes, each on a machine of its own."""
+    """The environments of two processes, each on its own machine."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("network namespaces need root and the command ip")
     names = [f"neuclip{side}{os.getpid() % 10_000}" for side in "ab"]
@@ -57,7 +57,7 @@ def run(tmp_path, nodes):
     started = []
 
     def start(count):
-        started.append(Ranks(tmp_path, 2, steps, PATIENCE, count, nodes=nodes))
+        started.append(Ranks(tmp_path, 2, steps, LIMITS, count, nodes=nodes))
         return started[-1]
 
     yield start
@@ -68,15 +68,15 @@ def run(tmp_path, nodes):
 def test_two_nodes_compute_together(run):
     both = run(20)
     assert both.exit_codes() == [0, 0]
-    assert all(both.said(rank).endswith("finished") for rank in range(2))
+    assert all(both.output(rank).endswith("finished") for rank in range(2))
 
 
 def test_a_pulled_cable_ends_both(run, nodes):
-    """Nobody gets so much as a closed connection: packets just do not arrive any more."""
+    """No connection is closed: packets stop arriving."""
     both = run(10_000)
-    both.wait_until_said(1, "step 5")
+    both.wait_for_output(1, "step 5")
     ip("-n", nodes[1]["NETWORK"], "link", "set", "cable", "down")
     assert both.exit_codes() == [1, 1]
-    assert "process 1 on" in both.said(0)
-    assert "no sign of life" in both.said(0)
-    assert "connection to MASTER_ADDR" in both.said(1)
+    assert "process 1 on" in both.output(0)
+    assert "no sign of life" in both.output(0)
+    assert "connection to MASTER_ADDR" in both.output(1)

@@ -133,6 +133,6 @@ def test_a_missing_address(monkeypatch, capsys, tmp_path):
     line = ["train", "--train-data", str(tmp_path), "--logs", str(tmp_path / "logs")]
     assert main([*line, "--device", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert "8 processes were started, but MASTER_ADDR is not set" in said
+    assert "the run has 8 processes, but MASTER_ADDR is not set" in said
     assert "export MASTER_ADDR=$(scontrol show hostnames" in said
     assert not (tmp_path / "logs").exists()

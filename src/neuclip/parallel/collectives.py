@@ -1,7 +1,7 @@
-"""Everything the project asks of torch.distributed; nothing else calls it.
+"""Collectives on plain tensors and Python objects, each the identity for a single process.
 
-With no process group, or with one process, every function here is the identity, so that callers
-need no special case for world size 1. Global batches are the ranks' local batches in rank order.
+Callers need no special case for world size 1. A global batch is the ranks' local batches in rank
+order.
 """
 
 from collections.abc import Callable, Generator
@@ -22,7 +22,7 @@ _every_rank_alone = False
 
 
 def _renamed(new: str, old: str) -> Callable[..., object]:
-    """A collective under its newer name; older releases of torch know only the other."""
+    """A collective by its newer name, or by its older one in older releases of torch."""
     return getattr(dist, new, None) or getattr(dist, old)
 
 
@@ -32,7 +32,7 @@ _reduce_scatter = _renamed("reduce_scatter_single", "reduce_scatter_tensor")
 
 @dataclass(frozen=True)
 class Slice:
-    """The contiguous part [start, stop) of a global axis that this rank owns."""
+    """This rank's contiguous share [start, stop) of a global axis."""
 
     start: int
     stop: int
@@ -42,7 +42,7 @@ class Slice:
 
 
 def is_active() -> bool:
-    """Whether more than one process takes part."""
+    """Whether the run has more than one process."""
     if _every_rank_alone:
         return False
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -50,7 +50,7 @@ def is_active() -> bool:
 
 @contextmanager
 def alone() -> Generator[None]:
-    """Every rank by itself: inside, this process counts as the only one there is."""
+    """Makes every rank act as a single process within a `with` block."""
     global _every_rank_alone
     before, _every_rank_alone = _every_rank_alone, True
     try:
@@ -65,22 +65,22 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number, 0 for a single process."""
+    """The rank of this process, 0 for a single process."""
     return dist.get_rank() if is_active() else 0
 
 
 def is_main() -> bool:
-    """Whether this process writes files and talks to the user."""
+    """Whether this process, rank 0, writes files and talks to the user."""
     return rank() == 0
 
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How the pairs of a global batch lie over the ranks, in rank order.
+    """The distribution of a global batch's pairs over the ranks, in rank order.
 
     Attributes:
-        sizes: the number of pairs each rank holds.
-        rank: this process.
+        sizes: number of pairs on each rank.
+        rank: of this process.
     """
 
     sizes: tuple[int, ...]
@@ -88,37 +88,37 @@ class BatchLayout:
 
     @property
     def total(self) -> int:
-        """Pairs of all ranks."""
+        """Number of pairs on all ranks."""
         return sum(self.sizes)
 
     @property
     def start(self) -> int:
-        """Place of this rank's first pair in the global batch."""
+        """Index of this rank's first pair in the global batch."""
         return sum(self.sizes[: self.rank])
 
     @property
     def even(self) -> bool:
-        """Whether all ranks hold as many."""
+        """Whether all ranks hold the same number of pairs."""
         return len(set(self.sizes)) == 1
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over this rank's pairs (last axis), weighed so that ranks average to the global one.
+        """Mean over this rank's pairs (last axis), weighted: its mean over ranks is the global one.
 
-        Gradients are averaged over ranks (as DDP does), so a rank that holds more pairs than
-        others must count for more.
+        Gradients are averaged over ranks (as DDP does), so a rank with more pairs than others must
+        count for more.
         """
         mean = values.mean(-1)
         if self.even:
             return mean
         return mean * (len(self.sizes) * self.sizes[self.rank] / self.total)
 
-    def own(self, whole: Tensor) -> Tensor:
-        """This rank's part of a tensor over the global batch (axis 1)."""
-        return whole.narrow(1, self.start, self.sizes[self.rank])
+    def own(self, full: Tensor) -> Tensor:
+        """This rank's rows of a tensor over the global batch (axis 1)."""
+        return full.narrow(1, self.start, self.sizes[self.rank])
 
 
 def _padded(layout: BatchLayout, local: Tensor) -> Tensor:
-    """As long as the longest rank's tensor, for collectives want equal lengths."""
+    """Zero-pads to the longest rank's length; collectives need equal shapes."""
     if layout.even:
         return local.contiguous()
     padded = local.new_zeros((max(layout.sizes), *local.shape[1:]))
@@ -126,35 +126,35 @@ def _padded(layout: BatchLayout, local: Tensor) -> Tensor:
     return padded
 
 
-def _parts(layout: BatchLayout, whole: Tensor) -> Tensor:
-    """The ranks' padded tensors, one after the other, without their padding."""
+def _unpadded(layout: BatchLayout, gathered: Tensor) -> Tensor:
+    """Removes the padding from the concatenation of the ranks' padded tensors."""
     if layout.even:
-        return whole
-    parts = zip(whole.split(max(layout.sizes)), layout.sizes, strict=True)
+        return gathered
+    parts = zip(gathered.split(max(layout.sizes)), layout.sizes, strict=True)
     return torch.cat([part[:size] for part, size in parts])
 
 
-def _spread(layout: BatchLayout, whole: Tensor) -> Tensor:
-    """The reverse of `_parts`."""
+def _padded_parts(layout: BatchLayout, full: Tensor) -> Tensor:
+    """The inverse of `_unpadded`."""
     if layout.even:
-        return whole.contiguous()
+        return full.contiguous()
     longest = max(layout.sizes)
-    spread = whole.new_zeros((len(layout.sizes), longest, *whole.shape[1:]))
-    for row, part in zip(spread, whole.split(layout.sizes), strict=True):
+    padded = full.new_zeros((len(layout.sizes), longest, *full.shape[1:]))
+    for row, part in zip(padded, full.split(layout.sizes), strict=True):
         row[: len(part)] = part
-    return spread.flatten(0, 1)
+    return padded.flatten(0, 1)
 
 
 def layout_of(local: int, *, equal: bool = False) -> BatchLayout:
-    """How many pairs every rank holds.
+    """The number of pairs on every rank.
 
     Args:
-        local: this rank's number.
-        equal: that all ranks hold as many is known: nothing is exchanged. Otherwise one integer
-            is, and a CUDA device is waited for.
+        local: number of pairs on this rank.
+        equal: set if all ranks are known to hold the same number of pairs. Otherwise the numbers
+            are all-gathered, which synchronises a CUDA device.
 
     Raises:
-        UserError: on all ranks, if one of them has no pair.
+        UserError: on all ranks, if one of them has no pairs.
     """
     if not is_active():
         return BatchLayout((local,), 0)
@@ -171,7 +171,7 @@ def layout_of(local: int, *, equal: bool = False) -> BatchLayout:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather forward, reduce-scatter (sum) backward: the exact gradient of a gather."""
+    """All-gather forward, reduce-scatter (sum) backward: the exact gradient of the gather."""
 
     @staticmethod
     def forward(
@@ -199,7 +199,7 @@ def gather(local: Tensor, layout: BatchLayout | None = None) -> Tensor:
 
     Args:
         local: this rank's tensor.
-        layout: the lengths of the ranks' tensors; none: all equal.
+        layout: lengths of the ranks' tensors; none: all equal.
     """
     if not is_active():
         return local
@@ -212,36 +212,36 @@ def gather_constant(local: Tensor, layout: BatchLayout | None = None) -> Tensor:
 
     Args:
         local: this rank's tensor.
-        layout: the lengths of the ranks' tensors; none: all equal.
+        layout: lengths of the ranks' tensors; none: all equal.
     """
     if not is_active():
         return local.detach()
     layout = layout or layout_of(len(local), equal=True)
     padded = _padded(layout, local.detach())
-    whole = padded.new_empty((len(padded) * world_size(), *padded.shape[1:]))
-    _all_gather(whole, padded)
-    return _parts(layout, whole)
+    gathered = padded.new_empty((len(padded) * world_size(), *padded.shape[1:]))
+    _all_gather(gathered, padded)
+    return _unpadded(layout, gathered)
 
 
-def scatter_sum(whole: Tensor, layout: BatchLayout) -> Tensor:
-    """This rank's part (first axis) of the sum of the ranks' tensors: the reverse of a gather."""
+def scatter_sum(full: Tensor, layout: BatchLayout) -> Tensor:
+    """This rank's rows of the sum of the ranks' tensors (reduce-scatter along the first axis)."""
     if not is_active():
-        return whole
-    spread = _spread(layout, whole)
-    local = spread.new_empty((max(layout.sizes), *whole.shape[1:]))
-    _reduce_scatter(local, spread, op=dist.ReduceOp.SUM)
+        return full
+    padded = _padded_parts(layout, full)
+    local = padded.new_empty((max(layout.sizes), *full.shape[1:]))
+    _reduce_scatter(local, padded, op=dist.ReduceOp.SUM)
     return local[: layout.sizes[layout.rank]]
 
 
 def logsumexp_over_ranks(value: Tensor, bound: Tensor) -> Tensor:
-    """Logarithm of the sum of the ranks' exp(value), elementwise, by one all-reduce.
+    """Elementwise log of the sum over ranks of exp(value), by one all-reduce.
 
-    The sum is taken of exp(value - bound) in float64, whose exponents reach 700 below the bound
-    (float32's, 87); two all-reduces, of maxima and of sums, would carry as many bytes.
+    It sums exp(value - bound) in float64, whose exponents reach 700 below the bound (float32: 87).
+    Two all-reduces in float32, of maxima and of sums, would send as many bytes.
 
     Args:
         value: logarithms.
-        bound: the same on all ranks, not below any value, and less than 700 above the largest.
+        bound: equal on all ranks; at least the largest value, and less than 700 above it.
     """
     if not is_active():
         return value
@@ -272,19 +272,19 @@ def max_over_ranks(value: Tensor) -> Tensor:
 
 
 def owned_slice(size: int) -> Slice:
-    """This rank's contiguous share of `size` items; the first ranks may take one more."""
+    """This rank's contiguous share of `size` items; the first ranks may hold one more."""
     share, extra = divmod(size, world_size())
     start = rank() * share + min(rank(), extra)
     return Slice(start, start + share + (rank() < extra))
 
 
 def gather_slices(local: Tensor, size: int, axis: int) -> Tensor:
-    """Rebuilds the whole axis of `size` items from the ranks' `owned_slice`s of it.
+    """Concatenates the ranks' `owned_slice`s of an axis.
 
     Args:
-        local: this rank's part.
-        size: length of the whole axis.
-        axis: which axis of `local` is shared out.
+        local: this rank's slice.
+        size: length of the full axis.
+        axis: the sharded axis of `local`.
     """
     if not is_active():
         return local
@@ -302,7 +302,7 @@ def gather_slices(local: Tensor, size: int, axis: int) -> Tensor:
 
 
 def barrier() -> None:
-    """Waits for all ranks, without a limit as long as all of them live."""
+    """Waits for all ranks, without a time limit while all of them live."""
     if not is_active():
         return
     joined = process_group.joined()
@@ -313,7 +313,7 @@ def barrier() -> None:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's value, anything that can be pickled (tensors on the CPU), in rank order."""
+    """The values of all ranks in rank order; anything that can be pickled (tensors on the CPU)."""
     if not is_active():
         return [value]
     values: list[T] = [value] * world_size()
@@ -322,15 +322,15 @@ def gather_objects(value: T) -> list[T]:
 
 
 def broadcast_object(value: T) -> T:
-    """The main process's value, anything that can be pickled, on all ranks."""
+    """The main process's value on all ranks; anything that can be pickled."""
     values = [value]
     if is_active():
         dist.broadcast_object_list(values, src=0)
     return values[0]
 
 
-def first_of(value: T | None) -> tuple[int, T] | None:
-    """The lowest rank that has a value, with it; none if no rank has one."""
+def first_rank_with(value: T | None) -> tuple[int, T] | None:
+    """The lowest rank with a value, and that value; none if no rank has one."""
     found = [(r, v) for r, v in enumerate(gather_objects(value)) if v is not None]
     return found[0] if found else None
 
@@ -343,14 +343,14 @@ def any_rank(flag: bool) -> bool:
 
 
 def _message_device() -> str:
-    """Where a number must lie for the backend to send it."""
+    """The device from which the backend sends tensors."""
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def data_parallel(towers: nn.Module, device: torch.device) -> nn.Module:
-    """The towers with gradients averaged over ranks (DDP).
+    """Wraps the towers in DDP, which averages gradients over ranks.
 
-    Unchanged for a single process, and when they are sharded: then they average them themselves.
+    Returns the towers themselves for a single process, and if they are sharded: FSDP2 averages.
     """
     if not is_active() or isinstance(towers, FSDPModule):
         return towers
@@ -359,9 +359,9 @@ def data_parallel(towers: nn.Module, device: torch.device) -> nn.Module:
 
 
 def no_sync(towers: nn.Module) -> AbstractContextManager[None]:
-    """Forward and backward passes in a `with` block add to this rank's gradients only.
+    """Adds gradients locally in a `with` block; the first pass after it averages the sums.
 
-    The first pass outside averages the sums. For towers of one process there is nothing to hold.
+    Has an effect on DDP towers only.
     """
     if isinstance(towers, nn.parallel.DistributedDataParallel):
         return towers.no_sync()

@@ -1,9 +1,9 @@
-"""FSDP2: towers whose parameters, gradients and optimiser are shared out over the processes.
+"""FSDP2: shards the towers' parameters, gradients and optimiser state over the ranks.
 
-A parameter is then a DTensor, of which a process holds one part, and is gathered for the forward
-and the backward pass of its unit only. What is not sharded stays a plain tensor, equal on all
-processes: the scalars `logit_scale` and `logit_bias` (FSDP2 shards no scalars, and their logarithms
-would suffer from bfloat16), and the buffers.
+A sharded parameter is a DTensor. Each rank holds one shard of it, and all-gathers the full
+parameter only for the forward and backward pass of its unit. The scalars `logit_scale` and
+`logit_bias` and all buffers stay plain tensors, equal on all ranks: FSDP2 cannot shard scalars, and
+a logarithm would lose precision in bfloat16.
 """
 
 from collections.abc import Generator, Iterable, Sequence
@@ -24,18 +24,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from neuclip.parallel import collectives
 
 ENTRANCES = ("encode_image", "encode_text")
-"""Methods of the towers that are called besides `forward`."""
+"""Methods of the towers called besides `forward`."""
 
 
 @contextmanager
 def ensure_process_group(device_type: str, *, wanted: bool) -> Generator[None]:
-    """A process group for the duration of a `with` block, also for a single process.
+    """Opens a process group of one for a single process, which FSDP2 needs too.
 
-    FSDP2 and the sharded checkpoints need one; it changes nothing for a single process elsewhere.
+    Does nothing if a group exists.
 
     Args:
         device_type: `cuda` selects NCCL, anything else gloo.
-        wanted: whether anything is to be sharded.
+        wanted: whether the towers will be sharded.
     """
     if not wanted or dist.is_initialized():
         yield
@@ -50,28 +50,28 @@ def ensure_process_group(device_type: str, *, wanted: bool) -> Generator[None]:
 
 
 def background_group() -> dist.ProcessGroup:
-    """A group of all ranks on the CPU, for a thread that must not meet the training's collectives.
+    """Makes a gloo group of all ranks for a thread beside the training's collectives.
 
     All ranks call this together.
     """
-    made = dist.new_group(backend="gloo")
-    assert isinstance(made, dist.ProcessGroup)
-    return made
+    group = dist.new_group(backend="gloo")
+    assert isinstance(group, dist.ProcessGroup)
+    return group
 
 
 def shard(
     towers: nn.Module, units: Sequence[nn.Module], device: torch.device, *, low_precision: bool
 ) -> None:
-    """Shards the towers in place: each unit on its own, and what is left with the root.
+    """Shards the towers in place: each unit by itself, and the remaining parameters with the root.
 
-    Gradients are averaged over the processes in float32, as DDP averages them.
+    Gradients are averaged over ranks in float32, as DDP averages them.
 
     Args:
-        towers: the model, equal on all processes.
-        units: its blocks, each gathered as a whole.
-        device: where the parameters live.
-        low_precision: gather and compute with bfloat16 parameters; updates stay in float32. A unit
-            with BatchNorm stays in float32, which its running statistics need.
+        towers: the model, equal on all ranks.
+        units: its blocks; the parameters of a unit are all-gathered together.
+        device: of the parameters.
+        low_precision: gather and compute with bfloat16 parameters, and update in float32. Units
+            with BatchNorm stay in float32 for their running statistics.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     scalars = {p for p in towers.parameters() if p.ndim == 0}
@@ -110,39 +110,39 @@ def _statistics(towers: nn.Module) -> list[Tensor]:
 
 
 def _share_statistics_in_training(towers: nn.Module, inputs: object) -> None:
-    """Before each forward pass, as DDP does: the first process's statistics are everybody's."""
+    """Broadcasts rank 0's statistics before each forward pass, as DDP does."""
     if towers.training:
         share_statistics(towers)
 
 
 def share_statistics(towers: nn.Module) -> None:
-    """Gives every process the BatchNorm statistics of the first, which are those that are saved."""
+    """Broadcasts rank 0's BatchNorm statistics, the ones that checkpoints hold."""
     buffers = _statistics(towers)
     if not (buffers and collectives.is_active()):
         return
-    whole = torch.cat([buffer.flatten() for buffer in buffers])
-    dist.broadcast(whole, src=0)
-    for buffer, part in zip(buffers, whole.split([b.numel() for b in buffers]), strict=True):
+    flat = torch.cat([buffer.flatten() for buffer in buffers])
+    dist.broadcast(flat, src=0)
+    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
         buffer.copy_(part.view_as(buffer))
 
 
 def units_of(towers: nn.Module) -> list[FSDPModule]:
-    """The sharded units of the towers, the root first; none if they are not sharded."""
+    """The sharded units of the towers, the root first; empty if the towers are not sharded."""
     return [module for module in towers.modules() if isinstance(module, FSDPModule)]
 
 
 def is_sharded(towers: nn.Module) -> bool:
-    """Whether the towers are shared out over the processes."""
+    """Whether the towers are sharded over the ranks."""
     return isinstance(towers, FSDPModule)
 
 
 @contextmanager
 def gathered(towers: nn.Module) -> Generator[None]:
-    """Towers whole and equal on every process within a `with` block, to be judged.
+    """Keeps the full towers on every rank within a `with` block, for evaluation.
 
-    All processes enter together. Inside, forward passes need no other process, so that each may
-    take as many as it likes; nothing may be trained. Towers that are not sharded only get the
-    first process's BatchNorm statistics.
+    All ranks enter together. Inside, forward passes do not communicate, so ranks may run different
+    numbers of them; training is not allowed. Unsharded towers only get rank 0's BatchNorm
+    statistics.
     """
     share_statistics(towers)
     units = units_of(towers)
@@ -153,18 +153,18 @@ def gathered(towers: nn.Module) -> Generator[None]:
         yield
     finally:
         for number, unit in enumerate(units):
-            # FSDP2's own choice: the root, whose backward pass comes at once, is kept.
+            # FSDP2's default: the root stays gathered, since its backward pass follows at once.
             unit.set_reshard_after_forward(number > 0, recurse=False)
             unit.reshard()
 
 
 def to_local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, sharing its memory; a plain tensor itself."""
+    """The local shard of a tensor, sharing its memory; a plain tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(value: Tensor, live: Tensor) -> Tensor:
-    """A whole tensor cut as `live` is; no process asks another, each takes its own part."""
+    """Shards a full tensor as `live` is sharded; each rank cuts out its own shard locally."""
     if not isinstance(live, DTensor) or isinstance(value, DTensor):
         return value
     placed = value.to(live.device)
@@ -172,18 +172,18 @@ def shard_like(value: Tensor, live: Tensor) -> Tensor:
 
 
 def local_shard(parameter: nn.Parameter) -> nn.Parameter:
-    """This process's part as a parameter of its own, sharing memory; a plain parameter itself."""
+    """The local shard as a separate parameter, sharing memory; a plain parameter unchanged."""
     if not isinstance(parameter, DTensor):
         return parameter
     return nn.Parameter(parameter.to_local().detach())
 
 
-def from_local(own: Tensor, live: Tensor) -> Tensor:
-    """The tensor of which `own` is this process's part, cut as `live` is."""
+def from_local(local: Tensor, live: Tensor) -> Tensor:
+    """The DTensor whose local shard is `local`, sharded as `live`; a plain tensor unchanged."""
     if not isinstance(live, DTensor):
-        return own
+        return local
     return DTensor.from_local(
-        own,
+        local,
         live.device_mesh,
         live.placements,
         run_check=False,
@@ -193,12 +193,12 @@ def from_local(own: Tensor, live: Tensor) -> Tensor:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, on every process; all call this together."""
+    """The full tensor on every rank; all ranks call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The sharded and the plain tensors apart, for operations that take no mixture."""
+    """Splits tensors into sharded and plain ones, for operations that cannot mix them."""
     sharded, plain = list[Tensor](), list[Tensor]()
     for tensor in tensors:
         (sharded if isinstance(tensor, DTensor) else plain).append(tensor)
@@ -206,13 +206,13 @@ def by_kind(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The norm of all elements of all tensors, over all processes."""
+    """The norm over all elements of all tensors, over all ranks."""
     norms = [full_tensor(nn.utils.get_total_norm(kind, foreach=True)) for kind in by_kind(tensors)]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scales the gradients down to a total norm of `limit`; returns the norm before."""
+    """Scales the gradients down to a total norm of `limit`; returns the norm before scaling."""
     norm = total_norm([p.grad for p in parameters if p.grad is not None])
     for kind in by_kind(parameters):
         nn.utils.clip_grads_with_norm_(kind, limit, norm)

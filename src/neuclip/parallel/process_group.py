@@ -1,6 +1,6 @@
-"""The processes that a launcher started, joined: how they meet, wait for each other, and part.
+"""Joins the processes of a run: rendezvous, failure detection, waiting, and leaving together.
 
-What they compute together is in `parallel.collectives`. Here is what may take long or go wrong.
+`parallel.collectives` has the operations that they compute together.
 """
 
 import logging
@@ -19,22 +19,22 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from neuclip.errors import OtherProcessFailed, Preempted, UserError
 from neuclip.parallel.heartbeat import Failure, Heartbeat
-from neuclip.parallel.launch import Launch, here, launch_environment, under_torchrun
-from neuclip.parallel.rendezvous import hosts_store, meet
+from neuclip.parallel.launch import Launch, hostname, launch_environment, under_torchrun
+from neuclip.parallel.rendezvous import hosts_store, open_store
 
 log = logging.getLogger("neuclip")
 
 _LOST_PEER = ("gloo", "nccl", "process group", "connection closed", "connection reset")
-"""What torch says, in a plain RuntimeError, when another process has left a collective."""
+"""Words in torch's RuntimeError after another process has left a collective."""
 
 
 @dataclass(frozen=True)
 class WaitLimits:
-    """How long processes wait for one another.
+    """How long processes wait for each other.
 
     Attributes:
-        timeout: seconds for a collective, and for all to come when a run starts.
-        silence: seconds without a sign of life after which a process counts as dead.
+        timeout: seconds for the rendezvous at the start, and for a collective.
+        silence: seconds without a heartbeat after which a process counts as dead.
     """
 
     timeout: float = 600.0
@@ -42,43 +42,43 @@ class WaitLimits:
 
 
 class JoinedGroup:
-    """The joined processes.
+    """The joined processes of a run.
 
     Args:
-        launch: this process's place.
-        store: what all of them reach.
-        watch: the eye on the others, already started.
+        launch: the place of this process.
+        store: shared by all processes.
+        heartbeat: failure detection, already started.
     """
 
-    def __init__(self, launch: Launch, store: Store, watch: Heartbeat) -> None:
-        self.launch, self.watch = launch, watch
+    def __init__(self, launch: Launch, store: Store, heartbeat: Heartbeat) -> None:
+        self.launch, self.heartbeat = launch, heartbeat
         self._store = store
         self._waits = 0
 
     def wait_for_all(self) -> None:
-        """Returns once every process has come here, however long that takes while all live.
+        """Returns once every process has called this, without a time limit while all live.
 
         Raises:
-            OtherProcessFailed: one of them will not come.
+            OtherProcessFailed: another process failed first.
         """
         self._waits += 1
         go = f"wait/{self._waits}/go"
         if self._store.add(f"wait/{self._waits}", 1) == self.launch.world_size:
             self._store.set(go, "")
         while True:
-            if self.watch.failure is not None:
-                raise OtherProcessFailed(str(self.watch.failure))
+            if self.heartbeat.failure is not None:
+                raise OtherProcessFailed(str(self.heartbeat.failure))
             try:
                 self._store.wait([go], timedelta(seconds=2))
             except dist.DistStoreError:
-                continue  # not yet
+                continue  # some are still missing
             return
 
-    def part(self) -> None:
-        """Leaves together; the process that hosts the store leaves last."""
+    def leave(self) -> None:
+        """Waits for all processes, then leaves; the process that hosts the store leaves last."""
         self.wait_for_all()
-        self.watch.stop()
-        gone, end = self._store.add("gone", 1), time.monotonic() + self.watch.patience
+        self.heartbeat.stop()
+        gone, end = self._store.add("gone", 1), time.monotonic() + self.heartbeat.grace
         while hosts_store(self.launch) and gone < self.launch.world_size:
             if time.monotonic() > end:
                 return
@@ -90,46 +90,49 @@ _joined: JoinedGroup | None = None
 
 
 def joined() -> JoinedGroup | None:
-    """The group that this process is in."""
+    """The group that this process has joined; none for a single process."""
     return _joined
 
 
 @contextmanager
 def open_process_group(
-    device: torch.device, patience: WaitLimits = WaitLimits()
+    device: torch.device, limits: WaitLimits = WaitLimits()
 ) -> Generator[Launch]:
     """Joins the processes that the launcher started, for the duration of a `with` block.
 
-    When one of them fails, dies or falls silent, the block ends in all of them.
+    If one of them fails, dies or falls silent, the block ends on all of them.
 
     Args:
-        device: what this process computes on; a GPU selects NCCL, anything else gloo.
-        patience: how long to wait for the others.
+        device: device of this process; a GPU selects NCCL, a CPU gloo.
+        limits: how long to wait for the others.
+
+    Yields:
+        The place of this process.
 
     Raises:
-        UserError: the processes cannot meet.
-        OtherProcessFailed: another process failed first; says which, and why.
+        UserError: the rendezvous failed.
+        OtherProcessFailed: another process failed first; names it and the reason.
     """
     launch = launch_environment()
     if launch.world_size == 1 or dist.is_initialized():
         yield launch
         return
     stopped: Preempted | None = None
-    with _joining(launch, device, patience) as group:
+    with _joining(launch, device, limits) as group:
         try:
             yield launch
-        except Preempted as stop:  # all of them agreed to it
+        except Preempted as stop:  # on all processes, after the same step
             stopped = stop
-        group.part()
+        group.leave()
     if stopped is not None:
         raise stopped
 
 
 @contextmanager
 def reporting_errors() -> Generator[None]:
-    """Tells the other processes of an error at once, before what is around this block is left.
+    """Reports an error in a `with` block to the other processes before it leaves outer blocks.
 
-    To leave it may need them: they must not wait for this process meanwhile.
+    Leaving those may need the other processes, which must not wait for this one meanwhile.
     """
     try:
         yield
@@ -137,28 +140,28 @@ def reporting_errors() -> Generator[None]:
         raise
     except BaseException as error:
         if _joined is not None and not _follows_from_another(error):
-            _joined.watch.report(Failure(_joined.launch.rank, here(), _in_words(error)))
+            _joined.heartbeat.report(_own_failure(error, _joined.launch))
         raise
 
 
 @contextmanager
-def _joining(launch: Launch, device: torch.device, patience: WaitLimits) -> Generator[JoinedGroup]:
-    """Forms the group, and finds out what ended it if not all of its processes part in peace."""
+def _joining(launch: Launch, device: torch.device, limits: WaitLimits) -> Generator[JoinedGroup]:
+    """Forms the group; if it ends with an error, finds the failure that came first."""
     global _joined
-    timeout = timedelta(seconds=patience.timeout)
-    store = meet(launch, timeout)
-    watch = Heartbeat(
-        store.clone(), launch.rank, launch.world_size, patience.silence, hosts_store(launch)
+    timeout = timedelta(seconds=limits.timeout)
+    store = open_store(launch, timeout)
+    heartbeat = Heartbeat(
+        store.clone(), launch.rank, launch.world_size, limits.silence, hosts_store(launch)
     )
-    _joined = JoinedGroup(launch, store, watch)
-    watch.start()
+    _joined = JoinedGroup(launch, store, heartbeat)
+    heartbeat.start()
     try:
-        _form(launch, store, device, timeout)
+        _init_torch(launch, store, device, timeout)
         yield _joined
     except BaseException as error:
-        failure = _first_failure(error, launch, watch)
-        _tell_launcher(error)
-        watch.await_told()
+        failure = _first_failure(error, launch, heartbeat)
+        _record_for_torchrun(error)
+        heartbeat.await_readers()
         if failure.rank == launch.rank:
             raise
         log.error("stopped: %s", failure)
@@ -167,10 +170,10 @@ def _joining(launch: Launch, device: torch.device, patience: WaitLimits) -> Gene
         _joined = None
         if dist.is_initialized():
             dist.destroy_process_group()
-        watch.stop()  # until here it ends the process, should leaving hang
+        heartbeat.stop()  # only now: it ends the process if leaving hangs
 
 
-def _form(launch: Launch, store: Store, device: torch.device, timeout: timedelta) -> None:
+def _init_torch(launch: Launch, store: Store, device: torch.device, timeout: timedelta) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -182,27 +185,32 @@ def _form(launch: Launch, store: Store, device: torch.device, timeout: timedelta
     )
 
 
-def _first_failure(error: BaseException, launch: Launch, watch: Heartbeat) -> Failure:
-    """What ended the run: this process's error, or another's that it follows from."""
+def _first_failure(error: BaseException, launch: Launch, heartbeat: Heartbeat) -> Failure:
+    """The failure that ended the run: this process's error, or the one that caused it."""
     if _follows_from_another(error):
-        # Whoever left may need a moment to say why, and a killed process says nothing at all;
-        # torchrun notices that by itself, and waits for the others to leave.
-        silence = 0 if under_torchrun() else watch.silence
-        found = watch.await_failure(silence + watch.patience)
+        # The other process may need a moment to report, and a killed one is only missed after
+        # `silence`. torchrun detects that itself, and waits for the others to leave.
+        silence = 0 if under_torchrun() else heartbeat.silence
+        found = heartbeat.await_failure(silence + heartbeat.grace)
         if found is not None:
             return found
-    return watch.report(Failure(launch.rank, here(), _in_words(error)))
+    return heartbeat.report(_own_failure(error, launch))
+
+
+def _own_failure(error: BaseException, launch: Launch) -> Failure:
+    return Failure(launch.rank, hostname(), _describe(error))
 
 
 def _follows_from_another(error: BaseException) -> bool:
+    """Whether an error only shows that another process has failed or left."""
     if isinstance(error, OtherProcessFailed | dist.DistError):
         return True
-    said = str(error).lower()
-    return type(error) is RuntimeError and any(words in said for words in _LOST_PEER)
+    message = str(error).lower()
+    return type(error) is RuntimeError and any(words in message for words in _LOST_PEER)
 
 
-def _in_words(error: BaseException) -> str:
-    """An error in a paragraph; a surprising one with the place it comes from."""
+def _describe(error: BaseException) -> str:
+    """An error as one paragraph; file and line are added unless it is a user's mistake."""
     if isinstance(error, UserError):
         return str(error)
     text = "".join(traceback.format_exception_only(error)).strip()[:2000]
@@ -212,8 +220,8 @@ def _in_words(error: BaseException) -> str:
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
 
 
-def _tell_launcher(error: BaseException) -> None:
-    """Leaves the error where torchrun's summary looks for it."""
+def _record_for_torchrun(error: BaseException) -> None:
+    """Writes the error to the file from which torchrun makes its summary."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -1,7 +1,7 @@
-"""Do all processes run the same thing? Asked when they have met, and when they have read the data.
+"""Checks that all ranks run the same program on the same data.
 
-A process with another setting, another version or other data would not fail: it would train
-something else along with the others, or wait for ever.
+A rank with another setting, version or data set would not fail: it would train something else
+along with the others, or wait forever.
 """
 
 import hashlib
@@ -15,22 +15,23 @@ import neuclip
 from neuclip import __version__
 from neuclip.errors import UserError
 from neuclip.parallel import collectives
-from neuclip.parallel.launch import here
+from neuclip.parallel.launch import hostname
 
 _MAY_DIFFER = {"data.cache_dir", "data.cache_size_gb", "data.workers"}
-"""Settings that machines may have for themselves."""
+"""Settings that may differ between machines."""
 
 _SHOWN = 5
+"""Differences listed in an error."""
 
 
 def check_same_program(tree: dict[str, Any]) -> None:
-    """All processes have the same settings, code and torch.
+    """Checks that all ranks have the same settings, source code and torch.
 
     Args:
         tree: the settings, as nested plain values.
 
     Raises:
-        UserError: on every process; says what differs, and where.
+        UserError: on all ranks; names the differences.
     """
     settings = {f"setting {name}": value for name, value in _leaves(tree)}
     for name in _MAY_DIFFER:
@@ -44,51 +45,55 @@ def check_same_program(tree: dict[str, Any]) -> None:
 
 
 def check_same_data(samples: int, order: str) -> None:
-    """All processes have found the same samples.
+    """Checks that all ranks have found the same samples.
 
     Args:
-        samples: how many.
-        order: the loader's digest of where they lie and how they are shuffled.
+        samples: number of samples.
+        order: the loader's digest of the samples' places and of their shuffling.
 
     Raises:
-        UserError: on every process; says what differs, and where.
+        UserError: on all ranks; names the differences.
     """
     check_same({"number of samples": str(samples), "digest of the data's index": order})
 
 
 def check_same(mine: Mapping[str, str]) -> None:
-    """All processes say the same of everything.
+    """Checks that the values are equal on all ranks.
+
+    Args:
+        mine: this rank's values by name.
 
     Raises:
-        UserError: on every process; says what differs, and where.
+        UserError: on all ranks; names each difference, with ranks and machines.
     """
-    everyone = collectives.gather_objects((here(), dict(mine)))
+    everyone = collectives.gather_objects((hostname(), dict(mine)))
     found: list[str] = []
     for name in dict.fromkeys(name for _, values in everyone for name in values):
         holders: dict[str, list[int]] = {}
         for rank, (_, values) in enumerate(everyone):
-            holders.setdefault(values.get(name, "not there"), []).append(rank)
+            holders.setdefault(values.get(name, "missing"), []).append(rank)
         if len(holders) > 1:
-            told = [
+            shown = [
                 f"{value} on process {_list(ranks)} ({everyone[ranks[0]][0]})"
                 for value, ranks in holders.items()
             ]
-            found.append(f"{name}: {'; '.join(told)}")
+            found.append(f"{name}: {'; '.join(shown)}")
     if found:
         more = f"\nand {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise UserError(
-            "the processes do not run the same; start all with the same command, environment and "
-            "files:\n" + "\n".join(found[:_SHOWN]) + more
+            "the processes differ; start all with the same command, environment and files:\n"
+            + "\n".join(found[:_SHOWN])
+            + more
         )
 
 
 def source_digest(package: Path = Path(neuclip.__file__).parent) -> str:
-    """What the package's source files hold, in few characters."""
-    whole = hashlib.sha256()
+    """A short digest of the package's source files."""
+    digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         if path.suffix in {".py", ".yaml", ".json"}:
-            whole.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return whole.hexdigest()[:16]
+            digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _leaves(tree: dict[str, Any], above: str = "") -> list[tuple[str, str]]:

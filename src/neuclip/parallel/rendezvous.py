@@ -1,7 +1,8 @@
-"""How processes find each other: a key-value store at MASTER_ADDR and MASTER_PORT.
+"""Rendezvous: the processes of a run find each other in a store at MASTER_ADDR and MASTER_PORT.
 
-torchrun hosts it and keeps it when it starts the processes again, with all that the dead ones
-wrote; under srun process 0 hosts it. So each start agrees on a part of the store of its own.
+Under srun, rank 0 hosts the key-value store. torchrun hosts its own, which survives a restart of
+the processes with everything that the dead ones wrote. So rank 0 numbers each start, and the
+processes of a start share a prefix of the store's keys.
 """
 
 import logging
@@ -17,30 +18,34 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from neuclip.errors import UserError
-from neuclip.parallel.launch import Launch, here, meeting_point
+from neuclip.parallel.launch import Launch, hostname, rendezvous_address
 
 log = logging.getLogger("neuclip")
 
 _POLL = 0.05
+"""Seconds between two looks at the store."""
+
 _NAMED = 8
+"""Missing ranks listed in an error."""
+
 _QUIET = 30.0
-"""Seconds after which a process says what it waits for."""
+"""Seconds after which a waiting process logs what it waits for."""
 
 
 def hosts_store(launch: Launch) -> bool:
-    """Whether the store ends with this process; torchrun hosts one that outlives all of them."""
+    """Whether the store ends with this process; torchrun hosts one that outlives its processes."""
     return launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
-def meet(launch: Launch, timeout: timedelta) -> Store:
-    """A store that exactly the processes of this start share.
+def open_store(launch: Launch, timeout: timedelta) -> Store:
+    """Opens a store that exactly the processes of this start share.
 
     Raises:
-        UserError: the port is taken, nobody answers there, or some processes do not come.
+        UserError: the port is in use, rank 0 does not answer, or some processes do not arrive.
     """
-    host, port = meeting_point(launch)
+    host, port = rendezvous_address(launch)
     try:
-        with _saying_what_it_waits_for(launch, f"{host}:{port}", timeout.total_seconds()):
+        with _logging_a_long_wait(launch, f"{host}:{port}", timeout.total_seconds()):
             store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
                 host,
                 port,
@@ -50,22 +55,25 @@ def meet(launch: Launch, timeout: timedelta) -> Store:
                 wait_for_workers=False,
                 multi_tenant=True,
             )
-            number = _welcome(launch, store, timeout) if launch.rank == 0 else _call(launch, store)
+            if launch.rank == 0:
+                number = _admit_all(launch, store, timeout)
+            else:
+                number = _register(launch, store)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         seconds = timeout.total_seconds()
-        raise UserError(_why_not(launch, host, port, seconds, str(error))) from None
+        raise UserError(_failure(launch, host, port, seconds, str(error))) from None
     return PrefixStore(f"start/{number}", store)
 
 
 @contextmanager
-def _saying_what_it_waits_for(launch: Launch, place: str, seconds: float) -> Generator[None]:
-    """One line of each process, should the block last: another may have failed before it met."""
+def _logging_a_long_wait(launch: Launch, place: str, seconds: float) -> Generator[None]:
+    """Logs one line if the block takes long: another process may have failed before its arrival."""
     whom = "process 0" if launch.rank else f"all {launch.world_size} processes"
-    said = (
-        f"process {launch.rank} on {here()} still waits for {whom} at {place} (MASTER_ADDR, "
-        f"MASTER_PORT), up to {seconds:g} s (--dist-timeout); one that failed says why itself"
+    message = (
+        f"process {launch.rank} on {hostname()} still waits for {whom} at {place} (MASTER_ADDR, "
+        f"MASTER_PORT), up to {seconds:g} s (--dist-timeout); a failed process logs its own error"
     )
-    timer = threading.Timer(_QUIET, log.warning, [said])
+    timer = threading.Timer(_QUIET, log.warning, [message])
     timer.daemon = True
     timer.start()
     try:
@@ -74,15 +82,18 @@ def _saying_what_it_waits_for(launch: Launch, place: str, seconds: float) -> Gen
         timer.cancel()
 
 
-def _welcome(launch: Launch, store: Store, timeout: timedelta) -> str:
-    """Numbers this start, and tells the number to every process that calls."""
+def _admit_all(launch: Launch, store: Store, timeout: timedelta) -> str:
+    """Numbers this start, and sends the number to every process that registers.
+
+    Raises:
+        DistStoreError: some processes did not arrive in time.
+    """
     number = str(store.add("starts", 1))
     end = time.monotonic() + timeout.total_seconds()
     answered: set[bytes] = set()
-    came = f"start/{number}/came"
-    while store.add(came, 0) < launch.world_size - 1:
+    while store.add(f"start/{number}/arrived", 0) < launch.world_size - 1:
         for rank in range(1, launch.world_size):
-            # Calls of processes that are dead by now are answered too, and heard by nobody.
+            # Dead processes of earlier starts get an answer too; nobody reads it.
             call = store.get(f"call/{rank}") if store.check([f"call/{rank}"]) else b""
             if call and call not in answered:
                 store.set(f"answer/{call.decode()}", number)
@@ -91,20 +102,20 @@ def _welcome(launch: Launch, store: Store, timeout: timedelta) -> str:
             missing = [
                 rank
                 for rank in range(1, launch.world_size)
-                if not store.check([f"start/{number}/came/{rank}"])
+                if not store.check([f"start/{number}/arrived/{rank}"])
             ]
             raise dist.DistStoreError(_missing(missing))
         time.sleep(_POLL)
     return number
 
 
-def _call(launch: Launch, store: Store) -> str:
-    """Asks process 0 for the number of this start; nobody else ever called by this name."""
+def _register(launch: Launch, store: Store) -> str:
+    """Asks rank 0 for the number of this start, under a name that no other process uses."""
     name = uuid.uuid4().hex
     store.set(f"call/{launch.rank}", name)
     number = store.get(f"answer/{name}").decode()
-    store.set(f"start/{number}/came/{launch.rank}", "")
-    store.add(f"start/{number}/came", 1)
+    store.set(f"start/{number}/arrived/{launch.rank}", "")
+    store.add(f"start/{number}/arrived", 1)
     return number
 
 
@@ -113,16 +124,17 @@ def _missing(ranks: list[int]) -> str:
     return f"missing: {shown}" + (f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else "")
 
 
-def _why_not(launch: Launch, host: str, port: int, seconds: float, said: str) -> str:
-    if "EADDRINUSE" in said:
+def _failure(launch: Launch, host: str, port: int, seconds: float, cause: str) -> str:
+    """The message for a failed rendezvous; `cause` is torch's own."""
+    if "EADDRINUSE" in cause:
         return (
-            f"port {port} (MASTER_PORT) is in use on {here()}, by another run perhaps: export "
-            "another MASTER_PORT on all processes, such as $((10000 + SLURM_JOB_ID % 20000))"
+            f"port {port} (MASTER_PORT) is in use on {hostname()}, perhaps by another run: export "
+            "another MASTER_PORT for all processes, such as $((10000 + SLURM_JOB_ID % 20000))"
         )
-    within = f"within {seconds:g} s (--dist-timeout): {said.splitlines()[0]}"
+    within = f"within {seconds:g} s (--dist-timeout): {cause.splitlines()[0]}"
     if launch.rank == 0:
-        return f"not all of the {launch.world_size} processes came to {host}:{port} {within}"
+        return f"some of the {launch.world_size} processes did not reach {host}:{port} {within}"
     return (
-        f"process {launch.rank} on {here()} found no process 0 at {host}:{port} (MASTER_ADDR, "
+        f"process {launch.rank} on {hostname()} found no process 0 at {host}:{port} (MASTER_ADDR, "
         f"MASTER_PORT) {within}"
     )

@@ -1,4 +1,4 @@
-"""Work shared out over processes, so that all of them get all results, or all the same error."""
+"""Shares work over ranks, so that all ranks get all results, or all the same error."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,15 +10,18 @@ T = TypeVar("T")
 
 
 def share_out(count: int, work: Callable[[range], list[T]]) -> list[T]:
-    """Does `count` pieces of work, every rank its contiguous share; all get all results, in order.
+    """Does `count` pieces of work, a contiguous share on every rank.
 
     Args:
-        count: how many pieces.
-        work: does some of them; gives any number of results that can be pickled (tensors on the
-            CPU).
+        count: number of pieces.
+        work: does a range of pieces; returns any number of results that can be pickled (tensors on
+            the CPU).
+
+    Returns:
+        The results of all ranks, in order.
 
     Raises:
-        UserError: that of the first rank that met one, on all ranks, so that none waits for it.
+        UserError: on all ranks, the error of the lowest rank that failed.
     """
     share = collectives.owned_slice(count)
     outcome: list[T] | UserError
@@ -35,10 +38,10 @@ def share_out(count: int, work: Callable[[range], list[T]]) -> list[T]:
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """What the main process makes, on all ranks, however long it takes.
+    """Does work on the main process and returns its result on all ranks, without a time limit.
 
     Raises:
-        UserError: that of the main process, on all ranks.
+        UserError: on all ranks, the error of the main process.
     """
     made: list[T] = []
     problem: UserError | None = None
@@ -47,7 +50,7 @@ def from_main(work: Callable[[], T]) -> T:
             made = [work()]
         except UserError as error:
             problem = error
-    collectives.barrier()  # its wait has no limit, as that of a collective has
+    collectives.barrier()  # unlike a collective, it waits without a time limit
     made, problem = collectives.broadcast_object((made, problem))
     if problem is not None:
         raise problem

@@ -1,1 +1,20 @@
-"""The machine: towers, optimiser, checkpoints, records, and the loop."""
+"""Training: the step, the loop around it, and what a run records and saves.
+
+In reading order:
+
+- `assemble`: from settings to a run; `train` is the entry point.
+- `components`: the components of a run.
+- `trainer`: the loop: data, steps, records, evaluation, checkpoints, signals.
+- `step`: one step: encode, loss, backward, update.
+- `accumulation`: the exact gradient of a batch in micro-batches.
+- `nonfinite`: steps with non-finite numbers: masked on the device, reported later.
+- `optim`: parameter groups, AdamW and learning-rate schedules.
+- `device_prefetch`: groups micro-batches into steps and copies them to the device.
+- `run_state`: the content of a checkpoint, and what an exact resume needs equal.
+- `evaluating`: evaluation during training.
+- `evaluate_only`: evaluation of a checkpoint without training.
+- `open_run`: starts a run folder, or finds the checkpoint to resume from.
+- `oom_advice`: turns out-of-memory errors into advice.
+- `records`: metrics, times, logs and the record of the data.
+- `main`: entry point of published command lines.
+"""

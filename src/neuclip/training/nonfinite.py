@@ -235,7 +235,7 @@ class StepMonitor:
 
 def _with_rank(problem: str) -> str:
     """Finds the first rank with a problem of its own, and names it; all ranks call this."""
-    found = collectives.first_of(None if problem == ON_ANOTHER_RANK else problem)
+    found = collectives.first_rank_with(None if problem == ON_ANOTHER_RANK else problem)
     if found is None or not collectives.is_active():
         return problem
     return f"process {found[0]}: {found[1]}"

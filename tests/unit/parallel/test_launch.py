@@ -1,11 +1,11 @@
-"""What is read from torchrun's and Slurm's variables."""
+"""Reading the variables of torchrun and Slurm."""
 
 import os
 
 import pytest
 
 from neuclip.errors import UserError
-from neuclip.parallel.launch import ALONE, Launch, launch_environment, meeting_point
+from neuclip.parallel.launch import ALONE, Launch, launch_environment, rendezvous_address
 
 
 @pytest.fixture
@@ -67,18 +67,18 @@ def test_one_task(environ):
         {"SLURM_NTASKS": 8, "SLURM_PROCID": 0, "SLURM_LOCALID": 0, "SLURM_STEPID": 4294967290},
     ],
 )
-def test_a_shell_inside_of_a_job_runs_alone_and_says_so(environ, caplog, variables, monkeypatch):
+def test_a_shell_inside_a_job_runs_alone_with_a_warning(environ, caplog, variables, monkeypatch):
     monkeypatch.setattr("neuclip.parallel.launch.log.propagate", True)
     environ(**variables)
     assert launch_environment() == ALONE
-    assert "not started by srun: it runs alone" in caplog.text
+    assert "srun did not start this process: it runs alone" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"WORLD_SIZE": 2}, "RANK, WORLD_SIZE, LOCAL_RANK must all be numbers"),
-        ({"WORLD_SIZE": "two", "RANK": 0, "LOCAL_RANK": 0}, "must all be numbers"),
+        ({"WORLD_SIZE": 2}, "RANK, WORLD_SIZE, LOCAL_RANK must all be integers"),
+        ({"WORLD_SIZE": "two", "RANK": 0, "LOCAL_RANK": 0}, "must all be integers"),
         ({"WORLD_SIZE": 2, "RANK": 2, "LOCAL_RANK": 0}, "RANK is 2 and WORLD_SIZE is 2"),
         ({"WORLD_SIZE": 2, "RANK": -1, "LOCAL_RANK": 0}, "RANK is -1 and WORLD_SIZE is 2"),
         ({"WORLD_SIZE": 0, "RANK": 0, "LOCAL_RANK": 0}, "RANK is 0 and WORLD_SIZE is 0"),
@@ -95,12 +95,12 @@ def test_contradictions(environ, variables, message):
 
 
 @pytest.mark.parametrize("port", ["", "many", "0", "65536", "-1"])
-def test_a_port_that_is_none(environ, port):
+def test_an_invalid_port(environ, port):
     environ(MASTER_ADDR="node", MASTER_PORT=port)
-    with pytest.raises(UserError, match="MASTER_PORT"):
-        meeting_point(Launch(0, 2, 0))
+    with pytest.raises(UserError, match=r"MASTER_PORT (must be an integer|is not set)"):
+        rendezvous_address(Launch(0, 2, 0))
 
 
-def test_a_meeting_point(environ):
+def test_a_rendezvous_address(environ):
     environ(MASTER_ADDR="node", MASTER_PORT=12805)
-    assert meeting_point(Launch(0, 2, 0)) == ("node", 12805)
+    assert rendezvous_address(Launch(0, 2, 0)) == ("node", 12805)
