@@ -13,6 +13,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
@@ -33,6 +34,7 @@ ENVIRONMENT = "NEUCLIP_METHODS"
 ENTRY_POINTS = "neuclip.methods"
 
 _table: dict[str, MethodInfo] = {}
+_failures: list[str] = []
 METHODS: Mapping[str, MethodInfo] = MappingProxyType(_table)
 """The methods by name, in the order of lists."""
 
@@ -65,6 +67,7 @@ def method_info(name: str) -> MethodInfo:
     Raises:
         UserError: no method has that name; the message lists the names.
     """
+    check_outside()
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}; {nearest(name, list(METHODS))}{_elsewhere()}")
     return METHODS[name]
@@ -121,22 +124,30 @@ def _elsewhere() -> str:
     return f" ({ENVIRONMENT}={named})" if named else f" (methods of your own: {ENVIRONMENT})"
 
 
-def _load_outside() -> None:
-    """Imports the files and packages that add methods of their own.
+def check_outside() -> None:
+    """Reports the files and packages with methods of their own that could not be imported.
 
     Raises:
-        UserError: one of them cannot be imported.
+        UserError: names each of them with the reason.
     """
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        entry.load()
-    for name in filter(None, os.environ.get(ENVIRONMENT, "").split(",")):
+    if _failures:
+        raise UserError("\n".join(_failures))
+
+
+def _load_outside() -> None:
+    """Imports the files and packages that add methods of their own."""
+    entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    names = filter(None, (name.strip() for name in os.environ.get(ENVIRONMENT, "").split(",")))
+    outside = [(f"entry point {entry.value!r}", entry.load) for entry in entries]
+    outside += [(f"{ENVIRONMENT} {name!r}", partial(_import, name)) for name in names]
+    for label, load in outside:
         try:
-            _import(name.strip())
-        except (ImportError, OSError, SyntaxError) as error:
-            raise UserError(
-                f"{ENVIRONMENT} names {name.strip()!r}, which cannot be imported ({error}); give a "
-                "module on the Python path or a .py file"
-            ) from None
+            load()
+        except Exception as error:  # whatever a file of the user's does
+            _failures.append(
+                f"{label} cannot be imported ({type(error).__name__}: {error}); give a module on "
+                "the Python path or a .py file"
+            )
 
 
 def _import(name: str) -> None:

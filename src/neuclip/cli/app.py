@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from neuclip import __version__
+from neuclip.catalogue.registry import check_outside
 from neuclip.cli import terminal
 from neuclip.cli.data import Bench, Inspect, Pack, bench_data, inspect_data, pack_data
 from neuclip.cli.demo import DataDemo, Demo, build_data, demo
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: tyro printed a help (0) or refused a flag (2).
     """
     try:
+        check_outside()
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
