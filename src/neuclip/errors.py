@@ -1,10 +1,10 @@
-"""Mistakes that the user can mend: the command line prints them without a traceback."""
+"""Errors that users can fix: the command line prints them without a traceback."""
 
 import difflib
 
 
 class UserError(ValueError):
-    """A mistake in the user's input: what is wrong, where it came from, and what would be right.
+    """A mistake in the user's input: the value, its source, and the remedy.
 
     The command line prints the message alone and exits with code 2; in a library call it is an
     ordinary `ValueError`.
@@ -23,11 +23,11 @@ class Preempted(Exception):
 
 
 class OtherProcessFailed(Exception):
-    """Another process of the run failed; says which, and why. This one can only stop, too."""
+    """Another rank of the run failed; the message names it and the cause."""
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """The ending of an error message: the nearest known word, and all of them."""
+    """The end of an error message: the nearest known word, and the list of known words."""
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}known: {', '.join(sorted(known))}"

@@ -1,23 +1,23 @@
-"""How many pairs a step has, and what each process takes of them. Imports no torch."""
+"""The batch of a step and each rank's share of it. Imports no torch."""
 
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 
 
 def share_batch(config: RunConfig, processes: int, before: RunConfig | None = None) -> RunConfig:
-    """The run as each of `processes` takes part in it: with `global_batch_size` and its share.
+    """Fills in the global batch, and each rank's micro-batches.
 
-    A run that continues with another number of processes keeps its global batch: its samples, order
-    and schedules stay the same, and each process takes more or less of them. It still takes at most
-    `batch_size` at a time, so that the memory that was enough stays enough.
+    A run that continues with another number of processes keeps its global batch, and with it its
+    samples, order and schedules. A rank still holds at most `batch_size` pairs at a time, so the
+    memory that was enough stays enough.
 
     Args:
-        config: as it was asked for.
-        processes: how many there are now.
-        before: as the run that is continued was asked for.
+        config: the settings as asked for.
+        processes: number of ranks now.
+        before: the settings of the run that is continued.
 
     Raises:
-        UserError: the processes cannot take equal shares; says how many could.
+        UserError: the ranks cannot take equal shares; lists numbers that can.
     """
     data = config.data
     total = data.global_batch_size
@@ -27,7 +27,7 @@ def share_batch(config: RunConfig, processes: int, before: RunConfig | None = No
         total = data.batch_size * data.accum_freq * processes
     if total % processes:
         raise UserError(
-            f"a step of {total} pairs (--global-batch-size, or that of the run which is continued) "
+            f"a step of {total} pairs (--global-batch-size, or the continued run's) "
             f"cannot be shared equally by {processes} processes; {_sharers(total, processes)} can"
         )
     micro = _micro_batch(total // processes, data.batch_size)
@@ -44,24 +44,24 @@ def _sizes(config: RunConfig) -> tuple[int, int]:
 
 
 def _micro_batch(share: int, most: int) -> int:
-    """The largest part of a share that divides it; the share where only single pairs would."""
+    """The largest divisor of a share up to `most`; the whole share if only 1 divides it."""
     return max((size for size in range(2, most + 1) if share % size == 0), default=share)
 
 
 def _sharers(total: int, near: int) -> str:
-    """The numbers of processes nearest to `near`, at most five, that divide a batch."""
+    """Up to five numbers of processes nearest to `near` that divide a batch."""
     divisors = [number for number in range(1, 2 * near + 1) if total % number == 0]
     nearest = sorted(sorted(divisors, key=lambda number: abs(number - near))[:5])
     return ", ".join(map(str, nearest))
 
 
 def describe_step(config: RunConfig, processes: int) -> str:
-    """A step's batch and its factors, in words; `config` is shared out."""
+    """A step's batch and its factors, in words; `config` is resolved."""
     data = config.data
     return f"{data.global_batch_size} = {factors(data.batch_size, data.accum_freq, processes)}"
 
 
 def factors(batch_size: int, accum_freq: int, processes: int) -> str:
-    """What makes up a step's batch, in words."""
+    """The factors of a step's batch, in words."""
     parts = f" x {accum_freq} micro-batches" if accum_freq > 1 else ""
     return f"{batch_size}{parts} x {processes} processes"

@@ -11,22 +11,22 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
+    """Names of the recipes in the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A file, laid over the recipe that its key `base` names."""
+    """Reads a file and lays it over the recipe that its key `base` names."""
     tree = read_yaml(path)
     base = tree.pop("base", None)
     return tree if base is None else merge(read_recipe(recipe_path(str(base))), tree)
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe that ships with the package.
+    """The file of a recipe in the package.
 
     Raises:
-        UserError: there is no such recipe; the message lists them.
+        UserError: no recipe has that name; the message lists the names.
     """
     names = recipe_names()
     if name not in names:
@@ -35,7 +35,7 @@ def recipe_path(name: str) -> Path:
 
 
 def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, section by section.
+    """Lays `top` over `base`, section by section.
 
     A section `method` of another name replaces the one below: settings do not leak between methods.
     """
@@ -51,7 +51,7 @@ def merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file as a tree.
+    """Reads a configuration file as a tree.
 
     Raises:
         UserError: the file is missing, is not YAML, or is not a mapping.

@@ -29,7 +29,7 @@ def _default_method() -> MethodSettings:
 
 
 class RunConfig(Section):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     name: str | None = Field(
         default=None, description="name of the run folder; none: method, model and time"
@@ -38,7 +38,7 @@ class RunConfig(Section):
     resume: str | None = Field(
         default=None,
         description="checkpoint to continue from; latest: the newest of this run; auto: the newest "
-        "that is whole, or a new run where there is none",
+        "undamaged one, or a new run if there is none",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
     method: AnyMethodSettings = Field(default_factory=_default_method)

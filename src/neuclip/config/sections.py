@@ -21,27 +21,27 @@ class ModelConfig(Section):
     )
     pretrained: str | None = Field(
         default=None,
-        description="begin with the weights of this checkpoint, run folder or .safetensors file; "
+        description="start from the weights of this checkpoint, run folder or .safetensors file; "
         "nothing is downloaded",
     )
     pretrained_image_path: str | None = Field(
         default=None,
-        description="begin with the image tower of this checkpoint, of CLIP or of the tower alone",
+        description="start from the image tower of this checkpoint, of CLIP or of the tower alone",
     )
     pretrained_text_path: str | None = Field(
         default=None,
-        description="begin with the text tower of this checkpoint, of CLIP or of the tower alone",
+        description="start from the text tower of this checkpoint, of CLIP or of the tower alone",
     )
     lock_image: bool = Field(default=False, description="do not train the image tower")
     lock_image_unlocked_groups: int = Field(
-        default=0, ge=0, description="train the last so many groups of a locked image tower"
+        default=0, ge=0, description="number of last groups of a locked image tower to train"
     )
     lock_image_freeze_bn_stats: bool = Field(
         default=False, description="freeze the BatchNorm statistics of locked layers too"
     )
     lock_text: bool = Field(default=False, description="do not train the text tower")
     lock_text_unlocked_layers: int = Field(
-        default=0, ge=0, description="train the last so many groups of a locked text tower"
+        default=0, ge=0, description="number of last groups of a locked text tower to train"
     )
     lock_text_freeze_layer_norm: bool = Field(
         default=False, description="do not train the LayerNorms of locked layers either"
@@ -50,27 +50,27 @@ class ModelConfig(Section):
         default=None,
         ge=0,
         lt=1,
-        description="share of an image's patches left out in training; none: the model's own",
+        description="fraction of an image's patches dropped in training; none: the model's own",
     )
     grad_checkpointing: bool = Field(
         default=False,
-        description="compute activations again in the backward pass instead of keeping them",
+        description="recompute activations in the backward pass instead of storing them",
     )
     torchcompile: bool = Field(default=False, description="compile the towers' blocks")
     torchcompile_backend: Literal["inductor", "aot_eager", "eager"] = Field(
-        default="inductor", description="what --torchcompile compiles with"
+        default="inductor", description="backend of --torchcompile"
     )
     model_ema_decay: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="also keep a moving average of the weights, with this decay, and judge it; "
+        description="also keep a moving average of the weights with this decay, and evaluate it; "
         "none: no average",
     )
 
     @property
     def begins_trained(self) -> tuple[bool, bool]:
-        """Whether the image and the text tower begin with weights from a file."""
+        """Whether the image and the text tower start from weights in a file."""
         whole = self.pretrained is not None
         return (
             whole or self.pretrained_image_path is not None,
@@ -78,10 +78,10 @@ class ModelConfig(Section):
         )
 
     def check(self) -> None:
-        """Rules over several fields.
+        """Checks rules over several fields.
 
         Raises:
-            UserError: a setting that would have no effect.
+            UserError: a setting would have no effect.
         """
         for owner, given in (
             ("lock_image", self.lock_image_unlocked_groups > 0),
@@ -97,7 +97,7 @@ class ModelConfig(Section):
                 )
 
     def tiny(self) -> "ModelConfig":
-        """The same settings for a tiny model, without what is only for the model named before."""
+        """The same settings for a tiny model, without those that only fit the original model."""
         update: dict[str, Any] = {
             "name": "glyph-tiny",
             "pretrained": None,
@@ -110,43 +110,41 @@ class ModelConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How several processes share the towers, and how long they wait for each other."""
+    """How ranks share the towers, and how long they wait for each other."""
 
     fsdp: bool = Field(
         default=False,
-        description="share out parameters, gradients and optimiser over the processes (FSDP2), and "
-        "write sharded checkpoints; otherwise every process holds all (DDP)",
+        description="shard parameters, gradients and optimiser over the ranks (FSDP2), and write "
+        "sharded checkpoints; otherwise every rank holds all of them (DDP)",
     )
     dist_timeout: float = Field(
         default=600.0,
         gt=0,
-        description="seconds that processes wait for one that lives but does not come: when a run "
-        "starts, and inside a step",
+        description="seconds that ranks wait for one that is alive but late: when a run starts, "
+        "and inside a step",
     )
     dist_silence: float = Field(
         default=30.0,
         ge=5,
-        description="seconds without a sign of life after which a process counts as dead and the "
-        "others stop",
+        description="seconds without a heartbeat after which a rank counts as dead and the others "
+        "stop",
     )
 
     def check(self, precision: Precision) -> None:
-        """Rules that concern the arithmetic.
+        """Checks that the precision can be sharded.
 
         Raises:
-            UserError: parameters of several types, which cannot be shared out together.
+            UserError: the parameters have several types, which FSDP cannot shard together.
         """
         if self.fsdp and precision == "bf16":
             raise UserError(
-                "--fsdp with --precision bf16: its parameters are of two types and cannot be shared"
-                " out together; --precision amp_bf16 computes with bfloat16 parameters and keeps "
+                "--fsdp with --precision bf16: its parameters have two types and cannot be sharded "
+                "together; --precision amp_bf16 computes with bfloat16 parameters and keeps "
                 "float32 ones"
             )
 
 
 DataFormat = Literal["auto", "webdataset", "csv", "parquet", "folder", "huggingface"]
-
-
 MAX_IMAGE_PIXELS = 178_956_970
 """Pillow's own limit: as RGBA, such an image takes about 0.7 GB."""
 
@@ -159,13 +157,13 @@ class ReadingConfig(Section):
     )
     train_data_upsampling_factors: str | None = Field(
         default=None,
-        description="visits per sample and round for each of several sources, as in 1::2.5; "
-        "none: every sample once",
+        description="visits per sample and round for each source, as in 1::2.5; none: every sample "
+        "once",
     )
     shuffle_window: int | None = Field(
         default=None,
         ge=0,
-        description="shards that are shuffled together; 0: all; none: all of local data, 16 of "
+        description="number of shards to shuffle together; 0: all; none: all of local data, 16 of "
         "remote data",
     )
     data_size: int | None = Field(
@@ -223,21 +221,21 @@ class DataConfig(ReadingConfig):
         description="decode every JPEG at full scale, even if the model needs less than half",
     )
     batch_size: int = Field(
-        default=64, ge=2, description="pairs per process and micro-batch (a step has accum_freq)"
+        default=64, ge=2, description="pairs per rank and micro-batch (a step has accum_freq)"
     )
     accum_freq: int = Field(
         default=1,
         ge=1,
-        description="micro-batches per step: the loss is that of batch_size x accum_freq x "
-        "processes pairs, the memory that of batch_size",
+        description="micro-batches per step: the loss sees batch_size x accum_freq x ranks pairs, "
+        "the memory holds batch_size",
     )
     global_batch_size: int | None = Field(
         default=None,
         ge=2,
-        description="pairs per step over all processes, which take equal shares of it, at most "
-        "batch_size at a time; none: batch_size x accum_freq x processes",
+        description="pairs per step over all ranks; each takes an equal share, at most batch_size "
+        "at a time; none: batch_size x accum_freq x ranks",
     )
-    workers: int = Field(default=2, ge=0, description="reading processes per training process")
+    workers: int = Field(default=2, ge=0, description="data loading processes per rank")
     max_bad_fraction: float = Field(
         default=0.01,
         ge=0,
@@ -280,43 +278,43 @@ class OptimConfig(Section):
         default=None, gt=0, description="largest norm of the gradient"
     )
     lr_tau: float | None = Field(
-        default=None, gt=0, description="learning rate of the temperature; none: as the towers'"
+        default=None, gt=0, description="learning rate of the temperature; none: the towers'"
     )
     max_nonfinite_steps: int = Field(
         default=0,
         ge=0,
-        description="skip so many steps whose loss or gradient is not finite before stopping",
+        description="number of steps with a non-finite loss or gradient to skip before stopping",
     )
     lr_tau_scheduler: Literal["const", "step_thresh", "same"] = Field(
         default="same",
-        description="schedule of lr_tau: const, step_thresh (a third of it while the temperature "
-        "is at most 0.03), or same (the towers' schedule)",
+        description="schedule of lr_tau: const, step_thresh (a third of lr_tau while the "
+        "temperature is at most 0.03), or same (the towers' schedule)",
     )
 
 
 class EvaluationConfig(Section):
-    """What is judged during training, and how often."""
+    """Evaluation during training."""
 
     val_data: str | None = Field(
         default=None, description="evaluation splits (folders of shards), several joined by '::'"
     )
     val_frequency: int = Field(
-        default=1, ge=0, description="judge val_data every so many epochs; 0: never"
+        default=1, ge=0, description="epochs between evaluations of val_data; 0: never"
     )
     val_batch_size: int = Field(
-        default=256, ge=1, description="pairs per forward pass when judging"
+        default=256, ge=1, description="pairs per forward pass in evaluation"
     )
     zeroshot_frequency: int = Field(
         default=2,
         ge=0,
-        description="judge imagenet_val, imagenet_v2 and eval_tasks every so many epochs, and at "
-        "the end; 0: never",
+        description="epochs between evaluations of imagenet_val, imagenet_v2 and eval_tasks, which "
+        "also run at the end; 0: never",
     )
     imagenet_val: str | None = Field(
-        default=None, description="ImageNet's validation pictures: a folder with one for each class"
+        default=None, description="ImageNet's validation images: a folder with one folder per class"
     )
     imagenet_v2: str | None = Field(
-        default=None, description="the pictures of ImageNet v2: a folder with one for each class"
+        default=None, description="ImageNet v2's images: a folder with one folder per class"
     )
     eval_tasks: str | None = Field(
         default=None,
@@ -328,15 +326,16 @@ class EvaluationConfig(Section):
     eval_samples: int | None = Field(
         default=None,
         ge=100,
-        description="judge at most so many samples, evenly spread, of each of imagenet_val, "
-        "imagenet_v2 and eval_tasks; none: all",
+        description="maximum number of samples, evenly spread, of each of imagenet_val, "
+        "imagenet_v2 "
+        "and eval_tasks; none: all",
     )
 
     def check(self) -> None:
-        """Rules over several fields.
+        """Checks rules over several fields.
 
         Raises:
-            UserError: a field that would have no effect.
+            UserError: a setting would have no effect.
         """
         if (self.eval_tasks is None) != (self.eval_data_dir is None):
             raise UserError(
@@ -350,12 +349,12 @@ class EvaluationConfig(Section):
 
     @property
     def zero_shot(self) -> bool:
-        """Whether there is anything to judge besides `val_data`."""
+        """Whether anything besides `val_data` is evaluated."""
         return any(x is not None for x in (self.imagenet_val, self.imagenet_v2, self.eval_tasks))
 
 
 class OutputConfig(Section):
-    """What is written, and how often."""
+    """Files of a run, and how often they are written."""
 
     logs: str = Field(
         default="./logs",
@@ -364,12 +363,16 @@ class OutputConfig(Section):
         json_schema_extra={"flag": "--logs-dir"},
     )
     save_frequency: int = Field(
-        default=1, ge=0, description="keep a checkpoint every so many epochs; 0: the latest only"
+        default=1,
+        ge=0,
+        description="epochs between checkpoints that stay; 0: only the latest stays",
     )
     save_every_steps: int = Field(
-        default=0, ge=0, description="also save every so many steps; 0: never"
+        default=0, ge=0, description="steps between further checkpoints; 0: none"
     )
-    keep_step_checkpoints: int = Field(default=2, ge=1, description="step checkpoints to keep")
+    keep_step_checkpoints: int = Field(
+        default=2, ge=1, description="number of step checkpoints to keep"
+    )
     log_every_n_steps: int = Field(default=50, ge=1, description="steps between two records")
     report_to: Literal["none", "tensorboard", "wandb", "all"] = Field(
         default="none", description="also log to TensorBoard or Weights & Biases"
