@@ -26,8 +26,8 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from neuclip.data.loader import LoaderSettings, TrainLoader
+from neuclip.data.shard_writer import write_shards
 from neuclip.data.sources.shards import build_index, expand_patterns
-from neuclip.data.tools.writing import write_shards
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from neuclip.data.tools.writing import write_shards
+from neuclip.data.shard_writer import write_shards
 
 WORDS = (
     *("a", "an", "the", "of", "on", "in", "with", "photo", "picture", "view", "red", "small"),

@@ -31,7 +31,7 @@ import torch
 from photographs import photograph
 from torch.nn.functional import normalize
 
-from neuclip.data.tools.writing import write_shards
+from neuclip.data.shard_writer import write_shards
 from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
 from neuclip.evaluation.datacomp.sets import open_task
 from neuclip.evaluation.datacomp.suite import load_suite

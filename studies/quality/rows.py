@@ -18,6 +18,7 @@ DECIDING = (
     "catalogue/**/*.py",
     "config/*.py",
     "data/batch.py",
+    "data/captions.py",
     "data/decode.py",
     "data/loader.py",
     "data/order.py",

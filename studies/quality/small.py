@@ -32,7 +32,8 @@ from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.config.resolve import resolve
-from neuclip.data.loader import Batch, evaluation_loader, evaluation_requests
+from neuclip.data.batch import Batch
+from neuclip.data.loader import evaluation_loader, evaluation_requests
 from neuclip.data.opening import open_source
 from neuclip.data.order import Order
 from neuclip.data.sources.source import Source

@@ -1,6 +1,6 @@
-"""`neuclip data inspect`, `pack` and `bench`: tools for data sets of one's own.
+"""`neuclip data inspect`, `pack` and `bench`: tools for the user's own data.
 
-Imports neither torch nor numpy before there is something to read.
+Imports neither torch nor numpy before the options are checked.
 """
 
 import os
@@ -59,13 +59,12 @@ class ReadingFlags:
         from neuclip.data.opening import open_source
 
         with terminal.progress() as progress:
-            advance = progress and (lambda done, total: progress("indexing", done, total))
-            return open_source(pattern, config, advance)
+            return open_source(pattern, config, progress)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SourceCommand(ReadingFlags):
-    """What is read."""
+    """A command that reads a source."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
     """data as for `neuclip train --train-data`: shards, tables, folders; :: joins several"""
@@ -73,26 +72,26 @@ class _SourceCommand(ReadingFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect(_SourceCommand):
-    """Show what data hold: samples, sizes, captions, damage, and examples on an HTML page."""
+    """Show sizes, captions, corrupt samples and examples of a data set."""
 
     out: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """write a page with example pictures"""
+    """write an HTML page with examples"""
     max_samples: int = 2000
-    """samples to read and decode, drawn at random"""
+    """number of random samples to read"""
     reading: Annotated[
         GivenSettings, OmitArgPrefixes, settings_flags("data", (*READING, "max_image_pixels"))
     ] = field(default_factory=GivenSettings)
     samples_per_second: Annotated[
         float | None, arg(metavar="FLOAT", help_behavior_hint="")
     ] = None  # fmt: skip
-    """rate of training, to tell how long an epoch takes"""
+    """training rate, to compute the duration of an epoch"""
 
 
 def inspect_data(command: Inspect) -> int:
-    """Looks, prints, and writes the page.
+    """Reads samples, prints the result, and writes the page.
 
     Raises:
-        UserError: the source cannot be read, or the page not written.
+        UserError: the source cannot be read, or the page cannot be written.
     """
     check_range("max-samples", command.max_samples, ge=1)
     check_range("samples-per-second", command.samples_per_second, gt=0)
@@ -126,23 +125,23 @@ def inspect_data(command: Inspect) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Pack(_SourceCommand):
-    """Write any data as tar shards with a manifest; the same command continues after a kill."""
+    """Write any data set as tar shards with a manifest. If interrupted, repeat it to continue."""
 
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
     """folder to fill"""
     shard_samples: int = 10_000
-    """samples in a shard"""
+    """samples per shard"""
     workers: Annotated[
         int | None, arg(metavar="INT", help_behavior_hint="(default: one per core)")
     ] = None
-    """processes that write, each a shard of its own"""
+    """writing processes"""
 
 
 def pack_data(command: Pack) -> int:
-    """Packs, and prints what was made.
+    """Packs, and prints the number of samples and shards.
 
     Raises:
-        UserError: the source cannot be read, or the folder not written.
+        UserError: the source cannot be read, or the folder cannot be written.
     """
     check_range("shard-samples", command.shard_samples, ge=1)
     workers = command.workers if command.workers is not None else os.cpu_count() or 1
@@ -159,8 +158,9 @@ def pack_data(command: Pack) -> int:
         source.close()
     samples = sum(shard.samples for shard in packed.shards)
     size = in_bytes(sum(shard.size for shard in packed.shards))
-    again = f", {packed.reused} of them were there already" if packed.reused else ""
-    print(f"{samples:,} samples in {len(packed.shards):,} shards ({size}) in {command.out}{again}")
+    again = f"; {packed.reused:,} of them existed already" if packed.reused else ""
+    print(f"{samples:,} samples in {len(packed.shards):,} shards ({size}){again}")
+    print(f"written to {command.out}")
     if packed.log.total:
         print(f"left out: {packed.log.summary()}; see {command.out / 'pack_report.json'}")
     return 0
@@ -168,24 +168,24 @@ def pack_data(command: Pack) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(_SourceCommand):
-    """Time reading, decoding, resizing and tokenizing, and say what limits."""
+    """Time reading, decoding, resizing and tokenizing to find the bottleneck."""
 
     model: Annotated[str, arg(metavar="NAME")] = "ViT-B-32"
-    """whose transform and tokenizer to use"""
+    """model whose transform and tokenizer are timed"""
     samples: int = 500
-    """samples to time, drawn at random"""
+    """number of random samples to time"""
     samples_per_second: float = 1000.0
-    """what the model takes, to tell how many workers feed it"""
+    """training rate, to compute the number of workers"""
     reading: Annotated[
         GivenSettings, OmitArgPrefixes, settings_flags("data", (*READING, "full_decode"))
     ] = field(default_factory=GivenSettings)
 
 
 def bench_data(command: Bench) -> int:
-    """Times the stages, and prints a table and the verdict.
+    """Times the stages, and prints a table and the number of workers needed.
 
     Raises:
-        UserError: the source cannot be read, or there is no such model.
+        UserError: the source cannot be read, or the model is unknown.
     """
     check_range("samples", command.samples, ge=1)
     check_range("samples-per-second", command.samples_per_second, gt=0)
@@ -206,11 +206,12 @@ def bench_data(command: Bench) -> int:
         source.close()
     terminal.print_stages(speed.seconds)
     rate, workers = command.samples_per_second, speed.workers(command.samples_per_second)
+    cores = os.cpu_count() or 1
     print(f"{1 / speed.total:,.0f} samples/s per core ({speed.samples:,} samples timed)")
-    print(f"{speed.limit} takes longest ({speed.seconds[speed.limit] / speed.total:.0%})")
-    print(f"{rate:,g} samples/s need {workers} workers with a core each (--workers {workers})")
-    if workers > (os.cpu_count() or 1):
-        print(f"this machine has {os.cpu_count()} cores: they would limit; {speed.advice}")
-    if speed.damaged:
-        print(f"damaged and not timed: {speed.damaged}")
+    print(f"slowest stage: {speed.slowest} ({speed.seconds[speed.slowest] / speed.total:.0%})")
+    print(f"{rate:,g} samples/s need {workers} workers with one core each (--workers {workers})")
+    if workers > cores:
+        print(f"this machine has only {cores} cores; to speed up {speed.slowest}: {speed.advice}")
+    if speed.corrupt:
+        print(f"corrupt samples, not timed: {speed.corrupt}")
     return 0

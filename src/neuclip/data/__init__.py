@@ -1,1 +1,19 @@
-"""From bytes to batches: shards, the loader, and the embedded data set."""
+"""From files to batches.
+
+In reading order:
+
+- `samples`: a sample, and what can be wrong with one;
+- `order`: the order in which an epoch visits the samples; pure functions of the seed;
+- `captions`: decodes caption files;
+- `decode`: decodes images (JPEG, PNG, ...) to RGB;
+- `sources`: samples by position, from shards, tables and folders;
+- `remote`: shards on other machines, downloaded into a cache;
+- `opening`: opens the source that `--train-data` names;
+- `batch`: fills one batch, in a worker process;
+- `loader`: the batches of an epoch, over worker processes and ranks;
+- `damage`: counts corrupt samples and stops the run if they are too many;
+- `progress`: how long work reports its progress;
+- `shard_writer`: writes tar shards;
+- `tools`: `neuclip data inspect`, `pack` and `bench`;
+- `demo`: `neuclip data demo`.
+"""

@@ -1,4 +1,4 @@
-"""A batch, and the reader that fills one: the work of the worker processes."""
+"""A batch, and the reader that fills it: the work of the worker processes."""
 
 import random
 from collections.abc import Callable, Generator
@@ -15,29 +15,29 @@ from torch.utils.data import Dataset
 
 from neuclip.data.decode import Decode, decode_image
 from neuclip.data.order import Order, draw
-from neuclip.data.samples import Damage, RawSample, SampleError
+from neuclip.data.samples import Damage, Sample, SampleError
 from neuclip.data.sources.source import Source
 
 Transform = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 
-_ATTEMPTS = 20  # samples tried for one place before a loader gives up
+_ATTEMPTS = 20  # samples tried for one place before the loader gives up
 _CACHED_CAPTIONS = 2**16
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step.
+    """Samples of one micro-batch.
 
     Attributes:
-        images: what the transform makes of the pictures.
-        tokens: the captions' tokens.
-        sample_ids: stable ids, for state kept by sample.
-        class_indices: indices into the split's class names; -1 where there is none.
+        images: the transformed images.
+        tokens: the tokens of the captions.
+        sample_ids: stable ids, for per-sample state.
+        class_indices: indices into the split's class names; -1 if a sample has none.
         captions: the captions as read.
         keys: the keys of the samples.
-        damage: what could not be read and was replaced (in evaluation: left out).
-        metadata: content of the samples' `.npy`, where a split has them.
+        damage: corrupt samples that were replaced (in evaluation: left out).
+        metadata: content of the samples' `.npy` files, if the split has them.
     """
 
     images: Float[Tensor, "batch 3 height width"]
@@ -52,29 +52,29 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch with its tensors on `device`."""
-        return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
     def inputs_to(self, device: torch.device) -> "Batch":
-        """The same batch with images and tokens on `device`; ids stay where bounds are checked."""
+        """A copy with images and tokens on a device; ids stay on the CPU, which checks bounds."""
         images = self.images.to(device, non_blocking=True)
         return replace(self, images=images, tokens=self.tokens.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory, from where copies to a GPU can overlap."""
-        return self._each_tensor(Tensor.pin_memory)
-
-    def _each_tensor(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """A copy in page-locked memory, from which transfers to a GPU can overlap."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(
-            self, **{name: function(v) for name, v in values.items() if isinstance(v, Tensor)}
+            self, **{name: v.pin_memory() for name, v in values.items() if isinstance(v, Tensor)}
         )
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a worker makes a batch of: samples `positions`, from `place` of the epoch's order on."""
+    """The samples of a batch.
+
+    Attributes:
+        epoch: index of the epoch.
+        place: place of the first sample in the order of the epoch.
+        positions: [batch] positions of the samples in the source.
+        replace_damaged: replace corrupt samples instead of leaving them out.
+    """
 
     epoch: int
     place: int
@@ -84,13 +84,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of a batch that could not be filled."""
+    """Replaces a batch that could not be filled."""
 
     damage: tuple[Damage, ...]
 
 
-class Reader(Dataset[Batch | Unreadable]):
-    """Fills requests; works the same in any process."""
+class BatchReader(Dataset[Batch | Unreadable]):
+    """Reads, transforms and tokenizes the samples of requests; stateless but for a cache."""
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class Reader(Dataset[Batch | Unreadable]):
 
     def __getitem__(self, request: Request) -> Batch | Unreadable:
         damage: list[Damage] = []
-        samples: list[RawSample] = []
+        samples: list[Sample[Image.Image]] = []
         images: Tensor | None = None
         ids: list[int] = []
-        with _random_state_restored():
+        with _random_state_kept():
             for offset, position in enumerate(request.positions.tolist()):
                 place = request.place + offset
                 found = self._first_readable(request, place, position, damage)
@@ -122,7 +122,7 @@ class Reader(Dataset[Batch | Unreadable]):
                 image = self._transform(sample.image)
                 if images is None:
                     images = image.new_empty((len(request.positions), *image.shape))
-                # At once to its place: a list to stack at the end is a second batch in memory.
+                # Written in place: a list to be stacked would be a second batch in memory.
                 images[len(samples)] = image
                 samples.append(sample)
                 ids.append(self._source.sample_id(position))
@@ -143,19 +143,19 @@ class Reader(Dataset[Batch | Unreadable]):
 
     def _first_readable(
         self, request: Request, place: int, position: int, damage: list[Damage]
-    ) -> tuple[RawSample, int] | None:
-        """The sample asked for or a substitute, with its position; adds to `damage`."""
+    ) -> tuple[Sample[Image.Image], int] | None:
+        """A sample or its replacement, with the position; adds corrupt ones to `damage`."""
         for attempt in range(_ATTEMPTS if request.replace_damaged else 1):
             if attempt:
                 position = self._order.substitute(request.epoch, place, attempt)
             try:
-                return self._source.read(position, self._decode), position
+                return self._source.read_with(position, self._decode), position
             except SampleError as error:
                 damage.append(error.damage)
         return None
 
     def _tokens(self, captions: list[str]) -> Int64[Tensor, "batch context"]:
-        """Tokens of captions, remembered up to a limit: where captions repeat, it is most of it."""
+        """Tokenizes captions, with a bounded cache for captions that repeat."""
         cache = self._cached_tokens
         new = [caption for caption in dict.fromkeys(captions) if caption not in cache]
         rows = self._tokenize(new).to(torch.int32).numpy() if new else ()
@@ -167,15 +167,15 @@ class Reader(Dataset[Batch | Unreadable]):
 
 
 def _seed_transforms(seed: int) -> None:
-    # Not torch.manual_seed: it formats a stack trace for CUDA's sake, longer than a decode.
+    # Not torch.manual_seed: it formats a stack trace for CUDA, which takes longer than decoding.
     torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
 
 
 @contextmanager
-def _random_state_restored() -> Generator[None]:
-    """Keep the random numbers of a process that reads for itself out of the transforms' hands."""
+def _random_state_kept() -> Generator[None]:
+    """Restores the random state: with `workers=0` the transforms run in the training process."""
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The record of what could not be read, kept by the main process."""
+"""The record of corrupt samples, kept by the main process, and the limit on their number."""
 
 import math
 from collections import Counter
@@ -14,7 +14,7 @@ _NAMED = 100
 
 
 class DamageReport(TypedDict):
-    """What a `DamageLog` knows, as it is written to `data_report.json` and to checkpoints."""
+    """The content of a `DamageLog`, as written to `data_report.json` and to checkpoints."""
 
     total: int
     by_kind: dict[str, int]
@@ -23,24 +23,24 @@ class DamageReport(TypedDict):
 
 
 class DamageLog:
-    """Counts damage by kind and by shard, and lists the first ten thousand.
+    """Counts corrupt samples by kind and by shard, and lists the first ten thousand.
 
-    A damaged sample counts each time it is met, as a good one counts each time it is seen. What a
-    scan of the shards finds (`INDEX_KINDS`) counts once.
+    A corrupt sample counts each time it is read, like a good one. What indexing finds
+    (`INDEX_KINDS`) counts once.
     """
 
     def __init__(self) -> None:
         self._kinds: Counter[str] = Counter()
         self._shards: Counter[str] = Counter()
-        self._examples: dict[Damage, None] = {}  # in the order of the first meeting
+        self._examples: dict[Damage, None] = {}  # in the order of first occurrence
 
     @property
     def total(self) -> int:
-        """How often damage was met."""
+        """Number of occurrences."""
         return self._kinds.total()
 
     def add(self, damage: Iterable[Damage]) -> list[Damage]:
-        """Record damage; returns what is new, of the first hundred, to be named in the log."""
+        """Records corrupt samples; returns the new ones among the first hundred, to be logged."""
         named: list[Damage] = []
         for found in damage:
             self._kinds[found.kind] += 1
@@ -51,32 +51,26 @@ class DamageLog:
                     named.append(found)
         return named
 
-    @property
-    def met(self) -> int:
-        """Damaged samples met while reading; what a scan of the shards found is not among them."""
-        return sum(count for kind, count in self._kinds.items() if kind not in INDEX_KINDS)
+    def check(self, max_bad_fraction: float, seen: int) -> None:
+        """Stops if more than `max_bad_fraction` of the samples read are corrupt.
 
-    def check(self, max_bad_fraction: float, seen: int, met: int | None = None) -> None:
-        """Stop when more than `max_bad_fraction` of the samples read are damaged.
+        Indexing is not counted here but by `check_index`. A limit of 0 stops at the first corrupt
+        sample. Otherwise a margin of three standard deviations is allowed, so that one corrupt
+        sample in the first batch stops nothing.
 
         Args:
             max_bad_fraction: the limit.
-            seen: samples read, by all processes if `met` is given.
-            met: damaged samples that all processes have met; by default those in this log.
-
-        What a scan of the shards found is not counted here, but by `check_index`. A limit of 0
-        stops at the first damage. Above that, three standard deviations of chance are allowed on
-        top, so that one damaged sample in the first batch stops nothing.
+            seen: number of samples read.
 
         Raises:
-            UserError: too much damage; the message names the worst shards.
+            UserError: too many corrupt samples; the message names the worst shards.
         """
-        met = self.met if met is None else met
-        if met > _allowed(max_bad_fraction, seen):
+        corrupt = sum(n for kind, n in self._kinds.items() if kind not in INDEX_KINDS)
+        if corrupt > _allowed(max_bad_fraction, seen):
             raise UserError(
-                f"{met} damaged samples met while reading {seen} samples: more than "
-                f"--max-bad-fraction {max_bad_fraction:g} allows. Worst: "
-                f"{_worst(self._shards)}. Mend or remove them, or raise the limit"
+                f"{corrupt} of {seen} samples read are corrupt: more than --max-bad-fraction "
+                f"{max_bad_fraction:g} allows. Worst: {_worst(self._shards)}. Fix or remove them, "
+                "or raise the limit"
             )
 
     def summary(self) -> str:
@@ -84,7 +78,7 @@ class DamageLog:
         return ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())
 
     def report(self) -> DamageReport:
-        """All that is known; `from_report` takes it back."""
+        """The content of the log, for `from_report`."""
         return {
             "total": self.total,
             "by_kind": dict(self._kinds.most_common()),
@@ -94,13 +88,13 @@ class DamageLog:
 
     @classmethod
     def from_report(cls, report: DamageReport) -> "DamageLog":
-        """The log that gave a report, to go on with after a resume."""
+        """Restores a log from its report, to resume a run."""
         log = cls()
         log.add_report(report)
         return log
 
     def add_report(self, report: DamageReport) -> None:
-        """Record what another process's log reports."""
+        """Adds the report of another process's log."""
         self._kinds.update(report["by_kind"])
         self._shards.update(report["by_shard"])
         for example in report["examples"][: _LISTED - len(self._examples)]:
@@ -112,17 +106,23 @@ class DamageLog:
 def check_index(
     damage: Sequence[Damage], max_bad_fraction: float, *, samples: int, shards: int
 ) -> None:
-    """Stop when too much of the shards is lost before the first sample is read.
+    """Stops if too much is corrupt before the first sample is read.
 
-    The limit holds for the share of damaged shards, and for the share of samples and members left
-    out of the others; `DamageLog.check` says how much chance is allowed on top.
+    The limit applies to the fraction of corrupt shards, and to the fraction of samples and members
+    left out of the others, with the margin of `DamageLog.check`.
+
+    Args:
+        damage: corrupt shards and samples found on indexing.
+        max_bad_fraction: the limit.
+        samples: number of usable samples.
+        shards: number of shards.
 
     Raises:
-        UserError: too much damage; the message names the worst shards.
+        UserError: too much is corrupt; the message names the worst shards.
     """
     broken = sum(found.kind == "shard" for found in damage)
     for lost, number, what in (
-        (broken, shards, f"of {shards} shards are damaged"),
+        (broken, shards, f"of {shards} shards are corrupt"),
         (len(damage) - broken, samples, f"members are left out of shards of {samples} samples"),
     ):
         if lost > _allowed(max_bad_fraction, number):
@@ -130,12 +130,12 @@ def check_index(
             raise UserError(
                 f"{lost} {what}: more than --max-bad-fraction {max_bad_fraction:g} allows. "
                 f"Worst: {_worst(by_shard)}. The first: {damage[0]}. "
-                "Mend or remove them, or raise the limit (neuclip data inspect lists all)"
+                "Fix or remove them, or raise the limit (neuclip data inspect lists all)"
             )
 
 
 def _allowed(max_bad_fraction: float, number: int) -> float:
-    """How much damage a limit lets pass among so many."""
+    """The number of corrupt ones among `number` that a limit allows."""
     allowed = max_bad_fraction * number
     return allowed + 3 * math.sqrt(allowed) + 1 if max_bad_fraction > 0 else 0
 

@@ -1,8 +1,8 @@
-"""From the bytes of an image file to an RGB picture.
+"""Decodes images: JPEG, PNG and other files become RGB images, in `ImageDecoder.__call__`.
 
-Colours are Pillow's `convert("RGB")`, as in open_clip: alpha is dropped, a palette looked up, CMYK
-converted, an EXIF rotation left alone. The one exception is 16-bit grey, which that call clips to
-white: its upper eight bits are taken instead.
+Colours are those of Pillow's `convert("RGB")`, as in open_clip: alpha is dropped, palettes are
+looked up, CMYK is converted, EXIF rotations are ignored. The one exception is 16-bit grey, which
+Pillow clips to white: its upper eight bits are taken instead.
 """
 
 import io
@@ -16,26 +16,27 @@ from PIL import Image, UnidentifiedImageError
 
 from neuclip.config.sections import MAX_IMAGE_PIXELS
 from neuclip.data.samples import Unusable
+from neuclip.errors import UserError
 
 Decode = Callable[[bytes], Image.Image]
-"""Makes the RGB picture of an image file; raises `Unusable`."""
+"""Decodes the content of an image file to RGB; raises `Unusable` if it is corrupt."""
 
 _ORIENTATION = 0x0112  # of EXIF
-_TAIL = 4096  # some cameras write more behind the end of a picture
+_TAIL = 4096  # bytes; some cameras write data after the end of the image
 
-# No EPS, PDF or the like under an image's name: Pillow would start another program for them.
+# Not EPS, PDF or the like: Pillow would start another program for them.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000")
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the header of an image file tells.
+    """The header of an image file.
 
     Attributes:
-        format: Pillow's name of it, such as JPEG.
-        mode: Pillow's name of its colours, such as CMYK.
+        format: Pillow's name of the format, such as JPEG.
+        mode: Pillow's name of the colour mode, such as CMYK.
         size: width and height in pixels, as stored.
-        rotated: EXIF says that it is to be turned or mirrored for showing.
+        rotated: whether EXIF asks for a rotation or reflection.
     """
 
     format: str
@@ -46,12 +47,13 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """Decodes image files, within limits.
+    """Decodes image files.
 
     Attributes:
-        max_pixels: a picture of more pixels, as its header tells, is refused before decoding.
-        smallest: shorter side in pixels that is always kept. A JPEG at least twice as large is
-            decoded at 1/2, 1/4 or 1/8 of its scale, which skips most of the work; none: never.
+        max_pixels: images with more pixels are refused before decoding.
+        smallest: smallest useful length of the shorter side in pixels. A JPEG at least twice as
+            large is decoded at 1/2, 1/4 or 1/8 of its scale, which skips most of the work. None:
+            always at full scale.
     """
 
     max_pixels: int = MAX_IMAGE_PIXELS
@@ -61,18 +63,22 @@ class ImageDecoder:
     def for_model(
         cls, image_size: int, *, max_pixels: int = MAX_IMAGE_PIXELS, full: bool = False
     ) -> "ImageDecoder":
-        """A decoder for a model that sees `image_size` pixels.
+        """A decoder for a model's input size.
 
-        A seventh more is kept than the model sees, so that what a random crop leaves is seldom
-        enlarged again.
+        It keeps a seventh more than the model needs, so that random crops are seldom enlarged.
+
+        Args:
+            image_size: input size of the model in pixels.
+            max_pixels: images with more pixels are refused before decoding.
+            full: decode at full scale.
         """
         return cls(max_pixels, None if full else -(-image_size * 8 // 7))
 
     def __call__(self, content: bytes) -> Image.Image:
-        """The RGB picture in an image file.
+        """Decodes the content of an image file to RGB.
 
         Raises:
-            Unusable: it is no picture, cut, or too large.
+            Unusable: the file is not an image, truncated, or too large.
         """
         with self._opened(content) as image:
             if self.smallest is not None and image.format in {"JPEG", "MPO"}:
@@ -80,10 +86,10 @@ class ImageDecoder:
             return _rgb(image)
 
     def facts(self, content: bytes) -> "ImageFacts":
-        """What the header of an image file tells.
+        """Reads the header of an image file.
 
         Raises:
-            Unusable: it is no picture, or too large.
+            Unusable: the file is not an image, or too large.
         """
         with self._opened(content) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
@@ -91,19 +97,19 @@ class ImageDecoder:
 
     @contextmanager
     def _opened(self, content: bytes) -> Generator[Image.Image]:
-        """The picture before decoding; whatever goes wrong with it becomes `Unusable`."""
+        """The image before decoding; turns all errors in the block into `Unusable`."""
         try:
-            with _own_limit():
+            with _pillow_limit_lifted():
                 image = Image.open(io.BytesIO(content), formats=_formats())
                 self._check_size(image.size)
                 yield image
         except Unusable:
             raise
-        except Exception as error:  # on damaged files decoders raise nearly everything
-            kind = "image_truncated" if _is_cut(content, error) else "image"
+        except Exception as error:  # decoders raise nearly anything on corrupt files
+            kind = "image_truncated" if _is_truncated(content, error) else "image"
             detail = f"{type(error).__name__}: {error}"
-            if isinstance(error, UnidentifiedImageError):  # its text is an address in memory
-                detail = "no known image format"
+            if isinstance(error, UnidentifiedImageError):  # its message is an address in memory
+                detail = "unknown image format"
             raise Unusable(kind, f"{detail} ({len(content)} bytes)") from error
 
     def _check_size(self, size: tuple[int, int]) -> None:
@@ -116,19 +122,34 @@ class ImageDecoder:
 
 
 decode_image: Decode = ImageDecoder()
-"""At full scale, with the default limit."""
+"""Decodes at full scale, with the default limit."""
+
+
+def decode_upload(content: bytes) -> Image.Image:
+    """Decodes an image file that a user gave.
+
+    Raises:
+        UserError: the file cannot be decoded.
+    """
+    try:
+        return decode_image(content)
+    except Unusable as error:
+        raise UserError(
+            f"This file cannot be read as an image ({error.detail}). "
+            "PNG, JPEG, WebP, GIF and TIFF work."
+        ) from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
+        image = image.convert("RGBA")  # same colours; Pillow warns if converted directly to RGB
     return image.convert("RGB")
 
 
-def _is_cut(content: bytes, error: Exception) -> bool:
-    """Whether an image file that cannot be decoded begins well and has lost its end."""
+def _is_truncated(content: bytes, error: Exception) -> bool:
+    """Whether a corrupt image file has a valid start and lacks its end."""
     if content.startswith(b"\xff\xd8\xff"):
         return b"\xff\xd9" not in content[-_TAIL:]
     if content.startswith(b"\x89PNG"):
@@ -139,8 +160,8 @@ def _is_cut(content: bytes, error: Exception) -> bool:
 
 
 @contextmanager
-def _own_limit() -> Generator[None]:
-    """Pillow's limit lifted: ours takes its place."""
+def _pillow_limit_lifted() -> Generator[None]:
+    """Lifts Pillow's limit: `ImageDecoder.max_pixels` replaces it."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -150,6 +171,6 @@ def _own_limit() -> Generator[None]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that this build of Pillow can open."""
+    """The formats that this build of Pillow can read."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)

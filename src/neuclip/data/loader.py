@@ -1,11 +1,12 @@
-"""Batches from a source, in an order that any step of any epoch can be resumed at.
+"""Batches from a source, in an order that can be resumed at any step of any epoch.
 
-The plain torch `DataLoader` runs the workers. What travels to them is a whole batch's request
-(epoch, place, positions), so workers hold no state: their number changes nothing, they live on
-from epoch to epoch, and a run resumes at (epoch, step) with as many of them as it likes.
+Torch's `DataLoader` runs the workers. Each of them receives requests for full batches (epoch,
+place, positions) and keeps no state. Their number therefore changes nothing, they live on from
+epoch to epoch, and a run resumes at (epoch, step) with any number of workers.
 
-Step t takes the places t*B ... (t+1)*B of the epoch's order, rank r its r-th part of them, cut into
-`accum_freq` micro-batches: the global batches are the same for any number of either.
+Step t takes the places t*B to (t+1)*B of the epoch's order, and rank r the r-th part of them, cut
+into `accum_freq` micro-batches. The global batches are the same for any number of ranks and
+micro-batches.
 """
 
 import os
@@ -21,45 +22,32 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from neuclip.config.batch_size import factors
-from neuclip.data.batch import Batch, Reader, Request, Tokenize, Transform, Unreadable
-from neuclip.data.damage import DamageLog
+from neuclip.data.batch import Batch, BatchReader, Request, Tokenize, Transform, Unreadable
 from neuclip.data.decode import Decode, decode_image
 from neuclip.data.order import Order, describe_epoch
 from neuclip.data.samples import Damage
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 
-__all__ = [
-    "Batch",
-    "DamageLog",
-    "LoaderSettings",
-    "TrainLoader",
-    "Unreadable",
-    "evaluation_loader",
-    "evaluation_requests",
-]
-
-
-_LARGEST_SHUFFLE = 2**26  # samples: half a gigabyte per process for the order of an epoch
-_LARGE_WINDOW = 64  # shards shuffled together beyond that
+_LARGEST_SHUFFLE = 2**26  # samples; the order of an epoch then takes 0.5 GB per process
+_LARGE_WINDOW = 64  # shards shuffled together above that size
 
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How a `TrainLoader` reads.
+    """Settings of a `TrainLoader`.
 
     Attributes:
         batch_size: samples per rank and micro-batch.
-        rank: which part of the global batches this process reads.
+        rank: rank of this process.
         world_size: number of ranks.
         accum_freq: micro-batches per rank and step.
-        seed: decides order, substitutes and random transforms.
-        workers: processes that read ahead; 0 reads in this one.
-        num_samples: length of an epoch; by default that of the data.
-        window: blocks of the source (shards) that are shuffled together, 0: all; by default what
-            suits the source.
-        pin_memory: hand out batches in page-locked memory.
-        decode: makes pictures of image files.
+        seed: seed of order, replacements and random transforms.
+        workers: reading processes; 0: read in this process.
+        num_samples: samples in an epoch; None: a round of the data.
+        window: blocks (shards) shuffled together; 0: all; None: chosen for the source.
+        pin_memory: return batches in page-locked memory.
+        decode: decodes image files.
     """
 
     batch_size: int
@@ -85,27 +73,27 @@ class LoaderSettings:
 
     @property
     def factors(self) -> str:
-        """What makes up the global batch, in words."""
+        """The factors of the global batch size, for messages."""
         return factors(self.batch_size, self.accum_freq, self.world_size)
 
 
 class TrainLoader:
     """Batches of an epoch from a position on; `len` is the number of steps in an epoch.
 
-    Iterating yields the micro-batches of what is left of the epoch, `accum_freq` for each step, and
-    then stands at the start of the next one.
+    Iterating yields the remaining micro-batches of the epoch, `accum_freq` per step, and moves the
+    position to the start of the next epoch.
 
     Attributes:
-        description: what an epoch visits, repeats and leaves out, in one sentence.
-        factors: what makes up a global batch, in words.
-        global_batch_size: pairs in a step, over all processes.
-        order_digest: equal for runs that visit equally many samples in the same order.
+        description: how often an epoch visits the samples, in one sentence.
+        factors: the factors of the global batch size, for messages.
+        global_batch_size: pairs per step over all ranks.
+        order_digest: digest of everything but the seed that decides the order.
     """
 
     def __init__(
         self, source: Source, transform: Transform, tokenize: Tokenize, settings: LoaderSettings
     ) -> None:
-        """Set up reading; worker processes start with the first iteration.
+        """Sets up reading; worker processes start with the first iteration.
 
         Raises:
             UserError: an epoch has fewer samples than one global batch.
@@ -121,10 +109,10 @@ class TrainLoader:
         if len(self._requests) == 0:
             raise UserError(
                 f"an epoch of {length} samples is less than one global batch of {global_batch} "
-                f"({settings.factors}): lower --batch-size, or read more data"
+                f"({settings.factors}): lower --batch-size, or add data"
             )
         self.description = describe_epoch(source.layout, length, global_batch)
-        reader = Reader(source, transform, tokenize, order, settings.decode)
+        reader = BatchReader(source, transform, tokenize, order, settings.decode)
         self._loader = _data_loader(reader, self._requests, settings)
 
     def __len__(self) -> int:
@@ -132,11 +120,11 @@ class TrainLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch; an incomplete last one is left out."""
+        """Global batches in an epoch; an incomplete last one is dropped."""
         return len(self)
 
     def set_position(self, epoch: int, step: int) -> None:
-        """Continue with batch `step` of `epoch`, both counted from 0."""
+        """Continues with step `step` of epoch `epoch`, both counted from 0."""
         if epoch < 0 or not 0 <= step <= len(self):
             raise ValueError(f"no epoch {epoch}, step {step}: an epoch has {len(self)} steps")
         self._requests.epoch, self._requests.step = epoch, step
@@ -145,13 +133,13 @@ class TrainLoader:
         epoch = self._requests.epoch
         for result in self._loader:
             if isinstance(result, Unreadable):
-                raise _too_much_damage(result.damage)
+                raise _nothing_readable(result.damage)
             yield result
         self.set_position(epoch + 1, 0)
 
 
 def evaluation_requests(positions: NDArray[np.int64], batch_size: int) -> list[Request]:
-    """The batches of some samples, in order; the last may be smaller."""
+    """Requests for batches of the given samples, in order; the last batch may be smaller."""
     starts = range(0, len(positions), batch_size)
     return [Request(0, start, positions[start : start + batch_size], False) for start in starts]
 
@@ -165,23 +153,24 @@ def evaluation_loader(
     *,
     pin_memory: bool = False,
 ) -> Iterator[Batch | Unreadable]:
-    """The batches that were asked for, in order; reading ahead begins at once, not with the first.
+    """Reads the requested batches in order; workers start at once, not with the first batch.
 
-    A damaged sample is left out and named in `damage`; a batch may be lost entirely.
+    Corrupt samples are left out and listed in the batch's `damage`. A batch without any readable
+    sample is `Unreadable`.
     """
     workers = min(workers, len(requests))
     settings = LoaderSettings(1, workers=workers, pin_memory=pin_memory)
-    reader = Reader(source, transform, tokenize, Order(source.layout, settings.seed))
+    reader = BatchReader(source, transform, tokenize, Order(source.layout, settings.seed))
     return iter(_data_loader(reader, list(requests), settings, lasting=False))
 
 
-def _too_much_damage(damage: Sequence[Damage]) -> UserError:
+def _nothing_readable(damage: Sequence[Damage]) -> UserError:
     shown = "".join(f"\n  {found}" for found in damage[:5])
     return UserError(f"none of {len(damage)} samples tried could be read:{shown}")
 
 
 def _window(source: Source, settings: LoaderSettings) -> int:
-    """The window that was asked for, or that suits the source."""
+    """The window in the settings, or one chosen for the source."""
     if settings.window is not None:
         return settings.window
     if source.shuffle_window == 0 and len(source) > _LARGEST_SHUFFLE:
@@ -190,7 +179,7 @@ def _window(source: Source, settings: LoaderSettings) -> int:
 
 
 class _TrainRequests:
-    """The sampler: requests for the rest of an epoch. It tells what will be read next."""
+    """The sampler: requests for the rest of an epoch. It announces the blocks read next."""
 
     def __init__(
         self, order: Order, settings: LoaderSettings, expect: Callable[[list[int]], None]
@@ -203,54 +192,54 @@ class _TrainRequests:
 
     def __iter__(self) -> Iterator[Request]:
         epoch, size, settings = self.epoch, self._settings.batch_size, self._settings
-        known = 0  # up to this place of the epoch, what is read was told
+        known = 0  # the blocks up to this place of the epoch are announced
         for step in range(self.step, len(self)):
             first = step * settings.global_batch
             if first >= known:
                 self._expect(self._order.blocks_ahead(epoch, first))
                 known = self._order.window_end(epoch, first)
-            own = first + settings.rank * settings.rank_batch
-            for place in range(own, own + settings.rank_batch, size):
+            start = first + settings.rank * settings.rank_batch
+            for place in range(start, start + settings.rank_batch, size):
                 yield Request(epoch, place, self._order.positions(epoch, place, place + size), True)
 
 
 def _data_loader(
-    reader: Reader,
+    reader: BatchReader,
     requests: _TrainRequests | list[Request],
     settings: LoaderSettings,
     lasting: bool = True,
 ) -> DataLoader[Batch | Unreadable]:
     return DataLoader(
         reader,
-        batch_size=None,  # a request is a whole batch
+        batch_size=None,  # a request is a full batch
         sampler=requests,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         num_workers=settings.workers,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_ignore_signals,
         persistent_workers=lasting and settings.workers > 0,
         pin_memory=settings.pin_memory,
-        generator=torch.Generator(),  # by default it would draw from the training's own
+        generator=torch.Generator(),  # the default would draw from the training's generator
     )
 
 
-def _as_it_is(result: object) -> object:
+def _unchanged(result: object) -> object:
     return result
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Let a worker live on when a scheduler or Ctrl-C signals the whole process group.
+def _ignore_signals(worker: int) -> None:
+    """Keeps a worker alive when a scheduler or Ctrl-C signals the whole process group.
 
-    The main process still needs batches to get to its checkpoint. A SIGTERM from that process
-    itself is obeyed: it is how Python ends workers at exit, and it then waits for them.
+    The main process still needs batches until its checkpoint. Only a SIGTERM from the main process
+    ends the worker: Python sends it at exit, and waits for the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if sys.platform == "linux":  # elsewhere a process cannot learn who sent a signal
+    if sys.platform == "linux":  # elsewhere the sender of a signal is unknown
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_says, daemon=True).start()
+        threading.Thread(target=_end_on_sigterm_of_parent, daemon=True).start()
 
 
-def _end_when_the_parent_says() -> None:
+def _end_on_sigterm_of_parent() -> None:
     parent = os.getppid()
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass

@@ -1,7 +1,7 @@
 """Opens the data that `--train-data` names, in whatever format they are."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,8 +9,9 @@ from typing import Literal
 from braceexpand import braceexpand
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.progress import Progress
 from neuclip.data.remote.cache import GIB, ShardCache
-from neuclip.data.remote.fetch import Patience
+from neuclip.data.remote.fetch import RetryPolicy
 from neuclip.data.remote.remote_shards import open_remote
 from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.arrow import DatasetSource, open_parquet
@@ -30,21 +31,21 @@ _TABLES: dict[str, _Format] = {".csv": "csv", ".tsv": "csv", ".parquet": "parque
 def open_source(
     pattern: str,
     reading: ReadingConfig | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    patience: Patience | None = None,
+    progress: Progress | None = None,
+    retry: RetryPolicy | None = None,
 ) -> Source:
     """Opens the data that a pattern such as `--train-data` names: one source, or several.
 
     Args:
         pattern: paths, patterns with braces, addresses or `pipe:` commands, joined by `::`.
         reading: how to open and read them.
-        progress: called with the number of shards indexed and of all shards, source by source.
-        patience: retries and timeouts of downloads.
+        progress: called for each shard, source by source.
+        retry: retries and timeouts of downloads.
 
     Raises:
         UserError: a source cannot be opened; the message names the remedy.
     """
-    reading, patience = reading or ReadingConfig(), patience or Patience()
+    reading, retry = reading or ReadingConfig(), retry or RetryPolicy()
     parts = [part for part in pattern.split("::") if part] or [pattern]
     formats: list[_Format] = [_detect(part, reading) for part in parts]
     if reading.data_size is not None and not set(formats) <= {"webdataset", "remote"}:
@@ -52,7 +53,7 @@ def open_source(
             f"data_size {reading.data_size} takes the keys of tar shards as sample ids; "
             f"{pattern!r} has no such keys: leave data_size out"
         )
-    opener = _Opener(reading, patience, progress)
+    opener = _Opener(reading, retry, progress)
     factors = reading.train_data_upsampling_factors
     if factors is None and len(set(formats)) == 1:
         return opener.open(formats[0], parts)
@@ -100,8 +101,8 @@ class _Opener:
     """Opens sources of known format."""
 
     reading: ReadingConfig
-    patience: Patience
-    progress: Callable[[int, int], None] | None
+    retry: RetryPolicy
+    progress: Progress | None
 
     def open(self, data_format: _Format, parts: Sequence[str]) -> Source:
         """One source; folders and datasets are opened one by one and joined."""
@@ -132,7 +133,7 @@ class _Opener:
         """The cache of downloaded shards."""
         own = self.reading.cache_dir
         folder = Path(own).expanduser() if own else cache_home() / "shards"
-        return ShardCache(folder, int(self.reading.cache_size_gb * GIB), self.patience)
+        return ShardCache(folder, int(self.reading.cache_size_gb * GIB), self.retry)
 
 
 def _files(parts: Sequence[str], endings: tuple[str, ...]) -> list[Path]:

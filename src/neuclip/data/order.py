@@ -1,11 +1,11 @@
-"""In which order an epoch visits the samples, and every other choice that is left to chance.
+"""The order in which an epoch visits the samples, and all other random choices in reading.
 
-Pure functions of (seed, epoch, place): nothing depends on worker processes, ranks or history, so
-any place in any epoch can be reached without replaying what came before it.
+Everything is a pure function of (seed, epoch, place). Nothing depends on worker processes, ranks or
+history, so any place in any epoch can be reached without replaying earlier ones.
 
-Samples lie in blocks (a shard, a row group of a table). Without a window an epoch is one shuffle of
-all samples. With a window of k blocks the blocks are shuffled, and then the samples inside of each
-k blocks that follow each other: what is read at a time is bounded and known in advance.
+Samples are stored in blocks (a shard, a row group of a table). Without a window, an epoch is one
+shuffle of all samples. With a window of k blocks, the blocks are shuffled, and then the samples
+within each k consecutive blocks: the blocks read at a time are few, and known in advance.
 """
 
 import hashlib
@@ -23,19 +23,23 @@ Positions = NDArray[np.int64]
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
-_BLOCKS, _SAMPLES, _EXTRAS = 1, 2, 3  # what a shuffle is for; 0 would be lost in a SeedSequence
-_KEPT_WINDOWS = 2  # a batch may lie across two
+_BLOCKS, _SAMPLES, _EXTRAS = (
+    1,
+    2,
+    3,
+)  # purpose; a SeedSequence ignores a final 0
+_KEPT_WINDOWS = 2  # a batch may extend over two
 
 
 @dataclass(frozen=True)
-class Part:
-    """A source in a mixture.
+class SourceSpan:
+    """The consecutive blocks of a layout that come from one source.
 
     Attributes:
-        name: what the user calls it.
-        blocks: how many blocks it has.
-        samples: how many samples they hold.
-        factor: how often a round visits a sample; 1.5: all once, and half of them once more.
+        name: the user's name of the source.
+        blocks: number of blocks.
+        samples: number of samples.
+        factor: visits per sample and round; 1.5: all samples once, and half of them once more.
     """
 
     name: str
@@ -44,38 +48,38 @@ class Part:
     factor: float = 1.0
 
     @property
-    def whole(self) -> int:
+    def full_visits(self) -> int:
         """Visits that every sample gets in a round."""
         return int(self.factor)
 
     @property
-    def extra(self) -> int:
-        """Samples that get one visit more in a round, others in each."""
-        return round((self.factor - self.whole) * self.samples)
+    def extra_visits(self) -> int:
+        """Samples that get one more visit in a round; different ones each round."""
+        return round((self.factor - self.full_visits) * self.samples)
 
     @property
     def visits(self) -> int:
         """Visits in a round."""
-        return self.whole * self.samples + self.extra
+        return self.full_visits * self.samples + self.extra_visits
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the samples lie.
+    """The blocks that samples are stored in.
 
     Attributes:
-        ends: [blocks] block b holds the positions from `ends[b - 1]`, or 0, to `ends[b]`.
-        parts: the sources they come from, in order.
+        ends: [blocks] block b holds the positions from `ends[b - 1]` (or 0) to `ends[b]`.
+        spans: the sources of the blocks, in order.
     """
 
     ends: Positions
-    parts: tuple[Part, ...]
+    spans: tuple[SourceSpan, ...]
 
     @classmethod
     def of(cls, name: str, sizes: Iterable[int]) -> "Layout":
-        """The layout of one source whose blocks hold so many samples."""
+        """The layout of one source, from the number of samples in each block."""
         ends = np.cumsum(np.fromiter(sizes, dtype=np.int64), dtype=np.int64)
-        return cls(ends, (Part(name, len(ends), int(ends[-1]) if len(ends) else 0),))
+        return cls(ends, (SourceSpan(name, len(ends), int(ends[-1]) if len(ends) else 0),))
 
     @property
     def samples(self) -> int:
@@ -84,33 +88,33 @@ class Layout:
 
     @property
     def visits(self) -> int:
-        """Length of a round, in which every sample gets its share of visits."""
-        return sum(part.visits for part in self.parts)
+        """Length of a round, in which every sample gets the visits of its source's factor."""
+        return sum(span.visits for span in self.spans)
 
     def digest(self, window: int, length: int | None) -> str:
-        """What the order of every epoch follows from, in few characters; not where the data lie.
+        """Digest of everything but the seed that decides the order of an epoch.
 
         Args:
             window: blocks shuffled together.
-            length: samples in an epoch; none: a round.
+            length: samples in an epoch; None: a round.
         """
-        rest = [window, length or self.visits, [(part.samples, part.factor) for part in self.parts]]
-        whole = self.ends.astype("<i8").tobytes() + repr(rest).encode()
-        return hashlib.sha256(whole).hexdigest()[:16]
+        rest = [window, length or self.visits, [(span.samples, span.factor) for span in self.spans]]
+        content = self.ends.astype("<i8").tobytes() + repr(rest).encode()
+        return hashlib.sha256(content).hexdigest()[:16]
 
     @cached_property
     def starts(self) -> Positions:
-        """[blocks] first position of every block."""
+        """[blocks] first position of each block."""
         return np.concatenate([np.zeros(1, dtype=np.int64), self.ends[:-1]])
 
     def block(self, position: int) -> int:
-        """The block that holds a position."""
+        """The block that contains a position."""
         return int(np.searchsorted(self.ends, position, side="right"))
 
 
 @dataclass(frozen=True)
 class _Visit:
-    """A block in a round: all of its samples, or `take` of them."""
+    """A block in a round: all of its samples, or `take` of them; `size` is their number."""
 
     block: int
     take: int | None
@@ -119,7 +123,7 @@ class _Visit:
 
 @dataclass(frozen=True)
 class _Round:
-    """The windows of a round: window w has the places from `ends[w - 1]` to `ends[w]`."""
+    """The windows of a round: window w covers the places from `ends[w - 1]` to `ends[w]`."""
 
     windows: list[list[_Visit]]
     ends: Positions
@@ -130,17 +134,17 @@ class Order:
 
     Attributes:
         length: visits in an epoch.
-        window: blocks that are shuffled together; 0: all of them.
-        seed: of the run.
+        window: blocks shuffled together; 0: all.
+        seed: seed of the run.
     """
 
     def __init__(
         self, layout: Layout, seed: int, *, length: int | None = None, window: int = 0
     ) -> None:
-        """An order; `length` is one round of the layout unless it is given."""
+        """Sets up the order; by default, an epoch is one round of the layout."""
         self.layout, self.seed, self.window = layout, seed, window
         self.length = layout.visits if length is None else length
-        self._plain = all(part.factor == 1 for part in layout.parts)
+        self._plain = all(span.factor == 1 for span in layout.spans)
         self._epoch: tuple[int, Positions] | None = None
         self._rounds: dict[tuple[int, int], _Round] = {}
         self._shuffled: dict[tuple[int, int, int], Positions] = {}
@@ -151,7 +155,7 @@ class Order:
     def positions(self, epoch: int, start: int, stop: int) -> Positions:
         """The samples at the places `start` to `stop` of an epoch."""
         if not self.window:
-            return self._whole_epoch(epoch)[start:stop].copy()
+            return self._full_epoch(epoch)[start:stop].copy()
         parts: list[Positions] = []
         while start < stop:
             number, window, first, last = self._window_at(epoch, start)
@@ -161,7 +165,7 @@ class Order:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def substitute(self, epoch: int, place: int, attempt: int) -> int:
-        """A sample for a place whose own is damaged, from the same window."""
+        """A replacement for a corrupt sample, from the same window."""
         number = draw(self.seed, epoch, place, attempt)
         if not self.window:
             return number % self.layout.samples
@@ -172,7 +176,7 @@ class Order:
         return int(self.layout.ends[blocks[which]]) - (int(ends[which]) - offset)
 
     def blocks_ahead(self, epoch: int, place: int) -> list[int]:
-        """The blocks of the window at a place and of the one after it, in order of use."""
+        """The blocks of the window at a place and of the next window, in order of use."""
         if not self.window:
             return list(range(len(self.layout.ends)))
         number, window, _, last = self._window_at(epoch, place)
@@ -185,7 +189,7 @@ class Order:
         """The place at which the next window begins."""
         return self._window_at(epoch, place)[3] if self.window else self.length
 
-    def _whole_epoch(self, epoch: int) -> Positions:
+    def _full_epoch(self, epoch: int) -> Positions:
         if self._epoch is None or self._epoch[0] != epoch:
             visits = self.layout.visits
             order = epoch_order(visits, self.length, self.seed, epoch)
@@ -197,7 +201,7 @@ class Order:
         return self._epoch[1]
 
     def _window_at(self, epoch: int, place: int) -> tuple[int, int, int, int]:
-        """Round and window of a place, with the places where the window begins and ends."""
+        """Round and window of a place, and the first and last place of the window."""
         number, rest = divmod(place, self.layout.visits)
         before = place - rest
         ends = self._round(epoch, number).ends
@@ -233,17 +237,17 @@ class Order:
         return found
 
     def _visits(self) -> list[_Visit]:
-        """What a round visits, block by block."""
+        """The visits of a round, in the order of the blocks."""
         sizes = (self.layout.ends - self.layout.starts).tolist()
         visits: list[_Visit] = []
         block = 0
-        for part in self.layout.parts:
+        for span in self.layout.spans:
             seen = 0
-            for size in sizes[block : block + part.blocks]:
-                visits += [_Visit(block, None, size)] * (part.whole if size else 0)
+            for size in sizes[block : block + span.blocks]:
+                visits += [_Visit(block, None, size)] * (span.full_visits if size else 0)
                 # The extra visits are spread evenly over the blocks, and their sum is exact.
-                take = part.extra * (seen + size) // max(part.samples, 1)
-                take -= part.extra * seen // max(part.samples, 1)
+                take = span.extra_visits * (seen + size) // max(span.samples, 1)
+                take -= span.extra_visits * seen // max(span.samples, 1)
                 if take:
                     visits.append(_Visit(block, take, take))
                 seen += size
@@ -251,7 +255,7 @@ class Order:
         return visits
 
     def _visited(self, epoch: int, number: int, visits: Sequence[_Visit]) -> Positions:
-        """The samples of visits, in their order on disk."""
+        """The samples that visits cover, in storage order."""
         parts: list[Positions] = []
         for visit in visits:
             start, end = int(self.layout.starts[visit.block]), int(self.layout.ends[visit.block])
@@ -268,25 +272,25 @@ class Order:
 
 
 def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
-    """Add to a cache of a few entries."""
+    """Adds an entry to a cache of `_KEPT_WINDOWS` entries."""
     if len(known) >= _KEPT_WINDOWS:
         del known[next(iter(known))]
     known[key] = value
 
 
 def epoch_order(samples: int, length: int, seed: int, epoch: int) -> Positions:
-    """The samples that an epoch of `length` visits, in order.
+    """[length] the samples that an epoch visits, in order.
 
-    One shuffle of all samples after another, cut at `length`: no sample comes a second time
-    before all have come once.
+    The epoch consists of shuffles of all samples, cut at `length`: no sample is repeated before all
+    have been visited.
 
     Args:
-        samples: how many samples there are.
-        length: how many the epoch visits.
-        seed: of the run, not negative.
-        epoch: counted from 0.
+        samples: number of samples.
+        length: visits in the epoch.
+        seed: seed of the run, not negative.
+        epoch: index of the epoch, from 0.
     """
-    # Raw bits instead of Generator.permutation: numpy keeps the former the same in all versions.
+    # Raw bits instead of Generator.permutation: numpy guarantees them across versions.
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch]))
     rounds = -(-length // samples)
     shuffles = [np.argsort(bits.random_raw(samples), kind="stable") for _ in range(rounds)]
@@ -294,43 +298,41 @@ def epoch_order(samples: int, length: int, seed: int, epoch: int) -> Positions:
 
 
 def draw(seed: int, epoch: int, position: int, attempt: int = 0) -> int:
-    """A 64-bit number for one place in one epoch: seeds transforms, picks substitutes."""
+    """A random 64-bit number for one place in one epoch: seeds transforms, picks replacements."""
     place = struct.pack("<4q", seed, epoch, position, attempt)
     return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "little")
 
 
 def describe_epoch(layout: Layout, length: int, global_batch: int) -> str:
-    """What an epoch visits, repeats and leaves out, in one sentence for the log."""
+    """How often an epoch visits the samples, in one sentence for the log."""
     steps, rest = divmod(length, global_batch)
     used, visits = length - rest, layout.visits
     text = f"an epoch is {used:,} samples: {steps:,} steps of {global_batch:,}"
-    if any(part.factor != 1 for part in layout.parts):
+    if any(span.factor != 1 for span in layout.spans):
         return f"{text}; {_describe_round(layout, used)}"
     if used > visits:
         often, more = divmod(used, visits)
-        text += f"; each of the {visits:,} samples comes {often:,} time(s), {more:,} once more"
+        text += f"; each of the {visits:,} samples is visited {often:,} time(s), {more:,} once more"
     elif used < visits:
-        text += f"; {visits - used:,} of the {visits:,} samples are left out, others each epoch"
+        text += f"; each epoch drops a different {visits - used:,} of the {visits:,} samples"
     return text
 
 
 def _describe_round(layout: Layout, used: int) -> str:
     """How often a mixture visits the samples of each source."""
-    visits = layout.visits
-    told = [_describe_part(part) for part in layout.parts]
-    rounds, rest = divmod(used, visits)
-    many = f"{rounds:,} round(s)" + (f" and {rest:,} visits of the next" if rest else "")
+    rounds, rest = divmod(used, layout.visits)
+    part = f"{rounds:,} round(s)" + (f" and {rest:,} visits of the next" if rest else "")
     if not rounds:
-        many = f"{used:,} visits of a round"
-    return f"that is {many}; a round is {visits:,} visits: {', '.join(told)}"
+        part = f"{used:,} visits of a round"
+    sources = ", ".join(_describe_span(span) for span in layout.spans)
+    return f"that is {part}; a round is {layout.visits:,} visits: {sources}"
 
 
-def _describe_part(part: Part) -> str:
-    """The visits of a source in a round, in a few words."""
-    samples = f"{part.samples:,} samples"
-    if not part.extra:
-        return f"{part.name}: each of {samples} {part.whole:,} time(s)"
-    if not part.whole:
-        left = part.samples - part.extra
-        return f"{part.name}: {part.extra:,} of {samples} once, {left:,} left out, others each time"
-    return f"{part.name}: each of {samples} {part.whole:,} time(s), {part.extra:,} once more"
+def _describe_span(span: SourceSpan) -> str:
+    """The visits of a source in a round."""
+    samples, full, extra = f"{span.samples:,} samples", span.full_visits, span.extra_visits
+    if not extra:
+        return f"{span.name}: each of {samples} {full:,} time(s)"
+    if not full:
+        return f"{span.name}: a different {extra:,} of {samples} each round"
+    return f"{span.name}: each of {samples} {full:,} time(s), {extra:,} once more"

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neuclip.data.loader import Batch, Unreadable, evaluation_loader, evaluation_requests
+from neuclip.data.batch import Batch, Unreadable
+from neuclip.data.loader import evaluation_loader, evaluation_requests
 from neuclip.data.samples import Damage
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError

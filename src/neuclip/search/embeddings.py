@@ -15,8 +15,9 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neuclip.data.batch import Unreadable
 from neuclip.data.damage import DamageLog
-from neuclip.data.loader import Unreadable, evaluation_loader, evaluation_requests
+from neuclip.data.loader import evaluation_loader, evaluation_requests
 from neuclip.data.sources.source import Source, content_digest
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from neuclip.data.decode import decode_image
-from neuclip.data.samples import SampleError, Unusable
+from neuclip.data.decode import ImageDecoder, decode_upload
+from neuclip.data.samples import SampleError
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
@@ -89,13 +89,7 @@ class Engine:
         """
         if not content:
             raise UserError("The picture is empty: choose an image file.")
-        try:
-            picture = decode_image(content)
-        except Unusable as error:
-            raise UserError(
-                f"This file cannot be read as a picture ({error.detail}). "
-                "PNG, JPEG, WebP, GIF and TIFF work."
-            ) from None
+        picture = decode_upload(content)
         with self._lock:
             images = self._encoder.transform(picture).unsqueeze(0)
             return Found(self._nearest(self._encoder.encode_image(images)[0], number))
@@ -124,10 +118,10 @@ class Engine:
             raise UserError(f"There is no picture {position} here.")
         try:
             with self._lock:
-                content = self._source.content(position)
-            picture = decode_image(content.image)
-        except (SampleError, Unusable) as error:
+                sample = self._source.read_with(position, ImageDecoder(smallest=side))
+        except SampleError as error:
             raise UserError(f"The picture cannot be read any more: {error}") from None
+        picture = sample.image
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, format="PNG")

@@ -13,15 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from neuclip.data.batch import Batch
+from neuclip.data.captions import shorten
 from neuclip.data.damage import DamageLog, check_index
-from neuclip.data.loader import (
-    Batch,
-    LoaderSettings,
-    TrainLoader,
-    evaluation_loader,
-    evaluation_requests,
-)
-from neuclip.data.samples import Damage, SampleError, bounded_caption
+from neuclip.data.loader import LoaderSettings, TrainLoader, evaluation_loader, evaluation_requests
+from neuclip.data.samples import Damage, SampleError
 from neuclip.data.sources.shards import build_index
 from neuclip.errors import UserError
 from neuclip.model.clip import build_clip
@@ -113,9 +109,9 @@ def test_the_same_key_in_two_shards_is_no_damage(tmp_path, write_tar, pairs):
 @pytest.mark.parametrize(
     ("behind", "message"),
     [
-        (lambda content: content, "behind the end mark at byte"),
-        (lambda content: b"\0" * 5000 + b"x", "behind the end mark"),
-        (lambda content: b"\0" * 3 * 2**20, "is zeros from byte"),
+        (lambda content: content, "after the end mark at byte"),
+        (lambda content: b"\0" * 5000 + b"x", "after the end mark"),
+        (lambda content: b"\0" * 3 * 2**20, "is all zeros from byte"),
         (lambda content: b"\0" * 2**19, None),  # padding
     ],
 )
@@ -154,13 +150,13 @@ def test_long_caption_is_bounded_before_it_is_tokenized(tmp_path, write_tar, pic
 )
 def test_bounded_caption_has_the_same_tokens(text):
     tokenize = build_clip("glyph-tiny", "fp32", torch.device("cpu")).tokenize
-    assert torch.equal(tokenize([bounded_caption(text)]), tokenize([text]))
+    assert torch.equal(tokenize([shorten(text)]), tokenize([text]))
 
 
 def test_bounded_caption_leaves_others_alone():
     text = "two  spaces,\na line" * 200
     assert len(text) < 4096
-    assert bounded_caption(f"  {text}\n") == text
+    assert shorten(f"  {text}\n") == text
 
 
 # --- limits
@@ -176,7 +172,7 @@ def test_a_scan_is_judged_by_the_size_of_the_data_not_by_the_first_step():
     log.add(lost)
     log.check(0.01, seen=64)
     check_index(lost, 0.01, samples=10**6, shards=1000)
-    with pytest.raises(UserError, match="9 of 100 shards are damaged") as error:
+    with pytest.raises(UserError, match="9 of 100 shards are corrupt") as error:
         check_index(lost, 0.01, samples=10**6, shards=100)
     assert "0.tar (1)" in str(error.value)
     assert "--max-bad-fraction 0.01" in str(error.value)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuclip.data.order import Layout, Order, Part, describe_epoch
+from neuclip.data.order import Layout, Order, SourceSpan, describe_epoch
 
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=9).filter(any)
 SEEDS = st.integers(0, 2**31)
@@ -23,7 +23,7 @@ def mixed(*parts):
     sizes = [size for blocks, _ in parts for size in blocks]
     return Layout(
         np.cumsum(sizes),
-        tuple(Part(str(n), len(b), sum(b), factor) for n, (b, factor) in enumerate(parts)),
+        tuple(SourceSpan(str(n), len(b), sum(b), factor) for n, (b, factor) in enumerate(parts)),
     )
 
 
@@ -45,8 +45,8 @@ def test_no_sample_again_before_all_have_come(sizes, window, length, seed):
     samples = sum(sizes)
     assert len(seen) == length
     for start in range(0, length, samples):
-        part = seen[start : start + samples]
-        assert len(set(part)) == len(part)
+        span = seen[start : start + samples]
+        assert len(set(span)) == len(span)
 
 
 @settings(deadline=None)
@@ -145,11 +145,11 @@ def test_factors_are_exact(parts, window, seed):
     for number in range(2):
         counts = Counter(epoch(order, number))
         start = 0
-        for part in layout.parts:
-            visits = [counts[position] for position in range(start, start + part.samples)]
-            assert sum(visits) == part.whole * part.samples + part.extra == part.visits
-            assert set(visits) <= {part.whole, part.whole + 1}
-            start += part.samples
+        for span in layout.spans:
+            visits = [counts[position] for position in range(start, start + span.samples)]
+            assert sum(visits) == span.full_visits * span.samples + span.extra_visits == span.visits
+            assert set(visits) <= {span.full_visits, span.full_visits + 1}
+            start += span.samples
     # A longer epoch is more such rounds.
     longer = Order(layout, seed, window=window, length=2 * layout.visits)
     first, second = np.split(np.array(epoch(longer)), 2)
@@ -209,6 +209,6 @@ def test_mixture_in_words():
     assert text == (
         "an epoch is 240 samples: 12 steps of 20; that is 240 visits of a round; a round is 245 "
         "visits: 0: each of 100 samples 1 time(s), 1: each of 50 samples 2 time(s), 25 once more, "
-        "2: 20 of 80 samples once, 60 left out, others each time"
+        "2: a different 20 of 80 samples each round"
     )
     assert "that is 2 round(s) and 10 visits of the next" in describe_epoch(layout, 500, 20)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from neuclip.data.loader import Batch
+from neuclip.data.batch import Batch
 from neuclip.data.samples import Damage
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split

@@ -65,8 +65,8 @@ def test_an_empty_text(engine, text):
     ("content", "words"),
     [
         (b"", "The picture is empty"),
-        (b"hello", r"cannot be read as a picture \(no known image format \(5 bytes\)\)"),
-        (picture((1, 2, 3))[:40], "cannot be read as a picture"),
+        (b"hello", r"cannot be read as an image \(unknown image format \(5 bytes\)\)"),
+        (picture((1, 2, 3))[:40], "cannot be read as an image"),
     ],
 )
 def test_no_picture(engine, content, words):

@@ -69,7 +69,7 @@ def test_queries(ask):
     [
         ("/search?text=", None, 400, "Type what to look for"),
         ("/search", None, 400, "Type what to look for"),
-        ("/search", b"x", 400, "cannot be read as a picture"),
+        ("/search", b"x", 400, "cannot be read as an image"),
         ("/search", b"", 400, "The picture is empty"),
         ("/like?position=x", None, 400, "position 'x' is no whole number"),
         ("/like?position=99", None, 400, "There is no picture 99"),

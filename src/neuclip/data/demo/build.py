@@ -1,18 +1,18 @@
-"""The embedded data set: pictures of characters with their Unicode names, drawn from fonts.
+"""Builds the demo data: images of characters with their Unicode names, drawn from fonts.
 
-Real image-text pairs that need no download: some 54,000 of them from the faces that matplotlib
-ships, more with more fonts. `<out>/` then holds
+They are image-text pairs that need no download: about 54,000 from the faces that come with
+matplotlib, and more with more fonts. The folder then contains
 
-    demo.json                     what was built: seed, size, faces, counts
-    train/00000.tar ...           the pairs to train on, in an order drawn by the seed
-    unseen_face/                  every character of one face that `train` never shows
-    unseen_character/             600 names that `train` shows in no face (the unseen face aside)
+    demo.json                     seed, size, faces and counts
+    train/00000.tar ...           the training pairs, shuffled by the seed
+    unseen_face/                  all characters of one face that is not in `train`
+    unseen_character/             600 names that are not in `train`, in all faces but the unseen one
 
-and both evaluation splits carry `classnames.txt` and `zeroshot_classification_templates.txt` as
-DataComp's do, with one `.cls` a sample. Names can share a picture (Latin A, Greek Alpha):
-all names of a shared picture are held out together, so no picture of an unseen character, under
-whatever name, is in `train`. A face shares some symbols with its relatives, so `unseen_face` does
-show pictures known from other faces: `picture_in_train` in a sample's `.json` says which.
+Both evaluation splits have `classnames.txt`, `zeroshot_classification_templates.txt` and one `.cls`
+per sample, as DataComp's sets do. Names can share an image (Latin A, Greek Alpha): all names of a
+shared image are held out together, so no image of an unseen character is in `train` under another
+name. A face shares some symbols with related faces, so `unseen_face` does contain images that are
+in `train`: `picture_in_train` in the `.json` of a sample marks them.
 
 The same seed, fonts and libraries give the same bytes.
 """
@@ -22,12 +22,13 @@ import hashlib
 import json
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces, names_by_shared_picture
-from neuclip.data.tools.writing import write_shards
+from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces, names_by_shared_image
+from neuclip.data.progress import Progress
+from neuclip.data.shard_writer import write_shards
 from neuclip.errors import UserError
 from neuclip.files import folder_when_complete
 
@@ -36,28 +37,25 @@ UNSEEN_FACE = "DejaVu Serif Bold"
 UNSEEN_CHARACTERS = 600
 SPLITS = ("train", "unseen_face", "unseen_character")
 
-_FORMAT = 1  # of the folder: raised when the same settings would give other bytes
+_FORMAT = 1  # version of the folder, to be raised when the same settings give other bytes
 _SHARD_SAMPLES = 5000
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Counts = dict[str, dict[str, int]]
-"""What `demo.json` says of each split."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many of its parts are done, and how many there are."""
+"""The counts of each split in `demo.json`."""
 
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What a build made or, with `reused`, found already made.
+    """A demo data set.
 
     Attributes:
         path: the folder.
-        pairs: samples by split.
-        classes: distinct names by split.
-        faces: names of the faces drawn, the unseen one included.
-        reused: the folder was complete before, with the same settings.
-        seconds: how long it took.
+        pairs: number of samples by split.
+        classes: number of distinct names by split.
+        faces: names of the faces, including the unseen one.
+        reused: whether the folder was complete before, with the same settings.
+        seconds: duration of the build in seconds.
     """
 
     path: Path
@@ -78,7 +76,7 @@ class DemoSummary:
 
 @dataclass(frozen=True)
 class _Settings:
-    """Everything that decides the bytes, as it is written into `demo.json`."""
+    """Everything that decides the bytes, as stored in `demo.json`."""
 
     size: int
     seed: int
@@ -105,18 +103,18 @@ def build_demo(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> DemoSummary:
-    """Build the embedded data set in `out`, or reuse it when it is there with the same settings.
+    """Builds the demo data in `out`, or reuses a build with the same settings.
 
     Args:
-        out: folder to make; it appears only when it is complete.
-        fonts: folders with more fonts to draw from.
-        size: width and height of the pictures in pixels, at least 16.
+        out: folder to create; it appears when it is complete.
+        fonts: folders with additional fonts.
+        size: width and height of the images in pixels, at least 16.
         seed: decides the unseen characters, the wording of the captions and the order of `train`.
-        overwrite: replace a demo set that was built with other settings.
-        progress: told how far the build is.
+        overwrite: replace demo data with other settings.
+        progress: called for each face and each split.
 
     Raises:
-        UserError: `out` holds something else or cannot be written, or a font folder is no use.
+        UserError: `out` has other content or is not writable, or a font folder has no usable face.
     """
     faces = find_faces(fonts)
     settings = _Settings(size, seed, None, {face.name: face.digest for face in faces})
@@ -126,13 +124,13 @@ def build_demo(
 def tiny_demo(
     out: Path, *, characters: int = 64, size: int = 32, seed: int = 0, overwrite: bool = False
 ) -> DemoSummary:
-    """The same kind of set from a few characters: some hundred pairs in a fraction of a second.
+    """Builds demo data from a few characters: some hundred pairs in a fraction of a second.
 
     Args:
-        out: folder to make.
-        characters: how many characters of the unseen face to keep, drawn by the seed; an eighth
-            of them become the unseen characters.
-        size: width and height of the pictures in pixels.
+        out: folder to create.
+        characters: number of characters of the unseen face to keep; an eighth of them become the
+            unseen characters.
+        size: width and height of the images in pixels.
         seed: as in `build_demo`.
         overwrite: as in `build_demo`.
     """
@@ -150,9 +148,11 @@ def _build(
 ) -> DemoSummary:
     started = time.perf_counter()
     if settings.size < 16:
-        raise UserError(f"--size {settings.size}: at least 16 pixels are needed to tell characters")
+        raise UserError(f"--size {settings.size}: characters need at least 16 pixels")
     if UNSEEN_FACE not in settings.faces:
-        raise UserError(f"the face {UNSEEN_FACE} is missing from the fonts that matplotlib ships")
+        raise UserError(
+            f"the face {UNSEEN_FACE} is missing from matplotlib's fonts: reinstall matplotlib"
+        )
     counts = None if overwrite and _is_demo(out) else _existing_counts(out, settings)
     reused = counts is not None
     if counts is None:
@@ -174,31 +174,33 @@ def _is_demo(out: Path) -> bool:
 
 
 def _existing_counts(out: Path, settings: _Settings) -> Counts | None:
-    """Counts of the finished set in `out`; None when there is nothing yet."""
+    """Counts of the complete demo data in `out`; None if there are none yet."""
     if not _is_demo(out):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-            raise UserError(f"{out} exists and is no demo set: choose another folder")
+            raise UserError(f"{out} exists and is not demo data: choose another folder")
         return None
     try:
         found = json.loads((out / "demo.json").read_text("utf-8"))
         known, shards, counts = found["settings"], found["shards"], found["splits"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{out}/demo.json is not what a build writes: {error!r}") from error
+        raise UserError(f"{out}/demo.json is invalid ({error!r}): remove the folder") from error
     asked = asdict(settings)
     different = [key for key in asked if known.get(key) != asked[key]]
     if different:
         shown = ", ".join(
-            key if key == "faces" else f"{key} {found['settings'].get(key)} (asked: {asked[key]})"
+            key if key == "faces" else f"{key} {found['settings'].get(key)} (now: {asked[key]})"
             for key in different
         )
         raise UserError(
-            f"{out} holds a demo set with other settings: {shown}. "
-            "Choose another folder or ask to overwrite it"
+            f"{out} contains demo data with other settings: {shown}. "
+            "Choose another folder, or replace it with --overwrite"
         )
     for name, size in shards.items():
         shard = out / name
         if not shard.is_file() or shard.stat().st_size != size:
-            raise UserError(f"{out} is damaged: {shard} is missing or cut: overwrite or remove it")
+            raise UserError(
+                f"{out} is incomplete: {shard} is missing or truncated: rebuild with --overwrite"
+            )
     return counts
 
 
@@ -244,8 +246,8 @@ def _split(glyphs: Sequence[Glyph], settings: _Settings) -> dict[str, list[_Samp
 
 
 def _held_out(glyphs: Sequence[Glyph], wanted: int, seed: int) -> set[str]:
-    """Names, `wanted` of them if that can be, in whole groups of names that share a picture."""
-    groups = names_by_shared_picture(glyphs)
+    """At most `wanted` names, in complete groups of names that share an image."""
+    groups = names_by_shared_image(glyphs)
     held_out: set[str] = set()
     for group in sorted(groups, key=lambda group: _random(seed, "unseen", group[0])):
         if len(held_out) + len(group) <= wanted:
@@ -259,7 +261,7 @@ def _caption(glyph: Glyph, seed: int) -> str:
 
 
 def _random(seed: int, *what: str | int) -> int:
-    """A number that depends on the seed and on `what` alone, on every machine."""
+    """A random number that depends only on the seed and on `what`, on every machine."""
     text = json.dumps([seed, *what]).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
@@ -269,10 +271,10 @@ def _class_names(glyphs: Iterable[Glyph]) -> list[str]:
 
 
 def _templates(split: str, samples: Sequence[_Sample]) -> list[str]:
-    """Zero-shot prompts, in the captions' words.
+    """Zero-shot prompts in the wording of the captions.
 
-    Of the unseen face the style is known (it is what the split is about): every caption in
-    that style. An unseen character comes in any style: the first caption in each of them.
+    For the unseen face, whose style is known: every caption in that style. For unseen characters:
+    the first caption in each style.
     """
     styles = sorted({sample.glyph.face.style for sample in samples})
     captions = CAPTIONS if split == "unseen_face" else CAPTIONS[:1]
@@ -312,12 +314,12 @@ def _write(
         reason += f": {error.filename}" if error.filename else ""
         if error.errno in _NO_SPACE:
             reason += f" (about {pairs * 3500 // 2**20 + 1} MB are needed)"
-        raise UserError(f"cannot write the demo set to {out}: {reason}") from error
+        raise UserError(f"cannot write the demo data to {out}: {reason}") from error
     return counts
 
 
 def _write_split(folder: Path, split: str, samples: Sequence[_Sample]) -> dict[str, int]:
-    """Write one split; returns the sizes of its shards by their path below the demo set."""
+    """Writes one split; returns the sizes of its shards by their path relative to the data."""
     keyed = ((f"{position:08d}", sample) for position, sample in enumerate(samples))
     members = ((key, _members(key, sample)) for key, sample in keyed)
     sizes = write_shards(folder, members, _SHARD_SAMPLES)

@@ -1,8 +1,8 @@
-"""Font faces as a source of pictures: which faces there are, what they hold, how a glyph is drawn.
+"""Font faces as a source of images: finding faces, reading their metadata, drawing glyphs.
 
-A face is known by its own metadata (name table, OS/2, post), never by its file name. A glyph is
-drawn on the face's baseline and centred from left to right: the height above the baseline is what
-tells a comma from an apostrophe, or a hyphen from a low line.
+A face is identified by its metadata (name table, OS/2, post), never by its file name. A glyph is
+drawn on the baseline of the face and centred horizontally: its height above the baseline
+distinguishes a comma from an apostrophe, or a hyphen from a low line.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from PIL import Image, ImageDraw, ImageFont
 from neuclip.errors import UserError
 
 EMBEDDED_FAMILIES = ("DejaVu Sans", "DejaVu Sans Mono", "DejaVu Serif", "STIXGeneral")
-"""Of the fonts that matplotlib ships: the rest are display cuts, fragments and TeX encodings."""
+"""Fonts of matplotlib; its other fonts are display styles, fragments and TeX encodings."""
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
-_EM = 0.8  # font size as a share of the picture: accented capitals and descenders just fit
-_BASELINE = 0.78  # of the picture's height
-_MARGIN = 1  # white pixels kept around the ink
-_BOLD_WEIGHT = 600  # OS/2 usWeightClass from which a face is called bold
+_EM = 0.8  # font size as a fraction of the image: accented capitals and descenders just fit
+_BASELINE = 0.78  # as a fraction of the image's height
+_MARGIN = 1  # white pixels around the ink
+_BOLD_WEIGHT = 600  # smallest OS/2 usWeightClass of a bold face
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Face:
     """One face of a font family.
 
     Attributes:
-        name: family and cut, for example `DejaVu Serif Bold`.
-        family: the name without the cut, for example `DejaVu Serif`.
-        style: the cut in words, for example `bold serif` or `oblique monospaced sans`.
+        name: family and subfamily, for example `DejaVu Serif Bold`.
+        family: family name, for example `DejaVu Serif`.
+        style: the style in words, for example `bold serif` or `oblique monospaced sans`.
         path: the font file.
         digest: SHA-256 of the font file.
         names: lower-case Unicode name by code point, for every named character the face maps.
@@ -54,7 +54,13 @@ class Face:
 
 @dataclass(frozen=True)
 class Glyph:
-    """A drawn character: `png` is an 8-bit grey picture, black on white."""
+    """A drawn character.
+
+    Attributes:
+        face: the face it is drawn in.
+        codepoint: its Unicode code point.
+        png: an 8-bit grey PNG, black on white.
+    """
 
     face: Face
     codepoint: int
@@ -67,13 +73,13 @@ class Glyph:
 
 
 def find_faces(folders: Sequence[Path] = ()) -> tuple[Face, ...]:
-    """Faces that come with matplotlib, then those of `folders` (searched with their subfolders).
+    """The faces that come with matplotlib, then those in `folders`, searched recursively.
 
-    A face met a second time, by name or by content, is left out: a copy of a held-out face in
-    somebody's font folder must not leak into training.
+    Duplicates by name or content are left out: a copy of the held-out face in a user's folder must
+    not leak into training.
 
     Raises:
-        UserError: a folder does not exist or holds no usable face.
+        UserError: a folder does not exist or contains no usable face.
     """
     embedded = Path(matplotlib.get_data_path()) / "fonts"
     faces = _read_folder(embedded, EMBEDDED_FAMILIES)
@@ -97,26 +103,26 @@ def find_faces(folders: Sequence[Path] = ()) -> tuple[Face, ...]:
 
 
 def draw_face(face: Face, size: int, only: AbstractSet[int] | None = None) -> Iterator[Glyph]:
-    """Draw every named character of `face` that has ink, in code point order.
+    """Draws every named character of a face that leaves ink, in code point order.
 
     Args:
-        face: what to draw.
-        size: width and height of the pictures in pixels.
-        only: draw these code points alone.
+        face: the face.
+        size: width and height of the images in pixels.
+        only: draw only these code points.
     """
     pen = _Pen(face, size)
     for codepoint in sorted(face.names if only is None else face.names.keys() & only):
-        picture = pen.draw(chr(codepoint))
-        if picture is not None:
+        image = pen.draw(chr(codepoint))
+        if image is not None:
             buffer = io.BytesIO()
-            picture.save(buffer, "png")
+            image.save(buffer, "png")
             yield Glyph(face, codepoint, buffer.getvalue())
 
 
-def names_by_shared_picture(glyphs: Sequence[Glyph]) -> list[list[str]]:
-    """Groups of names such that no picture is shown under names of two groups.
+def names_by_shared_image(glyphs: Sequence[Glyph]) -> list[list[str]]:
+    """Groups of names such that every image has names of one group only.
 
-    They are the connected components of the names, two of them being linked by a shared picture.
+    They are the connected components of the names, linked by shared images.
     """
     parent: dict[str, str] = {}
 
@@ -136,19 +142,19 @@ def names_by_shared_picture(glyphs: Sequence[Glyph]) -> list[list[str]]:
 
 
 class _Pen:
-    """Draws single characters of one face at one picture size."""
+    """Draws single characters of one face at one image size."""
 
     def __init__(self, face: Face, size: int) -> None:
         self._path, self._size = str(face.path), size
         self._fonts: dict[float, ImageFont.FreeTypeFont] = {}
-        # Room on every side: ink may start far left of its origin (combining marks) or end far
+        # Room on all sides: ink may start far left of its origin (combining marks) or end far
         # right of it (ligatures).
         self._origin = (2 * size, 2 * size)
         self._canvas = Image.new("L", (5 * size, 4 * size))
         self._brush = ImageDraw.Draw(self._canvas)
 
     def draw(self, character: str) -> Image.Image | None:
-        """The picture, or None when the character leaves no ink."""
+        """The image, or None if the character leaves no ink."""
         size, room = self._size, self._size - 2 * _MARGIN
         em = _EM * size
         while True:
@@ -159,7 +165,7 @@ class _Pen:
             extent = max(right - left, bottom - top)
             if extent <= room:
                 break
-            em = min(em * room / extent, em - 0.5)  # hinting may round a smaller font up
+            em = min(em * room / extent, em - 0.5)  # hinting may round a smaller size up
         x = self._origin[0] + round((self._fonts[em].getlength(character) - size) / 2)
         x = max(min(x, left - _MARGIN), right + _MARGIN - size)
         y = self._origin[1] - round(_BASELINE * size)
@@ -169,7 +175,7 @@ class _Pen:
 
     def _ink(self, character: str, em: float) -> tuple[int, int, int, int] | None:
         if em not in self._fonts:
-            # BASIC layout: raqm refuses some separators, and shaping would redraw lone characters.
+            # BASIC layout: raqm rejects some separators, and shaping changes isolated characters.
             basic = ImageFont.Layout.BASIC
             self._fonts[em] = ImageFont.truetype(self._path, em, layout_engine=basic)
         self._brush.rectangle((0, 0, *self._canvas.size), fill=0)
@@ -184,10 +190,10 @@ def _read_folder(folder: Path, families: Sequence[str] = ()) -> list[Face]:
 
 
 def _read_face(path: Path, families: Sequence[str]) -> Face | None:
-    """The face in a font file; None if it is no font, maps no name or is of another family."""
+    """The face in a font file; None for unreadable files, nameless faces and other families."""
     try:
         content = path.read_bytes()
-        # The first face of a collection: the one that Pillow opens, too.
+        # The first face of a collection, which Pillow opens too.
         with TTFont(io.BytesIO(content), lazy=True, fontNumber=0) as font:
             family = str(font["name"].getBestFamilyName())
             if families and family not in families:
@@ -229,8 +235,8 @@ class _Post(Protocol):
 
 
 def _style_words(font: TTFont, family: str, cut: str) -> str:
-    """Weight, slant, spacing and kind of a face in words: `bold oblique monospaced sans`."""
-    # fontTools fills these tables at run time, so their fields have no types of their own.
+    """Weight, slant, spacing and serifs of a face in words: `bold oblique monospaced sans`."""
+    # fontTools creates the fields of these tables at run time, without types.
     os2, post = cast(_OS2, font["OS/2"]), cast(_Post, font["post"])
     words: list[str] = []
     if os2.usWeightClass >= _BOLD_WEIGHT:
@@ -241,7 +247,7 @@ def _style_words(font: TTFont, family: str, cut: str) -> str:
         words.append("regular")
     if post.isFixedPitch:
         words.append("monospaced")
-    serif = os2.panose.bSerifStyle  # 2..10 have serifs, 11..15 have none, 0 and 1 do not say
+    serif = os2.panose.bSerifStyle  # 2..10: serifs, 11..15: no serifs, 0 and 1: unknown
     sans = serif >= 11 if serif >= 2 else "sans" in family.lower()
     words.append("sans" if sans else "serif")
     return " ".join(words)

@@ -1,15 +1,15 @@
-"""A bounded folder of fetched shards, shared by all processes that read them.
+"""A folder of downloaded shards, bounded in size and shared by all processes that read them.
 
-Who reads a shard holds a shared lock on its file, and only files that nobody locks are removed, the
-longest unused first. Who fetches a shard holds a lock of the shard's own, so that it is fetched
-once. The locks are the kernel's: they go with the process that held them, however it ends.
+A process that reads a shard holds a shared lock on its file. Only unlocked files are removed, the
+least recently used first. A process that downloads a shard holds a lock for that shard, so it is
+downloaded once. The kernel releases the locks of a process when it ends, however it ends.
 
-    <folder>/<hash>-<name>          the shard; its access time tells when it was last opened
-    <folder>/<hash>-<name>.partial  on its way (`.tag`: see `neuclip.data.remote.fetch`; `.size`: in
-                                    bytes once it is whole, for which room was made)
-    <folder>/<hash>-<name>.failed   why it could not be had, so that not every sample tries again
-    <folder>/.locks/                who fetches
-    <folder>/.neuclip/              indexes, as beside any shard (see `sources.tar_index`)
+    <folder>/<hash>-<name>          a shard; its access time is the time it was last opened
+    <folder>/<hash>-<name>.partial  a download in progress (`.tag`: see `remote.fetch`; `.size`: its
+                                    final size in bytes, which is reserved)
+    <folder>/<hash>-<name>.failed   why the download failed, so that not every sample tries again
+    <folder>/.locks/                locks of downloads
+    <folder>/.neuclip/              indexes of the shards (see `sources.tar_index`)
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from neuclip.data.remote.fetch import Expected, Patience, fetch
+from neuclip.data.remote.fetch import Expected, RetryPolicy, fetch
 from neuclip.data.remote.transport import PIPE, FetchError
 from neuclip.errors import UserError
 
@@ -35,17 +35,17 @@ _log = logging.getLogger(__name__)
 
 
 class NoRoomError(Exception):
-    """The cache is full of shards that are in use or will be."""
+    """The cache is full of shards that are in use or will be used."""
 
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """A shard and what is known of it.
+    """A shard and what is known about it.
 
     Attributes:
-        url: its address, or `pipe:` and a command.
-        expected: its size and checksum, if they are known.
-        samples: how many samples it holds, if that is known.
+        url: address, or `pipe:` and a command.
+        expected: size and checksum, if known.
+        samples: number of samples, if known.
     """
 
     url: str
@@ -54,23 +54,23 @@ class RemoteShard:
 
     @property
     def name(self) -> str:
-        """Name of its file, as in a manifest."""
+        """File name, as in a manifest."""
         if self.url.startswith(PIPE):
-            # The command's last word that looks like a file: only for people who look in the cache.
+            # The command's last word that looks like a file: it only makes the cache readable.
             words = [word for word in self.url.split() if ".tar" in word] or ["pipe"]
-            return os.path.basename(words[-1])  # noqa: PTH119  of an address, not of a path
+            return os.path.basename(words[-1])  # noqa: PTH119  an address, not a path
         return self.url.partition("?")[0].rstrip("/").rpartition("/")[2]
 
 
 class Lease:
-    """A fetched shard that stays where it is until `release`."""
+    """A downloaded shard that stays in the cache until `release`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path = path
         self._handle = handle
 
     def release(self) -> None:
-        """Let the cache remove the shard if it must."""
+        """Allows the cache to remove the shard."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -81,30 +81,30 @@ class Lease:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """The folder.
+    """The cache folder.
 
     Attributes:
-        folder: made when it is first needed.
-        limit: bytes of shards to keep at most.
-        patience: how long to try to fetch one.
+        folder: created on first use.
+        limit: maximum size in bytes.
+        retry: retries and timeouts of downloads.
     """
 
     folder: Path
     limit: int
-    patience: Patience = field(default_factory=Patience)
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def path(self, shard: RemoteShard) -> Path:
-        """Where a shard lies once it is fetched."""
+        """The path of a shard once it is downloaded."""
         digest = hashlib.sha256(shard.url.encode()).hexdigest()[:16]
         name = "".join(c if c.isalnum() or c in "._-" else "_" for c in shard.name)[-80:]
         return self.folder / f"{digest}-{name}"
 
     def lease(self, shard: RemoteShard) -> Lease:
-        """A shard to read from, fetched if it must be.
+        """Locks a shard for reading, and downloads it first if it is missing.
 
         Raises:
-            FetchError: it cannot be had.
-            UserError: the disk is full, or the folder cannot be written.
+            FetchError: the download failed.
+            UserError: the disk is full, or the folder is not writable.
         """
         path = self.path(shard)
         with _writing_to(self.folder):
@@ -113,19 +113,19 @@ class ShardCache:
         return lease
 
     def fetch(self, shard: RemoteShard, ahead_of: Collection[Path] | None = None) -> bool:
-        """Fetches a shard that is not there.
+        """Downloads a shard that is missing.
 
         Args:
-            shard: which.
-            ahead_of: given when it is not needed yet: files that must not make room for it.
+            shard: the shard.
+            ahead_of: for a prefetch: files that must not be removed to make room.
 
         Returns:
-            False if another process is fetching it and it is not needed yet.
+            False if this is a prefetch and another process is downloading the shard already.
 
         Raises:
-            FetchError: it cannot be had.
-            NoRoomError: it is not needed yet, and only files that must stay could make room.
-            UserError: the disk is full, or the folder cannot be written.
+            FetchError: the download failed.
+            NoRoomError: a prefetch finds no room.
+            UserError: the disk is full, or the folder is not writable.
         """
         path = self.path(shard)
         with _writing_to(self.folder), self._lock(path.name, wait=ahead_of is None) as mine:
@@ -136,7 +136,7 @@ class ShardCache:
         return True
 
     def forget_failures(self, older_than: float) -> None:
-        """Try again what could not be had so many seconds ago, or longer."""
+        """Allows new attempts at downloads that failed more than `older_than` seconds ago."""
         for failed in self.folder.glob("*.failed"):
             with contextlib.suppress(OSError):
                 if time.time() - failed.stat().st_mtime > older_than:
@@ -155,24 +155,24 @@ class ShardCache:
                 shard.url,
                 partial,
                 shard.expected,
-                self.patience,
+                self.retry,
                 lambda size: self._make_room(size, partial, ahead_of),
             )
         except FetchError as error:
             failed.write_text(str(error), encoding="utf-8")
             raise
         failed.unlink(missing_ok=True)
-        # An index is stamped with size and time of its shard. With a time that follows from the
-        # content, it is good again when the same shard is fetched again, and only then.
+        # An index is stamped with size and time of its shard. The time is derived from the content,
+        # so the index is valid again if the same shard is downloaded again, and only then.
         os.utime(partial, ns=(time.time_ns(), 10**18 + int(sha256[:10], 16)))
         partial.replace(path)
         _size_note(partial).unlink(missing_ok=True)
-        if shard.expected.size is None:  # a command's output: its size was not known before
+        if shard.expected.size is None:  # a command's output has no known size
             with contextlib.suppress(NoRoomError):
                 self._make_room(0, path, (path, *(ahead_of or ())))
 
     def _make_room(self, size: int, own: Path, ahead_of: Collection[Path] | None) -> None:
-        """Removes what is longest unused until `size` bytes in `own` fit."""
+        """Removes the least recently used files until `own` fits with `size` bytes."""
         with self._lock(".room"):
             kept = {own, *(ahead_of or ())}
             files = [file for file in self._files() if file[2] != own]
@@ -185,20 +185,20 @@ class ShardCache:
         if over > 0 and ahead_of is not None:
             raise NoRoomError
         if over > 0:
-            _log.debug("%s: %d bytes above its limit, all in use", self.folder, over)
+            _log.debug("%s: %d bytes above the limit, all in use", self.folder, over)
 
     def _files(self) -> Generator[tuple[int, int, Path]]:
-        """Last use, bytes (those to come included) and path of all that takes room."""
+        """Last use, size (reserved bytes included) and path of every shard or download."""
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     if entry.is_file() and not entry.name.endswith((".failed", ".tag", ".size")):
                         path, status = Path(entry.path), entry.stat()
-                        size = max(status.st_size, _promised(path))
+                        size = max(status.st_size, _reserved(path))
                         yield status.st_atime_ns, size, path
 
     def _remove(self, path: Path) -> bool:
-        """Removes a shard that nobody reads, or a part of one that nobody fetches."""
+        """Removes a shard or a partial download unless it is locked; returns whether it did."""
         if path.suffix == ".partial":
             with self._lock(path.stem, wait=False) as mine:
                 if mine:
@@ -221,7 +221,7 @@ class ShardCache:
 
     @contextmanager
     def _lock(self, name: str, wait: bool = True) -> Generator[bool]:
-        """A lock between processes; yields whether it was got."""
+        """A lock between processes; yields whether it was acquired."""
         folder = self.folder / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
@@ -237,7 +237,7 @@ class ShardCache:
 
 
 def _lock_to_read(path: Path) -> Lease | None:
-    """A lease on a file, unless it is not there."""
+    """A lease on a file, or None if the file is missing."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -247,7 +247,7 @@ def _lock_to_read(path: Path) -> Lease | None:
     if os.fstat(handle).st_nlink == 0:  # removed between the two calls
         lease.release()
         return None
-    with contextlib.suppress(PermissionError):  # of another user: it counts as used long ago
+    with contextlib.suppress(PermissionError):  # another user's file counts as used long ago
         os.utime(handle, ns=(time.time_ns(), os.fstat(handle).st_mtime_ns))
     return lease
 
@@ -256,8 +256,8 @@ def _size_note(partial: Path) -> Path:
     return partial.with_name(partial.name + ".size")
 
 
-def _promised(path: Path) -> int:
-    """The size that a file on its way will have; 0 where it is not known."""
+def _reserved(path: Path) -> int:
+    """The final size of a download in progress; 0 if unknown."""
     if path.suffix != ".partial":
         return 0
     with contextlib.suppress(OSError, ValueError):
@@ -267,7 +267,7 @@ def _promised(path: Path) -> int:
 
 @contextmanager
 def _writing_to(folder: Path) -> Generator[None]:
-    """Puts what only the user can mend in words."""
+    """Turns errors that only the user can fix into `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -279,6 +279,6 @@ def _writing_to(folder: Path) -> Generator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
-                f"--cache-dir {folder} cannot be written ({error.strerror}): choose another folder"
+                f"--cache-dir {folder} is not writable ({error.strerror}): choose another folder"
             ) from error
         raise

@@ -1,8 +1,7 @@
-"""Fetching one remote file whole, whatever happens on the way.
+"""Downloads one remote file, with retries that resume where the last attempt broke off.
 
-`http://` and `https://` need the standard library only, `pipe:` runs a command of the user's shell,
-and everything else is opened by fsspec (`s3://`, `gs://`, `hf://`). What breaks off is tried again,
-with growing pauses, from where it broke off.
+`http://` and `https://` need only the standard library, `pipe:` runs a shell command, and
+everything else is opened by fsspec (`s3://`, `gs://`, `hf://`).
 """
 
 import hashlib
@@ -24,18 +23,18 @@ from neuclip.data.remote.transport import (
 )
 
 _CHUNK = 2**20
-_chance = random.Random()  # its own: pauses must not draw from the training's numbers
+_chance = random.Random()  # separate: pauses must not draw from the training's generator
 
 
 @dataclass(frozen=True)
-class Patience:
-    """How long to try.
+class RetryPolicy:
+    """Retries and timeouts of downloads.
 
     Attributes:
-        attempts: failures in a row, without a byte between them, before giving up.
-        timeout: seconds without a byte before an attempt has failed.
-        pause: seconds before the second attempt; each further pause is twice as long.
-        longest_pause: seconds that no pause exceeds.
+        attempts: consecutive failures, without a byte between them, before giving up.
+        timeout: seconds without a byte after which an attempt fails.
+        pause: seconds before the second attempt; doubled before each further one.
+        longest_pause: upper bound of the pauses, in seconds.
     """
 
     attempts: int = 6
@@ -43,19 +42,19 @@ class Patience:
     pause: float = 0.5
     longest_pause: float = 30.0
 
-    def after(self, failures: int) -> float:
-        """Seconds to wait; by chance up to a half less, so that not all come back at once."""
+    def pause_after(self, failures: int) -> float:
+        """Seconds to wait, randomly shortened by up to a half to spread the requests."""
         longest = min(self.pause * 2 ** (failures - 1), self.longest_pause)
         return longest * (1 - 0.5 * _chance.random())
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a file before it is fetched.
+    """The size and checksum that a download must have, if they are known.
 
     Attributes:
-        size: in bytes.
-        sha256: of its bytes, in hexadecimal.
+        size: size in bytes.
+        sha256: checksum in hexadecimal.
     """
 
     size: int | None = None
@@ -63,65 +62,64 @@ class Expected:
 
 
 OnSize = Callable[[int], None]
-"""Told the size of a file before it is written, if the other side knows it."""
+"""Called with the size of a file before it is written, if the server reports it."""
 
 
 def fetch(
     url: str,
     partial: Path,
     expected: Expected,
-    patience: Patience,
+    retry: RetryPolicy,
     on_size: OnSize = lambda size: None,
 ) -> str:
-    """Fetches a file into `partial`, going on with what is there already.
+    """Downloads a file into `partial`, continuing after the bytes that it already contains.
 
     Args:
         url: an address, or `pipe:` and a command.
-        partial: where to write; a file beside it, `.tag`, keeps what a later process needs to go
-            on.
-        expected: what is known of the file.
-        patience: how long to try.
-        on_size: told the size first.
+        partial: where to write; a file `.tag` beside it lets a later process resume.
+        expected: size and checksum, if known.
+        retry: retries and timeouts.
+        on_size: called with the size first.
 
     Returns:
         The SHA-256 of the file.
 
     Raises:
-        FetchError: it cannot be had.
+        FetchError: the download failed.
     """
     failures = 0
     while True:
         before = _size(partial)
         try:
-            if not before or before != expected.size:  # else only the check is missing
-                _attempt(url, partial, expected, patience.timeout, on_size)
+            if not before or before != expected.size:  # otherwise only the check is missing
+                _attempt(url, partial, expected, retry.timeout, on_size)
             return _checked(partial, expected)
         except BrokenError as error:
             failures = 1 if _size(partial) > before else failures + 1
-            if failures >= patience.attempts:
+            if failures >= retry.attempts:
                 tried = f" ({failures} attempts)" if failures > 1 else ""
                 raise FetchError(f"{error}{tried}") from error
-            time.sleep(patience.after(failures))
+            time.sleep(retry.pause_after(failures))
 
 
-def fetch_text(url: str, patience: Patience) -> bytes | None:
-    """A small file, or nothing where there is none.
+def fetch_text(url: str, retry: RetryPolicy) -> bytes | None:
+    """The content of a small file, or None if it does not exist.
 
     Raises:
-        FetchError: there is no answer.
+        FetchError: the server does not answer.
     """
     failures = 0
     while True:
         try:
-            with open_url(url, 0, None, patience.timeout).opened() as file:
+            with open_url(url, 0, None, retry.timeout).opened() as file:
                 return _read_all(file)
         except FetchError:
             return None
         except BrokenError as error:
             failures += 1
-            if failures >= patience.attempts:
+            if failures >= retry.attempts:
                 raise FetchError(f"{error} ({failures} attempts)") from error
-            time.sleep(patience.after(failures))
+            time.sleep(retry.pause_after(failures))
 
 
 def _read_all(file: Readable) -> bytes:
@@ -135,31 +133,31 @@ def _read_all(file: Readable) -> bytes:
 
 
 def _attempt(url: str, partial: Path, expected: Expected, timeout: float, on_size: OnSize) -> None:
-    """Appends what is missing; raises `BrokenError` or `FetchError`."""
+    """Appends the missing bytes; raises `BrokenError` or `FetchError`."""
     if url.startswith(PIPE):
         _run(url.removeprefix(PIPE), partial)
         return
     note = partial.with_name(partial.name + ".tag")
     tag = note.read_text(encoding="utf-8") if note.exists() else None
-    had = _size(partial)
-    if had and tag is None and expected.sha256 is None:
-        had = 0  # it may have become another file: what is there could not be told from it
-    with_stream = open_url(url, had, tag, timeout)
-    with with_stream.opened() as file:
-        total = with_stream.total
+    start = _size(partial)
+    if start and tag is None and expected.sha256 is None:
+        start = 0  # the file may have changed since, and nothing would show it
+    stream = open_url(url, start, tag, timeout)
+    with stream.opened() as file:
+        total = stream.total
         if total is not None:
             if expected.size is not None and total != expected.size:
                 _forget(partial)
-                raise BrokenError(f"it has {total:,} bytes instead of {expected.size:,}")
+                raise BrokenError(f"the file has {total:,} bytes instead of {expected.size:,}")
             on_size(total)
-        if with_stream.tag:
-            note.write_text(with_stream.tag, encoding="utf-8")
+        if stream.tag:
+            note.write_text(stream.tag, encoding="utf-8")
         else:
             note.unlink(missing_ok=True)
-        _copy(file, partial, with_stream.start)
+        _copy(file, partial, stream.start)
     got = _size(partial)
     if total is not None and got != total:
-        raise BrokenError(f"it ended after {got:,} of {total:,} bytes")
+        raise BrokenError(f"the download ended after {got:,} of {total:,} bytes")
 
 
 def _copy(file: Readable, partial: Path, start: int) -> None:
@@ -177,22 +175,22 @@ def _copy(file: Readable, partial: Path, start: int) -> None:
 
 
 def _checked(partial: Path, expected: Expected) -> str:
-    """The checksum of a complete file; raises `BrokenError` if it is not what was expected."""
+    """The checksum of a complete file; raises `BrokenError` if size or checksum is wrong."""
     size = _size(partial)
     if expected.size is not None and size != expected.size:
         _forget(partial)
-        raise BrokenError(f"it has {size:,} bytes instead of {expected.size:,}")
+        raise BrokenError(f"the file has {size:,} bytes instead of {expected.size:,}")
     with partial.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if expected.sha256 is not None and sha256 != expected.sha256:
         _forget(partial)
-        raise BrokenError(f"its SHA-256 is {sha256[:16]}... instead of {expected.sha256[:16]}...")
+        raise BrokenError(f"the SHA-256 is {sha256[:16]}... instead of {expected.sha256[:16]}...")
     partial.with_name(partial.name + ".tag").unlink(missing_ok=True)
     return sha256
 
 
 def _forget(partial: Path) -> None:
-    """Begin again: what was fetched is not the file that was asked for."""
+    """Removes a partial download of the wrong content."""
     partial.unlink(missing_ok=True)
     partial.with_name(partial.name + ".tag").unlink(missing_ok=True)
 
@@ -205,7 +203,7 @@ def _size(path: Path) -> int:
 
 
 def _run(command: str, partial: Path) -> None:
-    """Writes what a command of the shell prints."""
+    """Writes the output of a shell command."""
     with partial.open("wb") as out:
         done = subprocess.run(
             command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE

@@ -2,8 +2,8 @@
 
     {"version": 1, "shards": [{"name": "00000.tar", "size": 1, "sha256": "...", "samples": 1}]}
 
-`neuclip data pack` writes one. With it remote shards need not be fetched to be counted, and what is
-fetched is checked.
+`neuclip data pack` writes it. With a manifest, remote shards need not be downloaded to count their
+samples, and every download is verified.
 """
 
 import json
@@ -19,10 +19,10 @@ class ShardEntry:
     """One shard.
 
     Attributes:
-        name: of its file, without a folder.
-        size: in bytes.
-        sha256: of its bytes, in hexadecimal.
-        samples: how many it holds.
+        name: file name without a folder.
+        size: size in bytes.
+        sha256: checksum in hexadecimal.
+        samples: number of samples.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ShardEntry:
 
 
 def manifest_text(shards: Iterable[ShardEntry]) -> str:
-    """The content of a manifest, a line per shard."""
+    """The content of a manifest, one line per shard."""
     lines = ",\n".join("  " + json.dumps(asdict(shard)) for shard in shards)
     return f'{{"version": {_VERSION}, "shards": [\n{lines}\n]}}\n'
 
@@ -41,7 +41,7 @@ def parse_manifest(text: str | bytes) -> dict[str, ShardEntry]:
     """The shards of a manifest by name.
 
     Raises:
-        ValueError: it is no manifest of this version; the message says what is wrong.
+        ValueError: the text is not a manifest of this version; the message gives the reason.
     """
     try:
         content = json.loads(text)
@@ -53,5 +53,5 @@ def parse_manifest(text: str | bytes) -> dict[str, ShardEntry]:
     for entry in entries:
         types = (type(entry.name), type(entry.size), type(entry.sha256), type(entry.samples))
         if types != (str, int, str, int) or entry.size < 0 or entry.samples < 0:
-            raise ValueError(f"a shard that is none: {entry}")
+            raise ValueError(f"invalid shard entry: {entry}")
     return {entry.name: entry for entry in entries}

@@ -1,9 +1,9 @@
-"""The process that fetches shards before they are read.
+"""A process that downloads shards before they are read.
 
-A process and not a thread: the training's interpreter lock and the fork of its workers are left
-alone. It reads lines of JSON from its parent: first the cache and its shards, then again and again
-the numbers of the shards that are wanted next, the first of them first. It ends with its parent.
-Readers fetch for themselves what is not there, so nothing depends on it but the waiting.
+It is a process and not a thread so that it takes no interpreter lock from the training, and does
+not disturb the fork of its workers. It reads lines of JSON from its parent: first the cache and the
+shards, then, each time they change, the indices of the shards that will be read next, in order. It
+ends with its parent. Readers download missing shards themselves, so prefetching only saves waiting.
 """
 
 import contextlib
@@ -19,53 +19,53 @@ from dataclasses import asdict
 from pathlib import Path
 
 from neuclip.data.remote.cache import NoRoomError, RemoteShard, ShardCache
-from neuclip.data.remote.fetch import Expected, Patience
+from neuclip.data.remote.fetch import Expected, RetryPolicy
 from neuclip.data.remote.transport import FetchError
 from neuclip.data.sources.tar_index import index_shard
 from neuclip.errors import UserError
 
-_AT_ONCE = 4  # shards fetched at the same time
-_FULL = 0.2  # seconds until a full cache is looked at again
+_AT_ONCE = 4  # simultaneous downloads
+_FULL = 0.2  # seconds until a full cache is checked again
 _log = logging.getLogger(__name__)
 
 
-class FetchingAhead:
-    """The parent's end."""
+class Prefetcher:
+    """Starts and controls the process, from the parent."""
 
     def __init__(self, cache: ShardCache, shards: Sequence[RemoteShard]) -> None:
         self._setup = {
             "folder": str(cache.folder),
             "limit": cache.limit,
-            "patience": asdict(cache.patience),
+            "retry": asdict(cache.retry),
             "shards": [asdict(shard) for shard in shards],
         }
         self._process: subprocess.Popen[str] | None = None
         self._owner = os.getpid()
 
     def want(self, numbers: Sequence[int]) -> None:
-        """Fetch these shards next, in this order; what was wanted before no longer is."""
+        """Downloads these shards next, in this order, instead of those requested before."""
         if os.getpid() != self._owner:
-            return  # a forked worker: fetching ahead is the main process's business
+            return  # a forked worker: the main process prefetches
         if self._process is None or self._process.poll() is not None:
             self._process = _start()
-            self._tell(self._setup)
-        self._tell(list(numbers))
+            self._send(self._setup)
+        self._send(list(numbers))
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         if self._process is not None and os.getpid() == self._owner:
             self._process.kill()
             self._process.communicate()
         self._process = None
 
-    def _tell(self, message: object) -> None:
+    def _send(self, message: object) -> None:
         if self._process is None or self._process.stdin is None:
             return
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
         except OSError as error:
-            _log.debug("fetching ahead has ended: %s", error)
+            _log.debug("the prefetching process has ended: %s", error)
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # the interpreter may be going down
@@ -79,12 +79,12 @@ def _start() -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        start_new_session=True,  # signals to the training's group are not for it
+        start_new_session=True,  # not reached by signals to the training's group
     )
 
 
 class _Wanted:
-    """What the fetching threads share."""
+    """The shards to download next, shared by the downloading threads."""
 
     def __init__(self, cache: ShardCache, shards: Sequence[RemoteShard]) -> None:
         self._cache, self._shards = cache, shards
@@ -94,14 +94,14 @@ class _Wanted:
         self._taken: set[int] = set()
 
     def replace(self, numbers: list[int]) -> None:
-        """Want other shards."""
+        """Replaces the shards to download."""
         with self._changed:
             self._numbers = list(numbers)
             self._paths = frozenset(self._cache.path(self._shards[n]) for n in numbers)
             self._changed.notify_all()
 
     def work(self) -> None:
-        """Fetch what is wanted, for ever."""
+        """Downloads in an endless loop."""
         while True:
             with self._changed:
                 while not self._numbers:
@@ -116,28 +116,28 @@ class _Wanted:
                 self._taken.discard(number)
 
     def _fetch(self, number: int) -> bool:
-        """Fetch one shard and index it; false if it must be tried again."""
+        """Downloads and indexes one shard; returns False if it must be tried again."""
         shard = self._shards[number]
         try:
             if self._cache.fetch(shard, self._paths):
-                index_shard(self._cache.path(shard))  # kept in a file: readers need not scan
+                index_shard(self._cache.path(shard))  # saved to a file, so readers need not scan
         except NoRoomError:
             with self._changed:
                 self._numbers.insert(0, number)
             return False
         except (FetchError, UserError, OSError):
-            pass  # whoever reads the shard meets the same, and can say which sample is lost
+            pass  # the reader gets the same error, and knows which sample is lost
         return True
 
 
 def main() -> None:
-    """The process itself."""
+    """Runs the process: reads requests from the standard input until it closes."""
     setup = json.loads(sys.stdin.readline())
     shards = [
         RemoteShard(shard["url"], Expected(**shard["expected"]), shard["samples"])
         for shard in setup["shards"]
     ]
-    cache = ShardCache(Path(setup["folder"]), setup["limit"], Patience(**setup["patience"]))
+    cache = ShardCache(Path(setup["folder"]), setup["limit"], RetryPolicy(**setup["retry"]))
     wanted = _Wanted(cache, shards)
     for _ in range(_AT_ONCE):
         threading.Thread(target=wanted.work, daemon=True).start()

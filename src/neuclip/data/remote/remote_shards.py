@@ -1,8 +1,8 @@
-"""Shards on other machines: read from a cache that is filled ahead of use.
+"""Remote shards, read from a cache that is filled ahead of use.
 
-A shard is fetched whole when it is needed, and its index is made then. How many samples it holds
-must be known before, since samples are numbered through all shards: from the `manifest.json` beside
-the shards, or by fetching each shard once, which is remembered in the cache.
+A shard is downloaded and indexed when it is needed. Samples are numbered through all shards, so
+their counts must be known before: from the `manifest.json` beside the shards, or by downloading
+each shard once. The cache remembers the counts.
 """
 
 import hashlib
@@ -10,35 +10,39 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.order import Layout
+from neuclip.data.progress import Progress
 from neuclip.data.remote.cache import GIB, RemoteShard, ShardCache
 from neuclip.data.remote.fetch import Expected, fetch_text
 from neuclip.data.remote.manifest import MANIFEST, ShardEntry, parse_manifest
-from neuclip.data.remote.prefetch import FetchingAhead
+from neuclip.data.remote.prefetch import Prefetcher
 from neuclip.data.remote.transport import PIPE, FetchError, check_scheme
-from neuclip.data.samples import Damage, SampleError
+from neuclip.data.samples import Damage, Sample, SampleError
 from neuclip.data.sources.shards import ShardIndex, build_index
-from neuclip.data.sources.source import Content, Source
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.files import replacing
 
 WINDOW = 16
-"""Shards shuffled together: at 10,000 samples each, thirty times open_clip's shuffle buffer."""
+"""Shards shuffled together by default.
 
-_OPEN_SHARDS = 256  # kept open by each process, where the window is larger
-_SAME_START = 30.0  # seconds: a failure since then was met by another process of this run
-_AT_ONCE = 4  # shards fetched at the same time to be counted
+At 10,000 samples each, the window is thirty times open_clip's shuffle buffer.
+"""
+
+_OPEN_SHARDS = 256  # at most so many shards stay open in each process
+_SAME_START = 30.0  # seconds: a more recent failure is from another process of this run
+_AT_ONCE = 4  # simultaneous downloads for counting
 _log = logging.getLogger(__name__)
 
 
 class RemoteShards(Source):
-    """Samples of remote shards; make one with `open_remote`."""
+    """Samples of remote shards; created by `open_remote`."""
 
     def __init__(
         self,
@@ -47,13 +51,13 @@ class RemoteShards(Source):
         reading: ReadingConfig,
         damage: tuple[Damage, ...] = (),
     ) -> None:
-        """Shards whose numbers of samples are known.
+        """Sets up reading.
 
         Args:
-            shards: in the order in which their samples are numbered.
-            cache: where they are fetched to.
+            shards: shards with known numbers of samples, in the order of the samples.
+            cache: where shards are downloaded to.
             reading: how to read them.
-            damage: shards that are left out.
+            damage: corrupt shards and samples, which are left out.
         """
         self._shards, self._cache, self._reading = tuple(shards), cache, reading
         self.damage = damage
@@ -62,27 +66,26 @@ class RemoteShards(Source):
         self._kept = min(self.shuffle_window or len(shards), _OPEN_SHARDS)
         self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._owner = os.getpid()
-        self._ahead = FetchingAhead(cache, shards)
+        self._prefetcher = Prefetcher(cache, shards)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_open": OrderedDict(), "_ahead": None}
+        return {**vars(self), "_open": OrderedDict(), "_prefetcher": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._ahead = FetchingAhead(self._cache, self._shards)
+        self._prefetcher = Prefetcher(self._cache, self._shards)
 
-    def content(self, position: int) -> Content:
-        """One sample as it is stored; see `Source.content`."""
+    def _content(self, position: int) -> Sample[bytes]:
         block = self.layout.block(position)
         index = self._index(block)
         try:
             return index.content(position - int(self.layout.starts[block]))
         except SampleError as error:
-            known = replace(error.damage, shard=self._shards[block].url)
-            raise SampleError(known) from error.__cause__
+            found = replace(error.damage, shard=self._shards[block].url)
+            raise SampleError(found) from error.__cause__
 
     def locate(self, position: int) -> tuple[str | Path, str]:
-        """Address of the shard, and the key of a sample, if the shard can be had."""
+        """Address of the shard, and the key of a sample if the shard can be downloaded."""
         block = self.layout.block(position)
         url = self._shards[block].url
         try:
@@ -95,25 +98,25 @@ class RemoteShards(Source):
         return [shard.url for shard in self._shards]
 
     def sample_id(self, position: int) -> int:
-        """The id of a sample: its position, or its integer key."""
+        """Stable id of one sample: its position, or its integer key."""
         if self._reading.data_size is None:
             return position
         block = self.layout.block(position)
         return self._index(block).sample_id(position - int(self.layout.starts[block]))
 
     def expect(self, blocks: Sequence[int]) -> None:
-        """Fetch these shards ahead of use."""
-        self._ahead.want(blocks)
+        """Prefetches these shards."""
+        self._prefetcher.want(blocks)
 
     def close(self) -> None:
-        """End the fetching in the background, and give up the shards held here."""
-        self._ahead.close()
+        """Ends prefetching, and releases the shards in use."""
+        self._prefetcher.close()
         self._open.clear()
 
     def _index(self, block: int) -> ShardIndex:
-        """The index of a shard, which is fetched if it must be; raises `SampleError`."""
+        """The index of a shard, downloaded if it is missing; raises `SampleError`."""
         if self._owner != os.getpid():
-            # A fork shares its parent's locks, which would outlast the parent's interest.
+            # A fork shares its parent's locks and would hold them after the parent released them.
             self._owner = os.getpid()
             self._open.clear()
         opened = self._open.pop(block, None) or self._opened(block)
@@ -133,7 +136,7 @@ class RemoteShards(Source):
         except UserError as error:
             raise SampleError(Damage(shard.url, "", "shard_changed", str(error))) from error
         if len(index) != shard.samples:
-            detail = f"it holds {len(index)} samples instead of the {shard.samples} counted before"
+            detail = f"{len(index)} samples instead of the {shard.samples} counted before"
             raise SampleError(Damage(shard.url, "", "shard_changed", detail))
         return _Opened(lease, index)
 
@@ -144,7 +147,7 @@ def _index_of(path: Path, reading: ReadingConfig) -> ShardIndex:
 
 
 class _Opened:
-    """A shard that is being read, and stays in the cache for as long as this lives."""
+    """An open shard, which stays in the cache as long as this object exists."""
 
     def __init__(self, lease: object, index: ShardIndex) -> None:
         self._lease, self.index = lease, index
@@ -154,18 +157,18 @@ def open_remote(
     urls: Sequence[str],
     cache: ShardCache,
     reading: ReadingConfig,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> RemoteShards:
-    """Counts the samples of remote shards, and makes a source of them.
+    """Counts the samples of remote shards, and opens them as a source.
 
     Args:
-        urls: addresses (`http`, `https`, whatever fsspec opens) or `pipe:` commands.
-        cache: where shards are fetched to.
+        urls: addresses (`http`, `https`, or a scheme of fsspec) or `pipe:` commands.
+        cache: where shards are downloaded to.
         reading: how to read them.
-        progress: called with the number of shards counted and of all.
+        progress: called for each shard.
 
     Raises:
-        UserError: an address cannot be opened, no shard holds a sample, or the cache is too small.
+        UserError: an address cannot be opened, there are no samples, or the cache is too small.
     """
     for scheme in {url.partition("://")[0]: url for url in urls}.values():
         check_scheme(scheme)
@@ -176,7 +179,7 @@ def open_remote(
         work = pool.map(lambda url: _count(url, known.get(url), cache, reading), urls)
         for done, result in enumerate(work):
             if progress is not None:
-                progress(done, len(urls))
+                progress("indexing", done, len(urls))
             counted.append(result)
     damage = tuple(damage for result in counted for damage in result.damage)
     for found in damage:
@@ -191,7 +194,7 @@ def open_remote(
 
 
 def _check_room(shards: Sequence[RemoteShard], cache: ShardCache, window: int) -> None:
-    """Two windows must fit: the one that is read, and the one that is fetched meanwhile."""
+    """Refuses a cache without room for two windows: one being read, one being prefetched."""
     sizes = sorted((shard.expected.size or 0 for shard in shards), reverse=True)
     needed = sum(sizes[: 2 * window] if window else sizes)
     if needed > cache.limit:
@@ -204,7 +207,7 @@ def _check_room(shards: Sequence[RemoteShard], cache: ShardCache, window: int) -
 
 @dataclass(frozen=True)
 class _Counted:
-    """A shard with its number of samples, 0 where it cannot be had."""
+    """A shard with its number of samples; 0 if it cannot be downloaded."""
 
     shard: RemoteShard
     damage: tuple[Damage, ...] = ()
@@ -234,7 +237,7 @@ def _count(
     finally:
         lease.release()
     _write(note, {"size": size, "samples": samples, "damage": [vars(each) for each in damage]})
-    # A command may print other bytes of the same content: its size is no promise.
+    # A command may output other bytes for the same content, so its size is not checked.
     expected = Expected() if url.startswith(PIPE) else Expected(size)
     return _Counted(RemoteShard(url, expected, samples), damage)
 
@@ -251,7 +254,7 @@ def _samples_and_damage(
 
 
 def _from_manifests(urls: Sequence[str], cache: ShardCache) -> dict[str, ShardEntry]:
-    """What the manifests beside the shards say, by address."""
+    """The entries of the manifests beside the shards, by address."""
     known: dict[str, ShardEntry] = {}
     folders: dict[str, dict[str, ShardEntry]] = {}
     for url in urls:
@@ -267,11 +270,11 @@ def _from_manifests(urls: Sequence[str], cache: ShardCache) -> dict[str, ShardEn
 
 
 def _manifest(url: str, cache: ShardCache) -> dict[str, ShardEntry]:
-    """A manifest, or the copy of it from before when the network is down."""
+    """A manifest; without a network, the copy that the cache keeps."""
     identity = hashlib.sha256(url.encode()).hexdigest()[:32]
     copy = cache.folder / ".counted" / f"{identity}.manifest"
     try:
-        text = fetch_text(url, cache.patience)
+        text = fetch_text(url, cache.retry)
     except FetchError as error:
         _log.warning("%s: %s", url, error)
         text = copy.read_bytes() if copy.exists() else None

@@ -1,4 +1,4 @@
-"""An address opened for reading from a byte on: by urllib for http, by fsspec for the rest."""
+"""Opens an address for reading from a given byte on: http by urllib, the rest by fsspec."""
 
 import http.client
 import urllib.error
@@ -10,15 +10,15 @@ from typing import Any, Protocol, cast, runtime_checkable
 from neuclip.errors import UserError
 
 PIPE = "pipe:"
-_TEMPORARY = {408, 425, 429}  # beside all from 500 on
+_TEMPORARY = {408, 425, 429}  # HTTP codes worth a retry, besides all from 500 on
 
 
 class FetchError(Exception):
-    """A file that could not be fetched; the text says why, without its address."""
+    """A download that failed for good; the message gives the reason without the address."""
 
 
 class BrokenError(Exception):
-    """An attempt that failed and may go better another time."""
+    """A failed attempt that is worth a retry."""
 
 
 # urllib's own errors are OSErrors too.
@@ -26,7 +26,7 @@ NETWORK = (OSError, http.client.HTTPException)
 
 
 def reason_of(error: Exception) -> str:
-    """What went wrong with the network, in a few words."""
+    """The cause of a network error in a few words."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, urllib.error.URLError):
@@ -37,26 +37,26 @@ def reason_of(error: Exception) -> str:
 
 @runtime_checkable
 class Readable(Protocol):
-    """What is needed of an open file."""
+    """The part of an open file that downloads need."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to `size` bytes; none at the end."""
+        """Reads up to `size` bytes; empty at the end."""
         ...
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         ...
 
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer: what follows byte `start` of a file.
+    """The content of a file from byte `start` on.
 
     Attributes:
-        file: to read from.
-        start: the first byte that comes.
-        total: size of the whole file, if it is known.
-        tag: what changes when the file changes, if there is such a thing.
+        file: the open file.
+        start: offset of its first byte.
+        total: size of the full file in bytes, if known.
+        tag: identifies the version of the file (an ETag or a time), if known.
     """
 
     file: Readable
@@ -65,15 +65,15 @@ class Stream:
     tag: str | None
 
     def opened(self) -> AbstractContextManager[Readable]:
-        """The file, closed at the end of a `with` block."""
+        """A context manager that closes the file."""
         return closing(self.file)
 
 
 def check_scheme(url: str) -> None:
-    """Refuses an address that nothing installed can open.
+    """Refuses an address that no installed package can open.
 
     Raises:
-        UserError: says what to install.
+        UserError: names the package to install.
     """
     if url.startswith(("http://", "https://", PIPE)):
         return
@@ -89,14 +89,14 @@ def open_url(url: str, start: int, tag: str | None, timeout: float) -> Stream:
     """Opens an address.
 
     Args:
-        url: no `pipe:`.
-        start: the first byte wanted; less is given where the file is another one than `tag` says.
-        tag: of the file that was read before.
-        timeout: seconds without a byte that an HTTP server is granted.
+        url: an address, not a `pipe:` command.
+        start: offset of the first byte; the stream starts at 0 if the file's tag has changed.
+        tag: tag of the file when the bytes before `start` were read.
+        timeout: seconds to wait for an HTTP server's next byte.
 
     Raises:
-        FetchError: there is no such file.
-        BrokenError: it did not work this time.
+        FetchError: the file does not exist.
+        BrokenError: a temporary failure.
     """
     if url.startswith(("http://", "https://")):
         return _open_http(url, start, tag, timeout)
@@ -110,12 +110,12 @@ def _open_http(url: str, start: int, tag: str | None, timeout: float) -> Stream:
         if tag is not None:
             headers["If-Range"] = tag
     try:
-        # The schemes are checked before: no file: or other surprise.
+        # The caller has checked the scheme: this never opens file: or the like.
         answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), None, timeout)
     except urllib.error.HTTPError as error:
         problem = f"HTTP {error.code} {error.reason}"
         error.close()
-        if error.code == 416:  # it has become shorter than what is there
+        if error.code == 416:  # the file has become shorter than the part already here
             return _open_http(url, 0, None, timeout)
         if error.code >= 500 or error.code in _TEMPORARY:
             raise BrokenError(problem) from None
@@ -131,12 +131,12 @@ def _open_http(url: str, start: int, tag: str | None, timeout: float) -> Stream:
         if first.removeprefix("bytes ").split("-")[0] == str(start) and whole.isdigit():
             return Stream(_Answer(answer), start, int(whole), new_tag)
         answer.close()
-        raise BrokenError(f"the answer to a range request makes no sense: {first}/{whole}")
+        raise BrokenError(f"invalid answer to a range request: {first}/{whole}")
     return Stream(_Answer(answer), 0, total, new_tag)
 
 
 class _Answer:
-    """An HTTP answer, read as it comes: of a read that waits for more, a stall loses what came."""
+    """An HTTP answer that returns bytes as they arrive, so that a stall loses none of them."""
 
     def __init__(self, answer: http.client.HTTPResponse) -> None:
         self._answer = answer
@@ -165,14 +165,14 @@ def _open_fsspec(url: str, start: int, tag: str | None) -> Stream:
         file.seek(start)
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise FetchError(str(error) or type(error).__name__) from error
-    except Exception as error:  # every file system has errors of its own
+    except Exception as error:  # every file system defines its own errors
         raise BrokenError(f"{type(error).__name__}: {error}") from error
     size = info.get("size")
     return Stream(_FsspecFile(file), start, int(size) if size is not None else None, new_tag)
 
 
 class _FsspecFile:
-    """A file of fsspec whose errors, of whatever kind, are those of a network."""
+    """A file of fsspec that raises all errors as `OSError`, like the network's."""
 
     def __init__(self, file: Any) -> None:  # noqa: ANN401
         self._file = file

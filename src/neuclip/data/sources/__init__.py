@@ -1,1 +1,14 @@
-"""What a loader reads from: samples by position."""
+"""Samples by position, from every local format.
+
+In reading order:
+
+- `source`: the interface of all sources, and what they share;
+- `tar_headers`: the members of a tar file, from its headers;
+- `tar_index`: the index of one tar shard, kept in a file;
+- `shards`: local tar shards;
+- `tables`: csv and tsv tables of image paths and captions;
+- `arrow`: parquet tables and Hugging Face datasets;
+- `folders`: a folder of images with captions beside them;
+- `class_folders`: a folder of images with one folder per class;
+- `mixture`: several sources as one, with upsampling factors.
+"""

@@ -1,7 +1,7 @@
-"""Parquet tables and Hugging Face datasets on disk. Needs pyarrow, which is imported on use only.
+"""Parquet tables and Hugging Face datasets on disk. Needs pyarrow, imported on first use.
 
-Images are paths, as in csv tables, or lie in the table as bytes, alone or in a structure with their
-path. Nothing here uses pyarrow's threads: they do not survive the fork of a worker process.
+An image is a path, as in csv tables, or the bytes of an image file, alone or in a struct with its
+path. pyarrow's threads are not used: they do not survive the fork of a worker process.
 """
 
 import importlib
@@ -12,27 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.captions import clean_caption
 from neuclip.data.order import Layout
-from neuclip.data.samples import Unusable
-from neuclip.data.sources.source import (
-    Content,
-    Source,
-    Texts,
-    clean_caption,
-    even_blocks,
-    read_image_file,
-    sample_error,
-)
+from neuclip.data.samples import Sample, Unusable
+from neuclip.data.sources.source import Source, Texts, even_blocks, read_image_file
 from neuclip.data.sources.tables import TableSource, find_columns
 from neuclip.errors import UserError
 
-_WINDOW = 4  # row groups with images inside that are shuffled together, and kept in memory
+_WINDOW = 4  # row groups shuffled together, and kept in memory, if images are in the table
 
 
 class ParquetSource(Source):
-    """Parquet tables with the images inside.
+    """Parquet tables that contain the images.
 
-    To read one row is to read its row group, so row groups are the blocks; each process keeps the
+    Reading a row means reading its row group, so row groups are the blocks. Each process keeps the
     last few in memory.
     """
 
@@ -41,8 +34,8 @@ class ParquetSource(Source):
 
         Args:
             tables: parquet files.
-            columns: names of image and caption.
-            kept: row groups to keep in memory in each process; 0: all.
+            columns: names of the image and the caption column.
+            kept: row groups that each process keeps in memory; 0: all.
         """
         self._tables, self._columns = tuple(tables), columns
         self.shuffle_window = _WINDOW
@@ -61,19 +54,14 @@ class ParquetSource(Source):
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_loaded": OrderedDict()}
 
-    def content(self, position: int) -> Content:
-        """One sample as it is stored; see `Source.content`."""
+    def _content(self, position: int) -> Sample[bytes]:
         block = self.layout.block(position)
         table, key = self.locate(position)
-        try:
-            rows = self._rows(block)
-            row = position - int(self.layout.starts[block])
-            return _content(key, rows, row, Path(table).parent)
-        except Unusable as error:
-            raise sample_error(str(table), key, error) from error.__cause__
+        row = position - int(self.layout.starts[block])
+        return _sample(key, self._rows(block), row, Path(table).parent)
 
     def locate(self, position: int) -> tuple[str | Path, str]:
-        """The table, and the number of the row in it."""
+        """The table, and the row number in it."""
         block = self.layout.block(position)
         table, group = self._groups[block]
         first = block - group  # row groups of a table follow each other
@@ -97,13 +85,13 @@ class ParquetSource(Source):
 
 
 class DatasetSource(Source):
-    """A Hugging Face dataset as `save_to_disk` writes it: Arrow files, mapped into memory."""
+    """A Hugging Face dataset written by `save_to_disk`: memory-mapped Arrow files."""
 
     def __init__(self, folder: Path, reading: ReadingConfig) -> None:
         """Maps the files.
 
         Raises:
-            UserError: the folder is incomplete or has no such columns.
+            UserError: the folder is incomplete or lacks a column.
         """
         self._folder, self._files = folder, _dataset_files(folder)
         table = self._map()
@@ -115,22 +103,18 @@ class DatasetSource(Source):
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_rows": None}
 
-    def content(self, position: int) -> Content:
-        """One sample as it is stored; see `Source.content`."""
+    def _content(self, position: int) -> Sample[bytes]:
         if self._rows is None:
             table = self._map()
             self._rows = table.column(self._columns[0]), table.column(self._columns[1])
-        try:
-            return _content(str(position), self._rows, position, self._folder)
-        except Unusable as error:
-            raise sample_error(str(self._folder), str(position), error) from error.__cause__
+        return _sample(str(position), self._rows, position, self._folder)
 
     def files(self) -> list[Path]:
         """The Arrow files."""
         return [self._folder / file for file in self._files]
 
     def locate(self, position: int) -> tuple[str | Path, str]:
-        """The folder, and the number of the row."""
+        """The folder, and the row number."""
         return self._folder, str(position)
 
     def _map(self) -> Any:  # noqa: ANN401  a pyarrow.Table
@@ -146,14 +130,14 @@ class DatasetSource(Source):
 
 
 def open_parquet(tables: Sequence[Path], reading: ReadingConfig) -> Source:
-    """Parquet tables with images as paths or as bytes.
+    """Opens parquet tables with images as paths or as bytes.
 
     Args:
         tables: parquet files with the same columns.
         reading: names the columns, and how many row groups are shuffled together.
 
     Raises:
-        UserError: pyarrow is missing, or a table cannot be read or has no such columns.
+        UserError: pyarrow is missing, a table cannot be read, or a column is missing.
     """
     schema = _open_parquet(tables[0]).schema_arrow
     columns = find_columns(schema.names, reading, tables[0])
@@ -177,8 +161,8 @@ def _texts(column: Any) -> Texts:  # noqa: ANN401  a pyarrow.ChunkedArray
     return texts
 
 
-def _content(key: str, rows: tuple[Any, Any], row: int, folder: Path) -> Content:
-    """A sample from columns of images and captions; raises `Unusable`."""
+def _sample(key: str, rows: tuple[Any, Any], row: int, folder: Path) -> Sample[bytes]:
+    """One row of an image column and a caption column; raises `Unusable`."""
     image, caption = rows[0][row].as_py(), _text(rows[1][row].as_py())
     path = None
     if isinstance(image, dict):
@@ -191,16 +175,16 @@ def _content(key: str, rows: tuple[Any, Any], row: int, folder: Path) -> Content
         image = read_image_file(folder, image)
     if not isinstance(image, bytes):
         raise Unusable("image", f"the image column holds {type(image).__name__}, not an image file")
-    return Content(key, image, clean_caption(caption))
+    return Sample(key, image, clean_caption(caption))
 
 
 def _text(value: object) -> str:
-    """A caption as text; of several captions the first."""
+    """A caption, or the first of several."""
     if isinstance(value, list):
         value = value[0] if value else None
     if value is not None and not isinstance(value, str):
         raise UserError(
-            f"the caption column holds {type(value).__name__}, not text: name another one with "
+            f"the caption column holds {type(value).__name__}, not text: name another column with "
             "--csv-caption-key"
         )
     return value or ""
@@ -211,7 +195,7 @@ def _dataset_files(folder: Path) -> list[str]:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         files = [str(each["filename"]) for each in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'state.json'} is no state of a dataset: {error!r}") from None
+        raise UserError(f"{folder / 'state.json'} does not describe a dataset: {error!r}") from None
     if not files:
         raise UserError(f"{folder}: the dataset is empty")
     return files
@@ -222,7 +206,7 @@ def _open_parquet(table: Path) -> Any:  # noqa: ANN401  a pyarrow.parquet.Parque
     try:
         return importlib.import_module("pyarrow.parquet").ParquetFile(table, pre_buffer=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{table} is no parquet table that can be read: {error}") from None
+        raise UserError(f"{table} cannot be read as a parquet table: {error}") from None
 
 
 def _pyarrow(where: Path) -> Any:  # noqa: ANN401  a module that may be missing

@@ -1,30 +1,31 @@
-"""A folder of images with a folder for each class, as torchvision's ImageFolder reads it."""
+"""A folder of images with one folder per class, as torchvision's ImageFolder reads it."""
 
 import os
 from pathlib import Path
 
 from neuclip.data.order import Layout
-from neuclip.data.samples import Unusable
+from neuclip.data.samples import Sample
 from neuclip.data.sources.folders import images_below
-from neuclip.data.sources.source import Content, Source, Texts, read_image_file, sample_error
+from neuclip.data.sources.source import Source, Texts, read_image_file
 from neuclip.errors import UserError
 
 
 class ClassFolders(Source):
     """Images by class, each class sorted by path; captions are empty.
 
-    A sample's key is its path without the extension, its class index the place of its folder.
+    The key of a sample is its path without the extension; its class index is the index of its
+    folder.
     """
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
         """Lists the folders.
 
         Args:
-            folder: has the folders of all classes in it.
-            classes: name of every class's folder, in the order of the class indices.
+            folder: contains one folder per class.
+            classes: folder names in the order of the class indices.
 
         Raises:
-            UserError: a class has no image.
+            UserError: a class has no images.
         """
         self._folder = folder
         self._images = Texts()
@@ -35,17 +36,12 @@ class ClassFolders(Source):
                 self._images.append(f"{name}/{image}")
             sizes.append(len(self._images) - before)
             if sizes[-1] == 0:
-                raise UserError(f"{folder / name}: no image of this class")
+                raise UserError(f"{folder / name}: no images of this class")
         self.layout = Layout.of(str(folder), sizes)
 
-    def content(self, position: int) -> Content:
-        """One sample as it is stored; see `Source.content`."""
-        key = self.locate(position)[1]
-        try:
-            image = read_image_file(self._folder, self._images[position])
-        except Unusable as error:
-            raise sample_error(str(self._folder), key, error) from error.__cause__
-        return Content(key, image, "", class_index=self.layout.block(position))
+    def _content(self, position: int) -> Sample[bytes]:
+        image = read_image_file(self._folder, self._images[position])
+        return Sample(self.locate(position)[1], image, "", self.layout.block(position))
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""

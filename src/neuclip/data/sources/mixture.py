@@ -1,4 +1,4 @@
-"""Several sources as one, each visited as often as its factor says."""
+"""Several sources as one, with an upsampling factor for each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -6,18 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from neuclip.data.order import Layout, Part
-from neuclip.data.samples import Damage
-from neuclip.data.sources.source import Content, Source
+from neuclip.data.order import Layout, SourceSpan
+from neuclip.data.samples import Damage, Sample
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 
 
 class Mixture(Source):
-    """Sources one behind the other; the factors are for the order (see `neuclip.data.order`).
+    """Concatenated sources. The factors act on the order of visits: see `neuclip.data.order`.
 
-    A factor of 2 visits every sample twice in a round, 0.5 half of the samples, others in each
-    round. It does not copy a sample: positions and ids stay those of the sources, one behind the
-    other.
+    A factor of 2 visits every sample twice per round; 0.5 visits half of the samples, different
+    ones each round. Samples are not copied: positions and ids stay unique.
     """
 
     def __init__(
@@ -27,52 +26,51 @@ class Mixture(Source):
         *,
         ids_are_keys: bool = False,
     ) -> None:
-        """A mixture.
+        """Joins the sources.
 
         Args:
-            sources: at least one.
-            factors: visits per round, for each source; above 0.
-            ids_are_keys: take the sources' ids as they are, instead of numbering all samples.
+            sources: at least one source.
+            factors: visits per sample and round, for each source; above 0.
+            ids_are_keys: keep the sources' ids instead of numbering all samples.
         """
         self._sources, self._ids_are_keys = tuple(sources), ids_are_keys
         starts = np.cumsum([0, *(len(source) for source in sources)])
         self._ends, self._starts = starts[1:], starts[:-1].tolist()
-        parts = tuple(
-            replace(_single(source), factor=float(factor))
+        spans = tuple(
+            replace(_span(source), factor=float(factor))
             for source, factor in zip(sources, factors, strict=True)
         )
         ends = [
             source.layout.ends + start for source, start in zip(sources, self._starts, strict=True)
         ]
-        self.layout = Layout(np.concatenate(ends), parts)
-        blocks = np.cumsum([0, *(part.blocks for part in parts)])
+        self.layout = Layout(np.concatenate(ends), spans)
+        blocks = np.cumsum([0, *(span.blocks for span in spans)])
         self._block_ends, self._block_starts = blocks[1:], blocks[:-1].tolist()
         self.damage: tuple[Damage, ...] = tuple(d for source in sources for d in source.damage)
         self.shuffle_window = max(source.shuffle_window for source in sources)
 
-    def content(self, position: int) -> Content:
-        """One sample as it is stored; see `Source.content`."""
+    def _content(self, position: int) -> Sample[bytes]:
         number = self._number(position)
         return self._sources[number].content(position - self._starts[number])
 
     def locate(self, position: int) -> tuple[str | Path, str]:
-        """Where a sample lies in its source, and its key."""
+        """Where a sample is stored in its source, and its key."""
         number = self._number(position)
         return self._sources[number].locate(position - self._starts[number])
 
     def files(self) -> Iterator[str | Path]:
-        """Those of the sources, one behind the other."""
+        """The files of all sources, in order."""
         return (file for source in self._sources for file in source.files())
 
     def sample_id(self, position: int) -> int:
-        """The id of a sample: its key, or its position in the whole."""
+        """The id of a sample: its key, or its position in the mixture."""
         if not self._ids_are_keys:
             return position
         number = self._number(position)
         return self._sources[number].sample_id(position - self._starts[number])
 
     def expect(self, blocks: Sequence[int]) -> None:
-        """Tells every source of its blocks."""
+        """Announces to each source its blocks among those that will be read next."""
         by_source: list[list[int]] = [[] for _ in self._sources]
         for block in blocks:
             number = int(np.searchsorted(self._block_ends, block, side="right"))
@@ -89,16 +87,20 @@ class Mixture(Source):
         return int(np.searchsorted(self._ends, position, side="right"))
 
 
-def _single(source: Source) -> Part:
-    (part,) = source.layout.parts
-    return part
+def _span(source: Source) -> SourceSpan:
+    (span,) = source.layout.spans
+    return span
 
 
 def parse_factors(text: str, sources: int) -> list[float]:
-    """The numbers of `--train-data-upsampling-factors`, joined by `::`.
+    """The factors in `--train-data-upsampling-factors`, one per source.
+
+    Args:
+        text: numbers joined by `::`.
+        sources: number of sources.
 
     Raises:
-        UserError: they are no numbers above 0, or not one for each source.
+        UserError: a factor is not a number above 0, or their number is not that of the sources.
     """
     flag = f"--train-data-upsampling-factors {text}"
     try:
@@ -107,9 +109,9 @@ def parse_factors(text: str, sources: int) -> list[float]:
         raise UserError(f"{flag}: expected numbers joined by '::', for example 1::2") from None
     if len(factors) != sources:
         raise UserError(
-            f"{flag}: {len(factors)} factor(s) for {sources} source(s); --train-data must name as "
-            "many, joined by '::'"
+            f"{flag}: {len(factors)} factor(s) for {sources} source(s); --train-data needs one "
+            "source per factor, joined by '::'"
         )
     if not all(0 < factor <= 1_000_000 for factor in factors):
-        raise UserError(f"{flag}: a factor must be above 0 (leave out what is not to be read)")
+        raise UserError(f"{flag}: a factor must be above 0 (to skip a source, leave it out)")
     return factors

@@ -1,53 +1,33 @@
-"""What a loader reads from: samples by position, wherever they lie."""
+"""The interface of all data sources: samples by position, wherever they are stored."""
 
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from neuclip.data.decode import Decode, decode_image
+from PIL import Image
+
+from neuclip.data.decode import decode_image
 from neuclip.data.order import Layout
-from neuclip.data.samples import (
-    Damage,
-    DamageKind,
-    RawSample,
-    SampleError,
-    Unusable,
-    bounded_caption,
-)
+from neuclip.data.samples import Damage, Sample, SampleError, Unusable
 
-ROWS_PER_BLOCK = 1000  # where a source has no blocks of its own
+ROWS_PER_BLOCK = 1000  # for sources without blocks of their own
 
-
-@dataclass(frozen=True)
-class Content:
-    """A sample before its image is decoded.
-
-    Attributes:
-        key: its name in its source.
-        image: the image file.
-        caption: as it will be tokenized.
-        class_index: that of an evaluation split, if it has one.
-        metadata: that of an evaluation split, if it has some.
-    """
-
-    key: str
-    image: bytes
-    caption: str
-    class_index: int | None = None
-    metadata: bytes | None = None
+ImageT = TypeVar("ImageT")
 
 
 class Source(ABC):
-    """Samples by position. It may be forked and pickled; each process opens the files it reads.
+    """Samples by position. A source can be forked and pickled: each process opens its own files.
+
+    Subclasses implement `_content` and `locate`.
 
     Attributes:
-        layout: which samples lie together, and how many there are.
-        damage: what is known to be missing already; what is wrong with a sample shows on reading.
-        shuffle_window: blocks shuffled together unless the user says otherwise; 0: all.
+        layout: the blocks that samples are stored in, and their sizes.
+        damage: corrupt shards and samples found on opening; others are found on reading.
+        shuffle_window: default number of blocks to shuffle together; 0: all.
     """
 
     layout: Layout
@@ -58,104 +38,94 @@ class Source(ABC):
         return self.layout.samples
 
     @abstractmethod
-    def content(self, position: int) -> Content:
-        """One sample as it is stored.
-
-        Raises:
-            SampleError: the sample cannot be used.
-        """
+    def _content(self, position: int) -> Sample[bytes]:
+        """Reads one sample as it is stored; raises `Unusable` or `SampleError` if it is corrupt."""
 
     @abstractmethod
     def locate(self, position: int) -> tuple[str | Path, str]:
-        """Where a sample lies (shard, table or folder) and its key, for messages."""
+        """Where a sample is stored (shard, table or folder) and its key, for messages."""
 
-    def read(self, position: int, decode: Decode = decode_image) -> RawSample:
-        """Read and decode one sample.
-
-        Args:
-            position: of the sample.
-            decode: makes the picture of the image file.
+    def content(self, position: int) -> Sample[bytes]:
+        """Reads one sample as it is stored.
 
         Raises:
-            SampleError: the sample cannot be used.
+            SampleError: the sample is corrupt.
         """
-        content = self.content(position)
+        return self.read_with(position, bytes)
+
+    def read(self, position: int) -> Sample[Image.Image]:
+        """Reads and decodes one sample at full scale.
+
+        Raises:
+            SampleError: the sample is corrupt.
+        """
+        return self.read_with(position, decode_image)
+
+    def read_with(self, position: int, decode: Callable[[bytes], ImageT]) -> Sample[ImageT]:
+        """Reads one sample and decodes its image.
+
+        Args:
+            position: position of the sample.
+            decode: decodes the content of an image file; may raise `Unusable`.
+
+        Raises:
+            SampleError: the sample is corrupt.
+        """
         try:
-            image = decode(content.image)
+            sample = self._content(position)
+            return sample.with_image(decode(sample.image))
         except Unusable as error:
-            where = str(self.locate(position)[0])
-            raise sample_error(where, content.key, error) from error.__cause__
-        return RawSample(content.key, image, content.caption, content.class_index, content.metadata)
+            where, key = self.locate(position)
+            found = Damage(str(where), key, error.kind, error.detail)
+            raise SampleError(found) from error.__cause__
 
     def files(self) -> Iterable[str | Path]:
-        """Files (or addresses) that hold the samples, once each, in order."""
+        """Files (or addresses) that hold the samples, without duplicates, in order."""
         return dict.fromkeys(self.locate(position)[0] for position in range(len(self)))
 
     def sample_id(self, position: int) -> int:
-        """Stable id of one sample: its position, unless the source has better ones."""
+        """Stable id of one sample: its position, unless the source has other ids."""
         return position
 
-    def expect(self, blocks: Sequence[int]) -> None:  # noqa: B027  most have nothing to fetch
-        """Told which blocks will be read next, in order; to be fetched ahead where that helps."""
+    def expect(self, blocks: Sequence[int]) -> None:  # noqa: B027  most sources fetch nothing
+        """Announces the blocks that will be read next, in order, so that they can be prefetched."""
 
-    def close(self) -> None:  # noqa: B027  most have nothing in the background
-        """Stop what works in the background."""
+    def close(self) -> None:  # noqa: B027  most sources have no background work
+        """Stops background work."""
 
 
 def content_digest(source: Source) -> str:
-    """Changes when a source has other samples, or a file of it another name, size or time.
+    """Digest of a source's layout and of the name, size and time of each of its files.
 
-    The pictures are not read. Of what lies on other machines only the address is looked at.
+    Images are not read. For remote files only the address counts.
     """
     digest = hashlib.sha256(source.layout.digest(0, None).encode())
     for file in source.files():
         digest.update(f"{file}\n".encode("utf-8", "surrogateescape"))
-        with contextlib.suppress(OSError, ValueError):  # an address, or no file
+        with contextlib.suppress(OSError, ValueError):  # an address, or no such file
             status = Path(file).stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
-def sample_error(where: str, key: str, error: Unusable) -> SampleError:
-    """What is wrong with a part of a sample, with the sample's name."""
-    return SampleError(Damage(where, key, error.kind, error.detail))
-
-
-def damaged(where: str | Path, key: str, kind: DamageKind, detail: str) -> SampleError:
-    """What is wrong with a sample."""
-    return SampleError(Damage(str(where), key, kind, detail))
-
-
-def clean_caption(text: str) -> str:
-    """A caption without the spaces around it.
-
-    Raises:
-        Unusable: nothing is left, or it was not UTF-8 (read with `surrogateescape`).
-    """
-    text = bounded_caption(text)
-    if not text:
-        raise Unusable("caption_empty", "the caption is empty")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise Unusable("caption_encoding", "not UTF-8") from None
-    return text
-
-
 def even_blocks(samples: int) -> list[int]:
-    """Sizes of the blocks of a source that has none of its own."""
-    whole, rest = divmod(samples, ROWS_PER_BLOCK)
-    return [ROWS_PER_BLOCK] * whole + ([rest] if rest else [])
+    """Block sizes for a source without blocks of its own."""
+    full, rest = divmod(samples, ROWS_PER_BLOCK)
+    return [ROWS_PER_BLOCK] * full + ([rest] if rest else [])
 
 
 def read_image_file(folder: Path, name: str) -> bytes:
-    """The content of an image file, named relative to a folder.
+    """The content of an image file.
+
+    Args:
+        folder: folder that the name is relative to.
+        name: path of the file.
 
     Raises:
-        Unusable: it has no name or cannot be read.
+        Unusable: the name is empty, or the file cannot be read.
     """
     if not name.strip():
-        raise Unusable("image_missing", "the image has no path")
+        raise Unusable("image_missing", "the image path is empty")
     try:
         return (folder / name).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -164,10 +134,10 @@ def read_image_file(folder: Path, name: str) -> bytes:
 
 
 class Texts:
-    """Many strings in two buffers.
+    """A list of strings in two buffers.
 
-    Python counts references inside each object, so that a list of millions of strings would be
-    copied, page by page, into every forked process that looks at it.
+    Python keeps a reference count inside each object: reading a list of millions of strings in a
+    forked process would copy it page by page.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -176,7 +146,7 @@ class Texts:
             self.append(text)
 
     def append(self, text: str) -> None:
-        """Add one string; what `surrogateescape` made of other bytes than UTF-8 is kept."""
+        """Adds one string; bytes that `surrogateescape` stands for are kept."""
         self._content += text.encode("utf-8", "surrogateescape")
         self._ends.append(len(self._content))
 

@@ -5,23 +5,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.captions import clean_caption
 from neuclip.data.order import Layout
-from neuclip.data.samples import Unusable
-from neuclip.data.sources.source import (
-    Content,
-    Source,
-    Texts,
-    clean_caption,
-    even_blocks,
-    read_image_file,
-    sample_error,
-)
+from neuclip.data.samples import Sample
+from neuclip.data.sources.source import Source, Texts, even_blocks, read_image_file
 from neuclip.errors import UserError
 
 IMAGE_COLUMNS = ("filepath", "image", "image_path", "img", "jpg", "png", "webp", "path", "file")
 CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions")
 
-_LONGEST_FIELD = 2**27  # characters: csv's own limit of 131,072 is less than a megabyte caption
+_LONGEST_FIELD = 2**27  # characters; a caption can exceed csv's default of 131,072
 
 
 def find_columns(names: Sequence[str], reading: ReadingConfig, where: Path) -> tuple[int, int]:
@@ -53,17 +46,17 @@ def find_columns(names: Sequence[str], reading: ReadingConfig, where: Path) -> t
 
 
 class TableSource(Source):
-    """Rows of image path and caption; a sample's key is its path as written.
+    """Rows of image path and caption; the key of a sample is its path as written.
 
     Paths are relative to the folder of their table.
     """
 
     def __init__(self, tables: Sequence[Path], rows: Sequence[tuple[Texts, Texts]]) -> None:
-        """Rows of several tables.
+        """Joins the rows of several tables.
 
         Args:
-            tables: where the rows come from.
-            rows: images and captions of each table.
+            tables: paths of the tables.
+            rows: image paths and captions of each table.
         """
         self._tables, self._rows = tuple(tables), tuple(rows)
         self._sizes = [len(images) for images, _ in rows]
@@ -71,16 +64,13 @@ class TableSource(Source):
         name = str(tables[0]) if len(tables) == 1 else str(tables[0].parent)
         self.layout = Layout.of(name, even_blocks(sum(self._sizes)))
 
-    def content(self, position: int) -> Content:
-        """One sample as it is stored; see `Source.content`."""
+    def _content(self, position: int) -> Sample[bytes]:
         table, row = self._row(position)
         images, captions = self._rows[table]
-        key = images[row]
-        try:
-            caption = clean_caption(captions[row])
-            return Content(key, read_image_file(self._tables[table].parent, key), caption)
-        except Unusable as error:
-            raise sample_error(str(self._tables[table]), key, error) from error.__cause__
+        caption = clean_caption(captions[row])
+        return Sample(
+            images[row], read_image_file(self._tables[table].parent, images[row]), caption
+        )
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """Table and key of a sample."""
@@ -88,7 +78,7 @@ class TableSource(Source):
         return self._tables[table], self._rows[table][0][row]
 
     def files(self) -> Iterator[Path]:
-        """The images, as the tables name them."""
+        """The images."""
         for table, (images, _) in zip(self._tables, self._rows, strict=True):
             yield from (table.parent / images[row] for row in range(len(images)))
 
@@ -100,16 +90,16 @@ class TableSource(Source):
 
 
 def open_tables(tables: Sequence[Path], reading: ReadingConfig) -> TableSource:
-    """Read csv or tsv tables with a line of column names.
+    """Reads csv or tsv tables whose first line names the columns.
 
-    A row that is short of columns is a sample without image or caption: damage when it is read.
+    A row with too few columns is a corrupt sample: its image or caption is missing.
 
     Raises:
-        UserError: a table cannot be read, has no such columns, or there is no row.
+        UserError: a table cannot be read, lacks a column, or there are no rows.
     """
     rows = [_read(table, reading) for table in tables]
     if not any(len(images) for images, _ in rows):
-        raise UserError(f"{tables[0]}: no row below the column names")
+        raise UserError(f"{tables[0]}: no rows below the column names")
     return TableSource(tables, rows)
 
 
@@ -117,7 +107,7 @@ def _read(table: Path, reading: ReadingConfig) -> tuple[Texts, Texts]:
     images, captions = Texts(), Texts()
     before = csv.field_size_limit(_LONGEST_FIELD)
     try:
-        # What is not UTF-8 is kept as it is, and found when the row is read.
+        # Invalid UTF-8 is kept, and reported when the row is read.
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
             separator = reading.csv_separator or ("\t" if "\t" in first else ",")
@@ -130,7 +120,7 @@ def _read(table: Path, reading: ReadingConfig) -> tuple[Texts, Texts]:
     except OSError as error:
         raise UserError(f"{table} cannot be read: {error.strerror or error}") from None
     except csv.Error as error:
-        raise UserError(f"{table} is no table of text: {error}") from None
+        raise UserError(f"{table} is not a csv table: {error}") from None
     except TypeError:
         raise UserError(
             f"--csv-separator {reading.csv_separator!r} must be one character, such as a comma or "
@@ -142,5 +132,5 @@ def _read(table: Path, reading: ReadingConfig) -> tuple[Texts, Texts]:
 
 
 def _with_content(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Rows without the empty lines between them."""
+    """Rows without empty lines."""
     return (row for row in rows if row)

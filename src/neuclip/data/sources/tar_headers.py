@@ -1,7 +1,7 @@
 """The members of a tar file, from its headers alone.
 
-A scanner of our own instead of `tarfile`: it tells where a damaged tar stops being one, names what
-it skips, and takes a few microseconds a member.
+Used instead of `tarfile` because it reports where a corrupt tar file breaks off, names the members
+that it skips, and takes only a few microseconds per member.
 """
 
 import tarfile
@@ -11,23 +11,23 @@ from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
 REGULAR = (b"0", b"\0", b"7")
-"""Types of members that are plain files."""
+"""Member types of plain files."""
 
 _LONG_NAME, _PAX = b"L", b"x"
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
 _QUIET = (b"5", b"g", b"K", b"V")  # folders, global headers, long link names, volume labels
-_PADDING = 2**20  # zeros behind the end mark that are still a tar's own
+_PADDING = 2**20  # bytes of zeros after the end mark that are normal
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a tar.
+    """A member of a tar file.
 
     Attributes:
-        path: its name as stored.
-        block: where its content starts, in blocks of 512 bytes.
-        size: of its content in bytes.
-        long_path: the path does not stand in the header in front of the content.
+        path: the name as stored.
+        block: offset of the content, in blocks of 512 bytes.
+        size: size of the content in bytes.
+        long_path: the path is not in the header in front of the content but in an earlier one.
         kind: the type in the header.
     """
 
@@ -39,7 +39,11 @@ class Member:
 
 
 def members(file: BinaryIO, file_size: int) -> Iterator[Member]:
-    """The members of a tar but folders; raises `tarfile.ReadError` where it stops being one."""
+    """The members of a tar file except folders.
+
+    Raises:
+        tarfile.ReadError: the file is corrupt from some byte on; members before it are yielded.
+    """
     position, long_path = 0, ""
     while True:
         file.seek(position)
@@ -56,7 +60,7 @@ def members(file: BinaryIO, file_size: int) -> Iterator[Member]:
         start = position + BLOCK
         position = start + -(-size // BLOCK) * BLOCK
         if start + size > file_size:
-            raise tarfile.ReadError(f"is cut at byte {file_size}, inside {path!r}")
+            raise tarfile.ReadError(f"is truncated at byte {file_size}, inside {path!r}")
         if kind == _LONG_NAME:
             long_path = _text(file.read(size))
         elif kind == _PAX:
@@ -64,35 +68,35 @@ def members(file: BinaryIO, file_size: int) -> Iterator[Member]:
         else:
             if kind not in _QUIET:
                 yield Member(long_path or path, start // BLOCK, size, bool(long_path), kind)
-            if kind != b"K":  # of the same member as the long path
+            if kind != b"K":  # it precedes the same member as the long path
                 long_path = ""
 
 
 def _check_end(file: BinaryIO, position: int) -> None:
-    """Refuse an end mark with more behind it than the padding of a tar."""
+    """Refuses content, or too much padding, after the end mark."""
     behind = BLOCK
     while chunk := file.read(2**20):
         text = chunk.lstrip(b"\0")
         if text:
             found = position + behind + len(chunk) - len(text)
             raise tarfile.ReadError(
-                f"goes on at byte {found}, behind the end mark at byte {position}: a gap, or "
-                "several tar files in one"
+                f"continues at byte {found} after the end mark at byte {position}: a gap, or "
+                "several concatenated tar files"
             )
         behind += len(chunk)
     if behind > _PADDING:
-        raise tarfile.ReadError(f"is zeros from byte {position} on: its copy may be incomplete")
+        raise tarfile.ReadError(f"is all zeros from byte {position} on: it may be incomplete")
 
 
 def _not_a_header(header: bytes, position: int) -> str:
     if not header:
-        return "ends without an end mark: it may be cut" if position else "is empty"
+        return "ends without an end mark: it may be truncated" if position else "is empty"
     if position:
-        return f"holds garbage from byte {position} on"
+        return f"is invalid from byte {position} on"
     for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):
         if header.startswith(magic):
             return f"is compressed with {name}: decompress it"
-    return "is no tar file"
+    return "is not a tar file"
 
 
 def _pax_path(records: bytes) -> str:
@@ -113,11 +117,11 @@ def _number(digits: bytes) -> int:
         return int.from_bytes(digits[1:], "big")
     text = digits.split(b"\0", 1)[0].strip()
     if text and not text.isdigit():
-        raise tarfile.ReadError("a number is no number")
+        raise tarfile.ReadError("invalid number in the tar header")
     try:
         return int(text or b"0", 8)
     except ValueError:
-        raise tarfile.ReadError("a number is not octal") from None
+        raise tarfile.ReadError("a number in the tar header is not octal") from None
 
 
 def _text(field: bytes) -> str:
@@ -128,14 +132,14 @@ def parse_header(block: bytes) -> tuple[str, int, bytes]:
     """Path, size in bytes and type of the member that a tar header describes.
 
     Raises:
-        tarfile.ReadError: the block is no tar header.
+        tarfile.ReadError: the block is not a tar header.
     """
     if len(block) < BLOCK:
-        raise tarfile.ReadError("the header is cut")
+        raise tarfile.ReadError("the tar header is truncated")
     stored = _number(block[148:156])
-    # The checksum counts its own eight bytes as spaces.
+    # The checksum is computed with its own eight bytes as spaces.
     if sum(block) - sum(block[148:156]) + 256 != stored:
-        raise tarfile.ReadError("no tar header")
+        raise tarfile.ReadError("not a tar header")
     path = _text(block[:100])
     if block[257:263] == b"ustar\0" and block[345] != 0:
         path = f"{_text(block[345:500])}/{path}"

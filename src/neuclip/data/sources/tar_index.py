@@ -1,10 +1,9 @@
-"""Where the members of one tar shard lie: a scan of its headers, done once and kept in a file.
+"""The index of one tar shard: a scan of its headers, done once and kept in a file.
 
-Samples are grouped as webdataset does: neighbouring members whose paths agree up to the first dot
-of the file name. Only headers are read and nothing is ever extracted; links, devices, and paths
-that lead out of a folder are left out and told of. What was found is saved as
-`.neuclip/<shard>.index.npz` beside the shard, or under `$XDG_CACHE_HOME/neuclip/index` where that
-folder cannot be written.
+Samples are grouped as in webdataset: neighbouring members whose paths agree up to the first dot of
+the file name. Only headers are read and nothing is extracted. Links, devices and paths that lead
+out of the folder are skipped and reported. The index is saved as `.neuclip/<shard>.index.npz`
+beside the shard, or under `$XDG_CACHE_HOME/neuclip/index` if that folder is read-only.
 """
 
 import contextlib
@@ -46,20 +45,20 @@ _TYPES = {
 _NO_INTEGER = -1
 
 Finding = tuple[DamageKind, str, str]
-"""Kind, key or path, and detail of something left out of a shard."""
+"""Kind, key or path, and explanation of a member or sample that was skipped."""
 
 
 @dataclass(frozen=True)
 class TarIndex:
-    """The samples of one shard, as arrays over samples (`select` makes one with fewer columns).
+    """The samples of one shard, as arrays over samples (`select` drops columns).
 
     Attributes:
-        blocks: [samples, 5] position of each member's content in blocks of 512 bytes; 0 if absent.
-        sizes: [samples, 5] its size in bytes.
-        integer_keys: [samples] the key as an integer, -1 where it is none.
-        long_keys: keys too long for the plain header in front of the member, by sample.
-        damage: what is wrong with the shard as a whole; the samples before the damage are kept.
-        findings: what was left out by itself.
+        blocks: [samples, 5] offset of each member's content in blocks of 512 bytes; 0 if absent.
+        sizes: [samples, 5] size of the content in bytes.
+        integer_keys: [samples] the key as an integer; -1 if it is not an integer.
+        long_keys: keys that do not fit into the plain header in front of the member, by sample.
+        damage: why the shard ends early, or None; samples before that point are kept.
+        findings: members and samples that were skipped.
     """
 
     blocks: NDArray[np.uint32]
@@ -70,12 +69,12 @@ class TarIndex:
     findings: tuple[Finding, ...] = ()
 
     def found(self, shard: Path) -> list[Damage]:
-        """All that the scan found wrong, with the name of the shard."""
-        whole = [] if self.damage is None else [Damage(str(shard), "", "shard", self.damage)]
-        return whole + [Damage(str(shard), key, kind, text) for kind, key, text in self.findings]
+        """Everything the scan found wrong, with the name of the shard."""
+        ended = [] if self.damage is None else [Damage(str(shard), "", "shard", self.damage)]
+        return ended + [Damage(str(shard), key, kind, text) for kind, key, text in self.findings]
 
     def select(self, rows: NDArray[np.bool_], columns: list[int]) -> "TarIndex":
-        """The same index with some of its samples and some of its columns only."""
+        """The index of some of the samples, with some of the columns."""
         new_row = np.cumsum(rows) - 1
         return TarIndex(
             blocks=self.blocks[rows][:, columns],
@@ -88,7 +87,7 @@ class TarIndex:
 
 
 def index_shard(shard: Path) -> TarIndex:
-    """The index of a shard: read from its file if that is up to date, else made and saved.
+    """The index of a shard: read from its file if it is up to date, otherwise scanned and saved.
 
     Raises:
         OSError: the shard cannot be read.
@@ -103,7 +102,7 @@ def index_shard(shard: Path) -> TarIndex:
     with shard.open("rb") as file:
         index = scan(file, status.st_size)
     for place in places:
-        # An index is a convenience: where neither place can be written, the next run scans again.
+        # If neither place can be written, the next run scans again.
         with contextlib.suppress(OSError):
             _save(place, stamp, index)
             break
@@ -111,7 +110,7 @@ def index_shard(shard: Path) -> TarIndex:
 
 
 def scan(file: BinaryIO, file_size: int) -> TarIndex:
-    """Read all headers of a tar file, and group its members into samples."""
+    """Reads all headers of a tar file, and groups its members into samples."""
     rows = _Rows()
     damage = None
     try:
@@ -124,14 +123,14 @@ def scan(file: BinaryIO, file_size: int) -> TarIndex:
 
 
 def key_of(path: str) -> str:
-    """The sample that a member belongs to: its path up to the first dot of the file name."""
+    """The key of the sample that a member belongs to."""
     folder, slash, name = path.rpartition("/")
     return folder + slash + name.partition(".")[0]
 
 
 @dataclass
 class _Rows:
-    """Samples as they come together from members."""
+    """Collects members into samples."""
 
     blocks: list[list[int]] = field(default_factory=list[list[int]])
     sizes: list[list[int]] = field(default_factory=list[list[int]])
@@ -139,17 +138,17 @@ class _Rows:
     long_keys: dict[int, str] = field(default_factory=dict[int, str])
     findings: list[Finding] = field(default_factory=list[Finding])
     _seen: set[str] = field(default_factory=set[str])
-    _columns: set[int] = field(default_factory=set[int])  # met so far of the last key
+    _columns: set[int] = field(default_factory=set[int])  # of the last key, so far
     _last_key: str = ""
     _repeats: bool = False
 
     def add(self, member: Member) -> None:
         if member.kind not in REGULAR:
             what = _TYPES.get(member.kind, f"a member of type {member.kind!r}")
-            self.findings.append(("member_type", member.path, f"{what}: never followed or read"))
+            self.findings.append(("member_type", member.path, f"{what}: ignored"))
             return
         if member.path.startswith("/") or ".." in member.path.split("/"):
-            self.findings.append(("member_name", member.path, "the path leads out of a folder"))
+            self.findings.append(("member_name", member.path, "the path leads out of the folder"))
             return
         folder, slash, name = member.path.rpartition("/")
         stem, _, extension = name.partition(".")
@@ -167,9 +166,9 @@ class _Rows:
                 self.blocks.append([0] * 5)
                 self.sizes.append([0] * 5)
         if self._repeats:
-            # Told once, by the first part that makes it a sample.
+            # Reported once, at the first member that makes it a sample.
             if column in (IMAGE, TEXT) and not self._columns & {IMAGE, TEXT}:
-                detail = "a sample of this key came before: the first is kept"
+                detail = "an earlier sample has the same key: the first is kept"
                 self.findings.append(("duplicate_key", key, detail))
         else:
             self.blocks[-1][column] = member.block
@@ -179,7 +178,7 @@ class _Rows:
         self._columns.add(column)
 
     def drop_incomplete_end(self) -> None:
-        """Forget the last sample if the damage behind it took its image or its caption."""
+        """Drops the last sample if the shard ends before its image or its caption."""
         if self.keys:
             last = self.blocks[-1]
             if not last[IMAGE] or not (last[TEXT] or last[JSON] or last[CLASS]):
@@ -227,7 +226,7 @@ def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
                 findings=tuple((kind, key, text) for kind, key, text in findings),
             )
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None  # absent, or cut by a killed run: scan again
+        return None  # missing or truncated: scan again
 
 
 def _save(place: Path, stamp: NDArray[np.int64], index: TarIndex) -> None:

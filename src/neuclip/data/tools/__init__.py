@@ -1,1 +1,7 @@
-"""The commands of `neuclip data`."""
+"""Tools for the user's own data.
+
+- `inspection`: examines a random subset of a source;
+- `inspection_page`: shows an inspection as text and as an HTML page;
+- `pack`: writes any source as tar shards with a manifest;
+- `bench`: times reading, decoding, resizing and tokenizing.
+"""

@@ -1,4 +1,4 @@
-"""How fast one core makes batches, stage by stage, and how many worker processes that asks for."""
+"""Times how fast one core makes batches, stage by stage, and computes the workers needed."""
 
 import math
 import time
@@ -7,37 +7,38 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 
 from neuclip.data.batch import Tokenize, Transform
 from neuclip.data.damage import DamageLog
 from neuclip.data.decode import Decode
-from neuclip.data.samples import SampleError, Unusable
-from neuclip.data.sources.source import Source, sample_error
+from neuclip.data.samples import SampleError
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 
 STAGES: tuple[str, ...] = ("read", "decode", "transform", "tokenize")
 
 _ADVICE = {
-    "read": "storage: faster or nearer disks, larger shards, or a smaller --shuffle-window",
-    "decode": "decoding: smaller JPEGs (neuclip decodes at reduced scale unless --full-decode)",
-    "transform": "resizing and cropping: smaller pictures in the shards",
-    "tokenize": "tokenizing: shorter captions",
+    "read": "use a faster or local disk, larger shards, or a smaller --shuffle-window",
+    "decode": "store smaller JPEGs (they are decoded at reduced scale unless --full-decode is set)",
+    "transform": "store smaller images",
+    "tokenize": "shorten the captions",
 }
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one core needs for a sample.
+    """The time that one core takes for a sample.
 
     Attributes:
-        samples: how many were timed.
+        samples: number of samples timed.
         seconds: mean seconds per sample, by stage in the order of `STAGES`.
-        damaged: samples that could not be read, in words; they are not timed.
+        corrupt: counts of the corrupt samples, which are not timed; empty if there are none.
     """
 
     samples: int
     seconds: dict[str, float]
-    damaged: str
+    corrupt: str
 
     @property
     def total(self) -> float:
@@ -45,23 +46,23 @@ class Speed:
         return sum(self.seconds.values())
 
     @property
-    def limit(self) -> str:
+    def slowest(self) -> str:
         """The stage that takes longest."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
     def advice(self) -> str:
-        """What would make the slowest stage faster."""
-        return _ADVICE[self.limit]
+        """How to speed up the slowest stage."""
+        return _ADVICE[self.slowest]
 
     def workers(self, samples_per_second: float) -> int:
-        """Worker processes, each with a core of its own, that keep up with a rate."""
+        """Number of worker processes, with one core each, that reach a rate in samples/s."""
         return max(1, math.ceil(samples_per_second * self.total))
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The parts of a loader, one for each stage after reading."""
+    """What a loader does with a sample after reading."""
 
     decode: Decode
     transform: Transform
@@ -76,14 +77,14 @@ def bench(
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Speed:
-    """Time each stage on samples drawn at random, in the order in which they lie.
+    """Times each stage on random samples, in storage order.
 
     Args:
-        source: what is read.
-        stages: what is done with it.
-        samples: how many samples to time; all, if there are fewer.
-        seed: of the draw.
-        clock: in seconds.
+        source: the source to read.
+        stages: the stages after reading.
+        samples: number of samples to time, at most all.
+        seed: seed of the random choice.
+        clock: current time in seconds.
 
     Raises:
         UserError: no sample could be read.
@@ -94,7 +95,7 @@ def bench(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker process
     try:
-        _time_one(source, stages, int(drawn[0]), clock, DamageLog())  # imports and tables
+        _time_one(source, stages, int(drawn[0]), clock, DamageLog())  # warm-up: imports and tables
         for position in drawn.tolist():
             times = _time_one(source, stages, position, clock, log)
             if times is not None:
@@ -111,22 +112,21 @@ def bench(
 def _time_one(
     source: Source, stages: Stages, position: int, clock: Callable[[], float], log: DamageLog
 ) -> list[float] | None:
-    """Readings of the clock around the stages; none for a damaged sample, which goes to the log."""
+    """Times before, between and after the stages; None for a corrupt sample, which is logged."""
     times = [clock()]
-    try:
-        content = source.content(position)
+
+    def decode(content: bytes) -> Image.Image:
         times.append(clock())
-        image = stages.decode(content.image)
+        return stages.decode(content)
+
+    try:
+        sample = source.read_with(position, decode)
     except SampleError as error:
         log.add([error.damage])
         return None
-    except Unusable as error:
-        shard, key = source.locate(position)
-        log.add([sample_error(str(shard), key, error).damage])
-        return None
     times.append(clock())
-    stages.transform(image)
+    stages.transform(sample.image)
     times.append(clock())
-    stages.tokenize([content.caption])
+    stages.tokenize([sample.caption])
     times.append(clock())
     return times

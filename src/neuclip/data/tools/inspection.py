@@ -1,9 +1,8 @@
-"""What a source holds: counts, sizes, captions, damage, examples, from a bounded sample of it."""
+"""Examines a random subset of a source: sizes, captions, corrupt samples, examples."""
 
 import base64
 import io
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,10 +10,11 @@ from PIL import Image
 
 from neuclip.config.sections import MAX_IMAGE_PIXELS
 from neuclip.data.damage import DamageLog
-from neuclip.data.decode import ImageDecoder
-from neuclip.data.samples import SampleError, Unusable
+from neuclip.data.decode import ImageDecoder, ImageFacts
+from neuclip.data.progress import Progress
+from neuclip.data.samples import SampleError
 from neuclip.data.sources.shards import ShardIndex
-from neuclip.data.sources.source import Source, sample_error
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 
 THUMBNAIL = 160  # longer side of an example in pixels
@@ -22,7 +22,15 @@ THUMBNAIL = 160  # longer side of an example in pixels
 
 @dataclass(frozen=True)
 class Example:
-    """A sample to show; `jpeg` is base64."""
+    """A sample to show.
+
+    Attributes:
+        key: key of the sample.
+        shard: path or address of its shard.
+        caption: the caption.
+        size: width and height of the image in pixels.
+        jpeg: a thumbnail as JPEG in base64.
+    """
 
     key: str
     shard: str
@@ -33,21 +41,21 @@ class Example:
 
 @dataclass
 class Inspection:
-    """What is known of a source.
+    """The result of an inspection; everything from `damage` on is about the samples read.
 
     Attributes:
-        name: what the user calls it.
-        samples: how many it has.
-        blocks: shards, row groups or the like.
-        file_bytes: size of its files, where it consists of shards.
-        looked_at: samples read for all that follows.
-        damage: what could not be read.
-        formats: image formats, by Pillow's names.
-        modes: colour modes, by Pillow's names.
-        rotated: pictures with an EXIF rotation.
-        sizes: width and height of each picture in pixels.
-        image_bytes: size of each image file.
-        caption_lengths: characters of each caption.
+        name: the user's name of the source.
+        samples: number of samples in the source.
+        blocks: number of shards, row groups or the like.
+        file_bytes: total size of the shards in bytes; None for other sources.
+        read: number of samples read.
+        damage: corrupt samples.
+        formats: counts of image formats, by Pillow's names.
+        modes: counts of colour modes, by Pillow's names.
+        rotated: number of images with an EXIF rotation.
+        sizes: width and height of each image in pixels.
+        image_bytes: size of each image file in bytes.
+        caption_lengths: length of each caption in characters.
         examples: some samples, spread over the source.
     """
 
@@ -55,7 +63,7 @@ class Inspection:
     samples: int
     blocks: int
     file_bytes: int | None
-    looked_at: int
+    read: int
     damage: DamageLog = field(default_factory=DamageLog)
     formats: Counter[str] = field(default_factory=Counter[str])
     modes: Counter[str] = field(default_factory=Counter[str])
@@ -67,11 +75,11 @@ class Inspection:
 
     @property
     def good(self) -> int:
-        """Samples that can be used, of those looked at."""
+        """Number of samples that were read without error."""
         return len(self.sizes)
 
     def epoch_seconds(self, samples_per_second: float) -> float:
-        """Length of an epoch at a given rate."""
+        """Duration of an epoch in seconds, at a rate in samples per second."""
         return self.samples / samples_per_second
 
 
@@ -82,61 +90,68 @@ def inspect(
     *,
     examples: int = 24,
     max_pixels: int = MAX_IMAGE_PIXELS,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
-    """Look at samples drawn at random, in the order in which they lie.
+    """Reads random samples of a source, in storage order.
 
     Args:
-        source: what is looked at.
-        name: what the user calls it.
-        max_samples: how many samples to read and decode.
-        examples: how many of them to keep as small pictures.
-        max_pixels: larger pictures count as damaged.
-        progress: called with what is being done, and how many samples are done and all.
+        source: the source.
+        name: the user's name of the source.
+        max_samples: number of samples to read and decode.
+        examples: number of samples to keep as thumbnails.
+        max_pixels: images with more pixels count as corrupt.
+        progress: called every hundred samples.
 
     Raises:
         UserError: the source is empty.
     """
     if not len(source):
-        raise UserError(f"{name} holds no samples")
+        raise UserError(f"{name} contains no samples")
     chance = np.random.default_rng(0)
     count = min(max_samples, len(source))
     drawn = np.sort(chance.choice(len(source), count, replace=False)).tolist()
     shown = set(np.linspace(0, count - 1, min(examples, count)).astype(int).tolist())
     found = Inspection(name, len(source), len(source.layout.ends), _file_bytes(source), count)
     found.damage.add(source.damage)
-    # Small pictures need no more; the whole of a JPEG is still read, so damage shows.
+    # Thumbnails need no larger scale. All bytes of a JPEG are still read, so corruption is found.
     decoder = ImageDecoder(max_pixels, THUMBNAIL)
     for number, position in enumerate(drawn):
         if progress is not None and number % 100 == 0:
-            progress("looking", number, count)
+            progress("reading", number, count)
         try:
-            _look(source, position, decoder, found, show=number in shown)
+            _add(found, source, position, decoder, show=number in shown)
         except SampleError as error:
             found.damage.add([error.damage])
     return found
 
 
-def _look(
-    source: Source, position: int, decode: ImageDecoder, found: Inspection, *, show: bool
+@dataclass(frozen=True)
+class _ReadImage:
+    image: Image.Image
+    facts: ImageFacts
+    file_bytes: int
+
+
+def _add(
+    found: Inspection, source: Source, position: int, decode: ImageDecoder, *, show: bool
 ) -> None:
-    """Add one sample to what was found; raises `SampleError`."""
-    content = source.content(position)
-    try:
-        facts = decode.facts(content.image)
-        image = decode(content.image)
-    except Unusable as error:
-        raise sample_error(str(source.locate(position)[0]), content.key, error) from error
+    """Adds one sample to the result; raises `SampleError`."""
+
+    def read(content: bytes) -> _ReadImage:
+        return _ReadImage(decode(content), decode.facts(content), len(content))
+
+    sample = source.read_with(position, read)
+    facts = sample.image.facts
     found.formats[facts.format] += 1
     found.modes[facts.mode] += 1
     found.rotated += facts.rotated
     found.sizes.append(facts.size)
-    found.image_bytes.append(len(content.image))
-    found.caption_lengths.append(len(content.caption))
+    found.image_bytes.append(sample.image.file_bytes)
+    found.caption_lengths.append(len(sample.caption))
     if show:
         shard = str(source.locate(position)[0])
-        jpeg = _thumbnail(image)
-        found.examples.append(Example(content.key, shard, content.caption, facts.size, jpeg))
+        jpeg = _thumbnail(sample.image.image)
+        found.examples.append(Example(sample.key, shard, sample.caption, facts.size, jpeg))
 
 
 def _thumbnail(image: Image.Image) -> str:

@@ -1,4 +1,4 @@
-"""An inspection in words, and as one self-contained HTML page."""
+"""Shows an inspection as text, and as one self-contained HTML page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from neuclip.data.tools.inspection import Inspection
 
-_LISTED = 200  # damaged samples on the page
+_LISTED = 200  # corrupt samples on the page
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bar of a histogram: how many values lie in `label`, as a share of the longest bar."""
+class HistogramBar:
+    """One bar of a histogram.
+
+    Attributes:
+        label: the range of values.
+        count: number of values in the range.
+        share: count as a fraction of the longest bar.
+    """
 
     label: str
     count: int
@@ -23,26 +29,31 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How values are spread, in steps of doubling."""
+    """Counts of values, in ranges that double."""
 
     title: str
     summary: str
-    bars: list[Bar]
+    bars: list[HistogramBar]
 
 
 def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str, str]]:
-    """The inspection as pairs of name and value; a rate in samples/s gives an epoch's length."""
+    """The inspection as pairs of name and value.
+
+    Args:
+        found: the inspection.
+        samples_per_second: training rate, to add the duration of an epoch.
+    """
     rows = [
         ("samples", f"{found.samples:,}"),
         ("blocks" if found.file_bytes is None else "shards", f"{found.blocks:,}"),
     ]
     if found.file_bytes is not None:
         rows.append(("size", in_bytes(found.file_bytes)))
-    rows.append(("looked at", f"{found.looked_at:,} samples, {found.good:,} of them good"))
+    rows.append(("read", f"{found.read:,} samples, {found.good:,} of them without error"))
     if found.good:
         widths, heights = np.array(found.sizes).T
         rows += [
-            ("pictures", f"{_median(widths)} x {_median(heights)} pixels (medians), "
+            ("images", f"{_median(widths)} x {_median(heights)} pixels (medians), "
                          f"shorter side {_range(np.minimum(widths, heights))}"),
             ("image files", f"{in_bytes(float(np.mean(found.image_bytes)))} on average; "
                             f"{_counts(found.formats)}; colours {_counts(found.modes)}"),
@@ -50,10 +61,8 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
                          f"median {_median(np.array(found.caption_lengths))}"),
         ]  # fmt: skip
     if found.rotated:
-        rows.append(
-            ("rotated", f"{found.rotated:,} with an EXIF rotation, which training leaves alone")
-        )
-    rows.append(("damage", found.damage.summary() or "none"))
+        rows.append(("rotated", f"{found.rotated:,} with an EXIF rotation, which training ignores"))
+    rows.append(("corrupt", found.damage.summary() or "none"))
     if samples_per_second is not None:
         seconds = found.epoch_seconds(samples_per_second)
         rows.append(("epoch", f"{in_time(seconds)} at {samples_per_second:,g} samples/s"))
@@ -61,7 +70,7 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
 
 
 def page(found: Inspection, samples_per_second: float | None) -> str:
-    """The inspection as HTML that needs nothing from a network."""
+    """The inspection as an HTML page without external resources."""
     environment = Environment(
         loader=PackageLoader("neuclip"),
         autoescape=True,
@@ -81,22 +90,22 @@ def page(found: Inspection, samples_per_second: float | None) -> str:
         facts=facts(found, samples_per_second),
         histograms=[each for each in histograms if each is not None],
         damage=report,
-        damaged=report["examples"][:_LISTED],
+        corrupt=report["examples"][:_LISTED],
         examples=found.examples,
         file_name=lambda path: PurePath(path).name,
     )
 
 
 def histogram(title: str, unit: str, values: Sequence[int]) -> Histogram | None:
-    """Counts of values in steps of doubling, without empty steps at the ends; none of no values."""
+    """A histogram without empty bars at the ends; None if there are no values."""
     if not values:
         return None
     array = np.array(values)
-    # Bin b holds 2^(b-1) to 2^b - 1; bin 0 the zeros.
+    # Bin b counts 2^(b-1) to 2^b - 1; bin 0 counts the zeros.
     bins = np.bincount(np.ceil(np.log2(array + 1)).astype(int))
     first, longest = int(np.flatnonzero(bins)[0]), int(bins.max())
     bars = [
-        Bar(_bin_label(number), int(count), count / longest)
+        HistogramBar(_bin_label(number), int(count), count / longest)
         for number, count in enumerate(bins.tolist())
         if number >= first
     ]
@@ -118,7 +127,7 @@ def _short(value: int) -> str:
 
 
 def in_bytes(size: float) -> str:
-    """A size in bytes in words."""
+    """Formats a size in bytes."""
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -126,7 +135,7 @@ def in_bytes(size: float) -> str:
 
 
 def in_time(seconds: float) -> str:
-    """A duration in words."""
+    """Formats a duration in seconds."""
     for factor, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * factor:
             return f"{seconds / factor:.1f} {unit}"

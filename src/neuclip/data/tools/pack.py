@@ -1,9 +1,9 @@
-"""Any source to tar shards: in parallel, to be taken up again after a kill, with a manifest.
+"""Writes any source as tar shards with a manifest: in parallel, and resumable after a kill.
 
-`<out>/` then holds `00000.tar`, `00001.tar`, ..., `manifest.json` with the size and checksum of
-each, and `pack_report.json` with what was left out. While it is filled, `.pack/` in it tells what
-is done: a shard takes its name when it is complete, its record follows, and a second start makes
-what has no record. The same source gives the same bytes, whatever the number of processes.
+The folder then contains `00000.tar`, `00001.tar`, ..., `manifest.json` with their sizes and
+checksums, and `pack_report.json` with the samples left out. While it is being filled, its folder
+`.pack/` contains a record of every complete shard; a second start writes the shards without a
+record. The bytes depend only on the source, not on the number of processes.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ import os
 import shutil
 import tarfile
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,9 +25,11 @@ from typing import BinaryIO, cast
 
 from neuclip.data.damage import DamageLog
 from neuclip.data.decode import ImageDecoder
+from neuclip.data.progress import Progress
 from neuclip.data.remote.manifest import MANIFEST, ShardEntry, manifest_text, parse_manifest
-from neuclip.data.samples import Damage, DamageKind, SampleError, Unusable
-from neuclip.data.sources.source import Content, Source, sample_error
+from neuclip.data.samples import Damage, DamageKind, Sample, SampleError
+from neuclip.data.shard_writer import add_sample
+from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.files import replacing
 
@@ -38,16 +40,14 @@ _EXTENSIONS = {
     "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"
 }  # fmt: skip
 
-Progress = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pack makes of a source; a second start must ask for the same.
+    """How a source is divided into shards; a second start must have the same plan.
 
     Attributes:
-        source: what the user calls it.
-        samples: how many it has.
+        source: the user's name of the source.
+        samples: number of samples in the source.
         shard_samples: samples read for every shard but the last.
     """
 
@@ -65,19 +65,19 @@ class Plan:
         return f"{shard:05d}.tar"
 
     def positions(self, shard: int) -> range:
-        """The samples that go into a shard."""
+        """Positions of the samples of a shard."""
         start = shard * self.shard_samples
         return range(start, min(start + self.shard_samples, self.samples))
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a pack made.
+    """The result of packing.
 
     Attributes:
-        shards: the manifest's entries.
-        reused: shards that an earlier start had made.
-        log: what was left out.
+        shards: the entries of the manifest.
+        reused: number of shards that an earlier start wrote.
+        log: samples left out.
     """
 
     shards: list[ShardEntry]
@@ -88,21 +88,21 @@ class Packed:
 def pack(
     source: Source, plan: Plan, out: Path, *, workers: int = 1, progress: Progress | None = None
 ) -> Packed:
-    """Write a source as tar shards, or what is still missing of them.
+    """Writes a source as tar shards, or the shards that an earlier start did not finish.
 
     Keys are positions in the source, so they can serve as sample ids (`--data-size`); the `.json`
-    of a sample tells its name there. Image files are copied as they are. A damaged sample is left
-    out and reported.
+    of a sample contains its original key. Image files are copied unchanged. Corrupt samples are
+    left out and reported.
 
     Args:
-        source: what is read.
-        plan: how it is divided.
+        source: the source to read.
+        plan: how it is divided into shards.
         out: folder to fill.
-        workers: processes that write, each a shard of its own.
-        progress: called with what is being done, and how many shards are done and all.
+        workers: writing processes, one shard each at a time.
+        progress: called for each shard.
 
     Raises:
-        UserError: the folder holds something else, is being filled, or cannot be written.
+        UserError: the folder is used otherwise, is being filled, or is not writable.
     """
     try:
         complete = _complete(plan, out)
@@ -113,13 +113,13 @@ def pack(
     except OSError as error:
         where = error.filename or out
         raise UserError(
-            f"cannot write {where}: {error.strerror or error}; the shards that are done are kept: "
-            "the same command continues"
+            f"cannot write {where}: {error.strerror or error}; finished shards are kept, and the "
+            "same command continues"
         ) from None
     except BrokenProcessPool:
         raise UserError(
-            "a process that writes shards was killed (out of memory?); the same command "
-            "continues, perhaps with fewer --workers"
+            "a writing process was killed (out of memory?): repeat the command, with fewer "
+            "--workers if necessary; it continues where it stopped"
         ) from None
 
 
@@ -148,7 +148,7 @@ def _pack(source: Source, plan: Plan, out: Path, workers: int, progress: Progres
 
 @dataclass(frozen=True)
 class _Record:
-    """A shard that is complete."""
+    """A complete shard."""
 
     number: int
     entry: ShardEntry
@@ -156,7 +156,7 @@ class _Record:
 
 
 def _record(plan: Plan, out: Path, number: int) -> _Record | None:
-    """The record of a shard, if it is there and the shard is as it says."""
+    """The record of a shard, or None if there is none or the shard has another size."""
     try:
         text = (out / _STATE / f"{plan.name(number)}.json").read_text(encoding="utf-8")
         stored = json.loads(text)
@@ -165,27 +165,27 @@ def _record(plan: Plan, out: Path, number: int) -> _Record | None:
             Damage(each["shard"], each["key"], cast(DamageKind, each["kind"]), each["detail"])
             for each in stored["damage"]
         ]
-        whole = (out / entry.name).stat().st_size == entry.size
+        complete = (out / entry.name).stat().st_size == entry.size
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return _Record(number, entry, damage) if whole else None
+    return _Record(number, entry, damage) if complete else None
 
 
 def _written(
     source: Source, plan: Plan, out: Path, numbers: list[int], workers: int
 ) -> Generator[_Record]:
-    """Write shards, and yield their records as they are done."""
+    """Writes shards, and yields their records in order of completion."""
     if workers <= 1 or len(numbers) <= 1:
         for number in numbers:
             yield _write_shard(source, plan, out, number)
         return
     with ProcessPoolExecutor(
         min(workers, len(numbers)),
-        mp_context=get_context("spawn"),  # the source's threads and handles do not survive a fork
+        mp_context=get_context("spawn"),  # threads and handles of the source do not survive a fork
         initializer=_start_worker,
         initargs=(source, plan, out),
     ) as pool:
-        tasks = [pool.submit(_write_shard_here, number) for number in numbers]
+        tasks = [pool.submit(_write_shard_of_job, number) for number in numbers]
         try:
             for task in as_completed(tasks):
                 yield task.result()
@@ -193,26 +193,26 @@ def _written(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_here: tuple[Source, Plan, Path] | None = None
+_job: tuple[Source, Plan, Path] | None = None  # of this worker process
 
 
 def _start_worker(source: Source, plan: Plan, out: Path) -> None:
-    global _here
-    _here = source, plan, out
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    global _job
+    _job = source, plan, out
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
-    """A killed parent cannot end its workers, and they would wait for work forever."""
+def _end_with_parent() -> None:
+    """Ends this process with its parent: a killed parent cannot end its workers."""
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
 
 
-def _write_shard_here(number: int) -> _Record:
-    assert _here is not None
-    return _write_shard(*_here, number)
+def _write_shard_of_job(number: int) -> _Record:
+    assert _job is not None
+    return _write_shard(*_job, number)
 
 
 def _write_shard(source: Source, plan: Plan, out: Path, number: int) -> _Record:
@@ -220,22 +220,15 @@ def _write_shard(source: Source, plan: Plan, out: Path, number: int) -> _Record:
     partial = out / _STATE / f"{name}.{os.getpid()}.partial"
     with partial.open("wb") as file:
         hashing = _Hashing(file)
-        stream = cast(BinaryIO, hashing)  # a stream is only ever written to
+        stream = cast(BinaryIO, hashing)  # tarfile only calls `write`
         with tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
             for position in plan.positions(number):
                 try:
-                    members = _members(source.content(position))
+                    sample = source.read_with(position, _packed_image)
                 except SampleError as error:
                     damage.append(error.damage)
                     continue
-                except Unusable as error:
-                    where, key = source.locate(position)
-                    damage.append(sample_error(str(where), key, error).damage)
-                    continue
-                for extension, content in members.items():
-                    member = tarfile.TarInfo(f"{position:09d}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                add_sample(tar, f"{position:09d}", _members(sample))
                 samples += 1
         file.flush()
         os.fsync(file.fileno())
@@ -246,25 +239,36 @@ def _write_shard(source: Source, plan: Plan, out: Path, number: int) -> _Record:
     return _Record(number, entry, damage)
 
 
-def _members(content: Content) -> dict[str, bytes]:
-    """Members of a sample by extension; raises `Unusable` where the picture cannot be decoded."""
-    members = {"txt": content.caption.encode()}
-    if content.class_index is not None:
-        members["cls"] = str(content.class_index).encode()
-    members["json"] = json.dumps({"source_key": content.key}).encode()
+@dataclass(frozen=True)
+class _PackedImage:
+    extension: str
+    content: bytes
+
+
+def _packed_image(content: bytes) -> _PackedImage:
+    """Checks an image file; formats without an extension of their own become PNG."""
     # At an eighth of the scale: all bytes of a JPEG are read, and hardly anything is computed.
     decode = ImageDecoder(smallest=1)
-    picture = decode(content.image)
-    extension = _EXTENSIONS.get(decode.facts(content.image).format)
-    if extension is None:
-        buffer = io.BytesIO()
-        picture.save(buffer, "png")
-        return {"png": buffer.getvalue(), **members}
-    return {extension: content.image, **members}
+    image = decode(content)
+    extension = _EXTENSIONS.get(decode.facts(content).format)
+    if extension is not None:
+        return _PackedImage(extension, content)
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return _PackedImage("png", buffer.getvalue())
+
+
+def _members(sample: Sample[_PackedImage]) -> dict[str, bytes]:
+    """Members of a sample by extension."""
+    members = {sample.image.extension: sample.image.content, "txt": sample.caption.encode()}
+    if sample.class_index is not None:
+        members["cls"] = str(sample.class_index).encode()
+    members["json"] = json.dumps({"source_key": sample.key}).encode()
+    return members
 
 
 class _Hashing:
-    """A file to write to that knows the checksum of what was written."""
+    """A file to write to, with the checksum and size of its content."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -281,7 +285,7 @@ class _Hashing:
 
 @contextmanager
 def _owned(out: Path, plan: Plan) -> Generator[None]:
-    """The folder, with its `.pack` as long as it is not complete, kept from other processes."""
+    """Locks the folder against other processes, and keeps `.pack` until it is complete."""
     state = out / _STATE
     _check_folder(out, plan)
     state.mkdir(parents=True, exist_ok=True)
@@ -294,12 +298,12 @@ def _owned(out: Path, plan: Plan) -> Generator[None]:
         for leftover in state.glob("*.partial"):
             leftover.unlink(missing_ok=True)
         yield
-        # Nothing but the manifest and the report tell of a complete pack.
+        # A complete folder is recognized by its manifest and report alone.
         shutil.rmtree(state, ignore_errors=True)
 
 
 def _complete(plan: Plan, out: Path) -> Packed | None:
-    """What an earlier start made of the same plan, if that is complete."""
+    """The result of an earlier start with the same plan, or None if it is not complete."""
     try:
         report = json.loads((out / REPORT).read_text(encoding="utf-8"))
         entries = list(parse_manifest((out / MANIFEST).read_bytes()).values())
@@ -322,15 +326,15 @@ def _check_folder(out: Path, plan: Plan) -> None:
         if stored != asdict(plan):
             raise UserError(
                 f"{out} holds another pack ({_words(stored)}), not {_words(asdict(plan))}: choose "
-                "another --out, or remove it"
+                "another --out, or remove the folder"
             )
         return
     if any(out.glob("*.tar")):
-        raise UserError(f"{out} already holds tar files that no pack made: choose another --out")
+        raise UserError(f"{out} contains tar files of other origin: choose another --out")
 
 
 def _words(plan: dict[str, object]) -> str:
-    return f"{plan['samples']} samples of {plan['source']}, {plan['shard_samples']} a shard"
+    return f"{plan['samples']} samples of {plan['source']}, {plan['shard_samples']} per shard"
 
 
 def _write_whole(path: Path, text: str) -> None:

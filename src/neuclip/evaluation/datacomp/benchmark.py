@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from neuclip.data.loader import Batch, Unreadable
+from neuclip.data.batch import Batch, Unreadable
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.sets import Instance, TaskSet
 from neuclip.evaluation.datacomp.suite import Groups, Task

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from neuclip.data.tools.writing import write_shards
+from neuclip.data.shard_writer import write_shards
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.sets import DATASET_TYPE, INSTANCES, SHARD_COUNT
 from neuclip.evaluation.datacomp.suite import Kind

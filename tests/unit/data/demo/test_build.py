@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from neuclip.data.demo.build import CAPTIONS, SPLITS, UNSEEN_FACE, build_demo, tiny_demo
-from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces, names_by_shared_picture
+from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces, names_by_shared_image
+from neuclip.data.shard_writer import write_shards
 from neuclip.data.sources.shards import build_index, expand_patterns
-from neuclip.data.tools.writing import write_shards
 from neuclip.errors import UserError
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -117,7 +117,7 @@ def test_characters_without_ink_are_left_out(faces):
 def test_groups_of_names_share_no_picture_and_cannot_be_split(pairs):
     face = Face("F", "F", "regular sans", Path("f.ttf"), "0", {n: f"name {n}" for n in range(13)})
     glyphs = [Glyph(face, name, bytes([picture])) for name, picture in pairs]
-    groups = names_by_shared_picture(glyphs)
+    groups = names_by_shared_image(glyphs)
     assert sorted(name for group in groups for name in group) == sorted(
         {glyph.name for glyph in glyphs}
     )
@@ -206,7 +206,7 @@ def test_training_shards_have_no_classes_and_integer_keys(demo_dir):
     train = read_split(demo_dir / "train")
     assert all("cls" not in sample for sample in train)
     index = build_index(expand_patterns(str(demo_dir / "train")), data_size=len(train))
-    assert index.sample_ids.tolist() == list(range(len(train)))
+    assert [index.sample_id(n) for n in range(len(index))] == list(range(len(train)))
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_a_complete_set_is_reused(tmp_path):
 
 def test_other_settings_need_overwrite(tmp_path):
     tiny_demo(tmp_path / "demo", characters=8)
-    with pytest.raises(UserError, match=r"seed 0 \(asked: 3\)"):
+    with pytest.raises(UserError, match=r"seed 0 \(now: 3\)"):
         tiny_demo(tmp_path / "demo", characters=8, seed=3)
     assert not tiny_demo(tmp_path / "demo", characters=8, seed=3, overwrite=True).reused
     assert tiny_demo(tmp_path / "demo", characters=8, seed=3).reused
@@ -262,7 +262,7 @@ def test_what_is_no_demo_set_is_never_touched(tmp_path, overwrite):
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for name in ("mine", "file"):
-        with pytest.raises(UserError, match="is no demo set"):
+        with pytest.raises(UserError, match="is not demo data"):
             tiny_demo(tmp_path / name, characters=8, overwrite=overwrite)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
@@ -270,14 +270,14 @@ def test_what_is_no_demo_set_is_never_touched(tmp_path, overwrite):
 @pytest.mark.parametrize("content", ["", "[]", '{"settings": {}}'])
 def test_a_strange_description_is_named(tmp_path, content):
     (tmp_path / "demo.json").write_text(content)
-    with pytest.raises(UserError, match=r"demo\.json is not what a build writes"):
+    with pytest.raises(UserError, match=r"demo\.json is invalid"):
         tiny_demo(tmp_path, characters=8)
 
 
 def test_a_damaged_set_is_not_reused(tmp_path):
     tiny_demo(tmp_path / "demo", characters=8)
     (tmp_path / "demo" / "train" / "00000.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"damaged: .*train/00000\.tar"):
+    with pytest.raises(UserError, match=r"incomplete: .*train/00000\.tar"):
         tiny_demo(tmp_path / "demo", characters=8)
     tiny_demo(tmp_path / "demo", characters=8, overwrite=True)
     assert tiny_demo(tmp_path / "demo", characters=8).reused
@@ -357,7 +357,7 @@ def test_matplotlib_without_the_unseen_face(tmp_path, monkeypatch, faces):
 def test_nowhere_to_write(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        UserError, match=r"cannot write the demo set to .*/demo: File exists: .*/file$"
+        UserError, match=r"cannot write the demo data to .*/demo: File exists: .*/file$"
     ):
         tiny_demo(tmp_path / "file" / "demo", characters=8)
 

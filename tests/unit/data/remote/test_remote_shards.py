@@ -24,7 +24,7 @@ from neuclip.config.sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.remote.cache import NoRoomError, RemoteShard, ShardCache
-from neuclip.data.remote.fetch import Expected, Patience, fetch
+from neuclip.data.remote.fetch import Expected, RetryPolicy, fetch
 from neuclip.data.remote.manifest import ShardEntry, manifest_text, parse_manifest
 from neuclip.data.remote.transport import FetchError
 from neuclip.data.samples import SampleError
@@ -32,8 +32,8 @@ from neuclip.data.sources.shards import build_index
 from neuclip.errors import UserError
 from shard_server import serving
 
-QUICK = Patience(attempts=3, timeout=1.0, pause=0.01, longest_pause=0.02)
-PATIENT = Patience(attempts=3, timeout=20.0, pause=0.01, longest_pause=0.02)  # no stall intended
+QUICK = RetryPolicy(attempts=3, timeout=1.0, pause=0.01, longest_pause=0.02)
+PATIENT = RetryPolicy(attempts=3, timeout=20.0, pause=0.01, longest_pause=0.02)  # no stall intended
 SAMPLES, SHARDS = 6, 8
 
 
@@ -59,11 +59,11 @@ def opened(server, tmp_path):
     sources = []
 
     def open_(spec=None, size=1.0, **more):
-        patience = more.pop("patience", PATIENT)
+        retry = more.pop("retry", PATIENT)
         more.setdefault("shuffle_window", 2)
         reading = ReadingConfig(cache_dir=str(tmp_path / "cache"), cache_size_gb=size, **more)
         spec = spec or f"{server.url}/{{0..7}}.tar"
-        sources.append(open_source(spec, reading, patience=patience))
+        sources.append(open_source(spec, reading, retry=retry))
         return sources[-1]
 
     yield open_
@@ -571,7 +571,7 @@ from neuclip.config.sections import ReadingConfig
 from neuclip.data.opening import open_source
 source = open_source({server.url + "/{0..7}.tar"!r}, ReadingConfig(cache_dir={str(tmp_path)!r}))
 source.expect([0])
-print(source._ahead._process.pid, flush=True)
+print(source._prefetcher._process.pid, flush=True)
 import os; os._exit(0)
 """
     try:

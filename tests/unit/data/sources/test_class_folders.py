@@ -26,7 +26,7 @@ def test_pictures_by_class_in_order(folder):
 
 def test_a_class_without_pictures(folder):
     (folder / "d").mkdir()
-    with pytest.raises(UserError, match="d: no image of this class"):
+    with pytest.raises(UserError, match="d: no images of this class"):
         ClassFolders(folder, ["a", "d"])
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from neuclip.data.samples import SampleError
 from neuclip.data.sources import shards, tar_headers, tar_index
-from neuclip.data.sources.shards import SampleError, build_index, expand_patterns
+from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.errors import UserError
 
 # --- patterns
@@ -58,9 +59,9 @@ def test_some_shards_missing_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("s3://bucket/{0..3}.tar", "only local"),
-        ("pipe:cat x.tar", "only local"),
-        ("a/{0..3.tar", "do not match"),
+        ("s3://bucket/{0..3}.tar", "remote shards cannot be read here"),
+        ("pipe:cat x.tar", "remote shards cannot be read here"),
+        ("a/{0..3.tar", "unbalanced braces"),
     ],
 )
 def test_patterns_that_cannot_be_read(pattern, message):
@@ -78,7 +79,7 @@ def test_reads_what_was_written(tmp_path, write_tar, pairs):
     ]
     index = build_index(paths)
     assert len(index) == 5
-    assert index.sample_ids.tolist() == [0, 1, 2, 3, 4]
+    assert [index.sample_id(n) for n in range(len(index))] == [0, 1, 2, 3, 4]
     for number in range(5):
         sample = index.read(number)
         assert (sample.key, sample.caption) == (f"{number:06d}", f"number {number}")
@@ -180,7 +181,7 @@ def _open_files():
 def test_ids_from_keys(tmp_path, write_tar, pairs):
     shard = write_tar(tmp_path / "0.tar", pairs([7, 3, 11]))
     index = build_index([shard], data_size=12)
-    assert index.sample_ids.tolist() == [7, 3, 11]
+    assert [index.sample_id(n) for n in range(len(index))] == [7, 3, 11]
     assert index.sample_id(2) == 11
 
 
@@ -257,12 +258,16 @@ def _garbage_inside(content):
     ("damage", "kept", "message"),
     [
         (lambda content: b"", 0, "empty"),
-        (lambda content: b"<html>Not found</html>" * 100, 0, "no tar file"),
+        (lambda content: b"<html>Not found</html>" * 100, 0, "not a tar file"),
         (lambda content: b"\x1f\x8b" + content, 0, "gzip: decompress"),
-        (lambda content: content[: 4 * 1024 + 100], 2, "is cut|no tar header|garbage"),
-        (lambda content: content[: 4 * 1024 + 520], 2, "is cut at byte 4616, inside '000002.png'"),
+        (lambda content: content[: 4 * 1024 + 100], 2, "is truncated|not a tar header|is invalid"),
+        (
+            lambda content: content[: 4 * 1024 + 520],
+            2,
+            "is truncated at byte 4616, inside '000002.png'",
+        ),
         (lambda content: content[: 4 * 1024], 2, "ends without an end mark"),
-        (_garbage_inside, 1, "garbage from byte 3072"),
+        (_garbage_inside, 1, "is invalid from byte 3072"),
     ],
 )
 def test_damaged_shard_keeps_what_is_good(tmp_path, write_tar, pairs, damage, kept, message):
@@ -284,7 +289,7 @@ def test_no_shard_is_good(tmp_path):
     (tmp_path / "1.tar").write_bytes(b"")
     with pytest.raises(UserError, match="no samples in 2 shard") as error:
         build_index(expand_patterns(str(tmp_path)))
-    assert "is no tar file" in str(error.value)
+    assert "is not a tar file" in str(error.value)
     assert "is empty" in str(error.value)
 
 

@@ -151,7 +151,7 @@ def test_damaged_rows_say_what_is_wrong(tmp_path, images, picture):
             "image,b\n1,2\n",
             "for the caption; its columns are 'image', 'b': name one with --csv-caption-key",
         ),
-        ("image,caption\n", "no row below"),
+        ("image,caption\n", "no rows below"),
     ],
 )
 def test_tables_that_cannot_be_read(tmp_path, content, message):
@@ -216,7 +216,7 @@ def test_damage_in_a_folder(images):
 def test_folders_that_are_no_data(tmp_path, images):
     with pytest.raises(UserError, match=r"images without captions: 0\.png needs 0\.txt beside it"):
         open_source(str(images))
-    with pytest.raises(UserError, match=r"neither \.tar shards, tables nor images"):
+    with pytest.raises(UserError, match=r"contains no \.tar shards, tables or images"):
         (tmp_path / "empty").mkdir()
         open_source(str(tmp_path / "empty"))
 
@@ -285,7 +285,7 @@ def test_parquet_keeps_few_row_groups(pa, tmp_path, columns):
 
 def test_parquet_that_is_none(pa, tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 no, not really")
-    with pytest.raises(UserError, match=r"t\.parquet is no parquet table that can be read"):
+    with pytest.raises(UserError, match=r"t\.parquet cannot be read as a parquet table"):
         open_source(str(tmp_path / "t.parquet"))
 
 
@@ -315,7 +315,7 @@ def test_hugging_face_dataset_of_several_splits(tmp_path):
     (tmp_path / "set" / "train" / "state.json").write_text("{}")
     with pytest.raises(UserError, match="holds several splits: give the folder of one: "):
         open_source(str(tmp_path / "set"))
-    with pytest.raises(UserError, match=r"state\.json is no state of a dataset"):
+    with pytest.raises(UserError, match=r"state\.json does not describe a dataset"):
         open_source(str(tmp_path / "set" / "train"))
 
 

@@ -43,7 +43,7 @@ def shards(tmp_path, write_tar):
 
 def test_counts_sizes_and_damage(shards):
     found = inspect(build_index([shards]), "mine", 100)
-    assert (found.samples, found.blocks, found.looked_at, found.good) == (5, 1, 5, 3)
+    assert (found.samples, found.blocks, found.read, found.good) == (5, 1, 5, 3)
     assert found.file_bytes == shards.stat().st_size
     assert found.sizes == [(40, 30), (640, 480), (20, 90)]
     assert found.caption_lengths == [4, 13, 100]
@@ -65,10 +65,10 @@ def test_examples_are_small_pictures(shards):
     assert picture.getpixel((3, 3))[0] > 200
 
 
-def test_looks_at_no_more_than_asked(tmp_path, write_tar, pairs):
+def test_reads_no_more_than_asked(tmp_path, write_tar, pairs):
     index = build_index([write_tar(tmp_path / "0.tar", pairs(range(50)))])
     found = inspect(index, "mine", 7, examples=3)
-    assert (found.looked_at, found.good, len(found.examples)) == (7, 7, 3)
+    assert (found.read, found.good, len(found.examples)) == (7, 7, 3)
     again = inspect(index, "mine", 7, examples=3)
     assert [e.key for e in again.examples] == [e.key for e in found.examples]
 
@@ -94,7 +94,7 @@ def test_page_stands_alone_and_escapes_captions(shards):
 def test_page_of_nothing_good(tmp_path, write_tar):
     shard = write_tar(tmp_path / "0.tar", [("a.png", b"no picture"), ("a.txt", b"x")])
     text = page(inspect(build_index([shard]), "mine", 100), None)
-    assert "0 of them good" in text
+    assert "0 of them without error" in text
     assert "How it is spread" not in text
 
 
@@ -133,7 +133,7 @@ def test_command(shards, tmp_path, capsys):
     words = ["data", "inspect", str(shards), "--out", str(out), "--samples-per-second", "5"]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "looked at    5 samples, 3 of them good" in printed
+    assert "read         5 samples, 3 of them without error" in printed
     assert "1.0 seconds at 5 samples/s" in printed
     assert f"image: {shards}, d: " in printed
     assert str(shards) in out.read_text()

@@ -1,4 +1,4 @@
-"""Writing tar shards in the webdataset layout, in folders that appear only when complete."""
+"""Writes tar shards in the webdataset layout."""
 
 import io
 import tarfile
@@ -10,9 +10,9 @@ from pathlib import Path
 def write_shards(
     folder: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]], per_shard: int
 ) -> dict[str, int]:
-    """Make `folder` and write `00000.tar`, `00001.tar`, ... into it.
+    """Creates `folder` and writes `00000.tar`, `00001.tar`, ... into it.
 
-    The bytes depend on the samples alone: owner, mode and time of every member are constants.
+    The bytes depend only on the samples: owner, mode and time of every member are constants.
 
     Args:
         folder: must not exist.
@@ -29,9 +29,14 @@ def write_shards(
         shard = folder / f"{len(sizes):05d}.tar"
         with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
             for key, members in part:
-                for extension, content in members.items():
-                    member = tarfile.TarInfo(f"{key}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
+                add_sample(tar, key, members)
         sizes[shard.name] = shard.stat().st_size
     return sizes
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """Adds the members of one sample, given by extension, to an open tar file."""
+    for extension, content in members.items():
+        member = tarfile.TarInfo(f"{key}.{extension}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
