@@ -217,7 +217,7 @@ def _announce(run: Components, index: Source) -> None:
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
     )
     log.info(
-        "%d epochs of %d steps, batch %d = %s",
+        "epochs: %d of %d steps; pairs per step: %d = %s",
         run.last_epoch, steps, run.loader.global_batch_size, run.loader.factors,
     )  # fmt: skip
     if config.optim.warmup >= config.optim.epochs * steps:

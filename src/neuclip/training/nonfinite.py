@@ -212,8 +212,8 @@ class StepMonitor:
         """
         self.skipped += 1
         where = (
-            f"{problem}; step {step.number}, temperature {temperature:.4g}, learning rate "
-            f"{step.rate:.3g}"
+            f"step {step.number}: {problem} (temperature {temperature:.4g}, learning rate "
+            f"{step.rate:.3g})"
         )
         path = self._folder.nonfinite_step(step.number, collectives.rank())
         listed = {
@@ -229,7 +229,11 @@ class StepMonitor:
                 f"--max-nonfinite-steps (now {self._limit})"
             )
         log.warning(
-            "skipped a step (%d of at most %d): %s; see %s", self.skipped, self._limit, where, path
+            "skipped %s; %d of at most %d skipped steps; see %s",
+            where,
+            self.skipped,
+            self._limit,
+            path,
         )
 
 

@@ -34,7 +34,7 @@ def test_cuda_steps_are_read_after_the_next_launch(folder):
     monitor.add(2, 0.1, [batch(2)], readback())
     assert monitor.skipped == 1
     monitor.add(3, 0.1, [batch(3)], readback(math.inf))
-    with pytest.raises(UserError, match=r"the loss is inf; step 3, temperature 0\.05, .*0\.1; "):
+    with pytest.raises(UserError, match=r"step 3: the loss is inf \(temperature 0\.05, .*0\.1\)"):
         monitor.read_all()
     assert monitor.skipped == 2
     listed = json.loads((folder.path / "nonfinite_step_3_rank_0.json").read_text())

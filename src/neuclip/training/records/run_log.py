@@ -3,8 +3,17 @@
 import logging
 import sys
 from pathlib import Path
+from typing import TextIO
 
 log = logging.getLogger("neuclip")
+
+
+class _TerminalHandler(logging.StreamHandler[TextIO]):
+    """Writes to the current `sys.stderr`, which a progress bar replaces to keep lines above it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def log_to(file: Path | None) -> None:
@@ -14,7 +23,7 @@ def log_to(file: Path | None) -> None:
         handler.close()
     log.setLevel(logging.INFO)
     log.propagate = False
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = _TerminalHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
     if file is not None:

@@ -19,6 +19,9 @@ from neuclip.files import write_whole
 
 log = logging.getLogger("neuclip")
 
+SECTIONS = ("data", "encode", "loss", "normalizer", "backward", "optimizer")
+"""The sections of a step, in the order in which log lines show their times."""
+
 Record = Mapping[str, Any]
 Sink = Callable[[Record], None]
 
@@ -104,7 +107,8 @@ class ConsoleSink:
             return
         line = training_line(record)
         if self._progress is not None:
-            self._progress.update(self._task, completed=record["step"], description=line)
+            short = f"loss {record['loss']:.4f}  {record['samples_per_second']:.0f} samples/s"
+            self._progress.update(self._task, completed=record["step"], description=short)
         log.info("%6d/%d  %s", record["step"], self._total, line)
 
     def close(self) -> None:
@@ -124,10 +128,10 @@ def training_line(record: Record) -> str:
     if "gamma" in record:
         parts.append(f"gamma {record['gamma']:.2f}")
     parts.append(f"{record['samples_per_second']:.0f} samples/s")
-    shares = [(key[6:], value) for key, value in record.items() if key.startswith("share_")]
-    shares.sort(key=lambda item: -item[1])
-    parts.append(" ".join(f"{name} {value:.0%}" for name, value in shares if value >= 0.005))
-    return "  ".join(parts)
+    shares = {key[6:]: value for key, value in record.items() if key.startswith("share_")}
+    sections = [*SECTIONS, *sorted(shares.keys() - set(SECTIONS))]
+    shown = [f"{name} {shares[name]:.0%}" for name in sections if shares.get(name, 0) >= 0.005]
+    return "  ".join([*parts, "time: " + " ".join(shown)])
 
 
 def evaluation_line(record: Record) -> str:

@@ -34,7 +34,7 @@ def test_log_lines():
     line = training_line(record)
     assert "loss 0.2500" in line
     assert "1234 samples/s" in line
-    assert line.endswith("encode 50% data 2%")
+    assert line.endswith("time: data 2% encode 50%")
     line = evaluation_line(
         {"split": "faces", "epoch": 2.0, "metrics": {"acc1": 0.5, "chance": 0.001}}
     )
