@@ -1,6 +1,7 @@
 """Kills a run (`kill -9`) at random moments, resumes it, and compares it with an undisturbed run.
 
     python benchmarks/chaos.py --kills 20
+    python benchmarks/chaos.py --kills 20 --method neuclip
 
 One run is undisturbed. Another is killed after random times, including its loaders and checkpoint
 writers, and continued with `--resume auto` each time; after the last kill it runs to its end. Final
@@ -84,7 +85,7 @@ def differences(one: Path, other: Path) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--method", default="neuclip")
+    parser.add_argument("--method", default="neuclip_pool")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     draw = random.Random(args.seed)

@@ -107,7 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--method", default="neuclip")
+    parser.add_argument("--method", default="neuclip_pool")
     parser.add_argument("--silence", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

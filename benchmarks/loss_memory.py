@@ -43,10 +43,8 @@ class Contender:
             self.loss = ClipLoss()
             return
         method, settings = name, {}
-        if name in {"neuclip", WITHOUT_STEPS}:
-            steps = 0 if name == WITHOUT_STEPS else 10
-            method = "neuclip"
-            settings = {"inner_steps": steps}
+        if name == WITHOUT_STEPS:
+            method, settings = "neuclip", {"inner_steps": 0}
         if "gamma_decay_epochs" in METHODS[method].settings.model_fields:
             settings |= {"gamma": 0.5, "gamma_decay_epochs": 10.0}
         self.loss = neuclip.create_loss(

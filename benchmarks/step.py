@@ -65,11 +65,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="result file; by default in benchmarks/results/")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
-    known = list(METHODS)
     if args.methods == ["all"]:
-        args.methods = known
-    if unknown := set(args.methods) - set(known):
-        parser.error(f"unknown methods {sorted(unknown)}; known: {', '.join(known)}")
+        args.methods = list(METHODS)
+    if unknown := set(args.methods) - set(METHODS):
+        parser.error(f"unknown methods {sorted(unknown)}; known: {', '.join(METHODS)}")
     if "openclip" not in args.methods:
         args.methods = ["openclip", *args.methods]  # the ratios' base
     return args
@@ -98,8 +97,7 @@ class Contender:
             num_samples=setting.num_samples,
             global_batch_size=setting.args.batch_size,
         )
-        method, values = values_for(name, setting.args.num_prototypes)
-        settings = method_settings(method, values)
+        settings = method_settings(name, values_for(name, setting.args.num_prototypes))
         loss = build_loss(settings, run).to(setting.device)
         loss.attach(section=self._part)
         self._step = TrainingStep(
@@ -136,17 +134,13 @@ class Contender:
         return peaks(profiler, self._setting.device)
 
 
-def values_for(name: str, num_prototypes: int) -> tuple[str, dict[str, object]]:
-    """A contender's method, and the settings that it cannot do without."""
+def values_for(name: str, size: int) -> dict[str, object]:
+    """The settings of a contender that have no default, and the size of its pool or network."""
+    values = {"num_prototypes": size, "pool_size": size, "gamma_decay_epochs": 10.0}
     fields = METHODS[name].settings.model_fields
-    values = {
-        "num_prototypes": num_prototypes, "pool_size": num_prototypes, "gamma_decay_epochs": 10.0,
-    }  # fmt: skip
     if "gamma" in fields and fields["gamma"].default is None:
         values["gamma"] = 0.5
-    if name == "neuclip":
-        values["gamma"] = 0.4
-    return name, {key: value for key, value in values.items() if key in fields}
+    return {key: value for key, value in values.items() if key in fields}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""open_clip's training step with its loss replaced: `python examples/open_clip_step.py`.
+"""open_clip's training step with neuclip's loss: `python examples/open_clip_step.py`.
 
-open_clip's `train_one_epoch` calls `loss(**model_out, output_dict=True)` and adds up the values;
-neuclip's losses take and return the same.
+open_clip's `train_one_epoch` calls `loss(**model_out, output_dict=True)` and sums the values. The
+losses of neuclip have the same interface.
 """
 
 import torch
@@ -23,12 +23,12 @@ loss = neuclip.create_loss(
     "neuclip_pool", embed_dim=32, pool_size=128, gamma=0.5, gamma_decay_epochs=4, steps_per_epoch=16
 )
 
-pictures = torch.randn(256, 3, 16, 16)
-captions = torch.randint(1, 63, (256, 8)).where(torch.arange(8) < 7, 63)  # 63 ends a text
+images = torch.randn(256, 3, 16, 16)
+captions = torch.randint(1, 63, (256, 8)).where(torch.arange(8) < 7, 63)  # 63 is the end token
 for epoch in range(4):
     total = 0.0
     for rows in torch.randperm(256).split(16):
-        model_out = model(pictures[rows], captions[rows])
+        model_out = model(images[rows], captions[rows])
         losses = loss(**model_out, output_dict=True)
         total_loss = sum(losses.values())
         optimizer.zero_grad()

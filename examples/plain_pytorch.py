@@ -1,4 +1,4 @@
-"""NeuCLIP's loss in a training loop of your own: `python examples/plain_pytorch.py`."""
+"""The default loss in your own training loop: `python examples/plain_pytorch.py`."""
 
 import torch
 from torch import nn
@@ -7,8 +7,8 @@ from torch.nn.functional import normalize
 import neuclip
 
 torch.manual_seed(0)
-latent = torch.randn(2048, 16)  # what a picture and its caption have in common
-pictures, captions = latent @ torch.randn(16, 64), latent @ torch.randn(16, 48)
+latent = torch.randn(2048, 16)  # the common content of an image and its caption
+images, captions = latent @ torch.randn(16, 64), latent @ torch.randn(16, 48)
 
 image_tower, text_tower = nn.Linear(64, 32), nn.Linear(48, 32)
 log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
@@ -20,14 +20,14 @@ loss_fn = neuclip.create_loss(
     "neuclip_pool",
     embed_dim=32,
     pool_size=256,
-    gamma=0.5,  # final weight of the batch beside the prediction
+    gamma=0.5,  # final weight of the batch estimate
     gamma_decay_epochs=epochs,
     steps_per_epoch=len(latent) // batch,
 )
 
 for epoch in range(epochs):
     for rows in torch.randperm(len(latent)).split(batch):
-        image_features = normalize(image_tower(pictures[rows]), dim=-1)
+        image_features = normalize(image_tower(images[rows]), dim=-1)
         text_features = normalize(text_tower(captions[rows]), dim=-1)
         loss = loss_fn(image_features, text_features, log_scale.exp())
         optimizer.zero_grad()

@@ -1,6 +1,6 @@
-"""Hugging Face's CLIPModel trained with NeuCLIP's loss: `python examples/transformers_clip.py`.
+"""Hugging Face's CLIPModel with the default loss: `python examples/transformers_clip.py`.
 
-Built from a configuration, with random weights: nothing is downloaded.
+The model has random weights; nothing is downloaded.
 """
 
 import torch
@@ -24,12 +24,12 @@ loss_fn = neuclip.create_loss(
     "neuclip_pool", embed_dim=32, pool_size=128, gamma=0.5, gamma_decay_epochs=4, steps_per_epoch=16
 )
 
-pictures = torch.randn(256, 3, 16, 16)
+images = torch.randn(256, 3, 16, 16)
 captions = torch.randint(2, 63, (256, 8)).where(torch.arange(8) < 7, 63)
 for epoch in range(4):
     total = 0.0
     for rows in torch.randperm(256).split(16):
-        outputs = model(input_ids=captions[rows], pixel_values=pictures[rows])
+        outputs = model(input_ids=captions[rows], pixel_values=images[rows])
         # image_embeds and text_embeds have unit norm already.
         loss = loss_fn(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
         optimizer.zero_grad()

@@ -1,7 +1,10 @@
-"""What a training step costs each rank, by formula: `python scripts/scaling_table.py`.
+"""Writes the tables of docs/scaling.md: the cost of a training step for each rank, by formula.
 
-Writes the tables of docs/scaling.md. `tests/distributed/test_scaling.py` holds the formulas to the
-bytes and floating-point operations counted in real runs of 2 and 4 processes.
+    python scripts/scaling_table.py
+
+The formulas of the methods are in the catalogue (`neuclip.catalogue.cost`).
+`tests/distributed/test_scaling.py` compares them with the bytes and floating-point operations
+counted in real runs of 2 and 4 ranks.
 """
 
 from collections.abc import Callable
@@ -15,10 +18,10 @@ from neuclip.catalogue.registry import METHODS
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- tables: written by scripts/scaling_table.py -->\n", "<!-- /tables -->"
 
-# Assumed rates of one H100, its matmuls and its share of the network: nothing here is measured.
+# Assumed rates of one H100, for matrix products and its share of the network; not measured.
 TOWER_FLOPS, LOSS_FLOPS, NETWORK = 400e12, 150e12, 40e9
 
-# ViT-B/32 of open_clip at 224 pixels and 77 tokens (held by tests/unit/test_scaling_page.py).
+# ViT-B/32 of open_clip at 224 pixels and 77 tokens (tested in tests/unit/test_scaling_page.py).
 TOWER_WEIGHTS, TOWER_FLOPS_OF_A_PAIR = 151_277_313, 44_100_280_320
 
 
@@ -29,7 +32,7 @@ def clip_loss(setup: Setup) -> Cost:
 
 
 def default_pool(setup: Setup) -> Cost:
-    """The default size of `neuclip_pool`; from B = 512 on the whole pool carries the gradient."""
+    """`neuclip_pool` at its default size; from B = 512 on, the whole pool carries the gradient."""
     return pool(replace(setup, prototypes=min(POOL_BATCHES * setup.batch, MAX_POOL)))
 
 
@@ -44,7 +47,7 @@ COSTS: dict[str, Callable[[Setup], Cost]] = {
     **{name: info.cost for name, info in METHODS.items() if info.cost is not None},
     "neuclip, full or union": lambda setup: softmax_loss(setup) + prototypes(setup, through=True),
 }
-"""By method; `neuclip` stands for `gradient: detached`."""
+"""Formulas by method, and for `neuclip` with a gradient through its prediction."""
 
 # --- the page -------------------------------------------------------------------------------
 
@@ -89,7 +92,7 @@ def _number(value: float) -> str:
 
 
 def _milliseconds(cost: Cost, setup: Setup, name: str) -> str:
-    """Time of the products plus time on the network."""
+    """Time of the products and time on the network."""
     rate = TOWER_FLOPS if name.endswith("towers") else LOSS_FLOPS
     compute, network = cost.flops / rate * 1e3, cost.sent(setup.ranks) / NETWORK * 1e3
     return f"{_number(compute)} + {_number(network)}"
@@ -113,7 +116,7 @@ def tables() -> str:
 
 
 def with_tables(page: str) -> str:
-    """The page's text with the tables as they should be."""
+    """The text of the page with the present tables."""
     before, rest = page.split(START)
     _, after = rest.split(END)
     return before + START + tables() + END + after
