@@ -19,7 +19,14 @@ from neuclip.catalogue.registry import method_info, register
 from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.normalizers.pool import PoolNormalizer, PoolSettings
+from neuclip.method.normalizers.prototype_network import (
+    GlobalBatch,
+    NetworkOutput,
+    log_shares,
+    network_output,
+)
 from neuclip.method.objective import mix
+from neuclip.method.schedule import Gamma
 
 
 class WholeGradient(PoolNormalizer):
@@ -46,19 +53,38 @@ class AnchorGamma(PoolNormalizer):
 
 
 class AgeWeights(PoolNormalizer):
-    """Weights of the pool decay with age: by e in 32 steps. Needs `log_weights`, untrained."""
+    """Weights of the pool decay with age: by e in 32 steps."""
 
     decay = 1 / 32
+    log_weights: Tensor
 
-    def _remember(self, candidates: Tensor, owners: Tensor | None) -> None:
+    def __init__(
+        self, embed_dim: int, settings: PoolSettings, gamma: Gamma, epsilon: float
+    ) -> None:
+        super().__init__(embed_dim, settings, gamma, epsilon)
+        self.register_buffer("log_weights", torch.zeros(2, settings.size))
+
+    def _push(self, batch: GlobalBatch) -> None:
+        super()._push(batch)
         self.log_weights -= self.decay
-        super()._remember(candidates, owners)
+        for rows in self.ring.newest(batch.features.shape[1]):
+            self.log_weights[:, rows] = 0
+
+    def _read(self, batch: GlobalBatch) -> NetworkOutput:
+        shard = self.ring.shard
+        return network_output(
+            self.ring.slots,
+            batch,
+            shard,
+            log_shares=log_shares(self.log_weights, shard),
+            excluded=self._positives(batch),
+        )
 
 
 class OwnCounted(PoolNormalizer):
-    """An anchor's own pair is among its negatives where the pool holds it, as it was at first."""
+    """An anchor's positives in the pool count among its negatives, as they did at first."""
 
-    def _own(self, sample_ids: Tensor | None) -> None:
+    def _positives(self, batch: GlobalBatch) -> None:
         return None
 
 

@@ -23,6 +23,7 @@ import torch
 from error import encode_training_pairs, exact_of, summary
 from torch import Tensor
 
+from neuclip.method.normalizers.prototype_network import GlobalBatch
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
 from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import mix
@@ -170,12 +171,19 @@ def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
     network = PrototypeNormalizer(
         probe.pool.shape[-1], NetworkSettings(**values), Gamma(0.0, "constant", 1.0, 1), 0.0
     )
-    network.ring.push(probe.pool[:, :count], None)
+    network.ring.push(probe.pool[:, :count])
     network._restart()
     scale = torch.tensor(probe.scale)
     for features in probe.training_batches(steps):
         network.estimate(_as_anchors(features, scale))
-    return network.read(probe.anchors, probe.own / probe.scale, scale).log_mean
+    anchors = GlobalBatch(
+        features=probe.anchors,
+        positive=probe.own / probe.scale,
+        logit_scale=scale,
+        log_inner=torch.zeros(probe.anchors.shape[:2]),
+        sample_ids=None,
+    )
+    return network._read(anchors).log_mean
 
 
 def _as_anchors(features: Tensor, scale: Tensor) -> Anchors:

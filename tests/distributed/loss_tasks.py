@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuclip import create_loss
+from neuclip.catalogue.create import build_loss
+from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.registry import method_settings
 from neuclip.method.losses import pair_loss, sigmoid
 from neuclip.method.losses.sigmoid import SigmoidLoss
 from neuclip.method.notation import Pairs
@@ -34,12 +37,14 @@ class Task:
         settings: its settings.
         steps: batches; ranks hold different numbers of pairs of the odd ones.
         other_form: gradients of features travel the way this method does not take by itself.
+        sharded: whether ranks keep shards of the prototypes.
     """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
     steps: tuple[int, ...] = (0, 1, 2, 3)
     other_form: bool = False
+    sharded: bool = True
 
 
 def global_batch(number: int) -> tuple[Tensor, Tensor]:
@@ -68,9 +73,9 @@ class Result:
 
 def build(task: Task) -> torch.nn.Module:
     """The loss in float64."""
-    return create_loss(
-        task.name, embed_dim=DIM, steps_per_epoch=2, num_samples=SAMPLES, **task.settings
-    ).double()
+    settings = method_settings(task.name, task.settings)
+    run = RunFacts(DIM, steps_per_epoch=2, num_samples=SAMPLES, sharded=task.sharded)
+    return build_loss(settings, run).double()
 
 
 def own_part(number: int) -> slice:

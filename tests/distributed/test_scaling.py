@@ -55,6 +55,6 @@ def test_the_prototypes_cost_a_rank_the_kth_part(pool):
         network = {k: found[k].flops - plain[k].flops for k in (1, ranks)}
         assert network[ranks] * ranks == network[1]
         assert found[ranks].largest * ranks == found[1].largest == 2 * 240 * BATCH
-        rows = 2 * 240 * (2 * DIM * 4 + 8)  # both sides' embeddings and an id; network and ring
+        rows = 2 * 240 * 2 * DIM * 4  # both sides' embeddings, network and ring
         scalars = found[1].owned_bytes - rows  # of the optimisers
         assert found[ranks].owned_bytes - scalars == rows // ranks

@@ -140,7 +140,7 @@ def test_a_run_keeps_its_pool_whatever_the_default_becomes(demo, monkeypatch, ca
     run = load_run(CheckpointChoice(demo.logs / "pool"), "cpu")
     assert isinstance(run.config.method, NeuCLIPPoolSettings)
     assert run.config.method.gradient_size == 32 * 16
-    assert run.loss.normalizer.ring.size == 128 * 16
+    assert run.loss.normalizer.settings.size == 128 * 16
     # What a new run would be: another size.
     assert main(["train", *demo.flags("new", *quiet, "--stop-epochs", "1")]) == 0
     assert read_yaml(demo.logs / "new" / "config.yaml")["method"]["pool_size"] == 3 * 16

@@ -194,7 +194,7 @@ def test_two_processes_train(demo):
     saved = storage.load(demo.logs / "two/checkpoints/epoch_1.pt")["neuclip"]
     assert saved["global_batch_size"] == 16
     assert saved["step"] == 10
-    assert saved["loss"]["normalizer.prototypes"].shape == (2, 128 * 16, 128)  # of the global batch
+    assert saved["loss"]["normalizer.ring.slots"].shape == (2, 128 * 16, 128)  # of the global batch
 
 
 @pytest.mark.parametrize("method", METHODS)

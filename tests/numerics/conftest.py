@@ -10,7 +10,6 @@ from neuclip.method.losses.pair_loss import PairLoss
 
 DIM = 8
 SAMPLES = 48
-POOL = {"num_prototypes": "pool_size", "gradient_prototypes": "gradient_size"}
 NETWORK = {
     "num_prototypes": 7,
     "restart_steps": 3,
@@ -28,12 +27,6 @@ def build() -> BuildLoss:
     """A float64 loss by name; schedules and sizes are filled in where the method needs them."""
 
     def build(name: str, *, steps_per_epoch: int = 2, double: bool = True, **settings) -> PairLoss:
-        if settings.get("refresh") == "fifo":
-            name = "neuclip_pool"
-            settings = {POOL.get(key, key): value for key, value in settings.items()}
-            settings = {"gradient": "detached", **settings}
-            del settings["refresh"]
-            settings.pop("inner_steps", None)
         fields = METHODS[name].settings.model_fields
         if "gamma_schedule" in fields:
             settings = {"gamma": 0.3, "gamma_decay_epochs": 4.0, **settings}

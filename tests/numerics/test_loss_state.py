@@ -13,7 +13,8 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip", {"prototype_optimizer": "adagrad", "gradient": "union"}),
     ("neuclip", {"refresh": "rolling", "prototype_optimizer": "adam", "log_weights": True}),
     ("neuclip", {"prototype_optimizer": "sgd", "gradient": "full", "num_prototypes": 30}),
-    ("neuclip_pool", {"pool_size": 20, "gradient_size": 9}),
+    ("neuclip_pool", {"pool_size": 20}),
+    ("neuclip_pool", {"pool_size": 20, "gradient": "union", "gradient_size": 9}),
     ("fastclip_v2", {"temperature_gradient": "fastclip"}),
     ("amorlip", {"fit_previous": False, "amortization": "js_div"}),
 ]
@@ -51,26 +52,24 @@ def test_a_saved_state_goes_on_bit_for_bit(build, name, settings):
         assert torch.equal(value, other) if torch.is_tensor(value) else value == other
 
 
-def test_a_state_without_owners_goes_on_as_if_they_were_untold(build):
-    """Checkpoints of before 2026-11-27 do not say whose embeddings the pool has."""
-    settings = {"inner_steps": 0, "refresh": "fifo", "num_prototypes": 20, "double": False}
-    whole, resumed = build("neuclip", **settings), build("neuclip", **settings)
-    steps(whole, range(5))
-    state = whole.state_dict()
-    for key in [key for key in state if key.endswith("owners")]:
-        del state[key]
-    resumed.load_state_dict(state)
-    assert (resumed.normalizer.owners == -1).all()
-    steps(resumed, range(5, 12))
-    steps(whole, range(5, 12))  # by now the pool was filled anew
-    for name in ("prototypes", "owners"):
-        assert torch.equal(getattr(whole.normalizer, name), getattr(resumed.normalizer, name))
+def test_a_state_with_the_sample_ids_of_prototypes_is_loaded(build):
+    """States of before 2026-11-28 have them; trained prototypes belong to no pair."""
+    before, after = build("neuclip"), build("neuclip")
+    steps(before, range(3))
+    state = before.state_dict()
+    state |= {f"normalizer.{key}": torch.full((1, 7), -1) for key in ("owners", "ring.owners")}
+    after.load_state_dict(state)
+    for one, other in zip(steps(before, range(3, 6)), steps(after, range(3, 6)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_state_of_another_size_is_refused_with_both_sizes(build):
     state = build("neuclip", num_prototypes=9).state_dict()
     with pytest.raises(UserError, match=r"has 9 prototypes.*has 7.*num_prototypes=9"):
         build("neuclip", num_prototypes=7).load_state_dict(state)
+    state = build("neuclip_pool", pool_size=9).state_dict()
+    with pytest.raises(UserError, match=r"has 9 prototypes.*has 7.*pool_size=9"):
+        build("neuclip_pool", pool_size=7).load_state_dict(state)
     state = build("fastclip_v3").state_dict()
     with pytest.raises(UserError, match=r"table \[2, 48\].*\[4, 48\]"):
         loss = build("isogclr")
@@ -79,8 +78,38 @@ def test_a_state_of_another_size_is_refused_with_both_sizes(build):
         )
 
 
-def test_table_methods_keep_8_bytes_a_sample(build):
-    for name, size in {"fastclip_v3": 8, "scent": 8, "isogclr": 24, "fastclip_v2": 32}.items():
-        loss = build(name, double=False)
-        kept = sum(t.nbytes for key, t in loss.state_dict().items() if key.endswith("table.values"))
-        assert kept == 48 * size, name
+def state_numbers(name: str, d: int, n: int, m: int) -> int:
+    """Numbers in the state of a method at its default settings, as `neuclip methods` counts them.
+
+    Args:
+        name: the method.
+        d: width of the embeddings.
+        n: samples.
+        m: prototypes of each side, or embeddings of each side in the pool.
+    """
+    per_sample = {"sogclr": 2, "fastclip_v0": 2, "fastclip_v1": 2, "fastclip_v3": 2, "scent": 2}
+    per_sample |= {"isogclr": 6, "fastclip_v2": 8}
+    if name in per_sample:
+        return per_sample[name] * n
+    if name == "neuclip":  # and the scalars of two optimisers
+        return 4 * m * d + 12
+    if name == "neuclip_pool":
+        return 2 * m * d + m
+    if name == "amorlip":  # two networks: themselves, two copies, two moments; Adam's step counts
+        return 10 * (2 * d * d + 7 * d + 1) + 4 * d + 16
+    return 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_state_has_the_size_that_the_catalogue_says(build, name):
+    sizes = {"neuclip": {"num_prototypes": 9}, "neuclip_pool": {"pool_size": 9}}.get(name, {})
+    loss = build(name, double=False, **sizes)
+    steps(loss, range(3))
+    found = sum(value.numel() for value in loss.state_dict().values() if torch.is_tensor(value))
+    assert found == state_numbers(name, d=8, n=48, m=9)
+
+
+def test_tables_hold_4_bytes_a_number(build):
+    for name in ("fastclip_v3", "scent", "isogclr", "fastclip_v2"):
+        for key, value in build(name, double=False).state_dict().items():
+            assert not key.endswith("table.values") or value.dtype == torch.float32, name

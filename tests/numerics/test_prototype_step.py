@@ -134,14 +134,13 @@ def test_gradients_equal_autograd_through_the_plain_formula(build, gradient, log
 def test_only_the_newest_prototypes_carry_the_gradient(build, gradient, fed):
     gamma, size, newest, batch = 0.3, 10, 4, 3
     loss = build(
-        "neuclip", gradient=gradient, gradient_prototypes=newest, num_prototypes=size,
-        refresh="fifo", inner_steps=0, epsilon=EPSILON, gamma=gamma, gamma_schedule="constant",
-        steps_per_epoch=1, rho=2.0,
+        "neuclip_pool", gradient=gradient, gradient_size=newest, pool_size=size,
+        epsilon=EPSILON, gamma=gamma, gamma_schedule="constant", steps_per_epoch=1, rho=2.0,
     )  # fmt: skip
     earlier = pairs(fed * batch, seed=1)
     for image, text in zip(earlier[0].split(batch), earlier[1].split(batch), strict=True):
         loss(image, text, scalar(SCALE))
-    prototypes = loss.normalizer.prototypes.clone()
+    prototypes = loss.normalizer.ring.slots.clone()
     # While there are fewer than `newest`, those few, as often as they fill the first slots.
     recent = earlier.flip(0)[:, -newest:] if fed > 1 else prototypes[:, :newest]
     features = pairs(batch, seed=2)
@@ -165,17 +164,14 @@ def test_only_the_newest_prototypes_carry_the_gradient(build, gradient, fed):
         torch.testing.assert_close(one, other)
 
 
-POOL = {"refresh": "fifo", "inner_steps": 0, "epsilon": EPSILON}
-
-
 @pytest.mark.parametrize(
     ("gradient", "newest"), [("detached", None), ("full", None), ("full", 7), ("union", 7)]
 )
 def test_an_anchors_own_pair_has_no_part(build, gradient, newest):
     gamma = 0.3
     mixing = {"gamma": gamma, "gamma_schedule": "constant", "steps_per_epoch": 1}
-    settings = {"gradient": gradient, "gradient_prototypes": newest, "num_prototypes": 10}
-    loss = build("neuclip", **POOL, **mixing, **settings, rho=2.0)
+    settings = {"gradient": gradient, "gradient_size": newest, "pool_size": 10}
+    loss = build("neuclip_pool", epsilon=EPSILON, **mixing, **settings, rho=2.0)
     # Pair 3 stands in the pool twice, by two embeddings, and 9 has left it; 20 was never there.
     earlier_ids = torch.tensor([9, 3, 4, 5, 6, 7, 3, 8, 10, 11, 12])
     earlier = pairs(11, seed=1)
@@ -191,7 +187,7 @@ def test_an_anchors_own_pair_has_no_part(build, gradient, newest):
         if ids[anchor] == earlier_ids[number]
     }
     assert len(own) == 3
-    prototypes = loss.normalizer.prototypes.clone()
+    prototypes = loss.normalizer.ring.slots.clone()
     torch.testing.assert_close(prototypes[0, slots[10]], earlier[1, 10])
     features = pairs(4, seed=2)
     leaf, scale = features.clone().requires_grad_(), scalar(SCALE).requires_grad_()
@@ -221,7 +217,7 @@ def test_an_anchors_own_pair_has_no_part(build, gradient, newest):
 def test_a_pool_of_whole_epochs_is_exact(build):
     """Pairs that never change, each twice in the pool: all that is missing is log(1 - 1/n)."""
     features, n = pairs(12, noise=0.1), 12
-    loss = build("neuclip", num_prototypes=2 * n, **POOL)
+    loss = build("neuclip_pool", pool_size=2 * n, epsilon=EPSILON)
     for number in range(6):
         ids = torch.arange(4) + 4 * (number % 3)
         loss(features[0, ids], features[1, ids], scalar(SCALE), sample_ids=ids)
@@ -233,25 +229,25 @@ def test_a_pool_of_whole_epochs_is_exact(build):
     assert float(predicted.min()) > -torch.log(scalar(n))
 
 
-def test_a_trained_prototype_is_nobodys(build):
-    """The published network, whose sum is over all prototypes."""
-    told, untold = (build("neuclip", inner_steps=1) for _ in range(2))
+def test_trained_prototypes_ignore_sample_ids(build):
+    """The published network sums over all prototypes."""
+    with_ids, without = (build("neuclip") for _ in range(2))
     for _ in range(3):
         image, text = pairs(6, seed=1)
-        ids = torch.arange(6)
-        one = told(image, text, scalar(SCALE), sample_ids=ids)
-        assert torch.equal(one, untold(image, text, scalar(SCALE)))
+        value = with_ids(image, text, scalar(SCALE), sample_ids=torch.arange(6))
+        assert torch.equal(value, without(image, text, scalar(SCALE)))
 
 
-def test_a_gradient_size_without_effect_is_refused(build):
-    with pytest.raises(UserError, match="it needs gradient full or union"):
+def test_a_gradient_size_without_a_gradient_is_refused(build):
+    with pytest.raises(UserError, match="no effect with gradient 'detached'"):
         build("neuclip_pool", gradient="detached", gradient_size=4)
 
 
+@pytest.mark.parametrize("method", ["neuclip", "neuclip_pool"])
 @pytest.mark.parametrize("gradient", ["detached", "full", "union"])
-def test_gamma_one_is_rgcl_batch(build, gradient):
+def test_gamma_one_is_rgcl_batch(build, method, gradient):
     settings = {"rho": 3.0, "epsilon": 1e-6}
-    ours = build("neuclip", gradient=gradient, gamma=1.0, **settings)
+    ours = build(method, gradient=gradient, gamma=1.0, **settings)
     plain = build("rgcl_batch", **settings)
     for step in range(6):
         results = []
@@ -304,10 +300,12 @@ def test_a_fit_on_frozen_features_lowers_objective_and_error(build):
     assert errors[2] < errors[0] / 2
 
 
-def test_the_prediction_alone_changes_no_state(build):
-    loss, batch = prepared(build)
+@pytest.mark.parametrize("method", ["neuclip", "neuclip_pool"])
+def test_prediction_changes_no_state(build, method):
+    loss, batch = build(method), pairs(6, seed=2)
+    loss(*pairs(6, seed=1), scalar(SCALE))
     before = copy.deepcopy(loss.state_dict())
-    loss.predict_log_normalizers(batch[0], batch[1], scalar(SCALE))
+    loss.predict_log_normalizers(batch[0], batch[1], scalar(SCALE), torch.arange(6))
     after = loss.state_dict()
     assert before.keys() == after.keys()
     for key, value in before.items():

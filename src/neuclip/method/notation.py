@@ -55,23 +55,8 @@ class Anchors:
     """One for all, or one per side and anchor."""
     global_features: Float[Tensor, "2 batch dim"]
     """Anchors of all ranks, without gradient."""
-    slope: Float[Tensor, "2 local"] | None = None
-    """Derivative of log_inner by logit_scale, as a constant, where that is one per anchor."""
-
-    @property
-    def features(self) -> Float[Tensor, "2 local dim"]:
-        """Anchors of this rank: images, texts."""
-        return self.pairs.features
-
-    @property
-    def sample_ids(self) -> Int64[Tensor, " local"] | None:
-        """Theirs."""
-        return self.pairs.sample_ids
-
-    @property
-    def layout(self) -> BatchLayout:
-        """Theirs."""
-        return self.pairs.layout
+    dlog_inner_dscale: Float[Tensor, "2 local"] | None = None
+    """Derivative of log_inner by logit_scale, as a constant, if there is a scale per anchor."""
 
 
 @runtime_checkable

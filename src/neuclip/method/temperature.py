@@ -84,7 +84,7 @@ class IndividualTemperature(nn.Module):
             anchors: whose, with their slopes d log g^_i / d s_i.
             log_normalizer: alpha_i.
         """
-        sample_ids, slope = anchors.sample_ids, anchors.slope
+        sample_ids, slope = anchors.pairs.sample_ids, anchors.dlog_inner_dscale
         assert sample_ids is not None
         assert slope is not None
         log_inner = anchors.log_inner.detach()
@@ -93,7 +93,7 @@ class IndividualTemperature(nn.Module):
         grad = log_normalizer + self.rule.rho - ratio * slope / temperature
         move, moments = self._move(grad.clamp(-self.rule.clip, self.rule.clip), moments)
         temperature = (temperature - self.rule.lr * move).clamp(self.rule.low, self.rule.high)
-        self.table.write(sample_ids, torch.cat([temperature, *moments]), anchors.layout)
+        self.table.write(sample_ids, torch.cat([temperature, *moments]), anchors.pairs.layout)
         self.step_count += 1
 
     def _move(self, grad: Tensor, moments: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

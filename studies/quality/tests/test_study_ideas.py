@@ -25,19 +25,16 @@ def test_small_towers_learn_and_are_judged(demo_dir):
 
 
 @pytest.mark.parametrize("idea", IDEAS)
-def test_an_idea_is_what_neuclip_is_built_with_inside(idea):
+def test_an_idea_is_what_the_pool_is_built_with_inside(idea):
     settings = {
-        "num_prototypes": 64,
-        "inner_steps": 0,
-        "refresh": "fifo",
+        "pool_size": 64,
         "gradient": "full",
         "gamma": 0.4,
         "gamma_decay_epochs": 1.0,
-        "log_weights": idea == "age-weights",
     }
 
     def build():
-        return create_loss("neuclip", embed_dim=8, steps_per_epoch=2, **settings)
+        return create_loss("neuclip_pool", embed_dim=8, steps_per_epoch=2, **settings)
 
     with using(idea):
         loss = build()

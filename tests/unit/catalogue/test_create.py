@@ -124,7 +124,7 @@ def test_the_pool_follows_the_batch_unless_its_size_is_given(settings, size, new
     loss = create_loss(
         "neuclip_pool", embed_dim=4, steps_per_epoch=3, gamma_decay_epochs=2.0, **settings
     )
-    assert loss.normalizer.ring.size == size
+    assert loss.normalizer.settings.size == size
     chosen = {key: value for key, value in settings.items() if key != "global_batch_size"}
     asked = method_settings("neuclip_pool", chosen)
     kept = METHODS["neuclip_pool"].resolve(asked, settings.get("global_batch_size"), None)

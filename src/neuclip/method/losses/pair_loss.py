@@ -215,5 +215,5 @@ def anchors_of(pairs: Pairs, logit_scale: Float[Tensor, "*scales"]) -> Anchors:
         log_inner=estimate,
         logit_scale=logit_scale,
         global_features=whole,
-        slope=slope,
+        dlog_inner_dscale=slope,
     )

@@ -170,7 +170,7 @@ class AmortizedNormalizer(nn.Module):
             anchors: this rank's.
             log_partition: log Z_i, positives included.
         """
-        settings, features = self.settings, anchors.features.detach()
+        settings, features = self.settings, anchors.pairs.features.detach()
         epoch, within = divmod(self.step_count, self.steps_per_epoch)
         if within == 0:
             self._start_epoch(epoch)
@@ -178,7 +178,7 @@ class AmortizedNormalizer(nn.Module):
         if settings.fit_previous and share > 0:
             before = self._log_lambda(self.previous, features) + math.log(share)
             log_target = torch.logaddexp(before, log_partition + math.log1p(-share))
-        targets = BatchTargets(features, anchors.layout, log_partition, log_target)
+        targets = BatchTargets(features, anchors.pairs.layout, log_partition, log_target)
         for _ in range(settings.inner_steps):
             self._inner_step(targets)
         predicted = self._log_lambda(self.average, features)

@@ -1,83 +1,85 @@
-"""The newest embeddings of both sides, first in, first out: what prototypes are renewed from."""
+"""The newest embeddings of both sides, first in, first out."""
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neuclip.parallel import collectives
-from neuclip.parallel.collectives import Slice
+from neuclip.method.normalizers.sharded_rows import RowShard, keep_full_in_state
 
-NOBODY = -1
-"""In place of a sample id: whose embedding it is was not told."""
+UNKNOWN_ID = -1
+"""In place of a sample id that was not given."""
 
 
 class EmbeddingRing(nn.Module):
-    """A ring of slots, shared out over ranks.
-
-    Slot numbers run over the whole ring; this rank holds those of its slice. Row 0 keeps text
-    embeddings (candidates of image anchors), row 1 image embeddings. `owners` has the sample id of
-    each slot's pair: [1, owned].
+    """A ring of embeddings, its slots sharded over ranks.
 
     Args:
-        size: slots over all ranks.
+        shard: the slots that this rank holds.
         dim: width of the embeddings.
-        shard: the slots this rank keeps; none: `collectives.owned_slice(size)`.
+        with_sample_ids: whether each slot also keeps the sample id of its pair.
+
+    Attributes:
+        slots: text embeddings (candidates of image anchors) and image embeddings.
+        sample_ids: the ids of their pairs.
+        written: embeddings of each side pushed so far, over all ranks.
     """
 
-    slots: Tensor
-    owners: Tensor
+    slots: Float[Tensor, "2 owned dim"]
+    sample_ids: Int64[Tensor, "1 owned"] | None
 
-    def __init__(self, size: int, dim: int, shard: Slice | None = None) -> None:
+    def __init__(self, shard: RowShard, dim: int, *, with_sample_ids: bool = False) -> None:
         super().__init__()
-        self.size = size
-        self.owned = collectives.owned_slice(size) if shard is None else shard
+        self.shard = shard
         self.written = 0
-        self.register_buffer("slots", torch.zeros(2, len(self.owned), dim))
-        self.register_buffer("owners", torch.full((1, len(self.owned)), NOBODY))
+        self.register_buffer("slots", torch.zeros(2, len(shard), dim))
+        ids = torch.full((1, len(shard)), UNKNOWN_ID) if with_sample_ids else None
+        self.register_buffer("sample_ids", ids)
+        keep_full_in_state(self, shard, ("slots", "sample_ids") if with_sample_ids else ("slots",))
 
     @property
     def filled(self) -> int:
-        """Slots that hold an embedding."""
-        return min(self.written, self.size)
+        """Slots that have been written, over all ranks."""
+        return min(self.written, self.shard.size)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every slot has been written."""
+        return self.filled == self.shard.size
 
     @torch.no_grad()
     def push(
-        self, candidates: Float[Tensor, "2 batch dim"], owners: Int64[Tensor, " batch"] | None
-    ) -> list[slice]:
-        """Writes the embeddings of all ranks over the oldest; returns the local rows written.
+        self,
+        candidates: Float[Tensor, "2 batch dim"],
+        sample_ids: Int64[Tensor, " batch"] | None = None,
+    ) -> None:
+        """Writes the embeddings of all ranks over the oldest.
 
         Args:
             candidates: texts, images.
-            owners: the sample ids of their pairs.
+            sample_ids: the ids of their pairs; none: unknown.
         """
         batch = candidates.shape[1]
-        count = min(batch, self.size)
-        written: list[slice] = []
-        for first, rows in self.window(self.written + batch - count, count):
+        count = min(batch, self.shard.size)
+        for first, rows in self.shard.window(self.written + batch - count, count):
             start = batch - count + first
             taken = slice(start, start + (rows.stop - rows.start))
             self.slots[:, rows] = candidates[:, taken]
-            self.owners[:, rows] = NOBODY if owners is None else owners[taken]
-            written.append(rows)
+            if self.sample_ids is not None:
+                self.sample_ids[:, rows] = UNKNOWN_ID if sample_ids is None else sample_ids[taken]
         self.written += batch
-        return written
 
-    def window(self, first: int, count: int) -> list[tuple[int, slice]]:
-        """This rank's part of `count` slots from number `first` on, going round the ring.
+    @torch.no_grad()
+    def fill_up(self) -> None:
+        """Repeats the written slots in those that have not been written."""
+        if self.is_full:
+            return
+        owned = self.shard.owned
+        source = torch.arange(owned.start, owned.stop, device=self.slots.device) % self.filled
+        for rows in (self.slots, self.sample_ids):
+            if rows is not None:
+                rows.copy_(self.shard.gather(rows)[:, source])
 
-        Returns:
-            Pieces (position within the window, local rows): slices, for an index tensor would have
-            to be copied to the device at every step.
-        """
-        pieces: list[tuple[int, slice]] = []
-        position = 0
-        while position < count:
-            number = (first + position) % self.size
-            length = min(count - position, self.size - number)
-            start = max(number, self.owned.start)
-            stop = min(number + length, self.owned.stop)
-            if start < stop:
-                rows = slice(start - self.owned.start, stop - self.owned.start)
-                pieces.append((position + start - number, rows))
-            position += length
-        return pieces
+    def newest(self, count: int) -> list[slice]:
+        """This rank's rows of the newest `count` slots."""
+        first = max(self.written - count, 0)
+        return [rows for _, rows in self.shard.window(first, count)]

@@ -1,7 +1,7 @@
 """The optimisers of the prototypes, written out: their gradients never pass through autograd.
 
-State tensors carry the same leading `side` axis as the prototypes. A matrix of prototypes may be
-shared out over ranks; only `adagrad_norm` needs to know, for its sum of squares runs over all rows.
+State tensors carry the same leading `side` axis as the prototypes. Rows may be sharded over ranks;
+of the steps only that of `adagrad_norm` communicates, since its sum of squares is over all rows.
 """
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuclip.method.choices import PrototypeOptimizer
-from neuclip.parallel import collectives
+from neuclip.method.normalizers.sharded_rows import RowShard, keep_full_in_state
 
 _TINY = 1e-10
 _ADAM_BETA1, _ADAM_BETA2, _ADAM_EPS = 0.9, 0.999, 1e-8
@@ -22,40 +22,55 @@ class InnerOptimizer(nn.Module):
         kind: `adagrad_norm` (one scalar accumulator per side: AdaGrad-norm), `adagrad` (one per
             coordinate), `adam`, or `sgd`.
         lr: learning rate; for `adagrad_norm` the length of the first step.
+
+    Args:
+        kind: see above.
+        lr: see above.
+        parameter: the tensor, for shapes and type.
+        shard: which of its rows are this rank's; none: it is not sharded.
     """
 
     accumulator: Tensor
     momentum: Tensor
     count: Tensor
 
-    def __init__(self, kind: PrototypeOptimizer, lr: float, like: Tensor) -> None:
+    def __init__(
+        self,
+        kind: PrototypeOptimizer,
+        lr: float,
+        parameter: Tensor,
+        shard: RowShard | None = None,
+    ) -> None:
         super().__init__()
         self.kind: PrototypeOptimizer = kind
         self.lr = lr
-        per_side = torch.zeros(like.shape[0], *(1,) * (like.ndim - 1), dtype=like.dtype)
+        per_side = parameter.new_zeros(parameter.shape[0], *(1,) * (parameter.ndim - 1))
         self.register_buffer(
-            "accumulator", torch.zeros_like(like) if kind in {"adagrad", "adam"} else per_side
+            "accumulator", torch.zeros_like(parameter) if kind in {"adagrad", "adam"} else per_side
         )
         self.register_buffer(
-            "momentum", torch.zeros_like(like) if kind == "adam" else per_side.clone()
+            "momentum", torch.zeros_like(parameter) if kind == "adam" else per_side.clone()
         )
-        per_row = torch.zeros(*like.shape[:2], *(1,) * (like.ndim - 2), dtype=like.dtype)
+        per_row = parameter.new_zeros(*parameter.shape[:2], *(1,) * (parameter.ndim - 2))
         self.register_buffer("count", per_row if kind == "adam" else per_side.clone())
+        self.shard = shard
+        if shard is not None:
+            keep_full_in_state(self, shard, self.row_tensors)
 
     @property
     def row_tensors(self) -> tuple[str, ...]:
-        """State tensors with one entry per prototype (shared out over ranks as they are)."""
+        """State tensors with one entry per row, sharded as the rows are."""
         per_kind = {"adagrad": ("accumulator",), "adam": ("accumulator", "momentum", "count")}
         return per_kind.get(self.kind, ())
 
     @torch.no_grad()
     def forget(self, pieces: list[slice], share: float) -> None:
-        """Forgets what belongs to prototypes that were replaced.
+        """Forgets the state of rows that were replaced.
 
         Args:
-            pieces: their rows on this rank.
-            share: their share of all rows; a scalar accumulator forgets as much of its sum, for
-                otherwise its steps would shrink for ever.
+            pieces: these rows of this rank.
+            share: their share of all rows. A scalar accumulator loses this share of its sum, since
+                otherwise its steps would only shrink.
         """
         for rows in pieces:
             for name in self.row_tensors:
@@ -65,7 +80,7 @@ class InnerOptimizer(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Forgets everything, as after a restart."""
+        """Forgets all state, after a restart."""
         self.accumulator.zero_()
         self.momentum.zero_()
         self.count.zero_()
@@ -75,7 +90,8 @@ class InnerOptimizer(nn.Module):
         """Moves the parameter against the gradient, in place; may overwrite `grad`."""
         if self.kind == "adagrad_norm":
             square = torch.linalg.vector_norm(grad.flatten(1), dim=1).square_()
-            self.accumulator += collectives.sum_over_ranks(square).view_as(self.accumulator)
+            square = square if self.shard is None else self.shard.sum(square)
+            self.accumulator += square.view_as(self.accumulator)
             parameter.sub_(grad.mul_(self.lr / (self.accumulator.sqrt() + _TINY)))
         elif self.kind == "adagrad":
             self.accumulator.addcmul_(grad, grad)

@@ -62,7 +62,7 @@ class MovingAverageNormalizer(nn.Module):
         remembered = self.table.read(ids).to(fresh.dtype)
         seen = ~torch.isneginf(remembered)
         average = torch.where(seen, self._mix(remembered, fresh), fresh)
-        self.table.write(ids, average, anchors.layout)
+        self.table.write(ids, average, anchors.pairs.layout)
         self.step_count += 1
         self._last = {**self._last, "share_seen": seen.to(fresh.dtype).mean()}
         return log_plus(average, self.epsilon)
@@ -71,10 +71,10 @@ class MovingAverageNormalizer(nn.Module):
     def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
         """What is remembered of the anchors; the batch's estimate for those never seen."""
         fresh = anchors.log_inner
-        if anchors.sample_ids is None:
+        if anchors.pairs.sample_ids is None:
             return log_plus(fresh, self.epsilon)
-        self.table.check(anchors.sample_ids)
-        remembered = self.table.read(anchors.sample_ids).to(fresh.dtype)
+        self.table.check(anchors.pairs.sample_ids)
+        remembered = self.table.read(anchors.pairs.sample_ids).to(fresh.dtype)
         return log_plus(torch.where(remembered.isneginf(), fresh, remembered), self.epsilon)
 
     def metrics(self) -> dict[str, Tensor | float]:
@@ -83,8 +83,8 @@ class MovingAverageNormalizer(nn.Module):
 
     @staticmethod
     def _ids(anchors: Anchors) -> Int64[Tensor, " local"]:
-        assert anchors.sample_ids is not None
-        return anchors.sample_ids
+        assert anchors.pairs.sample_ids is not None
+        return anchors.pairs.sample_ids
 
     def _mix(self, remembered: Tensor, fresh: Tensor) -> Tensor:
         """log((1 - gamma) u + gamma g^)."""
