@@ -30,8 +30,10 @@ def training_error(folder: Path, epoch: int) -> dict[str, float]:
     """
     run = load_run(CheckpointChoice(folder, epoch=epoch), "cpu")
     features, ids = encode_training_pairs(run)
-    error = error_of(features, ids, run.loss, run.logit_scale, run.global_batch_size)
-    return {"epoch": float(epoch), "temperature": 1 / run.logit_scale, **error}
+    error = error_of(
+        features, ids, run.loss, run.clip.logit_scale, run.checkpoint.global_batch_size
+    )
+    return {"epoch": float(epoch), "temperature": 1 / run.clip.logit_scale, **error}
 
 
 def error_of(

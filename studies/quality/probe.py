@@ -283,7 +283,7 @@ def main() -> None:
             torch.save(features, args.features)
     found: dict[str, list[dict[str, float]]] = {}
     for seed in range(args.seeds):
-        probe = Probe(features, run.logit_scale, seed)
+        probe = Probe(features, run.clip.logit_scale, seed)
         for name, estimate in wanted.items():
             found.setdefault(name, []).append(summary("", estimate(probe) - probe.exact))
     rows = {}
@@ -298,8 +298,8 @@ def main() -> None:
             "date": datetime.date.today().isoformat(),
             "command": shlex.join(["python", "studies/quality/probe.py", *shown(args)]),
             "machine": f"CPU ({platform.machine()}), 1 thread",
-            "run": {"method": run.config.method.model_dump(), "epochs": run.epoch},
-            "temperature": 1 / run.logit_scale,
+            "run": {"method": run.config.method.model_dump(), "epochs": run.checkpoint.epoch},
+            "temperature": 1 / run.clip.logit_scale,
             "pairs": features.shape[1],
             "seeds": args.seeds,
             "steps": args.steps,

@@ -130,10 +130,12 @@ def test_judged_and_read_like_any_other(whole):
     records = [r for r in read_records(whole / "metrics.jsonl") if r["kind"] == "eval"]
     assert [r["step"] for r in records] == [8]
     restored = load_run(CheckpointChoice(whole), "cpu")
-    assert restored.path.name == "epoch_latest"
+    assert restored.checkpoint.path.name == "epoch_latest"
     pretrained = load_pretrained(CheckpointChoice(whole, epoch=1), "cpu")
-    assert pretrained.arch == VIT
-    assert load_run(CheckpointChoice(whole / "checkpoints" / "epoch_1"), "cpu").epoch == 1
+    assert pretrained.checkpoint.arch == VIT
+    assert (
+        load_run(CheckpointChoice(whole / "checkpoints" / "epoch_1"), "cpu").checkpoint.epoch == 1
+    )
 
 
 def test_exported_like_any_other(whole, tmp_path):

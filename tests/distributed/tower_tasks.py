@@ -152,8 +152,8 @@ def run_counting_reads(tree: dict[str, Any], checkpoint: Path) -> Reads:
             reads.hashed.append(Path(file.name).name)
         return digest(file, *more)
 
-    def counting_load(path: Path, **more: Any) -> Any:
-        if path.parent == checkpoint:
+    def counting_load(path: Any, **more: Any) -> Any:
+        if isinstance(path, Path) and path.parent == checkpoint:
             reads.loaded.append(path.name)
         return load(path, **more)
 

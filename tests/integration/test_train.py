@@ -76,7 +76,7 @@ def test_open_clip_loads_the_checkpoint(demo):
     with torch.no_grad():
         ours, theirs = restored.encoder.encode_text(tokens), model.eval().encode_text(tokens, True)
     assert torch.equal(ours, theirs)
-    assert restored.epoch == 1
+    assert restored.checkpoint.epoch == 1
 
 
 def test_methods_side_by_side(demo, tmp_path, capsys):

@@ -149,6 +149,7 @@ def _splits(command: Eval, run: Path) -> int:
     with open_process_group(torch.device("cpu")) as launch:
         main = collectives.is_main()
         restored = load_run(command.choice(run), command.device, launch.local_rank)
+        checkpoint = restored.checkpoint
         folders = command.val_data or restored.config.evaluation.val_data
         if not folders:
             raise UserError(
@@ -158,28 +159,28 @@ def _splits(command: Eval, run: Path) -> int:
         settings = JudgeSettings(
             batch_size=command.batch_size,
             workers=command.workers,
-            normalizer_batch_size=restored.global_batch_size,
+            normalizer_batch_size=checkpoint.global_batch_size,
             seed=restored.config.seed,  # as in training, whose numbers these repeat
             allow_damage=command.allow_damage,
         )
         found: dict[str, Mapping[str, float]] = {}
         if main:
-            what = _AVERAGE if restored.averaged else ""
-            print(f"judging {what}{restored.path}", flush=True)
+            what = _AVERAGE if checkpoint.averaged else ""
+            print(f"judging {what}{checkpoint.path}", flush=True)
         for split in open_splits(folders):
             found[split.name] = metrics = judge_split(
                 restored.encoder,
                 split,
                 settings,
                 restored.loss,
-                restored.logit_scale,
-                restored.folder.gallery(split.name),
+                restored.clip.logit_scale,
+                checkpoint.folder.gallery(split.name),
             )
             if main:
-                write_eval_result(restored.results, split.name, metrics)
+                write_eval_result(checkpoint.results, split.name, metrics)
     if main:
         terminal.print_metrics(found)
-        print(f"written to {restored.results}")
+        print(f"written to {checkpoint.results}")
     return 0
 
 
@@ -207,14 +208,15 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
         settings = BenchmarkSettings(
             batch_size=command.batch_size,
             workers=command.workers,
-            amp="cuda" if model.device.type == "cuda" else None,
+            amp="cuda" if model.encoder.device.type == "cuda" else None,
             allow_damage=command.allow_damage,
         )
-        results = command.out or model.results
+        checkpoint = model.checkpoint
+        results = command.out or checkpoint.results
         main = collectives.is_main()
         if main:
-            what = _AVERAGE if model.averaged else ""
-            said = f"{what}{model.path} ({model.arch})"
+            what = _AVERAGE if checkpoint.averaged else ""
+            said = f"{what}{checkpoint.path} ({checkpoint.arch})"
             print(f"judging {said} on {len(tasks)} tasks", flush=True)
         benchmark = Benchmark(model.encoder, settings)
         found = run_benchmark(benchmark, sets, model.sha256, results, _tell)

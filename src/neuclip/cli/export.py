@@ -57,8 +57,9 @@ def export(command: ExportCommand) -> int:
     from neuclip.model.load import load_pretrained
 
     model = load_pretrained(command.choice(command.run), "cpu")
-    average = ", moving average of the weights" if model.averaged else ""
-    print(f"exporting {model.path} ({model.arch}{average})", flush=True)
+    checkpoint = model.checkpoint
+    average = ", moving average of the weights" if checkpoint.averaged else ""
+    print(f"exporting {checkpoint.path} ({checkpoint.arch}{average})", flush=True)
     done = export_model(
         model,
         command.format,

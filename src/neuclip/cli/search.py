@@ -65,7 +65,8 @@ def search(command: Search) -> int:
     try:
         engine = _engine(command, model, source)
         found = engine.embeddings
-        about = About(model.name, command.images, len(found), found.damaged, found.damage)
+        name = model.checkpoint.name or model.checkpoint.path.stem
+        about = About(name, command.images, len(found), found.damaged, found.damage)
         with make_server(engine, about, command.port) as server:
             print(f"http://{HOST}:{server.server_port}/  (Ctrl-C stops it)", flush=True)
             try:
@@ -84,7 +85,8 @@ def _engine(command: Search, model: "Pretrained", source: "Source") -> "Engine":
 
     cache = command.embeddings or default_cache()
     settings = EmbedSettings(cache, command.batch_size, command.workers)
-    print(f"{model.path} ({model.arch}) over {len(source):,} samples", flush=True)
+    checkpoint = model.checkpoint
+    print(f"{checkpoint.path} ({checkpoint.arch}) over {len(source):,} samples", flush=True)
     with terminal.progress() as progress:
         found = embed_source(model.encoder, model.sha256, source, settings, progress)
     kept = "were there already" if found.reused else "embedded"

@@ -14,7 +14,7 @@ from neuclip.config.run_config import RunConfig
 from neuclip.evaluation.datacomp.suite import Average, load_suite
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.evaluation.results import EvalResult, read_eval_results
-from neuclip.model.load import Pretrained, recorded_config
+from neuclip.model.load import Pretrained
 
 _NO_RECIPE = ("name", "resume", "device", "evaluation", "output")
 
@@ -47,9 +47,9 @@ def write_card(path: Path, model: Pretrained, text: CardText) -> None:
     Raises:
         UserError: the results of the checkpoint cannot be read.
     """
-    own: Mapping[str, Any] | None = model.recorded.get("neuclip")
-    config = recorded_config(model.recorded, model.path)
-    results = read_eval_results(model.results) if model.results.is_file() else []
+    checkpoint = model.checkpoint
+    own, config = checkpoint.own, checkpoint.config
+    results = read_eval_results(checkpoint.results) if checkpoint.results.is_file() else []
     environment = Environment(
         loader=PackageLoader("neuclip"),
         undefined=StrictUndefined,
@@ -58,8 +58,8 @@ def write_card(path: Path, model: Pretrained, text: CardText) -> None:
         keep_trailing_newline=True,
     )
     card = environment.get_template("model_card.md.j2").render(
-        name=model.name,
-        arch=Path(model.arch.removeprefix("local-dir:")).name,
+        name=checkpoint.name or checkpoint.path.stem,
+        arch=Path(checkpoint.arch.removeprefix("local-dir:")).name,
         sha256=model.sha256,
         text=text,
         config=config,

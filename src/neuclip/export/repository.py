@@ -96,7 +96,8 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
     config, bias = _config(model, weights), "logit_bias" in weights
     weights_file = staging / _FILES[form]
     if form == "open_clip":
-        known = {key: model.recorded[key] for key in ("epoch", "name") if key in model.recorded}
+        known = {"epoch": model.checkpoint.epoch, "name": model.checkpoint.name}
+        known = {key: value for key, value in known.items() if value is not None}
         torch.save({**known, "state_dict": weights}, weights_file)
     else:
         save_file(weights, weights_file, _METADATA)
@@ -144,7 +145,7 @@ def _write_transformers(
 
 def _config(model: Pretrained, weights: dict[str, Tensor]) -> dict[str, Any]:
     """The architecture; a bias that the loss brought is part of it."""
-    config = dict(model_config(model.arch))
+    config = dict(model_config(model.checkpoint.arch))
     if "logit_bias" in weights:
         config.setdefault("init_logit_bias", 0.0)
     return config
@@ -152,7 +153,7 @@ def _config(model: Pretrained, weights: dict[str, Tensor]) -> dict[str, Any]:
 
 def _model_name(model: Pretrained) -> str:
     """The architecture's name; that of a repository on disk is its folder's."""
-    return Path(model.arch.removeprefix("local-dir:")).name
+    return Path(model.checkpoint.arch.removeprefix("local-dir:")).name
 
 
 def _file_usage(name: str, file: str, config_folder: str | None) -> str:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,18 @@ class CheckpointChoice:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory: the chosen weights, and what it records beside them.
+    """An open checkpoint: the chosen weights, and the facts recorded beside them.
 
     Attributes:
         choice: what was asked for.
         path: its file, or its folder if it is sharded.
-        weights: by open_clip's names, on the CPU.
+        weights: by open_clip's names.
         averaged: whether the weights are the moving average of the run's weights.
         plain: whether they are not, although the checkpoint holds the average.
-        recorded: `epoch`, `name` and `neuclip` (everything that only neuclip writes), if present.
+        epoch: number of full epochs trained, if recorded.
+        name: of the run, if recorded.
+        own: everything that only neuclip writes, such as `config`, `step` and `loss`; none if
+            neuclip did not write the checkpoint.
     """
 
     choice: CheckpointChoice
@@ -76,12 +79,27 @@ class Checkpoint:
     weights: Mapping[str, Tensor]
     averaged: bool
     plain: bool
-    recorded: Mapping[str, Any]
+    epoch: int | None
+    name: str | None
+    own: Mapping[str, Any] | None
 
     @cached_property
     def config(self) -> RunConfig | None:
-        """The settings of the run that wrote the checkpoint; none if neuclip did not write it."""
-        return recorded_config(self.recorded, self.path)
+        """The settings of the run; none if neuclip did not write the checkpoint."""
+        own = self.own
+        return None if own is None else validate(yaml.safe_load(own["config"]), str(self.path))
+
+    def run_config(self) -> RunConfig:
+        """The settings of the run.
+
+        Raises:
+            UserError: neuclip did not write the checkpoint.
+        """
+        if self.config is None:
+            raise UserError(
+                f"{self.path} was not written by neuclip: its model and method are not recorded"
+            )
+        return self.config
 
     @cached_property
     def arch(self) -> str:
@@ -92,7 +110,7 @@ class Checkpoint:
         """
         if _is_repository(self.choice.path):
             return f"local-dir:{self.choice.path}"
-        found = self.choice.arch or (self.config and self.config.model.name) or self._noted_arch
+        found = self.choice.arch or (self.config and self.config.model.name) or self._flag_model
         if found is None:
             raise UserError(
                 f"{self.path} does not record its architecture; name it, such as --arch ViT-B-32"
@@ -100,24 +118,36 @@ class Checkpoint:
         return found
 
     @property
-    def _noted_arch(self) -> str | None:
-        noted = RunFolder.of_checkpoint(self.path).open_clip_flags
-        text = noted.read_text(encoding="utf-8") if noted.is_file() else ""
+    def _flag_model(self) -> str | None:
+        flags = self.folder.open_clip_flags
+        text = flags.read_text(encoding="utf-8") if flags.is_file() else ""
         found = re.search(r"^model: (\S+)$", text, re.MULTILINE)
         return found and found[1]
 
     @property
-    def results(self) -> Path:
-        """Where evaluation results of this checkpoint belong: in `eval_results` of its run folder.
+    def step(self) -> int:
+        """Number of training steps; 0 if neuclip did not write the checkpoint."""
+        return int(self.own["step"]) if self.own else 0
 
-        Results of plain weights have a file of their own if the checkpoint holds an average.
-        """
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs in a training step; 0 if neuclip did not write the checkpoint."""
+        return int(self.own["global_batch_size"]) if self.own else 0
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run folder."""
+        return RunFolder.of_checkpoint(self.path)
+
+    @property
+    def results(self) -> Path:
+        """The file for evaluation results of these weights, in `eval_results` of the run folder."""
         name = self.path.stem
-        if name == "epoch_latest" and "epoch" in self.recorded:
-            name = f"epoch_{int(self.recorded['epoch'])}"
+        if name == "epoch_latest" and self.epoch is not None:
+            name = f"epoch_{self.epoch}"
         if _is_repository(self.choice.path):
             name = "repository"
-        return RunFolder.of_checkpoint(self.path).results_of(name, plain=self.plain)
+        return self.folder.results_of(name, plain=self.plain)
 
     def build_clip(self, precision: Precision, device: torch.device) -> Clip:
         """Builds the model with these weights.
@@ -133,33 +163,20 @@ class Checkpoint:
         """Builds the loss of the run with its full state, on every rank.
 
         Raises:
-            UserError: neuclip did not write the checkpoint, so that its method is unknown.
+            UserError: neuclip did not write the checkpoint, so its method is unknown.
         """
-        if self.config is None:
-            raise _unknown_method(self.path)
-        own = self.recorded["neuclip"]
+        config = self.run_config()
+        assert self.own is not None
         run = RunFacts(
             clip.embed_dim,
-            own["steps_per_epoch"],
-            own["num_samples"],
-            own["global_batch_size"],
+            self.own["steps_per_epoch"],
+            self.own["num_samples"],
+            self.global_batch_size,
             sharded=False,
         )
-        loss = build_loss(self.config.method, run).to(device)
-        storage.load_loss(loss, own["loss"], self.path)
+        loss = build_loss(config.method, run).to(device)
+        storage.load_loss(loss, self.own["loss"], self.path)
         return loss
-
-    def digest(self, clip: Clip) -> str:
-        """SHA-256 of architecture and weights, which decide every result."""
-        repository = self.choice.path / REPOSITORY_CONFIG
-        identity = self.arch
-        if repository.is_file():
-            identity = json.dumps(json.loads(repository.read_text(encoding="utf-8")))
-        digest = hashlib.sha256(identity.encode())
-        for name, value in sorted(clip.towers.state_dict().items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
 
 
 def open_checkpoint(choice: CheckpointChoice, *, verified: bool = False) -> Checkpoint:
@@ -175,35 +192,18 @@ def open_checkpoint(choice: CheckpointChoice, *, verified: bool = False) -> Chec
     in_repository = _is_repository(choice.path)
     path = _path_in_repository(choice) if in_repository else _path_in_run(choice)
     content = _read(path, verified=verified)
-    holds_average = AVERAGES in content
-    averaged = holds_average and choice.ema
+    averaged = choice.ema and AVERAGES in content
     weights: dict[str, Tensor] = content[AVERAGES if averaged else "state_dict"]
     return Checkpoint(
         choice=choice,
         path=path,
         weights={name.removeprefix("module."): value for name, value in weights.items()},
         averaged=averaged,
-        plain=holds_average and not choice.ema,
-        recorded={key: content[key] for key in ("epoch", "name", "neuclip") if key in content},
+        plain=AVERAGES in content and not averaged,
+        epoch=int(content["epoch"]) if "epoch" in content else None,
+        name=content.get("name"),
+        own=content.get("neuclip"),
     )
-
-
-def recorded_config(recorded: Mapping[str, Any], path: Path) -> RunConfig | None:
-    """The settings that a checkpoint records; none if neuclip did not write it.
-
-    Args:
-        recorded: `Checkpoint.recorded`.
-        path: the checkpoint, for messages.
-
-    Raises:
-        UserError: the settings are invalid, such as those of an unknown method.
-    """
-    own = recorded.get("neuclip")
-    return None if own is None else validate(yaml.safe_load(own["config"]), str(path))
-
-
-def _unknown_method(path: Path) -> UserError:
-    return UserError(f"{path} was not written by neuclip: its model and method are not recorded")
 
 
 def _is_repository(path: Path) -> bool:
@@ -257,31 +257,42 @@ def _read(path: Path, *, verified: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Towers in float32, and what their results need.
+    """The model of a checkpoint, ready to use.
 
     Attributes:
-        encoder: the towers.
-        device: where they are.
-        arch: their architecture.
-        path: the checkpoint.
-        sha256: of architecture and weights.
-        results: file for evaluation results.
+        checkpoint: its `weights` are those of the model.
         clip: the towers with their transforms and tokenizer.
-        name: of the run if recorded, otherwise of the file.
-        recorded: `epoch`, `name` and `neuclip` of the checkpoint, if present.
-        averaged: whether the weights are the moving average of the run's weights.
+        encoder: the towers for evaluation.
     """
 
-    encoder: Encoder
-    device: torch.device
-    arch: str
-    path: Path
-    sha256: str
-    results: Path
+    checkpoint: Checkpoint
     clip: Clip
-    name: str
-    recorded: Mapping[str, Any]
-    averaged: bool
+    encoder: Encoder
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of architecture and weights, which decide every result."""
+        identity, repository = self.checkpoint.arch, self.checkpoint.choice.path / REPOSITORY_CONFIG
+        if repository.is_file():
+            identity = json.dumps(json.loads(repository.read_text(encoding="utf-8")))
+        digest = hashlib.sha256(identity.encode())
+        for name, value in sorted(self.checkpoint.weights.items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class RestoredRun(Pretrained):
+    """The model and the loss of a run, ready to use.
+
+    Attributes:
+        config: the run's settings.
+        loss: the loss with its state, which may predict log-normalizers.
+    """
+
+    config: RunConfig
+    loss: PairLoss
 
 
 def load_pretrained(
@@ -300,47 +311,7 @@ def load_pretrained(
     place = choose_device(device, local_rank)
     checkpoint = open_checkpoint(choice)
     clip = checkpoint.build_clip("fp32", place)
-    return Pretrained(
-        encoder=Encoder(clip, place),
-        device=place,
-        arch=checkpoint.arch,
-        path=checkpoint.path,
-        sha256=checkpoint.digest(clip),
-        results=checkpoint.results,
-        clip=clip,
-        name=str(checkpoint.recorded.get("name") or checkpoint.path.stem),
-        recorded=checkpoint.recorded,
-        averaged=checkpoint.averaged,
-    )
-
-
-@dataclass(frozen=True)
-class RestoredRun:
-    """The model and the loss of a run, ready to use.
-
-    Attributes:
-        folder: the run folder.
-        config: the run's settings.
-        encoder: the towers.
-        loss: the loss with its state, which may predict log-normalizers.
-        logit_scale: 1 / temperature.
-        epoch: full epochs trained.
-        global_batch_size: pairs in a training step.
-        path: the checkpoint.
-        results: file for evaluation results.
-        averaged: whether the towers hold the moving average of the run's weights.
-    """
-
-    folder: RunFolder
-    config: RunConfig
-    encoder: Encoder
-    loss: PairLoss
-    logit_scale: float
-    epoch: int
-    global_batch_size: int
-    path: Path
-    results: Path
-    averaged: bool
+    return Pretrained(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place))
 
 
 def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0) -> RestoredRun:
@@ -356,19 +327,12 @@ def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0
     """
     place = choose_device(device, local_rank)
     checkpoint = open_checkpoint(choice)
-    config = checkpoint.config
-    if config is None:
-        raise _unknown_method(checkpoint.path)
+    config = checkpoint.run_config()
     clip = checkpoint.build_clip(choose_precision(config.model.precision, place), place)
-    return RestoredRun(
-        folder=RunFolder.of_checkpoint(checkpoint.path),
-        config=config,
-        encoder=Encoder(clip, place),
-        loss=checkpoint.build_loss(clip, place),
-        logit_scale=clip.logit_scale,
-        epoch=int(checkpoint.recorded["epoch"]),
-        global_batch_size=int(checkpoint.recorded["neuclip"]["global_batch_size"]),
-        path=checkpoint.path,
-        results=checkpoint.results,
-        averaged=checkpoint.averaged,
-    )
+    loss = checkpoint.build_loss(clip, place)
+    return RestoredRun(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place), config, loss)
+
+
+def _sharing_weights(checkpoint: Checkpoint, clip: Clip) -> Checkpoint:
+    """The checkpoint with the model's weights, so that the copy on the CPU can be freed."""
+    return replace(checkpoint, weights=clip.towers.state_dict())

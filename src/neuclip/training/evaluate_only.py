@@ -102,16 +102,14 @@ def _subject(checkpoint: Checkpoint, clip: Clip, device: torch.device) -> Subjec
     encoder = Encoder(clip, device)
     if checkpoint.config is None:
         return Subject(encoder)
-    batch = int(checkpoint.recorded["neuclip"]["global_batch_size"])
-    return Subject(encoder, checkpoint.build_loss(clip, device), clip.logit_scale, batch)
+    loss = checkpoint.build_loss(clip, device)
+    return Subject(encoder, loss, clip.logit_scale, checkpoint.global_batch_size)
 
 
 def _position(checkpoint: Checkpoint) -> dict[str, float]:
     """The position in the run that wrote the checkpoint, as far as it is recorded."""
-    own = checkpoint.recorded.get("neuclip") or {"step": 0, "global_batch_size": 0}
-    step = int(own["step"])
     return {
-        "step": step,
-        "epoch": int(checkpoint.recorded.get("epoch", 0)),
-        "samples_seen": step * int(own["global_batch_size"]),
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch or 0,
+        "samples_seen": checkpoint.step * checkpoint.global_batch_size,
     }

@@ -49,7 +49,7 @@ def test_each_form_of_a_checkpoint_gives_the_same_towers(tmp_path, clip, weights
         found = load_pretrained(CheckpointChoice(tmp_path / name, arch="glyph-tiny"), "cpu")
         assert torch.equal(features(found.encoder, clip), expected(clip)), name
         stem = name.partition(".")[0]
-        assert found.results == tmp_path / "eval_results" / f"{stem}_eval_results.jsonl"
+        assert found.checkpoint.results == tmp_path / "eval_results" / f"{stem}_eval_results.jsonl"
         hashes.add(found.sha256)
     assert len(hashes) == 1  # of the weights, not of the file
 
@@ -76,7 +76,7 @@ def test_a_repository_on_disk(tmp_path, clip, weights):
     found = load_pretrained(CheckpointChoice(tmp_path), "cpu")
     assert torch.equal(features(found.encoder, clip), expected(clip))
     assert "0.1" in str(found.encoder.transform)  # the repository's own preprocessing
-    assert found.results == tmp_path / "eval_results" / "repository_eval_results.jsonl"
+    assert found.checkpoint.results == tmp_path / "eval_results" / "repository_eval_results.jsonl"
     with pytest.raises(UserError, match="leave out --arch"):
         load_pretrained(CheckpointChoice(tmp_path, arch="glyph-tiny"), "cpu")
     (tmp_path / "open_clip_model.safetensors").unlink()
@@ -96,7 +96,7 @@ def test_epochs_steps_and_the_latest(tmp_path, weights):
         (CheckpointChoice(folder, step=40), "iter_40"),
     ):
         found = load_pretrained(choice, "cpu")
-        assert found.results == folder / "eval_results" / f"{name}_eval_results.jsonl"
+        assert found.checkpoint.results == folder / "eval_results" / f"{name}_eval_results.jsonl"
     (folder / "checkpoints" / "epoch_latest.pt").unlink()
     with pytest.raises(UserError, match=r"no checkpoint at .*epoch_latest.*there are: epoch_2\.pt"):
         load_pretrained(CheckpointChoice(folder), "cpu")
