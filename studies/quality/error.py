@@ -1,8 +1,9 @@
-"""Error of a checkpoint's log-normalizers over the training data, against the exact value.
+"""The error of a checkpoint's log-normalizers over the training data.
 
-The normalizers of the anchors are compared with log(eps + g_i) over *all* n training pairs, each
-method's own, as it stands in the checkpoint: the moving average of a sample, the answer of the
-network, the estimate from a batch. Anchors are a fixed random subset; candidates are all.
+Each method's log-normalizers, from its state in the checkpoint, are compared with log(eps + g_i)
+over *all* n training pairs. The state is the moving average of a sample, the prediction of a
+network or pool, or the estimate from a batch. Anchors are a fixed random subset; candidates are all
+pairs.
 """
 
 from pathlib import Path
@@ -25,8 +26,8 @@ def training_error(folder: Path, epoch: int) -> dict[str, float]:
     """MSE, MAE and bias of the method's log-normalizers and of the mini-batch estimates.
 
     Args:
-        folder: a run's.
-        epoch: whose checkpoint.
+        folder: of the run.
+        epoch: of the checkpoint.
     """
     run = load_run(CheckpointChoice(folder, epoch=epoch), "cpu")
     features, ids = encode_training_pairs(run)
@@ -39,15 +40,15 @@ def training_error(folder: Path, epoch: int) -> dict[str, float]:
 def error_of(
     features: Tensor, ids: Tensor, loss: PairLoss, scale: float, batch: int, anchors: int = ANCHORS
 ) -> dict[str, float]:
-    """The error at some random anchors, in batches as in training.
+    """The error at random anchors, in batches as in training.
 
     Args:
-        features: of all training pairs, [2, n, d].
-        ids: their sample ids.
-        loss: the method, with its state.
-        scale: 1 / temperature; methods with a temperature per anchor are measured at those.
+        features: embeddings of all training pairs, [2, n, d].
+        ids: sample ids of the pairs.
+        loss: the method with its state.
+        scale: 1 / temperature; methods with individual temperatures are measured at these.
         batch: pairs in a batch.
-        anchors: how many.
+        anchors: number of anchors.
     """
     order = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(0))
     chosen = order[: min(anchors, len(order)) // batch * batch]
@@ -71,8 +72,8 @@ def encode_training_pairs(run: RestoredRun, train_data: str | None = None) -> tu
     """Embeddings of all training pairs, [2, n, d], and their sample ids.
 
     Args:
-        run: whose towers.
-        train_data: read these instead of what the run was trained on.
+        run: the run whose encoders are used.
+        train_data: training data, if not the run's own.
     """
     source = read_index(run.config, train_data or str(run.config.data.train_data))
     encoded = encode_split(run.encoder, start_reading(run.encoder, source, 256, workers=0))
@@ -81,12 +82,12 @@ def encode_training_pairs(run: RestoredRun, train_data: str | None = None) -> tu
 
 
 def exact_of(features: Tensor, anchors: Tensor, scale: float | Tensor, epsilon: float) -> Tensor:
-    """log(eps + g) of some anchors over all candidates but their own: [2, anchors], float64.
+    """log(eps + g) of anchors over all candidates except the positive: [2, anchors], float64.
 
     Args:
         features: images, texts: [2, n, d].
         anchors: positions of the anchors.
-        scale: 1 / temperature, of all or of each anchor: [2, anchors].
+        scale: 1 / temperature, for all anchors or for each one: [2, anchors].
         epsilon: stabiliser.
     """
     count = features.shape[1]
@@ -105,7 +106,7 @@ def exact_of(features: Tensor, anchors: Tensor, scale: float | Tensor, epsilon: 
 
 
 def summary(prefix: str, error: Tensor) -> dict[str, float]:
-    """MSE, MAE and bias."""
+    """MSE, MAE and bias of errors, as metrics with a prefix."""
     return {
         f"{prefix}mse": round(float(error.square().mean()), 5),
         f"{prefix}mae": round(float(error.abs().mean()), 5),

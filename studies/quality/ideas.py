@@ -1,19 +1,18 @@
-"""Variants of the prototype normalizer that the study tries: not part of the product.
+"""Variants of the pool that the study tries; importing this module registers them as methods.
 
-What measures well moves into `neuclip.method`; what does not stays here, so that its number can be
-computed again. An idea that changes gets another name.
+A variant that measures well moves into `neuclip.method`. The others stay here, so that their
+numbers can be computed again. A variant that changes gets another name.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import replace
+from typing import Literal
 
 import torch
+from pydantic import create_model
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from neuclip.catalogue.building import gamma_schedule, robust_objective
-from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
 from neuclip.catalogue.registry import method_info, register
 from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
@@ -30,10 +29,10 @@ from neuclip.method.schedule import Gamma
 
 
 class WholeGradient(PoolNormalizer):
-    """The objective is differentiated through all of r_i, the batch's part of the mix too.
+    """The objective is differentiated through the full r_i, including the batch's part of the mix.
 
-    With r = log((1 - gamma) e^alpha + gamma q), an anchor whose q dominates then has the gradient
-    of log q, instead of 1 / gamma times that.
+    With r = log((1 - gamma) e^alpha + gamma q), an anchor whose q dominates has the gradient of
+    log q instead of 1 / gamma times that gradient.
     """
 
     def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Tensor:
@@ -53,7 +52,7 @@ class AnchorGamma(PoolNormalizer):
 
 
 class AgeWeights(PoolNormalizer):
-    """Weights of the pool decay with age: by e in 32 steps."""
+    """The weights of the pool decay with age: by e in 32 steps."""
 
     decay = 1 / 32
     log_weights: Tensor
@@ -62,7 +61,7 @@ class AgeWeights(PoolNormalizer):
         self, embed_dim: int, settings: PoolSettings, gamma: Gamma, epsilon: float
     ) -> None:
         super().__init__(embed_dim, settings, gamma, epsilon)
-        self.register_buffer("log_weights", torch.zeros(2, settings.size))
+        self.register_buffer("log_weights", torch.zeros(2, self.ring.slots.shape[1]))
 
     def _push(self, batch: GlobalBatch) -> None:
         super()._push(batch)
@@ -71,47 +70,54 @@ class AgeWeights(PoolNormalizer):
             self.log_weights[:, rows] = 0
 
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
-        shard = self.ring.shard
+        shares = log_shares(self.log_weights, self.ring.shard)
+        excluded = self._positives(batch)
         return network_output(
-            self.ring.slots,
-            batch,
-            shard,
-            log_shares=log_shares(self.log_weights, shard),
-            excluded=self._positives(batch),
+            self.ring.slots, batch, self.ring.shard, log_shares=shares, excluded=excluded
         )
 
 
 class OwnCounted(PoolNormalizer):
-    """An anchor's positives in the pool count among its negatives, as they did at first."""
+    """An anchor's positive counts among its negatives if the pool holds it."""
 
     def _positives(self, batch: GlobalBatch) -> None:
         return None
 
 
-IDEAS: dict[str, type[PoolNormalizer]] = {
-    "whole-gradient": WholeGradient,
-    "anchor-gamma": AnchorGamma,
-    "age-weights": AgeWeights,
-    "fresh-gradient": OwnCounted,
-    "fresh-gradient-rho5": OwnCounted,
+VARIANTS: dict[str, type[PoolNormalizer]] = {
+    "pool_whole_gradient": WholeGradient,
+    "pool_anchor_gamma": AnchorGamma,
+    "pool_age_weights": AgeWeights,
+    "pool_own_counted": OwnCounted,
 }
+"""Classes of the variants, by method name."""
 
 
-@contextmanager
-def using(idea: str) -> Generator[None]:
-    """Inside, `neuclip_pool` has the idea's normalizer; without an idea, the product's."""
-    usual = method_info("neuclip_pool")
+def _variant(name: str, normalizer: type[PoolNormalizer]) -> MethodInfo:
+    """The row of a variant: the settings of `neuclip_pool` with another normalizer."""
 
     def build(settings: NeuCLIPPoolSettings, run: RunFacts) -> PairLoss:
         assert settings.pool_size is not None
         sizes = PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size)
         gamma = gamma_schedule(settings, run)
-        normalizer = IDEAS[idea](run.embed_dim, sizes, gamma, settings.epsilon)
-        return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
+        return GlobalContrastiveLoss(
+            run.embed_dim,
+            normalizer(run.embed_dim, sizes, gamma, settings.epsilon),
+            robust_objective(settings),
+        )
 
-    if idea:
-        register(replace(usual, build=build))
-    try:
-        yield
-    finally:
-        register(usual)
+    pool = method_info("neuclip_pool")
+    return MethodInfo(
+        settings=create_model(name, __base__=NeuCLIPPoolSettings, name=(Literal[name], name)),
+        build=build,
+        resolve=pool.resolve,
+        summary=f"neuclip_pool with {normalizer.__name__}",
+        normalizer=pool.normalizer,
+        state=pool.state,
+        formula=pool.formula,
+        paper=pool.paper,
+    )
+
+
+for _name, _normalizer in VARIANTS.items():
+    register(_variant(_name, _normalizer))

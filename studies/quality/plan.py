@@ -1,8 +1,8 @@
-"""Which runs the study of quality consists of: named cells, made from the small tables below.
+"""The runs of the study of quality: named cells, made from the small tables below.
 
-A cell is one training run. What a later stage trains depends on what an earlier one found: the best
-settings of the stage `tune` are those of `final`, `batch` and `size`. So the plan is a function of
-the results so far, and cells come in an order in which every prefix is useful.
+A cell is one training run. Later stages depend on earlier results: the best settings of the stage
+`tune` are used by `final`, `batch` and `size`. So the plan is a function of the results so far. The
+cells are ordered so that every prefix of the plan is useful.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,23 +21,29 @@ SHARD = 5_000
 BATCH = 64
 SEEDS = (0, 1, 2)
 SHORT, MEDIUM, LONG = 2, 4, 12
-"""Epochs over all data; other sizes see equally many samples."""
+"""Epochs over all data; runs on other sizes see the same number of samples."""
 
 LEARNING_RATES = (1e-3, 2e-3)
-POOL = {"refresh": "fifo", "inner_steps": 0, "gradient": "full", "num_prototypes": 2048}
-NEWEST = {"num_prototypes": 8192, "gradient_prototypes": 2048}
-PAPER = {"refresh": "restart", "inner_steps": 10, "gradient": "detached", "restart_steps": 32}
+POOL = {"pool_size": 2048}
+NEWEST = {"pool_size": 8192, "gradient_size": 2048}
+NETWORK = {
+    "num_prototypes": 2048,
+    "restart_steps": 32,
+    "epsilon": 1e-14,
+    "temperature_gradient": "exact",
+}
+"""The published method, its size and restarts scaled to these data, its objective the others'."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method as it enters the tables.
+    """A method with its grid.
 
     Attributes:
         method: its name in the catalogue.
-        settings: what differs from the catalogue's defaults.
-        temperatures: settings of the temperature, tried at the lower learning rate; the best of
-            them at the higher one too.
+        settings: the settings that differ from the catalogue's defaults.
+        temperatures: settings of the temperature, all tried at the lower learning rate, the best
+            also at the higher one.
     """
 
     method: str
@@ -54,13 +60,13 @@ def _start(*values: float) -> tuple[Mapping[str, Any], ...]:
 
 
 CONTENDERS: dict[str, Contender] = {
-    "neuclip": Contender("neuclip", {**POOL, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)),
-    # The temperature falls until the softmax over negatives is rho away from uniform (KL). Over a
-    # batch that is at most log(B - 1) = 4.1, over all pairs 10.8.
+    "neuclip_pool": Contender("neuclip_pool", {**POOL, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)),
+    # The temperature falls until the KL divergence of the softmax over negatives from the uniform
+    # distribution is rho. It is at most log(B - 1) = 4.1 over a batch, and 10.8 over all pairs.
     "rgcl_batch": Contender("rgcl_batch", {}, _rho(6.5, 3.5, 2.0)),
     "openclip": Contender("openclip", {}, _start(0.07, 0.03, 0.015)),
-    # Its best stood at the edge of the three, and amorlip's temperature fell to its bound with all
-    # of them: a fourth.
+    # A fourth value: the best of three was at the edge, and amorlip's temperature fell to its
+    # bound with all three.
     "fastclip_v3": Contender("fastclip_v3", {"gamma": 0.7}, _rho(6.5, 5.0, 3.5, 2.0)),
     "siglip": Contender("siglip", {}, _start(0.1, 0.05, 0.02)),
     "scent": Contender("scent", {}, _rho(6.5, 5.0, 3.5)),
@@ -74,58 +80,54 @@ CONTENDERS: dict[str, Contender] = {
     "fastclip_v0": Contender("fastclip_v0", {"gamma": 0.7}, _start(0.07, 0.03, 0.015)),
     "fastclip_v1": Contender("fastclip_v1", {"gamma": 0.7}, _start(0.07, 0.05, 0.03)),
     "fastclip_v2": Contender("fastclip_v2", {"gamma": 0.7}, _start(0.07, 0.05, 0.03)),
-    "neuclip-paper": Contender(
-        "neuclip", {**PAPER, "num_prototypes": 2048, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)
-    ),
+    "neuclip": Contender("neuclip", {**NETWORK, "gamma": 0.4}, _rho(6.5, 5.0, 3.5)),
 }
 
 INGREDIENTS: dict[str, Mapping[str, Any]] = {
     "base": {},
-    "idea:whole-gradient": {},
+    "whole-gradient": {"name": "pool_whole_gradient"},
     "union": {"gradient": "union"},
     "detached": {"gradient": "detached"},
     "own-excluded": dict(NEWEST),
-    "idea:fresh-gradient": dict(NEWEST),
-    "idea:fresh-gradient-rho5": {**NEWEST, "rho": 5.0},
+    "fresh-gradient": {**NEWEST, "name": "pool_own_counted"},
+    "fresh-gradient-rho5": {**NEWEST, "name": "pool_own_counted", "rho": 5.0},
     "own-excluded-rho5.75": {**NEWEST, "rho": 5.75},
     "own-excluded-rho3.5": {**NEWEST, "rho": 3.5},
     "own-excluded-gamma0.7": {**NEWEST, "gamma": 0.7},
     "gamma-by-counts": {"gamma": 0.03},
-    "idea:anchor-gamma": {},
+    "anchor-gamma": {"name": "pool_anchor_gamma"},
     "moving-average": {"name": "fastclip_v3"},
-    "restart-trained-detached": dict(PAPER),
-    "trained": {"inner_steps": 10},
-    "restart-trained": {**PAPER, "gradient": "full"},
-    "restart-untrained": {"refresh": "restart", "restart_steps": 32},
-    "m512": {"num_prototypes": 512},
-    "m8192": {"num_prototypes": 8192, "gradient_prototypes": 8192},
+    "restart-trained-detached": {"name": "neuclip", **NETWORK},
+    "restart-trained": {"name": "neuclip", **NETWORK, "gradient": "full"},
+    "restart-untrained": {"name": "neuclip", **NETWORK, "gradient": "full", "inner_steps": 0},
+    "m512": {"pool_size": 512},
+    "m8192": {"pool_size": 8192, "gradient_size": 8192},
     "gamma0.7": {"gamma": 0.7},
     "gamma0.2": {"gamma": 0.2},
     "gamma0": {"gamma": 0.0},
-    "idea:age-weights": {
-        "num_prototypes": 8192,
-        "gradient_prototypes": 8192,
-        "log_weights": True,
-    },
-    "m1024": {"num_prototypes": 1024},
-    "m4096": {"num_prototypes": 4096, "gradient_prototypes": 4096},
+    "age-weights": {"name": "pool_age_weights", "pool_size": 8192, "gradient_size": 8192},
+    "m1024": {"pool_size": 1024},
+    "m4096": {"pool_size": 4096, "gradient_size": 4096},
     "cosine": {"gamma_decay_epochs": None},
     "doubled-temperature-gradient": {"temperature_gradient": "fastclip"},
     "rho8": {"rho": 8.0},
-    "rolling": {"refresh": "rolling", "restart_steps": 32},
-    "trained-once": {"inner_steps": 1},
-    "trained-adam": {"inner_steps": 1, "prototype_optimizer": "adam", "prototype_lr": 0.003},
-    "trained-adagrad": {"inner_steps": 1, "prototype_optimizer": "adagrad", "prototype_lr": 0.01},
-    "trained-sgd": {"inner_steps": 1, "prototype_optimizer": "sgd"},
-    "trained-weights": {"inner_steps": 10, "log_weights": True},
+    "rolling": {
+        "name": "neuclip",
+        **NETWORK,
+        "refresh": "rolling",
+        "gradient": "full",
+        "inner_steps": 0,
+    },
 }
-"""What differs from the pool of recent embeddings; gamma falls to its floor after one epoch.
-`idea:` takes a normalizer of `ideas.py`."""
+"""Changes of the pool of recent embeddings; gamma falls to its floor after one epoch."""
+
+HISTORY = ("trained", "trained-once", "trained-adam", "trained-adagrad", "trained-sgd")
+"""Ingredients with results that no method of the catalogue trains any more."""
 
 LONG_INGREDIENTS = (
     "own-excluded",
-    "idea:fresh-gradient",
-    "idea:fresh-gradient-rho5",
+    "fresh-gradient",
+    "fresh-gradient-rho5",
     "own-excluded-gamma0.7",
     "own-excluded-rho5.75",
     "own-excluded-rho3.5",
@@ -135,31 +137,37 @@ LONG_INGREDIENTS = (
     "m8192",
     "m512",
 )
-"""Those that also run at full length, with gamma's schedule of the final runs."""
+"""Ingredients that also run at full length, with the gamma schedule of the final runs."""
 
 DEFAULT = "own-excluded"
-"""The ingredient whose pool has become the default of `neuclip`; the contender of that name keeps
-the pool of 2,048 embeddings with which the study began. `fresh-gradient` was the default until
-2026-11-27: an anchor's own pair counted among its negatives."""
+"""The ingredient that is the default of `neuclip_pool`.
 
-LEADERS = ("neuclip", "rgcl_batch")
+The contender `neuclip_pool` keeps the pool of 2,048 embeddings with which the study started.
+`fresh-gradient` was the default until 2026-11-27: it counts an anchor's positive among its
+negatives.
+"""
+
+LEADERS = ("neuclip_pool", "rgcl_batch")
 NEXT = ("fastclip_v3", "openclip")
-"""Whose long runs come first."""
+"""The contenders whose long runs come first."""
 
 INDISTINCT = 0.025
-"""Short runs closer than this do not tell temperatures apart (those of `fastclip_v3` were wrong by
-2 points): all of them go on to a long run, the best of which is the method's. Only our own method
-goes on with its short runs' best: what this leaves untried is to its disadvantage."""
-OURS, PUBLISHED = "neuclip", "neuclip-paper"
+"""The margin of top-1 within which short runs do not separate temperatures.
+
+The short runs of `fastclip_v3` were wrong by 2 points. All temperatures within the margin get a
+long run, and the best long run is the method's. Our own method gets one long run, at the best
+temperature of its short runs, which is to its disadvantage.
+"""
+OURS, PUBLISHED = "neuclip_pool", "neuclip"
 
 PEERS = (
     "scent", "sogclr", "fastclip_v1", "fastclip_v2", "isogclr", "amorlip", "fastclip_v0", "siglip",
 )  # fmt: skip
-"""The others, those first that their short runs, or those of methods like them, put highest."""
+"""The other contenders, ordered by their short runs or by the short runs of similar methods."""
 
 BATCHES = (256, 32, 128, BATCH)
-SWEPT = (DEFAULT, "rgcl_batch", "openclip", "fastclip_v3", "neuclip-paper")
-"""Whose batches and data sizes are varied."""
+SWEPT = (DEFAULT, "rgcl_batch", "openclip", "fastclip_v3", PUBLISHED)
+"""The contenders whose batch and data size are varied."""
 
 
 @dataclass(frozen=True)
@@ -167,13 +175,12 @@ class Cell:
     """One run.
 
     Attributes:
-        stage: why it is run.
+        stage: purpose of the run.
         label: the contender or ingredient.
-        method: settings of the method, its name among them.
+        method: settings of the method, including its name.
         epochs: over `samples` pairs of the training data.
-        measures: whether the error of the normalizers is measured over all of the training data.
-        note: tells cells of one label apart.
-        idea: a normalizer of `ideas.py` instead of the product's.
+        measures: whether the error of the normalizers is measured over all training data.
+        note: distinguishes cells of one label.
     """
 
     stage: str
@@ -186,21 +193,20 @@ class Cell:
     epochs: int = SHORT
     measures: bool = False
     note: str = ""
-    idea: str = ""
 
     @property
     def name(self) -> str:
-        """A folder's name, unique in the plan."""
+        """Name of the cell and its folder, unique in the plan."""
         parts = (self.stage, self.label, self.note, f"b{self.batch}", f"n{self.samples}")
         return "_".join(part for part in (*parts, f"s{self.seed}") if part)
 
     @property
-    def judged_every(self) -> int:
-        """Epochs between two judgings: four over a long run, one at the end of a short one."""
+    def evaluated_every(self) -> int:
+        """Epochs between two evaluations: four in a long run, one at the end of a short one."""
         return self.epochs if self.epochs <= SHORT else max(1, self.epochs // 4)
 
     def config(self, data: Path, logs: Path) -> RunConfig:
-        """The run's settings, over those of the recipe `demo`."""
+        """The recipe `demo` with the cell's settings."""
         shards = [f"{data}/train/{number:05}.tar" for number in range(self.samples // SHARD)]
         steps = self.epochs * self.samples // self.batch
         tree = merge(
@@ -217,17 +223,17 @@ class Cell:
                 },
                 "optim": {
                     "epochs": self.epochs,
-                    # Equally many samples of warm-up; Adam's rate goes with the batch's root.
+                    # The same number of warm-up samples; the rate scales as the batch's root.
                     "warmup": 200 * BATCH // self.batch,
                     "lr": self.lr * (self.batch / BATCH) ** 0.5,
                 },
                 "evaluation": {
                     "val_data": f"{data}/unseen_face::{data}/unseen_character",
-                    "val_frequency": self.judged_every,
+                    "val_frequency": self.evaluated_every,
                 },
                 "output": {
                     "logs": str(logs),
-                    "save_frequency": self.judged_every if self.measures else 0,
+                    "save_frequency": self.evaluated_every if self.measures else 0,
                     "save_every_steps": max(1, 32_000 // self.batch),
                     "keep_step_checkpoints": 1,
                     "log_every_n_steps": max(1, steps // 40),
@@ -239,19 +245,19 @@ class Cell:
 
 @dataclass
 class Findings:
-    """What is known so far: rows of results by the name of their cell."""
+    """The results so far: rows by the name of their cell."""
 
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def score(self, cell: Cell) -> float | None:
-        """Mean of both splits' top-1 at the end; none before it has run; 0 where it failed."""
+        """Final top-1, mean over the splits; None before the cell has run, 0 if it failed."""
         row = self.rows.get(cell.name)
         if row is None:
             return None
         return 0.0 if row.get("failed") else final_score(row)
 
     def best(self, label: str) -> Cell | None:
-        """The best cell of a contender's grid, once all of it has run."""
+        """The best cell of a contender's grid; None until the whole grid has run."""
         return self.best_of(list(tuning(label, self)))
 
     def candidates(self, label: str) -> list[Cell]:
@@ -274,12 +280,12 @@ class Findings:
         ]
 
     def chosen(self, label: str) -> Cell | None:
-        """The best of a contender's long runs of seed 0, once all of them have run."""
+        """The best of a contender's long runs of seed 0; None until all have run."""
         candidates = self.candidates(label)
         return self.best_of(candidates) if candidates else None
 
     def best_of(self, cells: Sequence[Cell]) -> Cell | None:
-        """The best of some cells, once all of them have run."""
+        """The best of some cells; None until all have run."""
         scores = [self.score(cell) for cell in cells]
         if any(score is None for score in scores):
             return None
@@ -287,7 +293,7 @@ class Findings:
 
 
 def final_score(row: Mapping[str, Any]) -> float:
-    """Mean over the splits of the last top-1 accuracy."""
+    """The last top-1 accuracy, mean over the splits."""
     last = {each["split"]: each["acc1"] for each in row["evaluations"]}
     return sum(last.values()) / len(last)
 
@@ -317,13 +323,13 @@ def long_run(label: str, like: Cell, note: str = "", seed: int = 0) -> Cell:
 
 
 def temperature_of(cell: Cell) -> str:
-    """The temperature's setting in a word."""
+    """The setting of the temperature as a word for cell names."""
     key = "rho" if "rho" in cell.method else "temperature"
     return f"{key}{cell.method[key]:g}"
 
 
 def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
-    """NeuCLIP with one thing changed, in short runs, at the best rho of its grid."""
+    """The pool with one change each, in short runs, at the best rho of its grid."""
     best = found.best_of([cell for cell in tuning(OURS, found) if cell.lr == LEARNING_RATES[0]])
     if best is not None:
         base = replace(best, method={**best.method, "gamma_decay_epochs": 1.0})
@@ -332,7 +338,7 @@ def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
 
 
 def long_ingredients(found: Findings, seed: int = 0) -> Iterator[Cell]:
-    """NeuCLIP's final run with one thing changed."""
+    """The pool's final run with one change each."""
     final = found.chosen(OURS)
     if final is not None:
         for label in LONG_INGREDIENTS:
@@ -340,16 +346,16 @@ def long_ingredients(found: Findings, seed: int = 0) -> Iterator[Cell]:
 
 
 def _changed(label: str, like: Cell) -> Cell:
-    changed, own = INGREDIENTS[label], label.startswith("idea:")
-    kept = {k: v for k, v in like.method.items() if not ("name" in changed and k in POOL)}
-    idea = label.removeprefix("idea:")
-    return replace(like, label=idea, method={**kept, **changed}, idea=idea if own else "")
+    changed = INGREDIENTS[label]
+    another = changed.get("name", OURS) in {PUBLISHED, "fastclip_v3"}
+    kept = {key: value for key, value in like.method.items() if not (another and key in POOL)}
+    return replace(like, label=label, method={**kept, **changed})
 
 
 def plan(
     rows: Mapping[str, Mapping[str, Any]], ingredient_seeds: Sequence[int] = (0, 1)
 ) -> list[Cell]:
-    """All cells whose settings are known, in the order to run them."""
+    """All cells whose settings are known, in the order in which they run."""
     found = Findings(rows)
     chosen = {label: cell for label in CONTENDERS if (cell := found.chosen(label)) is not None}
     leaders, strongest = _only(chosen, LEADERS), _only(chosen, NEXT[:1])
@@ -397,7 +403,7 @@ def plan(
 
 
 def _candidates(labels: Iterable[str], found: Findings) -> list[Cell]:
-    """The first choice of every contender before the second of any."""
+    """The candidates of several contenders, all first choices before any second one."""
     lists = [found.candidates(label) for label in labels]
     return [cell for rank in zip_longest(*lists) for cell in rank if cell is not None]
 
@@ -416,7 +422,7 @@ def _seeds(chosen: Mapping[str, Cell], seed: int) -> Iterator[Cell]:
 
 
 def _batches(chosen: Mapping[str, Cell], epochs: int, seed: int = 0) -> Iterator[Cell]:
-    """At batch 64 the long runs are the final ones, those of medium length are of stage `size`."""
+    """Runs at other batches; at 64 the long runs are of stage `final`, the medium ones `size`."""
     for batch in BATCHES:
         for label, best in chosen.items():
             if batch == BATCH:
@@ -434,13 +440,13 @@ def _largest_batch(chosen: Mapping[str, Cell], seed: int = 0) -> list[Cell]:
 
 
 def scaled_to_batch(label: str, method: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    """The pool of recent embeddings keeps its age; the default is what it is at that batch."""
+    """The settings at another batch: pools keep their age in batches, as the product's do."""
     scaled = dict(method)
     if label == OURS:
-        scaled["num_prototypes"] = 32 * batch
+        scaled["pool_size"] = 32 * batch
     if label == DEFAULT:
-        scaled["num_prototypes"] = min(POOL_BATCHES * batch, MAX_POOL)
-        scaled["gradient_prototypes"] = FRESH_BATCHES * batch
+        scaled["pool_size"] = min(POOL_BATCHES * batch, MAX_POOL)
+        scaled["gradient_size"] = FRESH_BATCHES * batch
     return scaled
 
 

@@ -1,11 +1,11 @@
-"""Estimators of the log-normalizer on frozen embeddings of a trained run: which are worth training?
+"""Compares estimators of the log-normalizer on frozen embeddings of a trained run.
 
     python studies/quality/probe.py --run demo/runs/demo-neuclip --data demo/data/train
 
-The run encodes the training pairs once. For each seed, 4,096 random anchors are compared with
-log g over *all* n pairs; estimators see a batch, and a pool of other pairs drawn at random: the
-embeddings of recent batches, without their drift. Errors are estimate - exact. Minutes on a CPU.
-Writes a dated JSON file into studies/quality/results/.
+The run's encoders embed the training pairs once. For each seed, 4,096 random anchors are compared
+with log g over *all* n pairs. Estimators see a batch and a pool of other random pairs, which stands
+for the embeddings of recent batches without their drift. The error is estimate - exact. Takes
+minutes on a CPU. Writes `normalizer_probe.json` (`--name`) into studies/quality/results/.
 """
 
 import argparse
@@ -48,23 +48,26 @@ TRAININGS = (
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--epoch", type=int, help="of the checkpoint; none: the newest")
-    parser.add_argument("--only", nargs="+", metavar="START", help="estimators that begin so")
-    parser.add_argument("--name", default="normalizer_probe", help="of the file of results")
-    parser.add_argument("--data", help="training data; none: where the run says")
+    parser.add_argument("--epoch", type=int, help="epoch of the checkpoint; by default the newest")
+    parser.add_argument(
+        "--only", nargs="+", metavar="START", help="only estimators whose name starts like this"
+    )
+    parser.add_argument("--name", default="normalizer_probe", help="name of the file of results")
+    parser.add_argument("--data", help="training data; by default the run's")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500, help="batches that train prototypes")
+    parser.add_argument("--steps", type=int, default=500, help="batches that train the prototypes")
     parser.add_argument("--features", type=Path, help="keep the embeddings in this file")
     parser.add_argument("--no-save", action="store_true")
     return parser.parse_args()
 
 
 class Probe:
-    """One draw of anchors, batches and pool. Tensors have the axis `side` first.
+    """One draw of anchors, batches and pool. The first axis of tensors is the side.
 
     Attributes:
-        anchors: [2, anchors, d]; `own` their s_ii / tau.
-        pool: candidates of either side's anchors, [2, POOL, d].
+        anchors: [2, anchors, d].
+        own: s_ii / tau of the anchors, [anchors].
+        pool: candidates for the anchors of each side, [2, POOL, d].
     """
 
     def __init__(self, features: Tensor, scale: float, seed: int) -> None:
@@ -81,7 +84,7 @@ class Probe:
         self.generator = generator
 
     def read(self, prototypes: Tensor, log_weights: Tensor | None = None) -> Tensor:
-        """Log sum_k w_k exp((e_i . W_k - s_ii) / tau), [2, anchors]; w = 1/m unless given."""
+        """Log sum_k w_k exp((e_i . W_k - s_ii) / tau), [2, anchors]; by default w = 1/m."""
         logits = torch.bmm(self.anchors, prototypes.transpose(1, 2)) * self.scale
         if log_weights is None:
             return logits.logsumexp(-1) - math.log(prototypes.shape[1]) - self.own
@@ -91,7 +94,7 @@ class Probe:
         return self.read(self.pool[:, :count])
 
     def training_batches(self, steps: int) -> Iterator[Tensor]:
-        """Batches that are neither anchors nor in the pool, [2, BATCH, d]."""
+        """Batches of pairs that are neither anchors nor in the pool, [2, BATCH, d]."""
         for _ in range(steps):
             chosen = torch.randint(len(self.rest), (BATCH,), generator=self.generator)
             yield self.features[:, self.rest[chosen]]
@@ -101,7 +104,7 @@ class Probe:
 
 
 def kmeans_plus_plus(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Positions of `count` of the points, each drawn by its squared distance to those before."""
+    """Positions of `count` points, each drawn by its squared distance to the points before it."""
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distance = 2 - 2 * points @ points[chosen[0]]
     for _ in range(count - 1):
@@ -112,13 +115,13 @@ def kmeans_plus_plus(points: Tensor, count: int, generator: torch.Generator) -> 
 
 
 def log_counts(points: Tensor, centres: Tensor) -> Tensor:
-    """Log-share of the points that each centre is nearest to."""
+    """Logarithm of the share of points whose nearest centre this is, for each centre."""
     counts = torch.bincount((points @ centres.T).argmax(1), minlength=len(centres))
     return (counts / len(points)).clamp_min(TINY).log()
 
 
 def lloyd(points: Tensor, centres: Tensor, rounds: int) -> Tensor:
-    """Means of the points nearest to each centre (not of unit norm: the exact mean logit)."""
+    """Means of the points nearest to each centre; not normalised, so the mean logit is exact."""
     for _ in range(rounds):
         nearest = (points @ torch.nn.functional.normalize(centres, dim=-1).T).argmax(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
@@ -128,7 +131,7 @@ def lloyd(points: Tensor, centres: Tensor, rounds: int) -> Tensor:
 
 
 def hubness(probe: Probe, side: int, anchors: int = 512) -> Tensor:
-    """Share of the pool's softmax weight that each member attracts, over other anchors."""
+    """Share of the softmax weight that each member of the pool attracts, over other anchors."""
     sample = probe.features[side, probe.rest[:anchors]]
     return (sample @ probe.pool[side].T * probe.scale).softmax(-1).mean(0)
 
@@ -162,7 +165,7 @@ def chosen(probe: Probe, count: int, how: str) -> tuple[Tensor, Tensor]:
 
 
 def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
-    """The product's own network, started from the pool and trained on batches of frozen pairs."""
+    """The product's network, started from the pool and trained on batches of frozen pairs."""
     values = {
         "num_prototypes": count, "inner_steps": 10, "restart_steps": 10**9, "prototype_lr": 1.0,
         "prototype_optimizer": "adagrad_norm", "refresh": "restart", "gradient": "detached",
@@ -194,7 +197,7 @@ def _as_anchors(features: Tensor, scale: Tensor) -> Anchors:
 
 
 def natural_weights(probe: Probe, count: int, steps: int, rate: float = 0.05) -> Tensor:
-    """Log-weights by natural-gradient steps (the gradient over the weight), bounded in length."""
+    """Log-weights by natural-gradient steps (gradient over weight) of bounded length."""
     prototypes = probe.pool[:, :count]
     log_weights = torch.full((2, count), -math.log(count))
     for features in probe.training_batches(steps):
@@ -258,7 +261,7 @@ def by_anchor(predicted: Tensor, batch: Tensor, offset: float) -> Tensor:
 
 
 def shown(args: argparse.Namespace) -> list[str]:
-    """The flags that decide the numbers; the folders of run and data by a word."""
+    """The flags that decide the numbers; folders are replaced by a word."""
     words = ["--run", "RUN", "--seeds", str(args.seeds), "--steps", str(args.steps)]
     words += [] if args.epoch is None else ["--epoch", str(args.epoch)]
     return words + ([] if args.only is None else ["--only", *args.only])
@@ -274,7 +277,9 @@ def main() -> None:
         if args.only is None or name.startswith(tuple(args.only))
     }
     if not wanted:
-        raise SystemExit(f"--only: no estimator begins so; there are {list(estimators(0))}")
+        raise SystemExit(
+            f"--only {args.only}: no such estimator; choose from {list(estimators(0))}"
+        )
     if args.features is not None and args.features.exists():
         features = torch.load(args.features, weights_only=True)
     else:

@@ -1,22 +1,25 @@
-"""Tables and figures of the study of quality, from its results."""
+"""Tables and figures of the study of quality."""
 
-import datetime
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
 from plan import (
+    BATCH,
+    BATCHES,
     CONTENDERS,
     DEFAULT,
     FULL,
+    HISTORY,
     INGREDIENTS,
     LEARNING_RATES,
     LONG,
     OURS,
+    PUBLISHED,
     final_score,
     plan,
 )
@@ -28,43 +31,68 @@ BEGIN = "<!-- results of {block}: written by studies/quality/run.py report -->"
 END = "<!-- /results of {block} -->"
 FACE, CHARACTER = "unseen_face", "unseen_character"
 FINALISTS = (DEFAULT, *CONTENDERS)
-NAMES = {DEFAULT: "neuclip", OURS: "neuclip, 32 batches"}
-"""What the tables call them, where that is not the label."""
+SUMMARY = (DEFAULT, "fastclip_v3", "rgcl_batch", PUBLISHED, "openclip")
+"""The methods of the summary."""
+NAMES = {DEFAULT: OURS, OURS: f"{OURS}, 32 batches"}
+"""Names in the tables, where they differ from the label."""
 COLOURS = {NAMES.get(label, label): f"C{place}" for place, label in enumerate(FINALISTS[:10])}
 COLOURS |= {label: colormaps["Set2"](place) for place, label in enumerate(FINALISTS[10:])}
-"""A method has the same in every figure."""
+"""Colours of the methods, the same in every figure."""
 BY_DATA = ", data sizes"
-"""Lines of runs with different data, which are shorter than those with different batches."""
+"""Suffix of lines of the data sizes, whose runs are shorter than the runs of the batch sizes."""
 
 
-def write_report(rows: Mapping[str, Row], document: Path | None, figures: Path | None) -> None:
-    """Prints the tables, or puts them between a document's markers; draws the figures.
+def write_report(
+    rows: Mapping[str, Row],
+    document: Path | None = None,
+    figures: Path | None = None,
+    page: Path | None = None,
+) -> None:
+    """Writes the tables and the figures; without a document or a page, prints the tables.
+
+    Args:
+        rows: the results by cell.
+        document: file whose markers enclose the tables.
+        figures: folder of the figures.
+        page: file whose markers enclose the summary.
 
     Raises:
-        UserError: the document has no markers, or the rows are of two kinds of towers.
+        UserError: a file has no markers, or the rows mix full and small encoders.
     """
     kinds = {str(row.get("towers", "full")) for row in rows.values()} or {"full"}
     if len(kinds) > 1:
-        raise UserError(f"results of {' and '.join(sorted(kinds))} towers are not mixed")
-    text = tables(rows)
-    if document is None:
-        print(text)
-    else:
-        content = document.read_text(encoding="utf-8")
-        document.write_text(between_markers(content, text, document, *kinds), encoding="utf-8")
+        raise UserError(f"results of {' and '.join(sorted(kinds))} encoders are not mixed")
+    if document is None and page is None:
+        print(tables(rows))
+    if document is not None:
+        _write_between(document, tables(rows), *kinds)
+    if page is not None:
+        _write_between(page, summary_table(list(rows.values())) + "\n", "summary")
     if figures is not None:
-        figures.mkdir(parents=True, exist_ok=True)
-        for name, draw in FIGURES.items():
-            figure = draw(list(rows.values()))
-            if figure is not None:
-                figure.savefig(figures / f"{name}.svg", bbox_inches="tight")
+        _draw(rows, figures)
+
+
+def _write_between(path: Path, text: str, block: str) -> None:
+    content = path.read_text(encoding="utf-8")
+    path.write_text(between_markers(content, text, path, block), encoding="utf-8")
+
+
+def _draw(rows: Mapping[str, Row], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in FIGURES.items():
+        figure = draw(list(rows.values()))
+        if figure is not None:
+            figure.axes[0].set_title(f"runs of {_dates(rows)}", fontsize=8)
+            with rc_context({"svg.hashsalt": name}):  # the same file for the same rows
+                path = folder / f"{name}.svg"
+                figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
 def between_markers(content: str, text: str, document: Path, block: str = "full") -> str:
     """The content with the text between the markers of a block.
 
     Raises:
-        UserError: there are none.
+        UserError: the document does not contain both markers once.
     """
     begin, end = BEGIN.format(block=block), END.format(block=block)
     if content.count(begin) != 1 or content.count(end) != 1:
@@ -91,18 +119,17 @@ def tables(rows: Mapping[str, Row]) -> str:
 
 
 def _facts(rows: Mapping[str, Row]) -> str:
-    """What was run, when, on what, and what was not."""
+    """Number, dates, machines and code of the runs, and the number of open cells."""
     if not rows:
         return "Nothing has been run."
     everything = plan(rows)
     open_cells = Counter(cell.stage for cell in everything if cell.name not in rows)
     failed = [f"{name}: {row['failed']}" for name, row in rows.items() if row.get("failed")]
-    dates = sorted({str(row["date"]) for row in rows.values()})
     hours = sum(row["cpu_seconds"] for row in rows.values()) / 3600
     lengths = {(row["stage"], row["epochs"] * row["samples"]) for row in rows.values()}
     shown = ", ".join(f"{stage} {seen:,}" for stage, seen in sorted(lengths))
     lines = [
-        f"{len(rows)} runs, {dates[0]} to {dates[-1]}, {hours:.1f} hours of one core; "
+        f"{len(rows)} runs, {_dates(rows)}, {hours:.1f} hours of one core; "
         f"{', '.join(sorted({str(row['machine']) for row in rows.values()}))}; code "
         f"{', '.join(sorted({str(row['code']) for row in rows.values()}))}.",
         f"Samples seen: {shown}.",
@@ -117,6 +144,11 @@ def _facts(rows: Mapping[str, Row]) -> str:
     return "\n".join(lines + [f"Failed: {line}" for line in failed])
 
 
+def _dates(rows: Mapping[str, Row]) -> str:
+    dates = sorted({str(row["date"]) for row in rows.values()})
+    return f"{dates[0]} to {dates[-1]}"
+
+
 def _has(rows: Mapping[str, Row], label: str) -> bool:
     return any(row["stage"] == "final" and row["label"] == label for row in rows.values())
 
@@ -125,15 +157,15 @@ def _has(rows: Mapping[str, Row], label: str) -> bool:
 
 
 def final_table(rows: Sequence[Row]) -> str:
-    """Accuracy, retrieval and error at the end of the long runs, mean and spread over seeds.
+    """Accuracy, retrieval and error at the end of the long runs, mean and deviation over seeds.
 
-    A line per method and temperature; the temperature that is best at seed 0 has all the seeds.
+    One line per method and temperature; only the temperature that is best at seed 0 has more seeds.
     """
     header = (
         "method",
         "setting",
         "seeds",
-        "face",
+        "typeface",
         "characters",
         "recall@1",
         "MSE",
@@ -161,8 +193,29 @@ def final_table(rows: Sequence[Row]) -> str:
     return markdown(header, body)
 
 
+def summary_table(rows: Sequence[Row]) -> str:
+    """The long runs of the main methods at their best temperature, at batch 64 and the largest."""
+    swept = [row for row in _at_best(_batch_sweep(rows), rows) if row["epochs"] == LONG]
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in swept:
+        if row["label"] in SUMMARY and row["batch"] in {BATCH, max(BATCHES)}:
+            place = SUMMARY.index(row["label"])
+            groups.setdefault((row["batch"], place), []).append(row)
+    header = ("method", "batch", "seeds", "unseen typeface", "unseen characters", "error")
+    body = [
+        (
+            f"`{_name(SUMMARY[place])}`", str(batch), str(len(mine)),
+            percent(accuracy(row, FACE) for row in mine),
+            percent(accuracy(row, CHARACTER) for row in mine),
+            _ratio([row["errors"][-1] for row in mine]),
+        )
+        for (batch, place), mine in sorted(groups.items())
+    ]  # fmt: skip
+    return markdown(header, body)
+
+
 def _ratio(ends: Sequence[Mapping[str, Any]]) -> str:
-    """Of the means over seeds."""
+    """Ratio of the mean errors over seeds."""
     if any(end.get("mse") is None for end in ends):
         return "-"
     return f"{_mean_ratio(ends):.3f}"
@@ -177,20 +230,20 @@ def _name(label: str) -> str:
 
 
 def _finals(rows: Iterable[Row]) -> list[Row]:
-    """Long runs of the contenders, and of the ingredient that has become the default."""
+    """Long runs of the contenders and of the ingredient that became the default."""
     return [row for row in rows if row["stage"] == "final" and not row.get("failed")] + [
         row for row in rows if row["stage"] == "long-ingredient" and row["label"] == DEFAULT
     ]
 
 
 def _setting(label: str, method: Mapping[str, Any]) -> str:
-    """What a contender's grid varies, as a run had it; an ingredient is a change of ours."""
+    """A run's values of the settings that the contender's grid varies."""
     varied = CONTENDERS[label if label in CONTENDERS else OURS].temperatures[0]
     return ", ".join(f"{key.replace('_', ' ')} {method[key]:g}" for key in varied)
 
 
 def best_finals(rows: Sequence[Row]) -> list[Row]:
-    """The long runs of every method at its best temperature, by the mean accuracy at seed 0."""
+    """The long runs of every method at the temperature with the best mean accuracy at seed 0."""
     finals = _finals(rows)
     best: dict[str, tuple[float, str]] = {}
     for row in finals:
@@ -201,13 +254,13 @@ def best_finals(rows: Sequence[Row]) -> list[Row]:
 
 
 def ingredient_table(rows: Sequence[Row]) -> str:
-    """Each change beside the base with the same seeds."""
+    """Each change compared with the base at the same seeds."""
     mine = [row for row in rows if row["stage"] == "ingredient"]
     return _changes(mine, [row for row in mine if row["label"] == "base"])
 
 
 def long_ingredient_table(rows: Sequence[Row]) -> str:
-    """Each change beside the final run of `neuclip` with the same seed."""
+    """Each change compared with the final run of the pool of 32 batches at the same seed."""
     mine = [row for row in rows if row["stage"] == "long-ingredient"]
     return _changes(mine, [row for row in best_finals(rows) if row["label"] == OURS])
 
@@ -215,14 +268,15 @@ def long_ingredient_table(rows: Sequence[Row]) -> str:
 def _changes(mine: Sequence[Row], bases: Sequence[Row]) -> str:
     base = {row["seed"]: final_score(row) for row in bases}
     measured = any(row.get("errors") for row in mine)
-    header = ("change", "seeds", "face", "characters", "mean, against base", "temperature")
+    header = ("change", "seeds", "typeface", "characters", "mean, against base", "temperature")
     body = []
-    for label in (name.removeprefix("idea:") for name in INGREDIENTS):
+    for label in (*INGREDIENTS, *HISTORY):
         of_label = [row for row in mine if row["label"] == label]
         if of_label:
             both = [final_score(row) - base[row["seed"]] for row in of_label if row["seed"] in base]
             body.append((
-                label, str(len(of_label)), percent(accuracy(row, FACE) for row in of_label),
+                f"{label} (history)" if label in HISTORY else label,
+                str(len(of_label)), percent(accuracy(row, FACE) for row in of_label),
                 percent(accuracy(row, CHARACTER) for row in of_label),
                 f"{100 * statistics.mean(both):+.1f}" if both else "",
                 number((row["training"][-1]["temperature"] for row in of_label), "{:.3f}"),
@@ -260,7 +314,7 @@ def _outcome(row: Row | None) -> str:
 
 
 def batch_table(rows: Sequence[Row]) -> str:
-    """Accuracy and error over the batch; at 64 from the final table and that of the data sizes."""
+    """Accuracy and error over the batch size; at 64 the final runs and the full data size."""
     return _sweep(_batch_sweep(rows), "batch")
 
 
@@ -280,9 +334,9 @@ def size_table(rows: Sequence[Row]) -> str:
 
 
 def _sweep(rows: Sequence[Row], key: str) -> str:
-    """A line per method and value of the key, mean and spread over seeds."""
+    """One line per method and value of the key, mean and deviation over seeds."""
     header = (
-        "method", "setting", "epochs", "n" if key == "samples" else key, "seeds", "face",
+        "method", "setting", "epochs", "n" if key == "samples" else key, "seeds", "typeface",
         "characters", "MSE", "batch MSE", "MSE / batch MSE",
     )  # fmt: skip
     groups: dict[tuple[int, int, str, str], list[Row]] = {}
@@ -306,7 +360,7 @@ def _sweep(rows: Sequence[Row], key: str) -> str:
 
 
 def accuracy(row: Row, split: str, key: str = "acc1") -> float:
-    """The last value on a split."""
+    """The last value of a metric on a split."""
     return [each[key] for each in row["evaluations"] if each["split"] == split][-1]
 
 
@@ -316,7 +370,7 @@ def percent(values: Iterable[float]) -> str:
 
 
 def number(values: Iterable[float | None], form: str = "{:.2f}") -> str:
-    """Mean, with the standard deviation of several; empty where there is none."""
+    """Mean, with the standard deviation if there are several values; "-" if there are none."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -325,7 +379,7 @@ def number(values: Iterable[float | None], form: str = "{:.2f}") -> str:
 
 
 def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table, or nothing where it would have no rows."""
+    """A Markdown table, or an empty text if it has no rows."""
     if not body:
         return ""
     lines = [header, ["---"] * len(header), *body]
@@ -346,7 +400,7 @@ def accuracy_over_samples(rows: Sequence[Row]) -> Figure | None:
                     if each["split"] == FACE:
                         points.setdefault(each["samples_seen"], []).append(each["acc1"])
         lines[_name(label)] = sorted((x, 100 * statistics.mean(y)) for x, y in points.items())
-    return _drawing(lines, "samples seen", "top-1 on the unseen face, %")
+    return _drawing(lines, "samples seen", "top-1 on the unseen typeface, %")
 
 
 def accuracy_over_batch(rows: Sequence[Row]) -> Figure | None:
@@ -356,14 +410,14 @@ def accuracy_over_batch(rows: Sequence[Row]) -> Figure | None:
         lambda row: row["batch"],
         lambda mine: 100 * statistics.mean(accuracy(row, FACE) for row in mine),
     )
-    return _drawing(points, "batch", "top-1 on the unseen face, %", log_x=True)
+    return _drawing(points, "batch", "top-1 on the unseen typeface, %", log_x=True)
 
 
 def error_over_ratio(rows: Sequence[Row]) -> Figure | None:
-    """Error of the log-normalizers at the end over n / B.
+    """Final error of the log-normalizers over n / B.
 
-    Relative to the mini-batch estimate's at the same embeddings: methods end at different
-    temperatures, between which errors cannot be compared.
+    The error is divided by the error of the mini-batch estimate at the same embeddings: errors at
+    different temperatures cannot be compared.
     """
     lines: dict[str, list[tuple[float, float]]] = {}
     for suffix, sweep in (
@@ -382,13 +436,13 @@ def error_over_ratio(rows: Sequence[Row]) -> Figure | None:
 
 
 def _longest(sweep: Sequence[Row]) -> list[Row]:
-    """Long runs where there are some at several batches, else those of medium length."""
+    """The longest runs that exist at several batch sizes."""
     swept = {row["epochs"] for row in sweep if row["stage"] == "batch"}
     return [row for row in sweep if row["epochs"] == max(swept, default=LONG)]
 
 
 def _at_best(some: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
-    """Those whose temperature's setting is the method's best in the long runs of all rows."""
+    """The rows whose temperature setting is the method's best in the long runs of all rows."""
     best = {(row["label"], _setting(row["label"], row["method"])) for row in best_finals(rows)}
     return [row for row in some if (row["label"], _setting(row["label"], row["method"])) in best]
 
@@ -396,7 +450,7 @@ def _at_best(some: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 def _points(
     rows: Sequence[Row], x: Callable[[Row], float], y: Callable[[Sequence[Row]], float]
 ) -> dict[str, list[tuple[float, float]]]:
-    """Points by method: y of all rows with the same x."""
+    """Points by method, one for all rows with the same x."""
     groups: dict[str, dict[float, list[Row]]] = {}
     for row in rows:
         groups.setdefault(_name(row["label"]), {}).setdefault(x(row), []).append(row)
@@ -413,13 +467,13 @@ def _drawing(
     log_x: bool = False,
     log_y: bool = False,
 ) -> Figure | None:
-    """A figure, or none where there is nothing to draw."""
+    """A figure, or None if there is nothing to draw."""
     drawn = {label: points for label, points in lines.items() if points}
     if not drawn:
         return None
     figure = Figure(figsize=(6, 4))
     axes = figure.add_subplot()
-    # The legend lists them as they stand at the right edge.
+    # The legend is ordered by the values at the right edge.
     for name, points in sorted(drawn.items(), key=lambda each: -each[1][-1][1]):
         style = "--" if name.endswith(BY_DATA) else "-"
         colour = COLOURS.get(name.removesuffix(BY_DATA))
@@ -432,7 +486,6 @@ def _drawing(
     if log_y:
         axes.set_yscale("log")
     axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    axes.set_title(datetime.date.today().isoformat(), fontsize=8)
     return figure
 
 

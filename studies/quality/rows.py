@@ -1,4 +1,4 @@
-"""Results of the study of quality: one JSON object a line, never two versions in one file."""
+"""The study's file of results: one JSON object per line, all of one format, code and data."""
 
 import ast
 import fcntl
@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import neuclip
 from neuclip.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 _PACKAGE = Path(neuclip.__file__).parent
 DECIDING = (
@@ -74,15 +74,15 @@ def _decides_nothing(node: ast.AST) -> bool:
 
 
 def data_digest(data: Path) -> str:
-    """Of the embedded data set's description, which names every shard's size and font.
+    """A digest of the embedded data's description, which names every shard's size and font.
 
     Raises:
-        UserError: there is no such data set.
+        UserError: the folder has no embedded data.
     """
     path = data / "demo.json"
     if not path.is_file():
         raise UserError(
-            f"--data {data}: no embedded data there (no demo.json); make it with "
+            f"--data {data}: no embedded data (demo.json is missing); create it with "
             f"`neuclip data demo --out {data}`"
         )
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -93,21 +93,30 @@ class ResultsFile:
 
     Args:
         path: the file.
-        data: digest of the data.
-        same_code: digests of other code whose numbers are equal to this one's, says the user.
+        data: digest of the data; None: any.
+        same_code: digests of other code that the user knows to compute the same numbers.
+        any_code: whether rows of all code are read, for reports.
     """
 
-    def __init__(self, path: Path, data: str | None = None, same_code: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path,
+        data: str | None = None,
+        same_code: Iterable[str] = (),
+        *,
+        any_code: bool = False,
+    ) -> None:
         self.path = path
+        self.any_code = any_code
         self.code = code_digest()
         self.data = data
         self._accepted = {self.code, *same_code}
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """All rows; a last line that was cut off is left out.
+        """All rows, without a last line that was cut off.
 
         Raises:
-            UserError: a row is of another format, other code or other data.
+            UserError: a row has another format, or comes from other code or data.
         """
         rows: dict[str, dict[str, Any]] = {}
         if not self.path.exists():
@@ -126,24 +135,31 @@ class ResultsFile:
         except ValueError as error:
             raise UserError(f"{where} is not JSON: {error}") from None
         found = row.get("format") if isinstance(row, dict) else None
+        if found == 1:
+            raise UserError(
+                f"{where} has format 1, with the method names used until 2026-11-28: rewrite it "
+                f"with `python studies/quality/migrate.py {self.path}`"
+            )
         if found != FORMAT:
             raise UserError(
-                f"{where} has format {found!r}, this script writes format {FORMAT}: give another "
-                "--out, results of two formats are not mixed"
+                f"{where} has format {found!r}, expected {FORMAT}: results of two formats are not "
+                "mixed, choose another --out"
             )
-        if row["code"] not in self._accepted:
+        if not self.any_code and row["code"] not in self._accepted:
             raise UserError(
-                f"{where} was computed by code {row['code']}, this is {self.code}: give another "
-                f"--out, or, if both compute the same numbers, --same-code {row['code']}"
+                f"{where} was computed by code {row['code']}, the present code is {self.code}: "
+                "choose another --out, or, if both compute the same numbers, add --same-code "
+                f"{row['code']}"
             )
         if self.data is not None and row["data"] != self.data:
             raise UserError(
-                f"{where} is of the data {row['data']}, these are {self.data}: give another --out"
+                f"{where} was computed on data {row['data']}, --data is {self.data}: choose "
+                "another --out"
             )
         return row
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes a row at once; what a kill left of an earlier one is dropped."""
+        """Appends a row and drops the remains of a row that was cut off."""
         with self.path.open("a+", encoding="utf-8") as file:
             _end_on_a_line(file)
             file.write(json.dumps({"format": FORMAT, "code": self.code, **row}) + "\n")
@@ -157,15 +173,15 @@ def _end_on_a_line(file: TextIO) -> None:
 
 
 def lock(folder: Path, *, wait: bool = False) -> TextIO:
-    """Keeps a second process out of the folder for as long as the file is open.
+    """Locks the folder against other processes until the returned file is closed.
 
     Raises:
-        UserError: another one works there, and we do not wait for it.
+        UserError: another process holds the lock, and `wait` is false.
     """
     file = (folder / ".lock").open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         file.close()
-        raise UserError(f"--out {folder}: another run of this script works there") from None
+        raise UserError(f"--out {folder}: in use by another run of this script") from None
     return file

@@ -1,15 +1,16 @@
-"""Every method on the embedded data at equal samples seen: which is best, and what is worth what.
+"""Compares every method on the embedded data at equal samples seen.
 
+    python studies/quality/run.py plan                      # done and open cells of the study
+    python studies/quality/run.py report                    # its tables
     neuclip data demo --out demo-data
     python studies/quality/run.py run --data demo-data --out study --parallel 2
-    python studies/quality/run.py plan --out study          # what is done and what is not
-    python studies/quality/run.py report --out study        # tables and figures
+    python studies/quality/run.py plan --results study/results.jsonl
 
-The runs are cells of a plan (`plan.py`), each trained by `neuclip` itself in a process of
-its own with one thread. Kill it at any time: the same command goes on where it stopped, in the
-middle of a run too. `study/results.jsonl` gets a line for each run that ended; lines of another
-format, other code or other data are refused. The whole plan takes days of one core; it comes in an
-order in which every prefix is useful.
+The runs are cells of a plan (`plan.py`). `neuclip` trains each one in a separate process with one
+thread. The command can be killed at any time; the same command resumes it, also within a run.
+`study/results.jsonl` gets one line per finished run; lines of another format, other code or other
+data are refused. To continue the study itself, copy `results/full.jsonl` there. The whole plan
+takes days of one core; every prefix of it is useful.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from neuclip.evaluation.metric_names import METRICS
 
 MEMORY_PER_RUN = 2 * 2**30  # 1.1 GiB were measured with glyph-tiny at batch 256
 DISK_PER_RUN = 2**30
+HERE = Path(__file__).parent
 EVALUATED = tuple(metric.key for metric in METRICS if metric.log)
 TRAINED = ("samples_seen", "loss", "temperature", "lr", "grad_norm", "gamma", "weight_max")
 
@@ -43,21 +45,24 @@ TRAINED = ("samples_seen", "loss", "temperature", "lr", "grad_norm", "gamma", "w
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("run", "plan", "report"):
-        command = commands.add_parser(name)
-        command.add_argument("--out", type=Path, required=True)
-        command.add_argument("--same-code", nargs="+", default=[], metavar="DIGEST")
-        if name == "run":
-            command.add_argument("--data", type=Path, required=True)
-            command.add_argument("--parallel", type=int, default=1)
-            command.add_argument("--limit", type=int, help="stop after so many runs")
-            command.add_argument(
-                "--match", nargs="+", metavar="GLOB", help="only cells of such a name: 'final_*'"
-            )
-        if name == "report":
-            command.add_argument("--document", type=Path, help="put the tables between its markers")
-            command.add_argument("--figures", type=Path, help="folder for the figures")
-    cell = commands.add_parser("cell")
+    run = commands.add_parser("run", help="train the open cells")
+    run.add_argument("--data", type=Path, required=True, help="folder of `neuclip data demo`")
+    run.add_argument("--out", type=Path, required=True, help="folder for results and checkpoints")
+    run.add_argument("--parallel", type=int, default=1, help="runs at the same time")
+    run.add_argument("--limit", type=int, help="stop after this number of runs")
+    run.add_argument("--match", nargs="+", metavar="GLOB", help="only these cells: 'final_*'")
+    run.add_argument(
+        "--same-code", nargs="+", default=[], metavar="DIGEST",
+        help="also continue rows of this code, which you know to compute the same numbers",
+    )  # fmt: skip
+    listing = commands.add_parser("plan", help="list done and open cells")
+    report = commands.add_parser("report", help="print or write tables, draw figures")
+    for command in (listing, report):
+        command.add_argument("--results", type=Path, default=HERE / "results" / "full.jsonl")
+    report.add_argument("--document", type=Path, help="write the tables between its markers")
+    report.add_argument("--figures", type=Path, help="folder for the figures")
+    report.add_argument("--page", type=Path, help="write the summary between its markers")
+    cell = commands.add_parser("cell", help="train one cell (used by `run`)")
     cell.add_argument("spec", type=Path)
     return parser.parse_args()
 
@@ -66,7 +71,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Runner:
-    """Starts cells, a few at a time, and collects their rows."""
+    """Starts a few cells at a time and collects their rows."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -89,7 +94,7 @@ class Runner:
                 self._stop()
 
     def _fill(self) -> bool:
-        """Starts what there is room for; whether anything is left to start."""
+        """Starts as many cells as allowed; returns whether any are left to start."""
         rows = self.results.read()
         waiting = [
             cell
@@ -123,7 +128,7 @@ class Runner:
         say(f"started {cell.name}")
 
     def _reap(self) -> bool:
-        """Collects the rows of runs that ended; whether there was one."""
+        """Collects the rows of finished runs; returns whether there were any."""
         ended = [name for name, process in self.running.items() if process.poll() is not None]
         for name in ended:
             process = self.running.pop(name)
@@ -132,7 +137,7 @@ class Runner:
             if not row.exists():
                 tail = (folder / "output.log").read_text(errors="replace")[-500:]
                 raise UserError(
-                    f"{name} ended with code {process.returncode} and without a result; the end "
+                    f"{name} exited with code {process.returncode} and without a result; the end "
                     f"of {folder / 'output.log'}:\n{tail}"
                 )
             self.results.append({"data": self.results.data, **json.loads(row.read_text())})
@@ -141,7 +146,7 @@ class Runner:
         return bool(ended)
 
     def _stop(self) -> None:
-        """The runs write a checkpoint and end."""
+        """Stops the runs; they write a checkpoint first."""
         for process in self.running.values():
             process.send_signal(signal.SIGTERM)
         for process in self.running.values():
@@ -153,10 +158,10 @@ def say(text: str) -> None:
 
 
 def check_machine(out: Path, parallel: int) -> None:
-    """Refuses before anything starts what this machine cannot hold.
+    """Checks memory and disk before anything starts.
 
     Raises:
-        UserError: says what there is and what is needed.
+        UserError: this machine has too little; the message gives both numbers.
     """
     if parallel < 1:
         raise UserError(f"--parallel {parallel}: must be at least 1")
@@ -175,7 +180,7 @@ def check_machine(out: Path, parallel: int) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that a new process can have; none where the system does not tell."""
+    """Bytes available to a new process; None where the system does not report them."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -183,28 +188,26 @@ def available_memory() -> int | None:
     return None
 
 
-# --- one run, in a process of its own ---------------------------------------------------------
+# --- one run, in a separate process -----------------------------------------------------------
 
 
 def run_cell(spec: Path) -> None:
-    """Trains, measures, and writes `row.json` beside the cell's description."""
-    _end_with_parent()
+    """Trains, measures, and writes `row.json` beside the cell's specification."""
+    _stop_with_parent()
     with lock(spec.parent, wait=True):
         _run_cell(spec)
 
 
-def _end_with_parent() -> None:
-    """A runner that is killed takes its runs along: they write a checkpoint and end."""
+def _stop_with_parent() -> None:
+    """Asks for SIGTERM when the runner is killed, upon which the run writes a checkpoint."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _run_cell(spec: Path) -> None:
-    from ideas import using
-
     described = json.loads(spec.read_text())
     cell = Cell(**described["cell"])
-    with Stopwatch(spec.parent / "times.json") as watch, using(cell.idea):
+    with Stopwatch(spec.parent / "times.json") as watch:
         found = _trained(cell, Path(described["data"]), spec.parent / "logs")
     times = {key: round(value, 1) for key, value in watch.spent.items()}
     partial = spec.parent / "row.json.partial"
@@ -213,10 +216,10 @@ def _run_cell(spec: Path) -> None:
 
 
 class Stopwatch:
-    """The time of a block, over all processes that were interrupted inside it and began again.
+    """Measures the time of a block, summed over interrupted processes that resume it.
 
     Args:
-        path: where it is kept in between.
+        path: file that keeps the sum between processes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -236,7 +239,8 @@ class Stopwatch:
 
 
 def _trained(cell: Cell, data: Path, logs: Path) -> dict[str, object]:
-    """Trains and measures; a run that ends with a loss that is not finite counts as failed."""
+    """Trains and measures; a run whose loss becomes non-finite counts as failed."""
+    import ideas  # noqa: F401  registers the variants of the pool
     from error import training_error
 
     from neuclip.training.assemble import train
@@ -248,9 +252,9 @@ def _trained(cell: Cell, data: Path, logs: Path) -> dict[str, object]:
         raise SystemExit(75) from None
     except UserError as error:
         if not (folder / "metrics.jsonl").exists():
-            raise  # it never began
+            raise  # training never started
         return {**records(folder), "failed": str(error).splitlines()[0]}
-    epochs = range(cell.judged_every, cell.epochs + 1, cell.judged_every)
+    epochs = range(cell.evaluated_every, cell.epochs + 1, cell.evaluated_every)
     errors = [training_error(folder, epoch) for epoch in epochs] if cell.measures else []
     return {**records(folder), "errors": errors}
 
@@ -266,7 +270,7 @@ def facts() -> dict[str, str]:
 
 
 def records(folder: Path) -> dict[str, list[dict[str, object]]]:
-    """What the run itself recorded, shortened."""
+    """The run's own records, reduced to what the study uses."""
     from neuclip.training.records.sinks import read_records
 
     evaluations, trained = [], []
@@ -283,7 +287,7 @@ def records(folder: Path) -> dict[str, list[dict[str, object]]]:
 
 
 def show_plan(args: argparse.Namespace) -> None:
-    rows = ResultsFile(args.out / "results.jsonl", same_code=args.same_code).read()
+    rows = ResultsFile(args.results, any_code=True).read()
     for cell in plan(rows):
         state = "failed" if rows.get(cell.name, {}).get("failed") else "done"
         print(f"{state if cell.name in rows else 'open':6} {cell.name}")
@@ -302,8 +306,8 @@ def main() -> int:
         else:
             from report import write_report
 
-            results = ResultsFile(args.out / "results.jsonl", same_code=args.same_code)
-            write_report(results.read(), args.document, args.figures)
+            rows = ResultsFile(args.results, any_code=True).read()
+            write_report(rows, args.document, args.figures, args.page)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,12 +1,12 @@
-"""The study's plan with towers a hundred times cheaper: what is worth training at full size?
+"""The study's plan with encoders a hundred times cheaper, to select what to train at full size.
 
     python studies/quality/small.py --data demo-data --out study-small
+    python studies/quality/run.py report --results study-small/results.jsonl
 
-Towers are one hidden layer each: over the 32 x 32 grey pixels, and over the bag of the caption's
-tokens. Data stay in memory, without augmentation. Losses, optimiser, schedule, order of the data
-and judges are the product's; the loop is not. All stages run for 6 epochs
-(280,680 samples). Same file of results as
-`run.py`, resumable in the same way, and `run.py report` reads it; never mix both.
+Each encoder has one hidden layer: over the 32 x 32 grey pixels, and over the bag of the caption's
+tokens. The data stay in memory, without augmentation. Losses, optimiser, schedule, order of the
+data and evaluation are the product's; the loop is not. All stages run for 6 epochs (280,680
+samples). The file of results has the format of `run.py` and is resumed in the same way.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from error import error_of
-from ideas import using
 from PIL import Image
 from plan import LONG, SEEDS, Cell, plan
 from rows import ResultsFile, data_digest, lock
@@ -46,17 +45,17 @@ from neuclip.model.clip import build_clip, clamp_logit_scale
 from neuclip.training.optim import Optimizer
 
 SPLITS = ("unseen_face", "unseen_character")
-WIDTH, DIM, EPOCHS, JUDGINGS, ANCHORS = 256, 128, 6, 2, 1024
+WIDTH, DIM, EPOCHS, EVALUATIONS, ANCHORS = 256, 128, 6, 2, 1024
 
 
-def grey(picture: Image.Image) -> Tensor:
-    """Pixels as a tensor [3, 32, 32] in -1 ... 1: one channel thrice, for a batch has three."""
-    pixels = torch.from_numpy(np.array(picture.convert("L"))).float() / 127.5 - 1
+def grey(image: Image.Image) -> Tensor:
+    """Grey pixels as a tensor [3, 32, 32] in -1 ... 1, repeated over the three channels."""
+    pixels = torch.from_numpy(np.array(image.convert("L"))).float() / 127.5 - 1
     return pixels.expand(3, -1, -1)
 
 
 class Towers(nn.Module):
-    """Both towers, and open_clip's names for temperature and bias."""
+    """Both encoders, with open_clip's names for temperature and bias."""
 
     def __init__(self, vocabulary: int, settings: MethodSettings) -> None:
         super().__init__()
@@ -86,7 +85,7 @@ class Towers(nn.Module):
 
 
 class Tokens:
-    """The product's tokens, renumbered to those that occur; others are left out."""
+    """The product's tokens, renumbered to the tokens that occur; all others become padding."""
 
     def __init__(self, tokenize, captions: list[str]) -> None:
         self.tokenize = tokenize
@@ -102,7 +101,7 @@ class Tokens:
 
 
 class Encoder:
-    """The towers as judges see them."""
+    """The encoders as the evaluation calls them."""
 
     device = torch.device("cpu")
     transform = staticmethod(grey)
@@ -114,7 +113,7 @@ class Encoder:
 
 
 def read(source: Source, tokenize: Tokens) -> list[Batch]:
-    """All of a source, in order."""
+    """All batches of a source, in order."""
     requests = evaluation_requests(np.arange(len(source), dtype=np.int64), 1024)
     return [
         batch for batch in evaluation_loader(source, grey, tokenize, requests)
@@ -123,7 +122,7 @@ def read(source: Source, tokenize: Tokens) -> list[Batch]:
 
 
 class Data:
-    """All pairs in memory, and the splits."""
+    """All training pairs and splits, in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.source = open_source(str(folder / "train"))
@@ -140,7 +139,7 @@ class Data:
 
 
 class SmallRun:
-    """One run. All of its randomness comes from the cell's seed."""
+    """One run; all of its randomness comes from the cell's seed."""
 
     def __init__(self, cell: Cell, data: Data) -> None:
         self.cell, self.data = cell, data
@@ -157,9 +156,9 @@ class SmallRun:
         self.step = 0
 
     def train(self) -> dict[str, object]:
-        """What a row of results says of the run."""
+        """Trains and returns the run's part of a row."""
         evaluations, trained, errors = [], [], []
-        every = self.cell.epochs // JUDGINGS if self.cell.measures else self.cell.epochs
+        every = self.cell.epochs // EVALUATIONS if self.cell.measures else self.cell.epochs
         for epoch in range(1, self.cell.epochs + 1):
             loss = self._epoch(epoch - 1)
             where = {"epoch": float(epoch), "samples_seen": self.step * self.cell.batch}
@@ -167,7 +166,7 @@ class SmallRun:
             if not math.isfinite(loss):
                 return {"failed": f"the loss is {loss} in epoch {epoch}", "training": trained}
             if epoch % every == 0:
-                evaluations += [{**where, **found} for found in self._judge()]
+                evaluations += [{**where, **found} for found in self._evaluate()]
                 errors.append({**where, "temperature": self.temperature, **self._error()})
         return {"evaluations": evaluations, "training": trained, "errors": errors}
 
@@ -176,7 +175,7 @@ class SmallRun:
         return float((-self.towers.logit_scale.detach()).exp())
 
     def _epoch(self, epoch: int) -> float:
-        """The last loss of an epoch, or the first that is not finite."""
+        """Trains one epoch; returns its last loss, or the first non-finite one."""
         places = self.order.positions(epoch, 0, len(self.data.images))
         positions = torch.from_numpy(places[places < self.cell.samples])
         value = math.nan
@@ -193,7 +192,7 @@ class SmallRun:
             self.step += 1
         return value
 
-    def _judge(self) -> Iterator[dict[str, object]]:
+    def _evaluate(self) -> Iterator[dict[str, object]]:
         encoder = Encoder(self.towers, self.data.tokenize)
         for split, batches in zip(self.data.splits, self.data.batches, strict=True):
             encoded = encode_split(encoder, batches)
@@ -213,7 +212,7 @@ class SmallRun:
 
 
 def small_plan(rows: Mapping[str, Mapping[str, object]]) -> list[Cell]:
-    """The plan, all runs of one length, the ingredients with as many seeds as the finals."""
+    """The plan with runs of one length, and the same seeds for ingredients and final runs."""
     known = plan(rows, SEEDS)
     return [
         dataclasses.replace(cell, epochs=cell.epochs if cell.stage == "size" else EPOCHS)
@@ -227,7 +226,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--same-code", nargs="+", default=[], metavar="DIGEST")
-    parser.add_argument("--limit", type=int, help="stop after so many runs")
+    parser.add_argument("--limit", type=int, help="stop after this number of runs")
     parser.add_argument("--labels", nargs="+", help="only these methods and ingredients")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -243,7 +242,7 @@ def main() -> int:
 
 
 def work(results: ResultsFile, data: Data, limit: int | None, labels: Sequence[str] | None) -> None:
-    """Runs what is open, one after the other, until nothing is or the limit is met."""
+    """Runs the open cells one after the other, at most `limit` of them."""
     done = 0
     while limit is None or done < limit:
         rows = results.read()
@@ -252,8 +251,7 @@ def work(results: ResultsFile, data: Data, limit: int | None, labels: Sequence[s
         if not waiting:
             return
         cell, start = waiting[0], time.process_time()
-        with using(cell.idea):
-            found = SmallRun(cell, data).train()
+        found = SmallRun(cell, data).train()
         row = {"data": results.data, "towers": "small", **dataclasses.asdict(cell)}
         row |= {"cell": cell.name, **facts(), **found}
         results.append({**row, "cpu_seconds": round(time.process_time() - start, 1)})

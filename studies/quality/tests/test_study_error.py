@@ -12,7 +12,7 @@ from neuclip.catalogue.create import create_loss
 from neuclip.cli.app import main
 
 
-def test_exact_normalizers_are_those_of_a_double_loop():
+def test_exact_normalizers_equal_a_double_loop():
     features = normalize(torch.randn(2, 6, 4, dtype=torch.float64), dim=-1)
     found = exact_of(features, torch.tensor([4, 1]), 7.0, 1e-3)
     for side in (0, 1):
@@ -35,7 +35,7 @@ def test_the_batch_normalizer_has_the_error_of_the_batch():
 
 
 @pytest.mark.parametrize("method", ["isogclr", "fastclip_v2"])
-def test_individual_temperatures_are_those_the_error_is_measured_at(method):
+def test_the_error_is_measured_at_individual_temperatures(method):
     """With an own temperature per anchor, and normalizers that are exact at it: no error."""
     features = normalize(torch.randn(2, 40, 4), dim=-1)
     ids = torch.arange(40) + 3

@@ -12,7 +12,9 @@ from plan import (
     LEADERS,
     LEARNING_RATES,
     NEXT,
+    OURS,
     PEERS,
+    PUBLISHED,
     Cell,
     final_score,
     plan,
@@ -21,11 +23,11 @@ from plan import (
 from report import best_finals, tables
 
 from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
-from neuclip.catalogue.registry import method_info
+from neuclip.catalogue.registry import METHODS, method_info
 from neuclip.config.resolve import resolve
 
 
-def test_every_cell_has_a_name_of_its_own_and_valid_settings():
+def test_cells_have_unique_names_and_valid_settings():
     cells = plan(with_finals(grids()))
     stages = {"tune", "final", "ingredient", "long-ingredient", "batch", "size"}
     assert {cell.stage for cell in cells} == stages
@@ -34,9 +36,9 @@ def test_every_cell_has_a_name_of_its_own_and_valid_settings():
     }
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in cells:
-        config = resolve(cell.config(Path("data"), Path("logs")), 1)
-        assert config.name == cell.name
         assert "/" not in cell.name
+        if cell.method["name"] in METHODS:  # variants: test_study_ideas.py
+            assert resolve(cell.config(Path("data"), Path("logs")), 1).name == cell.name
 
 
 def test_equal_samples_seen():
@@ -47,9 +49,9 @@ def test_equal_samples_seen():
         assert abs(seen - budget) < 0.05 * budget, cell.name
 
 
-def test_what_was_tuned_decides_what_comes_next():
+def test_tuning_decides_later_cells():
     assert {cell.stage for cell in plan({})} == {"tune"}
-    known = grids(("neuclip",))
+    known = grids(("neuclip_pool",))
     assert {c.method["rho"] for c in plan(known) if c.label == "detached"} == {5.0}
     done = grids(("openclip",))
     finals = [cell for cell in plan(done) if cell.stage == "final"]
@@ -66,18 +68,18 @@ def test_what_was_tuned_decides_what_comes_next():
     assert best.lr == LEARNING_RATES[0]
 
 
-def test_temperatures_that_short_runs_do_not_tell_apart_all_run_long():
+def test_temperatures_within_the_margin_all_run_long():
     def finals(rows: dict, label: str) -> list[Cell]:
         return [cell for cell in plan(rows) if cell.stage == "final" and cell.label == label]
 
     close = {"lr0.001-t0": 0.495, "lr0.001-t1": 0.5, "lr0.001-t2": 0.47}
     rows = {
         name: {**row, **row_of(cell, close.get(cell.note, 0.3))}
-        for label in ("neuclip", "rgcl_batch")
+        for label in ("neuclip_pool", "rgcl_batch")
         for name, row in grids((label,)).items()
         for cell in [next(c for c in plan(grids((label,))) if c.name == name)]
     }
-    assert [cell.method["rho"] for cell in finals(rows, "neuclip")] == [5.0]
+    assert [cell.method["rho"] for cell in finals(rows, "neuclip_pool")] == [5.0]
     first, second = finals(rows, "rgcl_batch")
     assert (first.method["rho"], second.method["rho"]) == (3.5, 6.5)
     assert {first.seed, second.seed} == {0}
@@ -95,12 +97,12 @@ def test_temperatures_that_short_runs_do_not_tell_apart_all_run_long():
     ]  # fmt: skip
 
 
-def test_a_peer_runs_long_before_the_grid_of_the_next_begins():
+def test_a_method_runs_long_before_the_next_grid():
     rows = grids(PEERS[:1])
     cells = [cell for cell in plan(rows) if cell.label in PEERS]
     open_cells = [(cell.stage, cell.label) for cell in cells if cell.name not in rows]
     assert open_cells[:2] == [("final", PEERS[0]), ("tune", PEERS[1])]
-    assert {*PEERS, *LEADERS, *NEXT, "neuclip-paper"} == set(CONTENDERS)
+    assert {*PEERS, *LEADERS, *NEXT, PUBLISHED} == set(CONTENDERS)
 
 
 def test_the_higher_rate_is_tried_at_the_best_temperature():
@@ -112,7 +114,7 @@ def test_the_higher_rate_is_tried_at_the_best_temperature():
     assert higher == [tuning_cell("openclip", 2, LEARNING_RATES[1]).name]
 
 
-def test_the_pool_follows_the_batch_as_that_of_the_product_does():
+def test_the_pool_follows_the_batch_as_the_products_pool():
     cells = [cell for cell in plan(with_finals(grids())) if cell.stage == "batch"]
     ours = [cell for cell in cells if cell.label == DEFAULT]
     assert {cell.batch for cell in ours} == {32, 128, 256}
@@ -120,7 +122,7 @@ def test_the_pool_follows_the_batch_as_that_of_the_product_does():
         product = method_info("neuclip_pool").resolve(NeuCLIPPoolSettings(), cell.batch, None)
         sizes = (cell.method["pool_size"], cell.method["gradient_size"])
         assert sizes == (product.pool_size, product.gradient_size)
-    first = {cell.method["num_prototypes"] for cell in cells if cell.label == "neuclip"}
+    first = {cell.method["pool_size"] for cell in cells if cell.label == OURS}
     assert first == {32 * 256}
 
 

@@ -1,6 +1,7 @@
 """Tables and figures."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from made_rows import grids, row_of, with_finals
@@ -11,12 +12,17 @@ from report import (
     accuracy_over_batch,
     between_markers,
     error_over_ratio,
+    summary_table,
     tables,
     write_report,
 )
+from rows import ResultsFile
 
 from neuclip.catalogue.create import create_loss
 from neuclip.errors import UserError
+
+STUDY = Path(__file__).parents[1]
+PAGE = STUDY.parents[1] / "docs" / "study.md"
 
 
 def test_the_batch_table_takes_the_seeds_together():
@@ -66,7 +72,7 @@ def test_tables_show_means_spreads_and_what_is_missing():
     assert "| openclip | temperature 0.03 | 50.0 | 60.0 |" in text
 
 
-def test_ingredients_stand_beside_the_base_of_their_seed():
+def test_ingredients_are_compared_with_the_base_of_their_seed():
     cells = {
         cell.label: cell for cell in plan(grids()) if cell.stage == "ingredient" and not cell.seed
     }
@@ -76,34 +82,35 @@ def test_ingredients_stand_beside_the_base_of_their_seed():
     assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 |" in text
 
 
-def test_changes_of_long_runs_stand_beside_the_final_run():
+def test_changes_of_long_runs_are_compared_with_the_final_run():
     rows = with_finals(grids())
     cells = {cell.label: cell for cell in plan(rows) if cell.stage == "long-ingredient"}
-    assert cells["fresh-gradient"].method["gradient_prototypes"] == 2048
+    assert cells["fresh-gradient"].method["gradient_size"] == 2048
     assert "gamma_decay_epochs" not in cells["detached"].method
     rows |= {cells["detached"].name: row_of(cells["detached"], 0.45)}
     assert "| detached | 1 | 45.0 | 45.0 | -5.0 | 0.040 | 1.50 | 9.00 |" in tables(rows)
 
 
-def test_the_pool_that_has_become_the_default_is_shown_as_the_method():
+def test_the_default_pool_is_shown_as_the_method():
     rows = with_finals(grids())
     cell = next(cell for cell in plan(rows) if cell.label == DEFAULT)
     assert cell.stage == "long-ingredient"
     rows |= {cell.name: row_of(cell, 0.55)}
     text = tables(rows)
-    assert "| neuclip | rho 5 | 1 | 55.0 | 55.0 |" in text
-    assert "| neuclip, 32 batches | rho 5 | 1 | 50.0 | 50.0 |" in text
+    assert "| neuclip_pool | rho 5 | 1 | 55.0 | 55.0 |" in text
+    assert "| neuclip_pool, 32 batches | rho 5 | 1 | 50.0 | 50.0 |" in text
+    assert "| `neuclip_pool` | 64 | 1 | 55.0 | 55.0 | 0.167 |" in summary_table(list(rows.values()))
     assert "| 1.50 | 1.00 | -0.50 | 9.00 | 0.167 |" in text
     made = create_loss(
-        "neuclip", embed_dim=8, global_batch_size=cell.batch, steps_per_epoch=5, gamma=0.4,
+        "neuclip_pool", embed_dim=8, global_batch_size=cell.batch, steps_per_epoch=5, gamma=0.4,
         gamma_decay_epochs=1.0,
     )  # fmt: skip
-    network = made.normalizer.settings
-    assert network.num_prototypes == cell.method["num_prototypes"]
-    assert network.gradient_prototypes == cell.method["gradient_prototypes"]
+    sizes = made.normalizer.settings
+    assert sizes.size == cell.method["pool_size"]
+    assert sizes.gradient_size == cell.method["gradient_size"]
 
 
-def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):
+def test_a_document_keeps_the_text_outside_its_markers(tmp_path):
     path = tmp_path / "study.md"
     begin, end = BEGIN.format(block="small"), END.format(block="small")
     found = between_markers(f"before\n{begin}\nold\n{end}\nafter\n", "new", path, "small")
@@ -112,12 +119,30 @@ def test_a_document_keeps_what_is_outside_of_its_markers(tmp_path):
         between_markers("none", "new", path)
 
 
-def test_two_kinds_of_towers_are_refused():
+def test_full_and_small_encoders_are_not_mixed():
     cells = [tuning_cell("openclip", number, 1e-3) for number in (0, 1)]
     rows = {cells[0].name: row_of(cells[0]), cells[1].name: row_of(cells[1], towers="small")}
-    with pytest.raises(UserError, match="results of full and small towers are not mixed"):
+    with pytest.raises(UserError, match="results of full and small encoders are not mixed"):
         write_report(rows, None, None)
 
 
-def test_no_results_are_said():
+def test_no_results_are_reported():
     assert tables({}) == "Nothing has been run.\n"
+
+
+def test_the_pages_show_the_committed_results():
+    committed = {
+        name: ResultsFile(STUDY / "results" / f"{name}.jsonl", any_code=True).read()
+        for name in ("full", "small")
+    }
+    for path, block, text in (
+        (STUDY / "README.md", "full", tables(committed["full"])),
+        (STUDY / "README.md", "small", tables(committed["small"])),
+        (PAGE, "summary", summary_table(list(committed["full"].values())) + "\n"),
+    ):
+        page = path.read_text(encoding="utf-8")
+        assert between_markers(page, text, path, block) == page, f"{path}: write the report again"
+
+
+def test_the_summary_fits_on_one_page():
+    assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 120

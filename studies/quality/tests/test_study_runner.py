@@ -23,7 +23,7 @@ if "siglip" in name:
 
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
-    """Of two sorts of runs: those of siglip fail."""
+    """A runner whose cells of siglip fail."""
     script = tmp_path / "run.py"
     script.write_text(RUN)
     (tmp_path / "demo.json").write_text("{}")
@@ -67,9 +67,11 @@ def test_the_runner_takes_the_cells_it_is_asked_for(runner, monkeypatch, globs, 
     assert set(runner.results.read()) == {names[place] for place in taken}
 
 
-def test_a_run_without_a_result_stops_the_runner_and_tells_its_last_words(runner, monkeypatch):
+def test_a_run_without_a_result_stops_the_runner_and_shows_its_log(runner, monkeypatch):
     planned(monkeypatch, ["siglip"])
-    with pytest.raises(UserError, match=r"code 1 and without a result[\s\S]*no such thing"):
+    with pytest.raises(
+        UserError, match=r"exited with code 1 and without a result[\s\S]*no such thing"
+    ):
         runner.run()
 
 
