@@ -1,4 +1,4 @@
-"""A local HTTP server that breaks in every way a real one does, when it is told to."""
+"""A local HTTP server that fails on request, in every way a real one does."""
 
 import threading
 import time

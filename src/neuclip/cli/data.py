@@ -159,7 +159,8 @@ def pack_data(command: Pack) -> int:
     samples = sum(shard.samples for shard in packed.shards)
     size = in_bytes(sum(shard.size for shard in packed.shards))
     again = f"; {packed.reused:,} of them existed already" if packed.reused else ""
-    print(f"{samples:,} samples in {len(packed.shards):,} shards ({size}){again}")
+    shards = f"{len(packed.shards):,} shard{'s' if len(packed.shards) != 1 else ''}"
+    print(f"{samples:,} samples in {shards} ({size}){again}")
     print(f"written to {command.out}")
     if packed.log.total:
         print(f"left out: {packed.log.summary()}; see {command.out / 'pack_report.json'}")

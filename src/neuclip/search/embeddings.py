@@ -5,7 +5,6 @@ in the source each picture is, ascending), and `damage.json`. It appears when it
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from torch import Tensor
 from neuclip.data.batch import Unreadable
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import evaluation_loader, evaluation_requests
+from neuclip.data.progress import Progress
 from neuclip.data.sources.source import Source, content_digest
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
 from neuclip.files import cache_home, folder_when_complete
 
-Progress = Callable[[str, int, int], None]
 _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
 
 

@@ -15,7 +15,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def _picture(number: int, extension: str = "png", side: int = 4) -> bytes:
-    """An image file of one colour that tells its number."""
+    """An image file of one colour, which encodes its number."""
     buffer = io.BytesIO()
     kind = {"jpg": "jpeg", "tif": "tiff"}.get(extension, extension)
     Image.new("RGB", (side, side), (number % 256, number // 256, 7)).save(buffer, kind)

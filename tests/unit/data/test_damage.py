@@ -89,7 +89,7 @@ def test_paths_that_lead_out_are_named_and_left_out(tmp_path, write_tar, pairs, 
     assert kinds(index.damage) == [("member_name", path) for path in sorted(expected)]
 
 
-def test_a_repeated_key_is_told_once_and_the_first_is_kept(tmp_path, write_tar, pairs, picture):
+def test_a_repeated_key_is_reported_once_and_the_first_is_kept(tmp_path, write_tar, pairs, picture):
     def sample(key, number):
         return [(f"{key}.png", picture(number)), (f"{key}.txt", str(number).encode())]
 
@@ -166,7 +166,7 @@ def damage_of(kind, shard="0.tar", key="a"):
     return Damage(shard, key, kind, "detail")
 
 
-def test_a_scan_is_judged_by_the_size_of_the_data_not_by_the_first_step():
+def test_the_limit_on_indexing_counts_all_data_not_the_first_step():
     lost = [damage_of("shard", f"{n}.tar", "") for n in range(9)]
     log = DamageLog()
     log.add(lost)
@@ -309,7 +309,7 @@ def _damaged_shard(chance, number):
     return b"".join(content for content, _ in pieces) + end, done
 
 
-def test_500_randomly_damaged_shards_are_counted_exactly(tmp_path):
+def test_500_randomly_corrupted_shards_are_counted_exactly(tmp_path):
     chance = random.Random(2026)
     shards, expected, by_shard = [], Counter(), {}
     for number in range(500):
@@ -338,7 +338,7 @@ def test_500_randomly_damaged_shards_are_counted_exactly(tmp_path):
     assert not list(tmp_path.glob("*.jpg"))
 
 
-def test_training_over_damaged_shards_ends_with_whole_batches(tmp_path):
+def test_training_on_corrupt_shards_fills_all_batches(tmp_path):
     chance = random.Random(7)
     shards, lost = [], 0
     for number in range(60):

@@ -140,7 +140,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_no_picture(name):
+def test_files_that_are_not_images(name):
     content, kind = BROKEN[name]
     found = refused(content)
     assert found.kind == kind

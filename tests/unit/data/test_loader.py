@@ -102,7 +102,7 @@ def test_order_is_the_same_everywhere():
     assert draw(2026, 3, 7) == 2113454037736225881
 
 
-def test_what_an_epoch_is_in_words():
+def test_description_of_an_epoch():
     assert describe_epoch(Layout.of("x", [100]), 100, 32) == (
         "an epoch is 96 samples: 3 steps of 32; each epoch drops a different 4 of the 100 samples"
     )
@@ -240,7 +240,7 @@ def test_windows_of_a_loader(index, monkeypatch):
     assert len(set(blocks_read(loader(index, 7, window=0))[:14])) > 1
 
 
-def test_source_is_told_what_comes_next(index, monkeypatch):
+def test_source_learns_which_blocks_come_next(index, monkeypatch):
     told = []
     monkeypatch.setattr(index, "expect", told.append, raising=False)
     train = loader(index, 7, window=1)
@@ -299,7 +299,7 @@ def damaged(tmp_path_factory, write_tar, pairs, picture):
     return build_index([write_tar(tmp_path_factory.mktemp("bad") / "0.tar", members)])
 
 
-def test_damaged_samples_are_replaced_and_named(damaged):
+def test_corrupt_samples_are_replaced_and_named(damaged):
     expected = contents(loader(damaged, 22))
     assert contents(loader(damaged, 22, workers=1)) == expected
     (batch,) = loader(damaged, 22)

@@ -203,7 +203,7 @@ def test_order_travels_to_other_processes_without_its_memory():
     assert epoch(pickle.loads(packed)) == expected
 
 
-def test_mixture_in_words():
+def test_description_of_a_mixture():
     layout = mixed(([60, 40], 1.0), ([50], 2.5), ([80], 0.25))
     text = describe_epoch(layout, layout.visits, 20)
     assert text == (

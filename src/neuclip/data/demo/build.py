@@ -87,7 +87,7 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _Drawing:
     glyph: Glyph
     caption: str
     class_index: int | None
@@ -217,7 +217,7 @@ def _draw_all(faces: Sequence[Face], settings: _Settings, progress: Progress) ->
     return glyphs
 
 
-def _split(glyphs: Sequence[Glyph], settings: _Settings) -> dict[str, list[_Sample]]:
+def _split(glyphs: Sequence[Glyph], settings: _Settings) -> dict[str, list[_Drawing]]:
     known = [glyph for glyph in glyphs if glyph.face.name != UNSEEN_FACE]
     wanted = UNSEEN_CHARACTERS
     if settings.characters is not None:
@@ -230,11 +230,11 @@ def _split(glyphs: Sequence[Glyph], settings: _Settings) -> dict[str, list[_Samp
     }
     in_train = {glyph.png for glyph in parts["train"]}
     parts["train"].sort(key=lambda g: _random(settings.seed, "order", g.face.name, g.codepoint))
-    samples: dict[str, list[_Sample]] = {}
+    samples: dict[str, list[_Drawing]] = {}
     for split, members in parts.items():
         classes = {name: index for index, name in enumerate(_class_names(members))}
         samples[split] = [
-            _Sample(
+            _Drawing(
                 glyph=glyph,
                 caption=_caption(glyph, settings.seed),
                 class_index=None if split == "train" else classes[glyph.name],
@@ -270,7 +270,7 @@ def _class_names(glyphs: Iterable[Glyph]) -> list[str]:
     return [name for _, name in sorted({(glyph.codepoint, glyph.name) for glyph in glyphs})]
 
 
-def _templates(split: str, samples: Sequence[_Sample]) -> list[str]:
+def _templates(split: str, samples: Sequence[_Drawing]) -> list[str]:
     """Zero-shot prompts in the wording of the captions.
 
     For the unseen face, whose style is known: every caption in that style. For unseen characters:
@@ -282,7 +282,7 @@ def _templates(split: str, samples: Sequence[_Sample]) -> list[str]:
 
 
 def _write(
-    out: Path, splits: dict[str, list[_Sample]], settings: _Settings, progress: Progress
+    out: Path, splits: dict[str, list[_Drawing]], settings: _Settings, progress: Progress
 ) -> Counts:
     pairs = sum(map(len, splits.values()))
     trained = {sample.glyph.name for sample in splits["train"]}
@@ -318,7 +318,7 @@ def _write(
     return counts
 
 
-def _write_split(folder: Path, split: str, samples: Sequence[_Sample]) -> dict[str, int]:
+def _write_split(folder: Path, split: str, samples: Sequence[_Drawing]) -> dict[str, int]:
     """Writes one split; returns the sizes of its shards by their path relative to the data."""
     keyed = ((f"{position:08d}", sample) for position, sample in enumerate(samples))
     members = ((key, _members(key, sample)) for key, sample in keyed)
@@ -334,7 +334,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _members(key: str, sample: _Sample) -> dict[str, bytes]:
+def _members(key: str, sample: _Drawing) -> dict[str, bytes]:
     glyph = sample.glyph
     record: dict[str, str | bool] = {
         "key": key,

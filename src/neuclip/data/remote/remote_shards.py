@@ -35,7 +35,7 @@ WINDOW = 16
 At 10,000 samples each, the window is thirty times open_clip's shuffle buffer.
 """
 
-_OPEN_SHARDS = 256  # at most so many shards stay open in each process
+_OPEN_SHARDS = 256  # limit of open shards in each process
 _SAME_START = 30.0  # seconds: a more recent failure is from another process of this run
 _AT_ONCE = 4  # simultaneous downloads for counting
 _log = logging.getLogger(__name__)

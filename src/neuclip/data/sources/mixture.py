@@ -100,7 +100,7 @@ def parse_factors(text: str, sources: int) -> list[float]:
         sources: number of sources.
 
     Raises:
-        UserError: a factor is not a number above 0, or their number is not that of the sources.
+        UserError: a factor is not a number above 0, or there is not one per source.
     """
     flag = f"--train-data-upsampling-factors {text}"
     try:

@@ -91,6 +91,8 @@ def _check_end(file: BinaryIO, position: int) -> None:
 def _not_a_header(header: bytes, position: int) -> str:
     if not header:
         return "ends without an end mark: it may be truncated" if position else "is empty"
+    if len(header) < BLOCK and position:
+        return f"is truncated at byte {position + len(header)}, inside a header"
     if position:
         return f"is invalid from byte {position} on"
     for magic, name in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")):

@@ -53,7 +53,7 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
     if found.good:
         widths, heights = np.array(found.sizes).T
         rows += [
-            ("images", f"{_median(widths)} x {_median(heights)} pixels (medians), "
+            ("images", f"median {_median(widths)} x {_median(heights)} pixels, "
                          f"shorter side {_range(np.minimum(widths, heights))}"),
             ("image files", f"{in_bytes(float(np.mean(found.image_bytes)))} on average; "
                             f"{_counts(found.formats)}; colours {_counts(found.modes)}"),

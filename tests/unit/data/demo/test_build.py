@@ -33,7 +33,7 @@ def faces():
 
 @pytest.fixture(scope="module")
 def full_dir(tmp_path_factory):
-    """The whole embedded data set, made where types are not checked: that doubles the time."""
+    """The full demo data, built without type checks, which double the time."""
     out = tmp_path_factory.mktemp("full") / "demo"
     code = (
         "import sys, pathlib, neuclip.data.demo.build as d; d.build_demo(pathlib.Path(sys.argv[1]))"
@@ -91,7 +91,7 @@ def test_names_are_unicode_names(faces):
 
 @pytest.mark.parametrize("size", [16, 32, 61])
 @pytest.mark.parametrize("name", ["DejaVu Sans Bold Oblique", "STIXGeneral Italic"])
-def test_every_glyph_is_whole_and_visible(faces, name, size):
+def test_every_glyph_is_complete_and_visible(faces, name, size):
     glyphs = list(draw_face(faces[name], size))
     assert len(glyphs) > 1000
     for glyph in glyphs:
@@ -114,7 +114,7 @@ def test_characters_without_ink_are_left_out(faces):
 
 
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=20))
-def test_groups_of_names_share_no_picture_and_cannot_be_split(pairs):
+def test_groups_of_names_share_no_image_and_cannot_be_split(pairs):
     face = Face("F", "F", "regular sans", Path("f.ttf"), "0", {n: f"name {n}" for n in range(13)})
     glyphs = [Glyph(face, name, bytes([picture])) for name, picture in pairs]
     groups = names_by_shared_image(glyphs)
@@ -210,7 +210,7 @@ def test_training_shards_have_no_classes_and_integer_keys(demo_dir):
 
 
 @pytest.mark.slow
-def test_the_whole_set(full_dir):
+def test_the_full_data(full_dir):
     counts = json.loads((full_dir / "demo.json").read_text())["splits"]
     splits = {split: read_split(full_dir / split) for split in SPLITS}
     assert sum(map(len, splits.values())) >= 50_000
@@ -274,7 +274,7 @@ def test_a_strange_description_is_named(tmp_path, content):
         tiny_demo(tmp_path, characters=8)
 
 
-def test_a_damaged_set_is_not_reused(tmp_path):
+def test_incomplete_data_are_not_reused(tmp_path):
     tiny_demo(tmp_path / "demo", characters=8)
     (tmp_path / "demo" / "train" / "00000.tar").write_bytes(b"")
     with pytest.raises(UserError, match=r"incomplete: .*train/00000\.tar"):
@@ -299,7 +299,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_build_says_how_far_it_is(tmp_path, monkeypatch, faces):
+def test_a_build_reports_progress(tmp_path, monkeypatch, faces):
     few = [faces[UNSEEN_FACE], faces["STIXGeneral Italic"]]
     monkeypatch.setattr("neuclip.data.demo.build.find_faces", lambda fonts: tuple(few))
     said = []
@@ -325,7 +325,7 @@ def test_leftovers_of_a_killed_build_are_removed(tmp_path):
 # --- what users get wrong
 
 
-def test_picture_size_too_small(tmp_path):
+def test_image_size_too_small(tmp_path):
     with pytest.raises(UserError, match="at least 16 pixels"):
         build_demo(tmp_path / "demo", size=8)
 

@@ -113,7 +113,7 @@ def big(shards, server):
     return content
 
 
-def test_fetches_whole(server, big, partial):
+def test_downloads_the_full_file(server, big, partial):
     sizes = []
     digest = fetch(f"{server.url}/big.bin", partial, Expected(), QUICK, sizes.append)
     assert partial.read_bytes() == big
@@ -338,7 +338,7 @@ def test_pipe(opened, shards):
     assert captions(opened(command, allow_pipe=True)) == EXPECTED
 
 
-def test_pipe_that_fails_says_why(opened, shards, tmp_path):
+def test_failing_pipe_gives_the_reason(opened, shards, tmp_path):
     flag = tmp_path / "fails"
     failing = "echo first >&2; echo last >&2; exit 3"
     spec = f"pipe:if [ -e {flag} ]; then {failing}; fi; cat {shards}/0.tar"
@@ -460,7 +460,7 @@ def test_travels_to_other_processes(opened, with_manifest):
 def test_folder_that_cannot_be_written(server, tmp_path):
     (tmp_path / "cache").write_text("in the way")
     cache = ShardCache(tmp_path / "cache", 10**6, PATIENT)
-    with pytest.raises(UserError, match=r"--cache-dir .* cannot be written"):
+    with pytest.raises(UserError, match=r"--cache-dir .* is not writable"):
         cache.lease(RemoteShard(f"{server.url}/0.tar"))
 
 

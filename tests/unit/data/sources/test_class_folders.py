@@ -16,7 +16,7 @@ def folder(tmp_path, picture):
     return tmp_path
 
 
-def test_pictures_by_class_in_order(folder):
+def test_images_by_class_in_order(folder):
     source = pickle.loads(pickle.dumps(ClassFolders(folder, ["b", "a", "c"])))
     found = [source.read(position) for position in range(len(source))]
     assert [each.key for each in found] == ["b/1", "b/2", "a/deep/3", "c/4"]
@@ -24,13 +24,13 @@ def test_pictures_by_class_in_order(folder):
     assert {each.caption for each in found} == {""}
 
 
-def test_a_class_without_pictures(folder):
+def test_a_class_without_images(folder):
     (folder / "d").mkdir()
     with pytest.raises(UserError, match="d: no images of this class"):
         ClassFolders(folder, ["a", "d"])
 
 
-def test_a_damaged_picture_is_named(folder):
+def test_a_corrupt_image_is_named(folder):
     (folder / "a/deep/3.jpg").write_bytes(b"no image")
     with pytest.raises(SampleError) as caught:
         ClassFolders(folder, ["b", "a"]).read(2)

@@ -215,7 +215,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_samples_say_what_is_wrong(tmp_path, write_tar, pairs, picture, name):
+def test_corrupt_samples_give_the_reason(tmp_path, write_tar, pairs, picture, name):
     kind, members = DAMAGED[name]
     shard = write_tar(tmp_path / "0.tar", [*pairs([0]), *members(picture), *pairs([2])])
     index = build_index([shard])
@@ -239,7 +239,7 @@ def test_damaged_samples_say_what_is_wrong(tmp_path, write_tar, pairs, picture, 
         (b'{"caption": "caf\xe9"}', "caption_encoding"),
     ],
 )
-def test_damaged_json_captions(tmp_path, write_tar, picture, record, kind):
+def test_corrupt_json_captions(tmp_path, write_tar, picture, record, kind):
     shard = write_tar(tmp_path / "0.tar", [("d.png", picture(1)), ("d.json", record)])
     with pytest.raises(SampleError) as error:
         build_index([shard], caption_key="caption").read(0)
@@ -270,7 +270,7 @@ def _garbage_inside(content):
         (_garbage_inside, 1, "is invalid from byte 3072"),
     ],
 )
-def test_damaged_shard_keeps_what_is_good(tmp_path, write_tar, pairs, damage, kept, message):
+def test_corrupt_shard_keeps_the_good_samples(tmp_path, write_tar, pairs, damage, kept, message):
     good = write_tar(tmp_path / "good.tar", pairs([10]))
     bad = write_tar(tmp_path / "bad.tar", pairs(range(4)))
     bad.write_bytes(damage(bad.read_bytes()))
@@ -385,7 +385,7 @@ def test_changed_shard_is_scanned_again(tmp_path, write_tar, pairs):
 
 
 @pytest.mark.parametrize("spoil", [lambda b: b"", lambda b: b[:100], lambda b: b"x" * len(b)])
-def test_damaged_index_file_is_made_again(tmp_path, write_tar, pairs, spoil):
+def test_corrupt_index_file_is_rebuilt(tmp_path, write_tar, pairs, spoil):
     shard = write_tar(tmp_path / "0.tar", pairs(range(3)))
     build_index([shard])
     saved = tmp_path / ".neuclip" / "0.tar.index.npz"

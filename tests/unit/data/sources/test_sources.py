@@ -109,7 +109,7 @@ def test_table_as_spreadsheets_write_it(tmp_path, images):
     assert [source.read(n).caption for n in range(2)] == ['one, "two"\nthree', "x"]
 
 
-def test_damaged_rows_say_what_is_wrong(tmp_path, images, picture):
+def test_corrupt_rows_give_the_reason(tmp_path, images, picture):
     (images / "bad.png").write_bytes(b"no picture")
     lines = [
         b"filepath\ttitle",
@@ -224,7 +224,7 @@ def test_folders_that_are_no_data(tmp_path, images):
 # --- parquet and Hugging Face datasets
 
 
-def test_without_pyarrow_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_without_pyarrow_the_message_names_the_package(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 

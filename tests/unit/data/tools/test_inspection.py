@@ -56,7 +56,7 @@ def test_counts_sizes_and_damage(shards):
     assert found.epoch_seconds(2) == 2.5
 
 
-def test_examples_are_small_pictures(shards):
+def test_examples_are_thumbnails(shards):
     found = inspect(build_index([shards]), "mine", 100, examples=5)
     assert [example.key for example in found.examples] == ["a", "b", "c"]
     assert found.examples[1].size == (640, 480)

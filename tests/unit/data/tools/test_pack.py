@@ -63,7 +63,7 @@ def test_packs_what_is_good_and_reports_the_rest(table, tmp_path):
     assert [index.sample_id(n) for n in range(len(index))] == GOOD
 
 
-def test_manifest_tells_sizes_checksums_and_counts(table, tmp_path):
+def test_manifest_contains_sizes_checksums_and_counts(table, tmp_path):
     found = packed(table, tmp_path / "out")
     entries = parse_manifest((tmp_path / "out" / "manifest.json").read_bytes())
     assert list(entries) == [f"{number:05d}.tar" for number in range(5)]
@@ -147,7 +147,7 @@ def test_two_processes_do_not_fill_one_folder(table, tmp_path):
             packed(table, tmp_path / "out")
 
 
-def test_no_room_is_told(table, tmp_path, monkeypatch):
+def test_full_disk(table, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
