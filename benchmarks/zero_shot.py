@@ -32,9 +32,10 @@ from photographs import photograph
 from torch.nn.functional import normalize
 
 from neuclip.data.shard_writer import write_shards
-from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
 from neuclip.evaluation.datacomp.sets import open_task
 from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.evaluate import evaluate
+from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.model.clip import build_clip
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,9 +106,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_set(Path(folder) / task.folder, args.samples)
         encoder = Waiting(args.rate)
-        settings = BenchmarkSettings(batch_size=args.batch_size, workers=args.workers)
+        settings = EvaluationSettings(batch_size=args.batch_size, workers=args.workers)
         start, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
-        Benchmark(encoder, settings).judge(open_task(Path(folder), task))
+        evaluate(EvaluatedModel(encoder), open_task(Path(folder), task), settings)
         end = time.perf_counter()
         thread, cpu = time.thread_time() - thread, time.process_time() - cpu
         total = end - start

@@ -1,4 +1,4 @@
-"""How the processes of the pool judge; imported by them."""
+"""Evaluations for the processes of the pool, which import this module."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from datacomp_sets import CodedTowers
 from neuclip import create_loss
 from neuclip.cli.app import main
 from neuclip.errors import UserError
-from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.datacomp.sets import open_tasks
 from neuclip.evaluation.datacomp.suite import load_suite
-from neuclip.evaluation.datacomp.suite_run import open_sets, run_benchmark
 from neuclip.evaluation.embed import encode_split, start_reading
-from neuclip.evaluation.split_evaluation import JudgeSettings, judge_split
+from neuclip.evaluation.evaluate import evaluate, evaluate_sets
+from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.evaluation.splits import open_split
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.clip import build_clip
@@ -24,7 +24,7 @@ from neuclip.parallel.work_sharing import from_main, share_out
 from neuclip.training import evaluating
 
 # One more than a batch, so that shares are uneven, and with 3 processes some have none.
-SETTINGS = JudgeSettings(batch_size=24, workers=0, normalizer_batch_size=20)
+SETTINGS = EvaluationSettings(batch_size=24, workers=0)
 
 
 def encoder() -> Encoder:
@@ -52,27 +52,25 @@ def trained_loss(name: str, state: dict[str, Any] | None = None) -> PairLoss:
     return loss
 
 
-def judge(folder: Path, name: str, state: dict[str, Any], gallery: Path) -> Any:
-    """Metrics of a split, the features they come from, and what predicting left of the loss."""
+def evaluate_own(folder: Path, name: str, state: dict[str, Any]) -> Any:
+    """The evaluation of a split, its features, and the loss's state after predicting."""
     torch.set_num_threads(1)
     towers, loss = encoder(), trained_loss(name, state)
-    own = gallery.with_suffix(f".{collectives.rank()}")
-    metrics = judge_split(towers, folder, SETTINGS, loss, logit_scale=10.0, gallery=own)
+    found = evaluate(EvaluatedModel(towers, loss, 10.0, 20), open_split(folder), SETTINGS)
     encoded = encode_split(towers, start_reading(towers, open_split(folder).index, 24, 0))
-    return metrics, encoded, loss.state_dict(), own.exists()
+    return found.metrics, encoded, loss.state_dict(), found.gallery
 
 
-def judge_suite(data_dir: Path, results: Path) -> dict[str, dict[str, float]]:
+def evaluate_suite(data_dir: Path, results: Path) -> dict[str, dict[str, float]]:
     """The whole suite with towers that know the answers."""
     torch.set_num_threads(1)
-    benchmark = Benchmark(CodedTowers(), BenchmarkSettings(batch_size=4, workers=0))
-    sets = open_sets(data_dir, load_suite().select())
-    found = run_benchmark(benchmark, sets, "c", results)
-    return {key: result.metrics for key, result in found.items()}
+    model, settings = EvaluatedModel(CodedTowers()), EvaluationSettings(batch_size=4, workers=0)
+    walk = evaluate_sets(model, open_tasks(data_dir, load_suite().select()), settings, results, "c")
+    return {done.data.key: done.result.metrics for done in walk}
 
 
 def refused(data_dir: Path) -> tuple[str, str, str]:
-    """What each process says of a damaged set, and of work that fails on the last one only."""
+    """Each rank's errors for a corrupt set, a missing set, and work that fails on the last rank."""
     torch.set_num_threads(1)
 
     def fail(pieces: range) -> list[int]:
@@ -80,19 +78,19 @@ def refused(data_dir: Path) -> tuple[str, str, str]:
             raise UserError(f"rank {collectives.rank()} cannot do {list(pieces)}")
         return list(pieces)
 
-    said: list[str] = []
+    messages: list[str] = []
     task = load_suite().select(["mnist"])
-    benchmark = Benchmark(CodedTowers(), BenchmarkSettings(batch_size=4, workers=0))
+    model, settings = EvaluatedModel(CodedTowers()), EvaluationSettings(batch_size=4, workers=0)
     for work in (
-        lambda: benchmark.judge(open_sets(data_dir, task)[0]),
-        lambda: open_sets(data_dir, load_suite().select(["cifar10"])),
+        lambda: evaluate(model, open_tasks(data_dir, task)[0], settings),
+        lambda: open_tasks(data_dir, load_suite().select(["cifar10"])),
         lambda: share_out(5, fail),
     ):
         try:
             work()
         except UserError as error:
-            said.append(str(error))
-    return said[0], said[1], said[2]
+            messages.append(str(error))
+    return messages[0], messages[1], messages[2]
 
 
 def run(line: list[str]) -> None:
@@ -111,7 +109,7 @@ def short_prompts() -> tuple[list[str], list[str]]:
 
 
 def sharing() -> dict[str, Any]:
-    """The helpers that judging rests on, as each process sees them."""
+    """Results of the helpers that evaluation uses, on each rank."""
     rank = collectives.rank()
     with collectives.alone():
         alone = (collectives.world_size(), collectives.rank(), collectives.is_main())

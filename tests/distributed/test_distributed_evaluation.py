@@ -1,11 +1,11 @@
-"""Several processes judge exactly as one: every metric, every feature, to the last bit."""
+"""Several ranks evaluate exactly as one: every metric, every feature, to the last bit."""
 
 import json
 from dataclasses import fields
 
 import pytest
 import torch
-from evaluation_tasks import judge, judge_suite, refused, run, sharing, trained_loss
+from evaluation_tasks import evaluate_own, evaluate_suite, refused, run, sharing, trained_loss
 
 from datacomp_sets import write_imagenet, write_suite
 from neuclip.evaluation.results import read_eval_results
@@ -14,31 +14,29 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("neuclip_pool", (2, 3)), ("siglip", (2,))])
-def test_a_split_is_judged_as_by_one_process(pool, demo_dir, tmp_path, name, sizes):
+def test_a_split_is_evaluated_as_by_one_process(pool, demo_dir, name, sizes):
     folder, state = demo_dir / "unseen_character", trained_loss(name).state_dict()
-    metrics, encoded, _, wrote = judge(folder, name, state, tmp_path / "alone")
-    assert wrote
+    metrics, encoded, _, gallery = evaluate_own(folder, name, state)
     assert ("normalizer_mse" in metrics) == (name != "siglip")
     assert len(encoded) % 24  # an incomplete batch
     for size in sizes:
-        ranks = pool.run(size, judge, folder, name, state, tmp_path / f"of-{size}")
-        for rank, (own, features, after, gallery) in enumerate(ranks):
+        ranks = pool.run(size, evaluate_own, folder, name, state)
+        for rank, (own, features, after, shown) in enumerate(ranks):
             assert own == metrics
-            assert gallery == (rank == 0)
+            assert shown == (gallery if rank == 0 else None)
             assert after.keys() == state.keys()
             for field in fields(encoded):
                 one, other = getattr(encoded, field.name), getattr(features, field.name)
                 assert torch.equal(one, other) if torch.is_tensor(one) else one == other
-    assert (tmp_path / "of-2.0").read_bytes() == (tmp_path / "alone.0").read_bytes()
 
 
-def test_the_suite_is_judged_as_by_one_process(pool, tmp_path):
+def test_the_suite_is_evaluated_as_by_one_process(pool, tmp_path):
     answers = write_suite(tmp_path / "sets")
-    one = judge_suite(tmp_path / "sets", tmp_path / "one.jsonl")
+    one = evaluate_suite(tmp_path / "sets", tmp_path / "one.jsonl")
     for key, answer in answers.items():
         assert {k: one[key][k] for k in answer} == pytest.approx(answer, abs=1e-7), key
     results = tmp_path / "three.jsonl"
-    assert pool.run(3, judge_suite, tmp_path / "sets", results) == [one] * 3
+    assert pool.run(3, evaluate_suite, tmp_path / "sets", results) == [one] * 3
     assert {line.key: line.metrics for line in read_eval_results(results)} == one
 
 
@@ -53,7 +51,7 @@ def test_what_one_process_meets_ends_all_with_one_message(pool, tmp_path):
         ranks = pool.run(size, refused, tmp_path)
         assert all(rank == ranks[0] for rank in ranks)
         damaged, missing, failed = ranks[0]
-        assert damaged.startswith("mnist: an evaluation split must be whole: ")
+        assert damaged.startswith("mnist: an evaluation set must be complete: ")
         assert "1.tar" in damaged
         assert missing.startswith("cifar10: no evaluation set at")
         assert failed.startswith(f"rank {size - 1} cannot do [")
@@ -75,10 +73,10 @@ def test_helpers(pool):
 def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
     pool, demo_dir, tmp_path
 ):
-    """Splits with the normalizer's error, ImageNet, and tasks; also by one process alone."""
+    """Splits with the normalizer's error, ImageNet, and tasks; also with a single rank."""
     write_suite(tmp_path / "sets", keys=["mnist", "winogavil"])
     write_imagenet(tmp_path / "imagenet")
-    judged = [
+    data = [
         "--val-data", str(demo_dir / "unseen_character"), "--imagenet-val",
         str(tmp_path / "imagenet"), "--eval-tasks", "mnist,winogavil", "--eval-data-dir",
         str(tmp_path / "sets"), "--eval-samples", "150", "--val-batch-size", "24",
@@ -89,20 +87,20 @@ def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
         "--train-num-samples", "40", "--batch-size", "10", "--epochs", "1", "--warmup", "1",
         "--logs-dir", str(tmp_path / "logs"), "--name", "two",
     ]  # fmt: skip
-    pool.run(2, run, ["train", *judged, *train])
+    pool.run(2, run, ["train", *data, *train])
     two = records(tmp_path / "logs" / "two")
     assert list(two) == ["unseen_character", "imagenet-val@150", "mnist", "misc/winogavil"]
     assert two["unseen_character"]["normalizer_mse"] > 0
     assert two["imagenet-val@150"]["partial_of"] == 1000
     resume = ["--epochs", "0", "--resume", str(tmp_path / "logs/two/checkpoints/epoch_1.pt")]
-    again = [*judged, *resume, "--logs-dir", str(tmp_path / "logs"), "--name", "one"]
+    again = [*data, *resume, "--logs-dir", str(tmp_path / "logs"), "--name", "one"]
     run(["train", *again])
     assert records(tmp_path / "logs" / "one") == two
     results = "eval_results/epoch_1_eval_results.jsonl"
     written = [(tmp_path / "logs" / name / results).read_text() for name in ("one", "two")]
     assert written[0] == written[1]
     (tmp_path / "logs/two" / results).unlink()
-    # Prototypes of two processes; three judge.
+    # A checkpoint of two ranks, evaluated by three.
     pool.run(3, run, ["eval", str(tmp_path / "logs/two"), "--batch-size", "24", "--workers", "0"])
     (line,) = read_eval_results(tmp_path / "logs/two" / results)
     assert (line.key, line.metrics) == ("unseen_character", two["unseen_character"])

@@ -16,17 +16,23 @@ import torch
 from datacomp_sets import CodedTowers, write_suite
 from integration.conftest import kill_group, wait_for
 from neuclip.cli.app import main
-from neuclip.errors import UserError
-from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
+from neuclip.evaluation.datacomp.sets import open_tasks
 from neuclip.evaluation.datacomp.suite import load_suite
-from neuclip.evaluation.datacomp.suite_run import main_scores, open_sets, run_benchmark
+from neuclip.evaluation.evaluate import evaluate_sets
+from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.evaluation.outcomes import read_outcomes
 from neuclip.evaluation.results import read_eval_results
 from neuclip.model.clip import build_clip
 from neuclip.run_folder import outcomes_path
 
 SUITE = load_suite()
-SETTINGS = BenchmarkSettings(batch_size=8, workers=0)
+SETTINGS = EvaluationSettings(batch_size=8, workers=0)
+
+
+def run(towers, sets, checkpoint, out, settings=SETTINGS):
+    """The results by key."""
+    walk = evaluate_sets(EvaluatedModel(towers), sets, settings, out, checkpoint)
+    return {done.data.key: done.result for done in walk}
 
 
 @pytest.fixture
@@ -72,9 +78,9 @@ def results_of(run_folder):
 def test_all_38_tasks_give_the_known_answers(data, tmp_path):
     data_dir, answers = data
     towers = CodedTowers()
-    sets = open_sets(data_dir, SUITE.select())
+    sets = open_tasks(data_dir, SUITE.select())
     out = tmp_path / "results.jsonl"
-    found = run_benchmark(Benchmark(towers, SETTINGS), sets, "c" * 64, out)
+    found = run(towers, sets, "c" * 64, out)
     assert found.keys() == answers.keys() == SUITE.tasks.keys()
     for key, answer in answers.items():
         metrics = found[key].metrics
@@ -87,7 +93,8 @@ def test_all_38_tasks_give_the_known_answers(data, tmp_path):
     assert towers.images_seen == sum(len(task_set.index) for task_set in sets)
     main_metrics = [found[key].metrics["main_metric"] for key in answers]
     assert 0.1 < sum(main_metrics) / 38 < 0.9  # sets that any model gets right would prove nothing
-    average = SUITE.average("datacomp", main_scores(out))
+    scores = {key: found[key].metrics["main_metric"] for key in answers}
+    average = SUITE.average("datacomp", scores)
     assert average.value == pytest.approx(sum(main_metrics) / 38)
     assert (average.done, average.total) == (38, 38)
 
@@ -96,7 +103,7 @@ def test_lines_are_as_datacomp_reads_them(data, tmp_path):
     data_dir, _ = data
     tasks = SUITE.select(["cifar100", "fmow"])
     out = tmp_path / "results.jsonl"
-    run_benchmark(Benchmark(CodedTowers(), SETTINGS), open_sets(data_dir, tasks), "c", out)
+    run(CodedTowers(), open_tasks(data_dir, tasks), "c", out)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["key"] for line in lines] == ["vtab/cifar100", "wilds/fmow"]
     assert [line["dataset"] for line in lines] == ["CIFAR-100", "FMoW"]
@@ -109,61 +116,52 @@ def test_class_vectors_of_one_list_are_computed_once(data, tmp_path):
     for name in ("wds_imagenet1k_test", "wds_imagenetv2_test"):
         shutil.copytree(data_dir / "wds_imagenet1k_test", tmp_path / "sets" / name)
     towers = CodedTowers()
-    sets = open_sets(tmp_path / "sets", SUITE.select(["imagenet1k", "imagenetv2"]))
-    run_benchmark(Benchmark(towers, SETTINGS), sets, "c", tmp_path / "r.jsonl")
+    sets = open_tasks(tmp_path / "sets", SUITE.select(["imagenet1k", "imagenetv2"]))
+    run(towers, sets, "c", tmp_path / "r.jsonl")
     assert towers.texts_seen == 2 * len(sets[0].classnames)  # two templates
 
 
 class TestReuse:
     @pytest.fixture
-    def judge(self, data, tmp_path):
+    def evaluate(self, data, tmp_path):
         sets = tmp_path / "sets"
         for name in ("wds_cifar10_test", "wds_mnist_test"):
             shutil.copytree(data[0] / name, sets / name)
 
-        def judge(checkpoint="c", settings=SETTINGS):
+        def evaluate(checkpoint="c", settings=SETTINGS):
             towers = CodedTowers()
-            opened = open_sets(sets, SUITE.select(["cifar10", "mnist"]))
-            run_benchmark(Benchmark(towers, settings), opened, checkpoint, tmp_path / "r.jsonl")
+            opened = open_tasks(sets, SUITE.select(["cifar10", "mnist"]))
+            run(towers, opened, checkpoint, tmp_path / "r.jsonl", settings)
             return towers.images_seen
 
-        judge.sets, judge.results = sets, tmp_path / "r.jsonl"
-        return judge
+        evaluate.sets, evaluate.results = sets, tmp_path / "r.jsonl"
+        return evaluate
 
-    def test_nothing_changed(self, judge):
-        assert judge() == 28
-        before = judge.results.read_bytes()
-        assert judge() == 0
-        assert judge.results.read_bytes() == before
+    def test_nothing_changed(self, evaluate):
+        assert evaluate() == 28
+        before = evaluate.results.read_bytes()
+        assert evaluate() == 0
+        assert evaluate.results.read_bytes() == before
 
-    def test_another_checkpoint(self, judge):
-        judge()
-        assert judge("d") == 28
-        assert len(read_eval_results(judge.results)) == 2
+    def test_another_checkpoint(self, evaluate):
+        evaluate()
+        assert evaluate("d") == 28
+        assert len(read_eval_results(evaluate.results)) == 2
 
-    def test_other_data(self, judge):
-        judge()
-        os.utime(judge.sets / "wds_mnist_test" / "test" / "1.tar", (1, 1))
-        assert judge() == 14
-        names = judge.sets / "wds_cifar10_test" / "classnames.txt"
+    def test_other_data(self, evaluate):
+        evaluate()
+        os.utime(evaluate.sets / "wds_mnist_test" / "test" / "1.tar", (1, 1))
+        assert evaluate() == 14
+        names = evaluate.sets / "wds_cifar10_test" / "classnames.txt"
         names.write_text(names.read_text().replace("number 0", "the number 0"))
-        assert judge() == 14
+        assert evaluate() == 14
 
-    def test_another_suite(self, judge, log):
-        judge()
-        text = judge.results.read_text().replace(SUITE.version, "datacomp-38/0", 1)
-        judge.results.write_text(text)
-        with pytest.raises(UserError, match=r"cifar10 is of suite datacomp-38/0, this is"):
-            main_scores(judge.results)
-        assert judge() == 14
-        assert "result of suite datacomp-38/0 is judged anew" in log.text
-        assert main_scores(judge.results).keys() == {"cifar10", "mnist"}
-
-    def test_results_of_several_checkpoints_are_not_averaged(self, judge):
-        judge()
-        judge.results.write_text(judge.results.read_text().replace('"c"', '"d"', 1))
-        with pytest.raises(UserError, match="several checkpoints"):
-            main_scores(judge.results)
+    def test_another_suite(self, evaluate, log):
+        evaluate()
+        text = evaluate.results.read_text().replace(SUITE.version, "datacomp-38/0", 1)
+        evaluate.results.write_text(text)
+        assert evaluate() == 14
+        assert "result of suite datacomp-38/0 is replaced" in log.text
 
 
 def test_the_published_command(data, run_folder, capsys):
@@ -178,12 +176,12 @@ def test_the_published_command(data, run_folder, capsys):
     assert [line.key for line in read_eval_results(results)] == list(answers)
     before = results.read_bytes()
     assert main(["eval", *words]) == 0
-    assert capsys.readouterr().out.count("(was there already)") == 38
+    assert capsys.readouterr().out.count("(reused)") == 38
     assert results.read_bytes() == before
 
 
 def test_killed_and_started_again(data, run_folder):
-    """By its module's name; nothing that was written is judged twice or lost."""
+    """By its module's name; nothing that was written is evaluated twice or lost."""
     command = [sys.executable, "-m", "neuclip.evaluation.datacomp"]
     command += published(run_folder, data[0])
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -198,7 +196,7 @@ def test_killed_and_started_again(data, run_folder):
     done = results.read_text().splitlines()
     assert 3 <= len(done) < 38
     again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert again.stdout.count("(was there already)") == len(done)
+    assert again.stdout.count("(reused)") == len(done)
     lines = results.read_text().splitlines()
     assert len(lines) == 38
     assert lines[: len(done)] == done
@@ -226,7 +224,7 @@ def test_two_processes_killed_and_started_again(data, run_folder, capsys):
     done = results.read_text().splitlines()
     assert 2 <= len(done) < 38
     again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert again.stdout.count("(was there already)") == len(done)
+    assert again.stdout.count("(reused)") == len(done)
     assert "mean of 38" in again.stdout
     assert main(["eval", *words[:-2]]) == 0
     assert results.read_text() == results_of(run_folder).read_text()
@@ -268,7 +266,7 @@ def test_partial_leaves_out_sets_that_are_not_there(data, run_folder, tmp_path, 
     assert not results_of(run_folder).exists()
     assert main([*words, "--partial"]) == 0
     captured = capsys.readouterr()
-    assert "37 sets are not there and left out: imagenet1k," in captured.err
+    assert "skipping 37 missing sets: imagenet1k," in captured.err
     assert "mean of 1 of 38" in captured.out
 
 
@@ -283,7 +281,7 @@ def test_partial_leaves_out_sets_that_are_not_there(data, run_folder, tmp_path, 
         (["--arch", "ViT-B-33"], r"unknown model 'ViT-B-33'; did you mean 'ViT-B-32'"),
         (["--tasks", "cifar-100"], r"unknown task 'cifar-100'; did you mean 'cifar100'"),
         (["--groups", "imagenets"], r"unknown group 'imagenets'; did you mean 'imagenet'"),
-        (["--val-data", "x"], r"--val-data and --data-dir judge on different data"),
+        (["--val-data", "x"], r"--val-data and --data-dir name different data"),
     ],
 )
 def test_bad_input_of_the_command(data, run_folder, capsys, more, text):
@@ -308,8 +306,8 @@ def test_without_an_architecture(data, run_folder, capsys):
 
 def test_words_that_need_the_other_data(run_folder, capsys):
     assert main(["eval", "--train_output_dir", str(run_folder)]) == 2
-    assert "--data-dir is missing" in capsys.readouterr().err
+    assert "--train_output_dir needs --data-dir" in capsys.readouterr().err
     assert main(["eval", str(run_folder), "--tasks", "mnist"]) == 2
-    assert "--tasks goes with --data-dir" in capsys.readouterr().err
+    assert "--tasks needs --data-dir" in capsys.readouterr().err
     assert main(["eval", "--data-dir", "x"]) == 2
     assert "needs one run folder or checkpoint" in capsys.readouterr().err

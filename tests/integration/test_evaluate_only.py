@@ -111,5 +111,5 @@ def test_a_damaged_picture_is_fatal(foreign, imagenet, tmp_path, capsys):
     finally:
         picture.write_bytes(content)
     said = " ".join(capsys.readouterr().err.split())
-    assert "imagenet-val: an evaluation split must be whole" in said
+    assert "imagenet-val: an evaluation set must be complete" in said
     assert "n10000070/a" in said

@@ -63,10 +63,12 @@ INSIDE = {
     ],
     "data.demo": [["fonts"], ["build"]],
     "evaluation": [
-        ["interfaces", "metrics", "metric_names", "outcomes", "results", "ranking", "splits"],
+        ["metrics", "metric_names", "outcomes", "results", "ranking", "splits"],
+        ["interfaces"],
         ["embed", "gallery", "normalizer_error", "retrieval"],
         ["zero_shot"],
         ["split_evaluation", "datacomp"],
+        ["evaluate"],
     ],
     "training": [
         ["records", "optim", "oom_advice", "open_run"],

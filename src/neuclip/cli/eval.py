@@ -1,9 +1,8 @@
-"""`neuclip eval`: a checkpoint on evaluation splits of one's own, or on DataComp's 38 tasks.
+"""`neuclip eval`: evaluates a checkpoint on splits of one's own, or on DataComp's 38 tasks.
 
-Imports no torch before there is something to judge.
+Imports torch only when an evaluation starts.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,18 +16,16 @@ from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
 
 if TYPE_CHECKING:
-    from neuclip.evaluation.datacomp.suite_run import Progress
-
-_AVERAGE = "the moving average of "
+    from neuclip.evaluation.evaluate import FinishedSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(CheckpointFlags):
-    """Judge a checkpoint: on evaluation splits (--val-data), or on DataComp's tasks (--data-dir).
+    """Evaluate a checkpoint on evaluation splits (--val-data) or DataComp's tasks (--data-dir).
 
-    With neither, on the splits that the run was trained with: zero-shot classification, retrieval,
-    error of the log-normalizers. DataComp's own command line works, too: --train_output_dir
-    ./logs/name --data_dir DIR --epoch 24 --arch ViT-B-32.
+    Splits are evaluated by zero-shot classification, retrieval and the error of the
+    log-normalizers; without either flag, on the splits given to training. DataComp's own command
+    line is accepted: --train_output_dir ./logs/name --data_dir DIR --epoch 24 --arch ViT-B-32.
     """
 
     run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None
@@ -38,29 +35,29 @@ class Eval(CheckpointFlags):
     val_data: Annotated[
         str | None, arg(metavar="DIR[::DIR]", help_behavior_hint="(default: the run's)")
     ] = None
-    """evaluation splits (folders of shards), several joined by ::"""
+    """evaluation splits: folders of shards, separated by ::"""
     data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """folder of DataComp's evaluation sets"""
     tasks: Annotated[str, arg(metavar="KEY[,KEY]", help_behavior_hint="(default: all)")] = ""
-    """DataComp: these tasks, such as imagenet1k,vtab/cifar100"""
+    """DataComp: evaluate these tasks, such as imagenet1k,vtab/cifar100"""
     groups: Annotated[str, arg(metavar="NAME[,NAME]", help_behavior_hint="(default: all)")] = ""
-    """DataComp: the tasks of these averages, such as imagenet,retrieval"""
+    """DataComp: evaluate the tasks of these averages, such as imagenet,retrieval"""
     partial: Switch = False
-    """DataComp: judge the sets that are there, and average over the tasks that have results"""
+    """DataComp: skip missing sets, and average over the tasks with results"""
     allow_damage: Switch = False
-    """judge what is left of a damaged set instead of refusing it"""
+    """evaluate the readable samples of a corrupt set instead of refusing it"""
     out: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(default: in eval_results/)")
     ] = None
-    """DataComp: the results file"""
+    """DataComp: results file"""
     batch_size: int = 256
-    """pairs per forward pass"""
+    """images or texts per forward pass"""
     workers: int = 2
-    """reading processes"""
+    """data workers"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to compute"""
+    """device to compute on"""
     track: Annotated[Literal["filtering", "byod"] | None, arg(help_behavior_hint="")] = None
-    """DataComp: accepted, and only of use for its leaderboard"""
+    """DataComp: accepted without effect, it concerns the leaderboard"""
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,9 @@ class Download:
     out: Annotated[Positional[Path], arg(metavar="DIR", help_behavior_hint="")]
     """folder of the evaluation sets"""
     tasks: Annotated[str, arg(metavar="KEY[,KEY]", help_behavior_hint="(default: all)")] = ""
-    """these tasks, such as imagenet1k,vtab/cifar100"""
+    """download these tasks, such as imagenet1k,vtab/cifar100"""
     groups: Annotated[str, arg(metavar="NAME[,NAME]", help_behavior_hint="(default: all)")] = ""
-    """the tasks of these averages, such as imagenet,retrieval"""
+    """download the tasks of these averages, such as imagenet,retrieval"""
 
 
 def download(command: Download) -> int:
@@ -98,22 +95,22 @@ def download(command: Download) -> int:
 
 
 def evaluate(command: Eval) -> int:
-    """Judges, writes the results, and prints them.
+    """Evaluates a checkpoint, writes the results, and prints them.
 
     Raises:
-        UserError: whatever of the command or the data cannot work.
+        UserError: flags contradict each other, or checkpoint or data cannot be used.
     """
     check_range("batch-size", command.batch_size, ge=1)
     check_range("workers", command.workers, ge=0)
     run = _run(command)
     if command.data_dir is not None and command.val_data is not None:
-        raise UserError("--val-data and --data-dir judge on different data: give one of them")
+        raise UserError("--val-data and --data-dir name different data: give one of them")
     if command.data_dir is not None:
-        return _benchmark(command, run, command.data_dir)
+        return _datacomp(command, run, command.data_dir)
     if command.train_output_dir is not None and command.val_data is None:
         raise UserError(
-            "--data-dir is missing: the folder of DataComp's evaluation sets "
-            "(neuclip data download-evalsets DIR fetches them)"
+            "--train_output_dir needs --data-dir, the folder of DataComp's evaluation sets "
+            "(neuclip data download-evalsets DIR downloads them)"
         )
     for flag, value in (
         ("tasks", command.tasks), ("groups", command.groups), ("partial", command.partial),
@@ -121,8 +118,8 @@ def evaluate(command: Eval) -> int:
         ("track", command.track),
     ):  # fmt: skip
         if value:
-            raise UserError(f"--{flag} goes with --data-dir, the folder of DataComp's sets")
-    return _splits(command, run)
+            raise UserError(f"--{flag} needs --data-dir, the folder of DataComp's evaluation sets")
+    return _own_splits(command, run)
 
 
 def _run(command: Eval) -> Path:
@@ -135,56 +132,49 @@ def _run(command: Eval) -> Path:
     return run
 
 
-def _splits(command: Eval, run: Path) -> int:
+def _own_splits(command: Eval, run: Path) -> int:
     import torch
 
-    from neuclip.evaluation.results import write_eval_result
-    from neuclip.evaluation.split_evaluation import JudgeSettings, judge_split
+    from neuclip.evaluation.evaluate import evaluate_sets
+    from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
+    from neuclip.evaluation.splits import open_splits
     from neuclip.model.load import load_run
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
-    from neuclip.training.evaluating import open_splits
 
-    # The processes only share work out and gather features: gloo does, whatever the device.
+    # The ranks only share work and gather features, for which gloo serves any device.
     with open_process_group(torch.device("cpu")) as launch:
-        main = collectives.is_main()
         restored = load_run(command.choice(run), command.device, launch.local_rank)
         checkpoint = restored.checkpoint
         folders = command.val_data or restored.config.evaluation.val_data
         if not folders:
             raise UserError(
-                f"run {run} was trained without evaluation splits: name some, --val-data (or the "
-                "folder of DataComp's sets, --data-dir)"
+                f"run {run} was trained without evaluation splits: give some with --val-data, or "
+                "DataComp's sets with --data-dir"
             )
-        settings = JudgeSettings(
+        splits = open_splits(folders)
+        settings = EvaluationSettings(
             batch_size=command.batch_size,
             workers=command.workers,
-            normalizer_batch_size=checkpoint.global_batch_size,
-            seed=restored.config.seed,  # as in training, whose numbers these repeat
+            seed=restored.config.seed,  # repeats the numbers of training
             allow_damage=command.allow_damage,
         )
-        found: dict[str, Mapping[str, float]] = {}
-        if main:
-            what = _AVERAGE if checkpoint.averaged else ""
-            print(f"judging {what}{checkpoint.path}", flush=True)
-        for split in open_splits(folders):
-            found[split.name] = metrics = judge_split(
-                restored.encoder,
-                split,
-                settings,
-                restored.loss,
-                restored.clip.logit_scale,
-                checkpoint.folder.gallery(split.name),
-            )
-            if main:
-                write_eval_result(checkpoint.results, split.name, metrics)
-    if main:
-        terminal.print_metrics(found)
-        print(f"written to {checkpoint.results}")
+        model = EvaluatedModel(
+            restored.encoder, restored.loss, restored.clip.logit_scale, checkpoint.global_batch_size
+        )
+        if collectives.is_main():
+            _announce(checkpoint.path, checkpoint.averaged, f"{len(splits)} splits")
+        found = {
+            done.data.key: done.result.metrics
+            for done in evaluate_sets(model, splits, settings, checkpoint.results)
+        }
+        if collectives.is_main():
+            terminal.print_metrics(found)
+            print(f"wrote {checkpoint.results}")
     return 0
 
 
-def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
+def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:
     suite = load_suite()
     tasks = _chosen(command, suite, data_dir)
     if command.track is not None:
@@ -192,64 +182,73 @@ def _benchmark(command: Eval, run: Path, data_dir: Path) -> int:
 
     import torch
 
-    from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
-    from neuclip.evaluation.datacomp.suite_run import open_sets, run_benchmark
+    from neuclip.evaluation.datacomp.sets import open_tasks
+    from neuclip.evaluation.evaluate import evaluate_sets
+    from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
     from neuclip.model.load import load_pretrained
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
     from neuclip.training.records.run_log import log_to
 
     log_to(None)
-
-    # The processes only share work out and gather features: gloo does, whatever the device.
+    # The ranks only share work and gather features, for which gloo serves any device.
     with open_process_group(torch.device("cpu")) as launch:
-        sets = open_sets(data_dir, tasks)
-        model = load_pretrained(command.choice(run), command.device, launch.local_rank)
-        settings = BenchmarkSettings(
+        sets = open_tasks(data_dir, tasks)
+        loaded = load_pretrained(command.choice(run), command.device, launch.local_rank)
+        settings = EvaluationSettings(
             batch_size=command.batch_size,
             workers=command.workers,
-            amp="cuda" if model.encoder.device.type == "cuda" else None,
+            amp="cuda" if loaded.encoder.device.type == "cuda" else None,
             allow_damage=command.allow_damage,
         )
-        checkpoint = model.checkpoint
+        checkpoint, main = loaded.checkpoint, collectives.is_main()
         results = command.out or checkpoint.results
-        main = collectives.is_main()
         if main:
-            what = _AVERAGE if checkpoint.averaged else ""
-            said = f"{what}{checkpoint.path} ({checkpoint.arch})"
-            print(f"judging {said} on {len(tasks)} tasks", flush=True)
-        benchmark = Benchmark(model.encoder, settings)
-        found = run_benchmark(benchmark, sets, model.sha256, results, _tell)
-    if main:
-        scores = {key: result.metrics["main_metric"] for key, result in found.items()}
-        averages = suite.averages(scores, partial=command.partial)
-        terminal.print_benchmark([(task, scores[task.key]) for task in tasks], averages.values())
-        print(f"suite {suite.version}; written to {results}")
+            name = f"{len(tasks)} tasks" if len(tasks) > 1 else tasks[0].name
+            _announce(f"{checkpoint.path} ({checkpoint.arch})", checkpoint.averaged, name)
+        scores: dict[str, float] = {}
+        model = EvaluatedModel(loaded.encoder)
+        for done in evaluate_sets(model, sets, settings, results, loaded.sha256):
+            scores[done.data.key] = done.result.metrics["main_metric"]
+            if main:
+                _report(done, suite)
+        if main:
+            averages = suite.averages(scores, partial=command.partial)
+            rows = [(task, scores[task.key]) for task in tasks]
+            terminal.print_benchmark(rows, averages.values())
+            print(f"suite {suite.version}; wrote {results}")
     return 0
 
 
+def _announce(checkpoint: Path | str, averaged: bool, data: str) -> None:
+    average = "the moving average of " if averaged else ""
+    print(f"evaluating {average}{checkpoint} on {data}", flush=True)
+
+
+def _report(done: "FinishedSet", suite: Suite) -> None:
+    score = done.result.metrics["main_metric"]
+    reused = " (reused)" if done.reused else ""
+    metric = suite.tasks[done.data.key].metric
+    print(
+        f"[{done.number}/{done.total}] {done.data.title}: {metric} {score:.4f}{reused}", flush=True
+    )
+
+
 def _chosen(command: Eval, suite: Suite, data_dir: Path) -> list[Task]:
-    """The tasks asked for; with `--partial` those of them that are there."""
-    from neuclip.evaluation.datacomp.sets import is_there
+    """The tasks to evaluate; with `--partial`, those whose sets exist."""
+    from neuclip.evaluation.datacomp.sets import exists
 
     tasks = suite.select(_words(command.tasks), _words(command.groups))
     if not command.partial:
         return tasks
-    there = [task for task in tasks if is_there(data_dir, task)]
-    if not there:
-        raise UserError(f"{data_dir} has no set of the {len(tasks)} tasks asked for")
-    if len(there) < len(tasks):
-        missing = [task.key for task in tasks if task not in there]
-        terminal.say(f"{len(missing)} sets are not there and left out: {', '.join(missing)}")
-    return there
+    found = [task for task in tasks if exists(data_dir, task)]
+    if not found:
+        raise UserError(f"{data_dir} has none of the {len(tasks)} evaluation sets")
+    if len(found) < len(tasks):
+        missing = [task.key for task in tasks if task not in found]
+        terminal.say(f"skipping {len(missing)} missing sets: {', '.join(missing)}")
+    return found
 
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _tell(progress: "Progress") -> None:
-    place = f"[{progress.number}/{progress.total}] {progress.task.name}"
-    score = progress.result.metrics["main_metric"]
-    again = " (was there already)" if progress.reused else ""
-    print(f"{place}: {progress.task.metric} {score:.4f}{again}", flush=True)

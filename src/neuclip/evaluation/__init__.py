@@ -1,7 +1,20 @@
-"""Judging: zero-shot classification, retrieval, the error of the log-normalizers, DataComp's suite.
+"""Evaluation: zero-shot classification, retrieval, error of the log-normalizers, DataComp's suite.
 
-Modules, lowest first: `interfaces`, `suite`; `embed`, `splits`, `ranking`, `metrics`, `results`,
-`hub`; `zero_shot`, `retrieval`, `normalizer_error`, `gallery`, `task_sets`; `judge` (a split by all
-judges), `benchmark` (a set as DataComp does), `convert`; `suite_run`, `download`. Nothing here
-knows the trainer; `datacomp` is a door to the command line.
+Modules in reading order:
+
+- `interfaces`: what a model offers, the settings, encoded data, results of one set.
+- `splits`: opens a split of one's own.
+- `embed`: runs the towers over a set.
+- `ranking`: how many wrong candidates precede a right one.
+- `metrics`: accuracies, recalls and F1 from the choices for each sample.
+- `zero_shot`: class vectors, and the choice of a class for each image.
+- `retrieval`: recall in both directions.
+- `normalizer_error`: log-normalizers against their exact values.
+- `gallery`: example retrievals.
+- `split_evaluation`: all of these on one split.
+- `datacomp`: the 38 tasks of DataComp.
+- `evaluate`: evaluates and writes set after set, splits and tasks alike.
+- `results`: the files of results and galleries.
+- `outcomes`: outcomes per sample, for comparisons between runs.
+- `metric_names`: labels and formats of the metrics.
 """

@@ -179,7 +179,7 @@ def _encode(
         **{f.name: [item for part in parts for item in getattr(part, f.name)] for f in fields(own)}
     )
     if not allow_damage:
-        require_whole(whole.damage)
+        require_complete(whole.damage)
     if not whole.images:
         shown = "".join(f"\n  {found}" for found in whole.damage[:5])
         raise UserError(f"the evaluation split is empty: no sample could be read{shown}")
@@ -202,7 +202,7 @@ def _joined(encoder: ImageTextEncoder, features: list[Tensor]) -> Float[Tensor, 
     return torch.cat(features).to(encoder.device)
 
 
-def require_whole(damage: Sequence[Damage]) -> None:
+def require_complete(damage: Sequence[Damage]) -> None:
     """Refuses damaged data: numbers from part of a benchmark are not the benchmark's.
 
     Raises:
@@ -211,8 +211,9 @@ def require_whole(damage: Sequence[Damage]) -> None:
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
         raise UserError(
-            f"an evaluation split must be whole: {damage[0]}{more}; mend or remove what is damaged "
-            "(neuclip eval --allow-damage judges the rest, and says so in the result)"
+            f"an evaluation set must be complete: {damage[0]}{more}; fix or remove the corrupt "
+            "data, or add --allow-damage to neuclip eval, which evaluates the rest and counts "
+            "the corrupt samples in the result"
         )
 
 

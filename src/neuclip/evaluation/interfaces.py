@@ -1,38 +1,40 @@
-"""The vocabulary of judging: what a model must offer, what the judges read, what they answer.
+"""The vocabulary of evaluation: what a model offers, the settings, encoded data, and results.
 
 All scores are fractions in 0..1. Log-normalizers are natural logarithms.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuclip.data.samples import Damage
+from neuclip.evaluation.outcomes import Outcomes
+from neuclip.evaluation.results import Gallery
 
 RECALL_AT = (1, 5, 10)
 
 
 @runtime_checkable
 class ImageTextEncoder(Protocol):
-    """Two towers as the judges need them: in evaluation mode, on a device of their own choice.
+    """Both towers, in evaluation mode, on a device of their choice.
 
-    Inputs may lie on the CPU; the implementation moves them.
+    Inputs may be on the CPU; the implementation moves them.
     """
 
     @property
     def device(self) -> torch.device:
-        """Where the features are."""
+        """Device of the features."""
         ...
 
     @property
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """What turns a picture into the image tower's input [3, height, width]."""
+        """Turns an image into the image tower's input [3, height, width]."""
         ...
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -45,13 +47,18 @@ class ImageTextEncoder(Protocol):
 
     @property
     def tokenize(self) -> Callable[[list[str]], Tensor]:
-        """What turns texts into int64 tokens [texts, length]; reading processes get a copy."""
+        """Turns texts into int64 tokens [texts, length]; data workers get a copy."""
         ...
 
 
 @runtime_checkable
 class LogNormalizerPredictor(Protocol):
-    """A loss that can tell the log-normalizers it trains with."""
+    """A loss with log-normalizers; `predicts_log_normalizers` tells whether it really has them."""
+
+    @property
+    def predicts_log_normalizers(self) -> bool:
+        """Whether `predict_log_normalizers` may be called."""
+        ...
 
     @property
     def epsilon(self) -> float:
@@ -59,7 +66,7 @@ class LogNormalizerPredictor(Protocol):
         ...
 
     def whole(self) -> AbstractContextManager[None]:
-        """All of its state on every process meanwhile, so that each can predict by itself."""
+        """Gathers the full state on each rank for the block, so that each can predict alone."""
         ...
 
     def predict_log_normalizers(
@@ -73,17 +80,86 @@ class LogNormalizerPredictor(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedImages:
-    """A split after the image tower ran over it once.
+class EvaluationSettings:
+    """How to evaluate.
 
     Attributes:
-        image_features: Unit-norm features of every sample's picture.
-        sample_ids: Position of every sample in the split's index.
-        class_indices: Class of every sample, -1 where it has none.
-        captions: Caption of every sample, empty where it has none.
-        keys: Key of every sample in its shard, for messages.
-        metadata: Content of every sample's `.npy`, where there is one.
-        damage: What could not be read and was left out.
+        batch_size: images, pairs or texts per forward pass.
+        workers: data workers.
+        amp: device type on which to autocast where DataComp does; if none, float32.
+        allow_damage: evaluate the readable part of a corrupt set, and count the rest.
+        gallery_queries: captions in the gallery of a split.
+        thumbnail: longest side of the gallery's images, in pixels.
+        seed: seed of the gallery's draw and of the batches for log-normalizers.
+    """
+
+    batch_size: int = 256
+    workers: int = 2
+    amp: Literal["cuda", "cpu"] | None = None
+    allow_damage: bool = False
+    gallery_queries: int = 8
+    thumbnail: int = 64
+    seed: int = 0
+
+    @property
+    def precision(self) -> str:
+        """Name of the arithmetic in results."""
+        return "fp32" if self.amp is None else "amp"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast where it is set, to float16 on CUDA as in DataComp."""
+        if self.amp is None:
+            return nullcontext()
+        dtype = torch.float16 if self.amp == "cuda" else torch.bfloat16
+        return torch.autocast(self.amp, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model to evaluate.
+
+    Attributes:
+        encoder: the towers.
+        loss: the training loss; its log-normalizers are evaluated if it predicts them for samples
+            that it was not trained on.
+        logit_scale: 1 / temperature; needed with a loss.
+        train_batch_size: pairs in a training step, the batch size for log-normalizers.
+    """
+
+    encoder: ImageTextEncoder
+    loss: nn.Module | None = None
+    logit_scale: float | None = None
+    train_batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class SetEvaluation:
+    """The outcome of evaluating one set.
+
+    Attributes:
+        metrics: fractions in 0..1, counts, and errors of log-normalizers, by key.
+        outcomes: outcomes per sample, for comparisons between runs; none if the set has no classes
+            and is not DataComp's.
+        gallery: example retrievals of a split, on the main process only.
+    """
+
+    metrics: dict[str, float]
+    outcomes: Outcomes | None = None
+    gallery: Gallery | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImages:
+    """A split, encoded by the image tower.
+
+    Attributes:
+        image_features: unit-norm features of each sample's image.
+        sample_ids: position of each sample in the split's index.
+        class_indices: class of each sample, -1 if it has none.
+        captions: caption of each sample, empty if it has none.
+        keys: key of each sample in its shard, for messages.
+        metadata: content of each sample's `.npy` file, if it has one.
+        damage: samples that could not be read and are left out.
     """
 
     image_features: Float[Tensor, "samples dim"]
@@ -100,13 +176,13 @@ class EncodedImages:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSplit(EncodedImages):
-    """A split after both towers ran over it once: all that the judges read.
+    """A split, encoded by both towers.
 
     Attributes:
-        text_features: Unit-norm features of every sample's caption.
-        image_groups: Samples with pixel-identical pictures share a number; numbered from 0 in
-            order of first appearance.
-        text_groups: The same for captions that are equal as strings.
+        text_features: unit-norm features of each sample's caption.
+        image_groups: a number per distinct image, from 0 in order of first appearance; samples
+            with pixel-identical images share it.
+        text_groups: a number per distinct caption.
     """
 
     text_features: Float[Tensor, "samples dim"]
@@ -115,60 +191,25 @@ class EncodedSplit(EncodedImages):
 
 
 def first_of_each(groups: Int64[Tensor, " samples"]) -> Int64[Tensor, " groups"]:
-    """Position of the first sample of every group, by group number."""
+    """Position of the first sample of each group, by group number."""
     positions = torch.arange(len(groups))
     first = torch.full((int(groups.max()) + 1,), len(groups))
     return first.scatter_reduce_(0, groups, positions, "amin")
 
 
 @dataclass(frozen=True)
-class ZeroShotResult:
-    """Zero-shot classification of a split.
-
-    Attributes:
-        acc1: Share of samples whose best class is right.
-        acc5: Share with a right class among the best five; none below five classes.
-        mean_per_class_recall: Mean over the classes that occur of the share of their samples
-            that are right (balanced accuracy).
-        num_classes: Number of class names.
-        num_samples: Number of samples.
-        chance: Expected `acc1` of a guess.
-    """
-
-    acc1: float
-    acc5: float | None
-    mean_per_class_recall: float
-    num_classes: int
-    num_samples: int
-    chance: float
-    right: Bool[Tensor, " samples"] = field(repr=False, compare=False)
-
-    def metrics(self) -> dict[str, float]:
-        """The flat record, by the benchmark's names."""
-        record = {
-            "acc1": self.acc1,
-            "mean_per_class_recall": self.mean_per_class_recall,
-            "num_classes": float(self.num_classes),
-            "num_samples": float(self.num_samples),
-            "chance": self.chance,
-            "main_metric": self.acc1,
-        }
-        return record if self.acc5 is None else {**record, "acc5": self.acc5}
-
-
-@dataclass(frozen=True)
 class RetrievalResult:
-    """Retrieval over a split's distinct pictures and captions.
+    """Retrieval over a split's distinct images and captions.
 
     Attributes:
-        image_recall: k -> share of captions with a right picture among the best k.
-        text_recall: k -> share of pictures with a right caption among the best k.
-        num_images: Number of distinct pictures.
-        num_texts: Number of distinct captions.
-        right_images: Whether a right picture is the best for each caption.
-        right_texts: Whether a right caption is the best for each picture.
+        image_recall: k -> share of captions with a right image among the best k.
+        text_recall: k -> share of images with a right caption among the best k.
+        num_images: number of distinct images.
+        num_texts: number of distinct captions.
+        right_images: whether a right image comes first, by caption.
+        right_texts: whether a right caption comes first, by image.
 
-    A k that is not below the number of candidates is left out: it would be 1 for any model.
+    A k of at least the number of candidates is left out: recall would be 1 for any model.
     """
 
     image_recall: dict[int, float]
@@ -179,7 +220,7 @@ class RetrievalResult:
     right_texts: Bool[Tensor, " images"] = field(repr=False, compare=False)
 
     def metrics(self) -> dict[str, float]:
-        """The flat record, by the benchmark's names."""
+        """The metrics by DataComp's keys."""
         record = {f"image_retrieval_recall@{k}": value for k, value in self.image_recall.items()}
         record |= {f"text_retrieval_recall@{k}": value for k, value in self.text_recall.items()}
         if 1 in self.image_recall and 1 in self.text_recall:
@@ -198,14 +239,14 @@ class ErrorSummary:
 
 @dataclass(frozen=True)
 class NormalizerError:
-    """Error of the predicted log-normalizers, beside that of the mini-batch estimate."""
+    """Error of the predicted log-normalizers, and of the mini-batch estimate."""
 
     predicted: ErrorSummary
     minibatch: ErrorSummary
     batch_size: int
 
     def metrics(self) -> dict[str, float]:
-        """The flat record."""
+        """The metrics by key."""
         record = {"normalizer_batch_size": float(self.batch_size)}
         for prefix, summary in (("", self.predicted), ("minibatch_", self.minibatch)):
             record[f"{prefix}normalizer_mse"] = summary.mse

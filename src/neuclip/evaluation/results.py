@@ -1,4 +1,4 @@
-"""What judging leaves in a run folder. Imports no torch, so that a report starts at once.
+"""The files of evaluation results. Imports no torch, so that a report starts at once.
 
 `eval_results/epoch_N_eval_results.jsonl` is in DataComp's line format;
 `eval_results/gallery_SPLIT.json` holds a `Gallery`.
@@ -17,13 +17,13 @@ from neuclip.files import write_whole
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result of the benchmark was made from; it may be reused only where all are equal.
+    """The inputs of a DataComp result; it may be reused while all of them are equal.
 
     Attributes:
-        suite: Version of the suite.
+        suite: version of the suite.
         checkpoint: SHA-256 of architecture and weights.
         data: SHA-256 of the task's texts and of name, size and time of its shards.
-        precision: `fp32`, or `amp` (on CUDA, as the benchmark).
+        precision: `fp32`, or `amp` (on CUDA, as in DataComp).
     """
 
     suite: str
@@ -34,9 +34,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """One line of results: the split's key, its name to display, and its metrics.
+    """One line of a results file.
 
-    Lines of the benchmark also say what they were made from.
+    Attributes:
+        key: key of the split or task.
+        dataset: name to display.
+        metrics: metrics by key.
+        provenance: inputs of a DataComp result; none for other results.
     """
 
     key: str
@@ -47,7 +51,7 @@ class EvalResult:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to show; `png` is base64."""
+    """An image of a gallery; `png` is base64."""
 
     key: str
     caption: str
@@ -56,7 +60,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """A picture that the model found: its cosine with the query, and whether it is right."""
+    """A retrieved image: its cosine with the query, and whether it is right."""
 
     picture: Picture
     score: float
@@ -65,7 +69,7 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Query:
-    """A caption, its own picture, and the pictures that the model found, best first."""
+    """A caption, its own image, and the retrieved images, best first."""
 
     caption: str
     answer: Picture
@@ -74,7 +78,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Queries drawn at random from a split, with the seed of the draw."""
+    """Queries drawn at random from a split, and the seed of the draw."""
 
     split: str
     seed: int
@@ -88,18 +92,18 @@ _GALLERY = TypeAdapter(Gallery)
 def write_eval_result(
     path: Path, key: str, metrics: dict[str, float], dataset: str | None = None
 ) -> None:
-    """Writes the line of one split, in place of an older one; all other lines stay as they are.
+    """Writes the line of one split and keeps the lines of others.
 
-    The file is replaced in one piece: a reader, or a kill, never meets half a file.
+    The file is replaced atomically.
 
     Args:
-        path: The results file; made with its folder if missing.
-        key: The split.
-        metrics: Its results.
-        dataset: Name to display; none: the key.
+        path: the results file, created with its folder if missing.
+        key: key of the split.
+        metrics: its metrics.
+        dataset: name to display; if none, the key.
 
     Raises:
-        UserError: a line of the file is no result, or there is no right or room to write.
+        UserError: a line of the file is invalid, or the file cannot be written.
     """
     write_result(path, EvalResult(key, dataset or key, metrics))
 
@@ -108,7 +112,7 @@ def write_result(path: Path, result: EvalResult) -> None:
     """Writes a result as `write_eval_result` does.
 
     Raises:
-        UserError: a line of the file is no result, or there is no right or room to write.
+        UserError: a line of the file is invalid, or the file cannot be written.
     """
     kept = [line for line, old in _lines(path) if old.key != result.key] if path.exists() else []
     record = dataclasses.asdict(result)
@@ -118,19 +122,19 @@ def write_result(path: Path, result: EvalResult) -> None:
 
 
 def read_eval_results(path: Path) -> list[EvalResult]:
-    """All results of a file.
+    """Reads all results of a file.
 
     Raises:
-        UserError: the file cannot be read, or a line is no result.
+        UserError: the file cannot be read, or a line is invalid.
     """
     return [result for _, result in _lines(path)]
 
 
 def write_gallery(path: Path, gallery: Gallery) -> None:
-    """Writes a gallery, replacing an older one in one piece.
+    """Writes a gallery; an older one is replaced atomically.
 
     Raises:
-        UserError: there is no right or room to write.
+        UserError: the file cannot be written.
     """
     write_whole(path, json.dumps(dataclasses.asdict(gallery), indent=1) + "\n")
 
@@ -139,16 +143,16 @@ def read_gallery(path: Path) -> Gallery:
     """Reads a gallery.
 
     Raises:
-        UserError: the file cannot be read, or is no gallery.
+        UserError: the file cannot be read, or is not a gallery.
     """
     try:
         return _GALLERY.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise UserError(f"{path} is no gallery: {_short(error)}") from None
+        raise UserError(f"{path} is not a gallery: {_short(error)}") from None
 
 
 def _lines(path: Path) -> list[tuple[str, EvalResult]]:
-    """Lines as they stand, with what they say."""
+    """Lines with their parsed results."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -158,7 +162,7 @@ def _lines(path: Path) -> list[tuple[str, EvalResult]]:
         try:
             found.append((line, _RESULT.validate_json(line)))
         except ValidationError as error:
-            raise UserError(f"{path}, line {number} is no result: {_short(error)}") from None
+            raise UserError(f"{path}, line {number} is not a result: {_short(error)}") from None
     return found
 
 

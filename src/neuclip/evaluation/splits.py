@@ -1,6 +1,6 @@
-"""An evaluation split on disk: tar shards, and class names and templates where it has classes.
+"""An evaluation split on disk: tar shards, and class names and templates if it has classes.
 
-The names of the files are DataComp's (`classnames.txt`, `zeroshot_classification_templates.txt`).
+The file names are DataComp's (`classnames.txt`, `zeroshot_classification_templates.txt`).
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 
 @dataclass(frozen=True)
 class EvaluationSplit:
-    """A split ready to be judged; without class names it is judged by retrieval only.
+    """An open split; without class names, only retrieval is evaluated.
 
     Attributes:
-        name: Its key in the results.
-        index: Its samples.
-        classnames: Name of every class, or nothing.
-        templates: Prompts with `{c}`, or nothing.
+        name: key in the results.
+        index: the samples.
+        classnames: names of the classes, or nothing.
+        templates: prompts with `{c}`, or nothing.
     """
 
     name: str
@@ -29,20 +29,34 @@ class EvaluationSplit:
     classnames: list[str]
     templates: list[str]
 
+    @property
+    def key(self) -> str:
+        """Key in the results."""
+        return self.name
+
+    @property
+    def title(self) -> str:
+        """Name to display."""
+        return self.name
+
+
+def open_splits(folders: str | None) -> list[EvaluationSplit]:
+    """Opens the splits of `--val-data`, folders separated by '::'."""
+    return [open_split(Path(folder)) for folder in folders.split("::")] if folders else []
+
 
 def open_split(folder: Path) -> EvaluationSplit:
-    """Reads a split's folder; its name is the folder's.
+    """Opens a split; its name is that of the folder.
 
     Raises:
-        UserError: no folder, no shard in it, class names without templates or the reverse, an
-            empty line between the names, or a template without `{c}`.
+        UserError: the folder or its shards are missing or empty, or `read_classes` fails.
     """
     if not folder.is_dir():
         raise UserError(f"evaluation split {folder}: no such folder")
     classnames, templates = read_classes(folder)
     index = build_index(expand_patterns(str(folder)))
     if len(index) == 0:
-        raise UserError(f"evaluation split {folder}: its shards hold no sample")
+        raise UserError(f"evaluation split {folder}: its shards contain no samples")
     return EvaluationSplit(folder.resolve().name, index, classnames, templates)
 
 
@@ -50,26 +64,26 @@ def read_classes(folder: Path) -> tuple[list[str], list[str]]:
     """Class names and templates of a folder; both empty if it has neither.
 
     Raises:
-        UserError: one without the other, an empty line, or a template without `{c}`.
+        UserError: one is missing, a line is empty, or a template has no `{c}`.
     """
     classnames, templates = _lines(folder / CLASSNAMES), _lines(folder / TEMPLATES)
     if (classnames is None) != (templates is None):
         present, absent = (TEMPLATES, CLASSNAMES) if classnames is None else (CLASSNAMES, TEMPLATES)
         raise UserError(
             f"evaluation split {folder} has {present} but no {absent}: "
-            "zero-shot classification needs both (neither: retrieval only)"
+            "zero-shot classification needs both, and retrieval alone needs neither"
         )
     for number, template in enumerate(templates or [], start=1):
         if "{c}" not in template:
             raise UserError(
-                f"{folder / TEMPLATES}, line {number}: {template!r} has no {{c}}, "
-                "which stands for the class name (for example: a photo of a {c}.)"
+                f"{folder / TEMPLATES}, line {number}: {template!r} has no {{c}}, the place of the "
+                "class name (for example: a photo of a {c}.)"
             )
     return classnames or [], templates or []
 
 
 def _lines(path: Path) -> list[str] | None:
-    """The lines of a file, none if there is no such file."""
+    """The lines of a file; none if the file does not exist."""
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except FileNotFoundError:
@@ -79,5 +93,5 @@ def _lines(path: Path) -> list[str] | None:
     lines = [line.removesuffix("\r") for line in lines]
     for number, line in enumerate(lines, start=1):
         if not line.strip():
-            raise UserError(f"{path}, line {number} is empty; expected one entry a line")
+            raise UserError(f"{path}, line {number} is empty; expected one entry per line")
     return lines

@@ -2,11 +2,15 @@
 
     class vector = normalise(mean over templates of normalise(text feature))
 
-Several names can have one picture (Latin A and Greek Alpha). The labels of a picture are the
-classes of all samples of the split whose pictures are pixel-identical to it; any of them is right.
+Two rules say which classes are right, and how equal scores count (see `ranking`):
+
+- Own splits: two names can share one image (Latin A and Greek Alpha), so every class of any sample
+  with a pixel-identical image is right. Ties count against the model.
+- DataComp: the sample's own class alone is right. The first of equal scores is chosen.
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -18,25 +22,65 @@ from neuclip.evaluation.embed import require_finite
 from neuclip.evaluation.interfaces import (
     EncodedImages,
     EncodedSplit,
+    EvaluationSettings,
     ImageTextEncoder,
-    ZeroShotResult,
     first_of_each,
 )
-from neuclip.evaluation.metrics import Choices, accuracy, mean_per_class_recall
-from neuclip.evaluation.ranking import best_candidate, wrong_ahead
+from neuclip.evaluation.metrics import Choices, accuracies
+from neuclip.evaluation.ranking import Ties, rank
 from neuclip.parallel.work_sharing import share_out
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which classes are right, and how equal scores count.
+
+    Attributes:
+        by_image: the classes of all samples with the same image are right, not the sample's alone.
+        ties: the rule for equal scores.
+    """
+
+    by_image: bool
+    ties: Ties
+
+
+OWN_RULES = Rules(by_image=True, ties="against")
+DATACOMP_RULES = Rules(by_image=False, ties="first")
+
+
+class ClassVectors:
+    """Computes class vectors; lists with equal names and templates are computed once.
+
+    Args:
+        encoder: the towers.
+        settings: batch size and precision.
+    """
+
+    def __init__(self, encoder: ImageTextEncoder, settings: EvaluationSettings) -> None:
+        self._encoder, self._settings = encoder, settings
+        self._vectors: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+
+    def __call__(self, classnames: list[str], templates: list[str]) -> Float[Tensor, "classes dim"]:
+        """One unit vector per class; see `class_vectors`."""
+        key = tuple(classnames), tuple(templates)
+        if key not in self._vectors:
+            with self._settings.autocast():
+                self._vectors[key] = class_vectors(
+                    self._encoder, classnames, templates, self._settings.batch_size
+                )
+        return self._vectors[key]
 
 
 def class_vectors(
     encoder: ImageTextEncoder, classnames: list[str], templates: list[str], batch_size: int
 ) -> Float[Tensor, "classes dim"]:
-    """One unit vector per class, from all its prompts; the processes share the classes out.
+    """One unit vector per class, from all its prompts; the ranks share the classes.
 
     Args:
-        encoder: The towers.
-        classnames: One name per class.
-        templates: Prompts in which `{c}` stands for the name.
-        batch_size: Prompts per forward pass (or the prompts of one class, if that is more).
+        encoder: the towers.
+        classnames: names of the classes.
+        templates: prompts in which `{c}` stands for the name.
+        batch_size: prompts per forward pass, at least those of one class.
 
     Raises:
         UserError: a vector is not finite.
@@ -48,7 +92,7 @@ def class_vectors(
         mine = groups[pieces.start : pieces.stop]
         prompts = [[t.replace("{c}", name) for name in group for t in templates] for group in mine]
         vectors: list[Tensor] = []
-        # Of ImageNet's 80,000 prompts the next are cut into tokens while the towers work on these.
+        # The next prompts (of ImageNet's 80,000) are tokenized while the text tower runs.
         with ThreadPoolExecutor(1) as ahead, torch.no_grad():
             for tokens in ahead.map(encoder.tokenize, prompts):
                 features = normalize(encoder.encode_text(tokens).float(), dim=-1)
@@ -61,51 +105,47 @@ def class_vectors(
 
 
 def classify(
-    encoded: EncodedSplit, vectors: Float[Tensor, "classes dim"], classnames: list[str]
-) -> ZeroShotResult:
-    """Accuracy of choosing the class vector nearest to each picture.
-
-    The recall of a class counts the samples of that class, right when any label of their picture
-    is chosen. Ties count against the model (see `ranking`).
-
-    Raises:
-        UserError: a sample has no class, or one that has no name.
-    """
-    classes = encoded.class_indices
-    _check_classes(encoded, classnames)
-    labels = torch.stack([encoded.image_groups, classes], dim=1).unique(dim=0)
-    pictures = encoded.image_features[first_of_each(encoded.image_groups)]
-    ahead = wrong_ahead(pictures, vectors.to(pictures.device), labels)[encoded.image_groups]
-    labels_of_picture = torch.bincount(labels[:, 0])[encoded.image_groups].double()
-    return ZeroShotResult(
-        acc1=accuracy(ahead < 1),
-        acc5=accuracy(ahead < 5) if len(classnames) >= 5 else None,
-        mean_per_class_recall=mean_per_class_recall(ahead < 1, classes),
-        num_classes=len(classnames),
-        num_samples=len(encoded),
-        chance=float(labels_of_picture.mean()) / len(classnames),
-        right=ahead < 1,
-    )
-
-
-def choose_classes(
-    encoded: EncodedImages, vectors: Float[Tensor, "classes dim"], classnames: list[str]
+    encoded: EncodedImages,
+    vectors: Float[Tensor, "classes dim"],
+    classnames: list[str],
+    rules: Rules,
 ) -> Choices:
-    """What the benchmarks count: one label for each sample, of equal scores the first class.
+    """Chooses the class vector nearest to each image.
+
+    Args:
+        encoded: the images; an `EncodedSplit` for rules by image.
+        vectors: one vector per class.
+        classnames: names of the classes.
+        rules: which classes are right, and how ties count.
 
     Raises:
-        UserError: a sample has no class, or one that has no name.
+        UserError: a sample has no class, or a class without a name.
     """
     _check_classes(encoded, classnames)
     target = encoded.class_indices
-    right = torch.stack([torch.arange(len(target)), target], dim=1)
-    vectors = vectors.to(encoded.image_features.device)
+    if rules.by_image:
+        assert isinstance(encoded, EncodedSplit)
+        image = encoded.image_groups
+    else:
+        image = torch.arange(len(target))
+    labels = torch.stack([image, target], dim=1).unique(dim=0)
+    features = encoded.image_features[first_of_each(image)]
+    ranking = rank(features, vectors.to(features.device), labels, rules.ties)
     return Choices(
-        ahead=wrong_ahead(encoded.image_features, vectors, right, ties="first"),
-        chosen=best_candidate(encoded.image_features, vectors),
+        ahead=ranking.ahead[image],
+        chosen=ranking.best[image],
         target=target,
+        num_right=torch.bincount(labels[:, 0])[image],
         num_classes=len(classnames),
     )
+
+
+def zero_shot_metrics(choices: Choices) -> dict[str, float]:
+    """Metrics of a split of one's own; `main_metric` is top-1 accuracy."""
+    found = accuracies(choices)
+    counts = {"num_classes": choices.num_classes, "num_samples": len(choices.target)}
+    found |= {key: float(count) for key, count in counts.items()}
+    return {**found, "chance": choices.chance, "main_metric": found["acc1"]}
 
 
 def _check_classes(encoded: EncodedImages, classnames: list[str]) -> None:

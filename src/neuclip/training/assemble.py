@@ -26,6 +26,7 @@ from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
+from neuclip.evaluation.splits import open_splits
 from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, build_clip
 from neuclip.model.device import choose_device, choose_precision
@@ -37,7 +38,7 @@ from neuclip.parallel.rank_consistency import check_same_data, check_same_progra
 from neuclip.parallel.work_sharing import from_main
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
-from neuclip.training.evaluating import open_splits, open_zero_shot
+from neuclip.training.evaluating import open_zero_shot
 from neuclip.training.open_run import earlier_config, open_run_folder
 from neuclip.training.optim import Optimizer
 from neuclip.training.records.run_log import log_to

@@ -13,7 +13,9 @@ import torch
 from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
-from neuclip.evaluation.results import read_eval_results, write_result
+from neuclip.evaluation.evaluate import evaluate_sets
+from neuclip.evaluation.interfaces import EvaluatedModel
+from neuclip.evaluation.splits import open_splits
 from neuclip.files import write_whole
 from neuclip.model.clip import Clip
 from neuclip.model.device import choose_precision
@@ -22,7 +24,7 @@ from neuclip.model.load import Checkpoint, CheckpointChoice, open_checkpoint
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
-from neuclip.training.evaluating import Subject, evaluate_all, open_splits, open_zero_shot
+from neuclip.training.evaluating import evaluation_settings, open_zero_shot
 from neuclip.training.open_run import open_run_folder
 from neuclip.training.records.recorder import Recorder
 from neuclip.training.records.run_log import log_to
@@ -72,16 +74,11 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
         average, checkpoint.path, clip.name, precision, device,
     )  # fmt: skip
     recorder, position = Recorder(config, folder, device), _position(checkpoint)
-    subject = _subject(checkpoint, clip, device)
+    model, settings = _model(checkpoint, clip, device), evaluation_settings(config)
     step, results = int(position["step"]), folder.results(int(position["epoch"]))
-    before = read_eval_results(results) if results.exists() else []
-    whole = {line.key for line in before if line.provenance is not None}  # the benchmark's own
     with recorder.open(step, step, keep_later=True):
-        for result in evaluate_all(subject, splits, sets, config, folder.path):
-            if main and result.key not in whole:
-                write_result(results, result)
-            if main:
-                recorder.evaluation(position, result.key, result.metrics)
+        for done in evaluate_sets(model, [*splits, *sets], settings, results):
+            recorder.evaluation(position, done.data.key, done.result.metrics)
     log.info("wrote %s", results)
     return folder.path
 
@@ -97,13 +94,13 @@ def _open_folder(config: RunConfig) -> tuple[RunFolder, VerifiedCheckpoint, RunC
     return folder, start, config.model_copy(update={"name": name})
 
 
-def _subject(checkpoint: Checkpoint, clip: Clip, device: torch.device) -> Subject:
+def _model(checkpoint: Checkpoint, clip: Clip, device: torch.device) -> EvaluatedModel:
     """The towers, and the loss if neuclip wrote the checkpoint."""
     encoder = Encoder(clip, device)
     if checkpoint.config is None:
-        return Subject(encoder)
+        return EvaluatedModel(encoder)
     loss = checkpoint.build_loss(clip, device)
-    return Subject(encoder, loss, clip.logit_scale, checkpoint.global_batch_size)
+    return EvaluatedModel(encoder, loss, clip.logit_scale, checkpoint.global_batch_size)
 
 
 def _position(checkpoint: Checkpoint) -> dict[str, float]:

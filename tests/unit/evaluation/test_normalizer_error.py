@@ -52,6 +52,7 @@ class FromBatch:
     """Predicts what the batch says: a method without memory."""
 
     epsilon = 1e-6
+    predicts_log_normalizers = True
 
     def whole(self):
         return nullcontext()
@@ -111,6 +112,6 @@ def test_too_few_pairs_for_two_batches():
     assert normalizer_error(images, texts, FromBatch(), 10.0, 64) is None
 
 
-def test_a_loss_without_predictor_is_told_apart():
+def test_other_modules_are_not_predictors():
     assert isinstance(FromBatch(), LogNormalizerPredictor)
     assert not isinstance(nn.Linear(1, 1), LogNormalizerPredictor)

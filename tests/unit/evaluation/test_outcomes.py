@@ -44,7 +44,8 @@ def reference(statistic, target, chosen):
         return mean_per_class_recall(right, target)
     if statistic == "worst_group":
         return worst_group(group_accuracies(right, target))
-    return macro_recall_and_f1(Choices((~right).long(), chosen, target, CLASSES))[1]
+    ones = torch.ones_like(target)
+    return macro_recall_and_f1(Choices((~right).long(), chosen, target, ones, CLASSES))[1]
 
 
 @pytest.mark.parametrize("statistic", ["mean", "mean_of_groups", "worst_group", "macro_f1"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from neuclip.evaluation import ranking
-from neuclip.evaluation.ranking import wrong_ahead
+from neuclip.evaluation.ranking import rank
 
 
 def naive(queries, candidates, right):
@@ -30,13 +30,13 @@ def test_counts_equal_a_double_loop(monkeypatch, at_once):
         ],
         dim=1,
     )
-    counts = wrong_ahead(queries, candidates, right)
+    counts = rank(queries, candidates, right).ahead
     assert counts.tolist() == naive(queries, candidates, right)
     assert counts[16] == 11
 
 
-def test_ties_count_against_the_model_wherever_the_right_one_stands():
+def test_ties_count_against_the_model_in_any_order():
     queries = torch.ones(4, 2)
     candidates = torch.ones(4, 2)
     right = torch.stack([torch.arange(4), torch.arange(4)], dim=1)
-    assert wrong_ahead(queries, candidates, right).tolist() == [3, 3, 3, 3]
+    assert rank(queries, candidates, right).ahead.tolist() == [3, 3, 3, 3]

@@ -50,7 +50,7 @@ def test_only_the_line_of_the_key_is_written_anew(tmp_path):
 def test_a_line_that_is_no_result_is_not_thrown_away(tmp_path, line):
     path = tmp_path / "results.jsonl"
     path.write_text(f"{line}\n")
-    with pytest.raises(UserError, match=r"results\.jsonl, line 1 is no result"):
+    with pytest.raises(UserError, match=r"results\.jsonl, line 1 is not a result"):
         write_eval_result(path, "mine", {"acc1": 0.5})
     assert path.read_text() == f"{line}\n"
 
@@ -68,5 +68,5 @@ def test_galleries_come_back_as_written(tmp_path):
     write_gallery(path, gallery)
     assert read_gallery(path) == gallery
     path.write_text('{"split": "s"}')
-    with pytest.raises(UserError, match=r"gallery_s\.json is no gallery"):
+    with pytest.raises(UserError, match=r"gallery_s\.json is not a gallery"):
         read_gallery(path)

@@ -8,12 +8,12 @@ from PIL import Image
 from torch import nn
 
 from neuclip.errors import UserError
+from neuclip.evaluation.evaluate import evaluate
+from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.evaluation.normalizer_error import exact_log_normalizers
-from neuclip.evaluation.results import read_gallery
-from neuclip.evaluation.split_evaluation import JudgeSettings, judge_split
 from neuclip.evaluation.splits import open_split
 
-SETTINGS = JudgeSettings(batch_size=3, workers=0, normalizer_batch_size=3)
+SETTINGS = EvaluationSettings(batch_size=3, workers=0)
 ZERO_SHOT = {"acc1", "acc5", "mean_per_class_recall", "num_classes", "num_samples", "chance"}
 NORMALIZERS = {
     f"{prefix}normalizer_{kind}" for prefix in ("", "minibatch_") for kind in ("mse", "mae", "bias")
@@ -22,23 +22,33 @@ NORMALIZERS = {
 
 class BatchLoss(nn.Module):
     epsilon = 1e-8
+    predicts_log_normalizers = True
 
     def whole(self):
         return nullcontext()
 
     def predict_log_normalizers(self, image_features, text_features, logit_scale, sample_ids=None):
         assert sample_ids is None
-        scale = float(logit_scale)
-        return exact_log_normalizers(image_features, text_features, scale, 1e-8).float()
+        both = exact_log_normalizers(image_features, text_features, float(logit_scale), 1e-8)
+        return both.float()
 
 
-class ForgetfulLoss(BatchLoss):
+class LossWithout(BatchLoss):
+    predicts_log_normalizers = False
+
+
+class BrokenLoss(BatchLoss):
     def predict_log_normalizers(self, image_features, text_features, logit_scale, sample_ids=None):
-        raise UserError("has no log-normalizers to predict")
+        raise UserError("features of 16 dimensions, expected 32")
+
+
+def evaluate_folder(encoder, folder, settings=SETTINGS, loss=None):
+    model = EvaluatedModel(encoder, loss, 10.0, train_batch_size=3)
+    return evaluate(model, open_split(folder), settings)
 
 
 def test_everything_from_one_pass(encoder, small_split):
-    metrics = judge_split(encoder, small_split, SETTINGS, BatchLoss(), logit_scale=10.0)
+    metrics = evaluate_folder(encoder, small_split, loss=BatchLoss()).metrics
     assert encoder.images_seen == 7
     assert encoder.texts_seen == 7 + 7 * 2  # captions, and two prompts for each of seven classes
     assert metrics.keys() >= ZERO_SHOT | NORMALIZERS | {"main_metric", "mean_recall@1"}
@@ -81,7 +91,7 @@ class Perfect:
         return torch.eye(6)[order]
 
 
-def test_two_names_share_one_picture_through_the_whole_way(encoder, tmp_path, write_split):
+def test_two_names_share_one_image(encoder, tmp_path, write_split):
     # A model that cannot tell the two names apart, because nobody can, loses nothing by it
     # in retrieval of pictures; as a class, the two tie, and both are right.
     colors = [(i, 0, 0) for i in range(6)]
@@ -90,7 +100,7 @@ def test_two_names_share_one_picture_through_the_whole_way(encoder, tmp_path, wr
     flat = [(color, name) for color, group in model.names_of_color.items() for name in group]
     samples = [(f"{i}", color, f"the {name}", i) for i, (color, name) in enumerate(flat)]
     folder = write_split(tmp_path / "s", samples, [name for _, name in flat], ["{c}", "a {c}"])
-    metrics = judge_split(model, folder, SETTINGS)
+    metrics = evaluate_folder(model, folder).metrics
     assert metrics["acc1"] == 1.0
     assert metrics["mean_per_class_recall"] == 1.0
     assert metrics["image_retrieval_recall@1"] == 1.0
@@ -99,24 +109,31 @@ def test_two_names_share_one_picture_through_the_whole_way(encoder, tmp_path, wr
 
 def test_without_classes_only_retrieval(encoder, tmp_path, write_split):
     samples = [(f"{i}", (i, 9, 9), f"caption {i}", None) for i in range(8)]
-    metrics = judge_split(encoder, write_split(tmp_path / "s", samples), SETTINGS)
+    found = evaluate_folder(encoder, write_split(tmp_path / "s", samples))
+    metrics = found.metrics
+    assert found.outcomes is None
     assert "acc1" not in metrics
     assert metrics["num_samples"] == 8
     assert metrics["main_metric"] == metrics["mean_recall@1"]
 
 
-@pytest.mark.parametrize("loss", [None, nn.Linear(1, 1), ForgetfulLoss()])
-def test_a_loss_that_predicts_nothing_leaves_the_keys_out(encoder, small_split, loss):
-    metrics = judge_split(encoder, open_split(small_split), SETTINGS, loss, logit_scale=10.0)
+@pytest.mark.parametrize("loss", [None, nn.Linear(1, 1), LossWithout()])
+def test_a_loss_without_log_normalizers_leaves_the_keys_out(encoder, small_split, loss):
+    metrics = evaluate_folder(encoder, small_split, loss=loss).metrics
     assert not {key for key in metrics if "normalizer" in key}
     assert "acc1" in metrics
+
+
+def test_an_error_of_the_loss_is_raised(encoder, small_split):
+    with pytest.raises(UserError, match="expected 32"):
+        evaluate_folder(encoder, small_split, loss=BrokenLoss())
 
 
 def test_a_class_beyond_the_names(encoder, tmp_path, write_split):
     samples = [("a", (1, 1, 1), "one", 0), ("b", (2, 2, 2), "two", 5)]
     folder = write_split(tmp_path / "s", samples, ["x", "y"], ["{c}"])
     with pytest.raises(UserError, match=r"'b' has class 5.*2 class names"):
-        judge_split(encoder, folder, SETTINGS)
+        evaluate_folder(encoder, folder)
 
 
 def test_a_picture_that_does_not_decode(encoder, tmp_path, write_split):
@@ -124,12 +141,12 @@ def test_a_picture_that_does_not_decode(encoder, tmp_path, write_split):
     samples.insert(3, ("broken", b"no picture", "caption", None))
     folder = write_split(tmp_path / "s", samples)
     with pytest.raises(UserError, match=r"00000\.tar, sample broken"):
-        judge_split(encoder, folder, SETTINGS)
-    allowed = JudgeSettings(batch_size=2, workers=0, allow_damage=True)
-    metrics = judge_split(encoder, folder, allowed, gallery=tmp_path / "gallery.json")
-    assert metrics["num_samples"] == 5
+        evaluate_folder(encoder, folder)
+    allowed = EvaluationSettings(batch_size=2, workers=0, allow_damage=True)
+    evaluated = evaluate_folder(encoder, folder, allowed)
+    assert evaluated.metrics["num_samples"] == 5
     # Positions after the broken sample still name their own pictures.
-    for query in read_gallery(tmp_path / "gallery.json").queries:
+    for query in evaluated.gallery.queries:
         for found in [query.answer, *(result.picture for result in query.results)]:
             data = io.BytesIO(base64.b64decode(found.png))
             assert Image.open(data).getpixel((0, 0)) == (int(found.key), 1, 1)
@@ -138,15 +155,12 @@ def test_a_picture_that_does_not_decode(encoder, tmp_path, write_split):
 def test_a_shard_that_is_cut_off(encoder, small_split):
     shard = small_split / "00000.tar"
     shard.write_bytes(shard.read_bytes()[:4000])
-    with pytest.raises(UserError, match=r"must be whole.*00000\.tar"):
-        judge_split(encoder, small_split, SETTINGS)
+    with pytest.raises(UserError, match=r"must be complete.*00000\.tar"):
+        evaluate_folder(encoder, small_split)
 
 
-def test_the_gallery_marks_hits(encoder, small_split, tmp_path):
-    path = tmp_path / "run" / "gallery.json"
-    judge_split(encoder, small_split, SETTINGS, gallery=path)
-    first = path.read_bytes()
-    gallery = read_gallery(path)
+def test_the_gallery_marks_hits(encoder, small_split):
+    gallery = evaluate_folder(encoder, small_split).gallery
     assert gallery.split == "letters"
     assert len(gallery.queries) == 7
     for query in gallery.queries:
@@ -157,5 +171,4 @@ def test_the_gallery_marks_hits(encoder, small_split, tmp_path):
         for result in query.results:
             assert result.hit == (result.picture.png == query.answer.png)
     assert any(result.hit for query in gallery.queries for result in query.results)
-    judge_split(encoder, small_split, SETTINGS, gallery=path)
-    assert path.read_bytes() == first
+    assert evaluate_folder(encoder, small_split).gallery == gallery

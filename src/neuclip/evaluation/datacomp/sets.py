@@ -1,4 +1,4 @@
-"""The benchmark's sets on disk, in the layout in which DataComp publishes them.
+"""DataComp's evaluation sets on disk, in its published layout.
 
 ```
 <data folder>/<folder of the task>/
@@ -13,11 +13,12 @@
                                            <key>.txt             captions, one a line (retrieval)
 ```
 
-The association layout (WinoGAViL) is our own: every picture once, under a key, and each instance's
-candidates and associations as lists of keys.
+The association layout (WinoGAViL) is neuclip's own: each image once, under a key, and the
+candidates and associations of an instance as lists of keys.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.suite import Task
 from neuclip.evaluation.splits import CLASSNAMES, TEMPLATES, read_classes
+from neuclip.parallel.work_sharing import from_main
 
 DATASET_TYPE = "dataset_type.txt"
 INSTANCES = "instances.jsonl"
@@ -38,7 +40,7 @@ SHARD_COUNT = "test/nshards.txt"
 
 @dataclass(frozen=True)
 class Instance:
-    """A cue, pictures to choose from, and those that belong to the cue; pictures by key."""
+    """A cue, the keys of the images to choose from, and the keys of the right ones."""
 
     cue: str
     candidates: tuple[str, ...]
@@ -47,18 +49,18 @@ class Instance:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """A set ready to be judged.
+    """An open evaluation set.
 
     Attributes:
-        task: The task.
-        index: Its samples.
-        classnames: Name of every class (classification).
-        templates: Prompts with `{c}` (classification).
-        instances: What to solve (association).
-        fingerprint: Changes with the set's texts, and with name, size or time of a shard.
-        positions: Which samples are judged; none: all.
-        partial_of: Number of samples (of an association set: instances) of the set, if only a part
-            of them is judged.
+        task: the task.
+        index: the samples.
+        classnames: names of the classes (classification).
+        templates: prompts with `{c}` (classification).
+        instances: the cues (association).
+        fingerprint: digest of the set's texts, and of name, size and time of its shards.
+        positions: the samples to evaluate; if none, all.
+        partial_of: number of samples (instances for association) of the full set, if only a part
+            is evaluated.
     """
 
     task: Task
@@ -72,16 +74,21 @@ class TaskSet:
 
     @property
     def key(self) -> str:
-        """The key of its results: that of the task, and of a part also its size (`mnist@300`)."""
+        """Key in the results: the task's, with the size of a part (`mnist@300`)."""
         if self.partial_of is None or self.positions is None:
             return self.task.key
         return f"{self.task.key}@{len(self.instances) or len(self.positions)}"
 
+    @property
+    def title(self) -> str:
+        """Name to display."""
+        return self.task.name
+
     def part(self, samples: int) -> "TaskSet":
-        """At most so many samples (or instances), evenly spread: a quick look, not the benchmark.
+        """An evenly spread part of the set, for a quick estimate.
 
         Args:
-            samples: How many.
+            samples: largest number of samples (or instances).
         """
         total = len(self.instances) or len(self.index)
         if total <= samples:
@@ -99,25 +106,38 @@ class TaskSet:
 _INSTANCE = TypeAdapter(Instance)
 
 
-def is_there(data_dir: Path, task: Task) -> bool:
+def exists(data_dir: Path, task: Task) -> bool:
     """Whether the set's folder exists."""
     return (data_dir / task.folder).is_dir()
+
+
+def open_tasks(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
+    """Opens the sets of several tasks, so that a missing set is reported before any evaluation.
+
+    The main process lists the shards for all ranks.
+
+    Raises:
+        UserError: a set is missing or incomplete.
+    """
+    if not data_dir.is_dir():
+        raise UserError(f"no folder of evaluation sets at {data_dir}")
+    return from_main(lambda: [open_task(data_dir, task) for task in tasks])
 
 
 def open_task(data_dir: Path, task: Task) -> TaskSet:
     """Opens a task's set.
 
     Args:
-        data_dir: The folder of all sets.
-        task: Which one.
+        data_dir: folder of all sets.
+        task: the task.
 
     Raises:
-        UserError: the set or one of its files is not there, or contradicts the task.
+        UserError: the set or one of its files is missing, or contradicts the task.
     """
     folder = data_dir / task.folder
     if not folder.is_dir():
         raise UserError(
-            f"{task.key}: no evaluation set at {folder}; fetch it with "
+            f"{task.key}: no evaluation set at {folder}; download it with "
             f"'neuclip data download-evalsets {data_dir} --tasks {task.key}'"
         )
     _check_type(folder, task)
@@ -142,10 +162,10 @@ def open_task(data_dir: Path, task: Task) -> TaskSet:
 
 
 def read_instances(path: Path) -> list[Instance]:
-    """Instances of an association set.
+    """Reads the instances of an association set.
 
     Raises:
-        UserError: no such file, or a line is no instance.
+        UserError: the file is missing, or a line is invalid.
     """
     found: list[Instance] = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
@@ -153,16 +173,16 @@ def read_instances(path: Path) -> list[Instance]:
             instance = _INSTANCE.validate_json(line)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise UserError(f"{path}, line {number} is no instance: {reason}") from None
+            raise UserError(f"{path}, line {number}: invalid instance: {reason}") from None
         if not instance.associations or not set(instance.associations) <= set(instance.candidates):
             raise UserError(
-                f"{path}, line {number}: the associations must be some of the candidates"
+                f"{path}, line {number}: the associations must be one or more of the candidates"
             )
         if not instance.cue.strip():
             raise UserError(f"{path}, line {number}: the cue is empty")
         found.append(instance)
     if not found:
-        raise UserError(f"{path} holds no instance")
+        raise UserError(f"{path} contains no instances")
     return found
 
 
@@ -171,7 +191,7 @@ def _check_type(folder: Path, task: Task) -> None:
     found = _text(path).strip() if path.exists() else "classification"
     if found != task.kind:
         raise UserError(
-            f"{task.key} is judged by {task.kind}, but {folder} is a set for {found!r} "
+            f"{task.key} is evaluated by {task.kind}, but {folder} is a set for {found} "
             f"({DATASET_TYPE})"
         )
 
@@ -198,7 +218,7 @@ def _fingerprint(folder: Path, shards: list[Path]) -> str:
         content = path.read_bytes() if path.exists() else b""
         digest.update(f"{name} {len(content)}\n".encode() + content)
     for shard in shards:
-        # Hashing terabytes would cost more than judging them; a changed file has another time.
+        # Hashing terabytes would take longer than evaluating them; a changed file has a new time.
         status = shard.stat()
         digest.update(f"{shard.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

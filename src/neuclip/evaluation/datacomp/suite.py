@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Which groups of samples the main metric takes the worst of.
+class SampleGroups:
+    """Groups of samples; the main metric is the accuracy of the worst.
 
     Attributes:
-        column: Column of the metadata (`.npy`) that holds the group's number.
-        field: Name of that column.
-        measure: Top-1 (`acc`) or top-5 (`acc_top5`) accuracy of each group.
-        left_out: Groups that do not count.
+        column: column of the metadata (`.npy`) with the number of the group.
+        field: name of that column.
+        measure: top-1 (`acc`) or top-5 (`acc_top5`) accuracy of each group.
+        left_out: groups to ignore.
     """
 
     column: int
@@ -37,17 +37,17 @@ class Groups:
 
 @dataclass(frozen=True)
 class Task:
-    """One evaluation set.
+    """One task of the suite.
 
     Attributes:
-        key: Its key in the results, which is DataComp's.
-        name: Name to display.
-        size: Samples of the published set.
-        metric: Name of the main metric.
-        kind: How it is judged.
-        groups: Groups of samples, where the main metric has them.
-        folder: Its folder under the data folder.
-        source: Its dataset repository on the hub.
+        key: DataComp's key, used in results.
+        name: name to display.
+        size: samples of the published set.
+        metric: name of the main metric.
+        kind: how it is evaluated.
+        groups: groups of samples, if the main metric needs them.
+        folder: folder of its set in the data folder.
+        source: dataset repository on the hub.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Task:
     source: str
     metric: str = "acc1"
     kind: Kind = "classification"
-    groups: Groups | None = None
+    groups: SampleGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class Average:
     """A mean of main metrics.
 
     Attributes:
-        name: Name to display.
-        value: The mean, 0..1; none where it is refused.
-        missing: Keys of the tasks that have no score.
-        total: Number of tasks that belong to it.
+        name: name to display.
+        value: the mean, 0..1; none if tasks are missing.
+        missing: keys of the tasks without a score.
+        total: number of tasks in the average.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Average:
 
     @property
     def done(self) -> int:
-        """Number of tasks that have a score."""
+        """Number of tasks with a score."""
         return self.total - len(self.missing)
 
 
@@ -93,8 +93,9 @@ class Suite:
     """All tasks and averages.
 
     Attributes:
-        version: Goes into every result; changes with anything that can change a number.
-        tasks: The tasks by key.
+        version: recorded in each result; changes with anything that can change a number.
+        tasks: tasks by key.
+        members: averages by key.
     """
 
     version: str
@@ -105,11 +106,11 @@ class Suite:
         """Tasks by key (or by its last part) and by average, in the suite's order.
 
         Args:
-            tasks: Keys, such as `vtab/cifar100` or `cifar100`.
-            groups: Averages, such as `imagenet-variants`; with neither, all tasks.
+            tasks: keys, such as `vtab/cifar100` or `cifar100`.
+            groups: averages, such as `imagenet-variants`; with neither, all tasks.
 
         Raises:
-            UserError: no such task or average; names the nearest.
+            UserError: a task or average is unknown; names the nearest.
         """
         if not tasks and not groups:
             return list(self.tasks.values())
@@ -123,24 +124,24 @@ class Suite:
         """The mean of a group's main metrics.
 
         Args:
-            group: Which average.
-            scores: Main metric by key of the task.
-            partial: Average what there is.
+            group: key of the average.
+            scores: main metric by key of the task.
+            partial: average the tasks that have a score.
 
         Raises:
-            UserError: tasks are missing, and `partial` was not asked for.
+            UserError: tasks are missing, and `partial` is not set.
         """
         found = self._average(group, scores, partial=partial)
         if found.value is None:
             raise UserError(
                 f"{found.name}: {found.done} of {found.total} tasks have results; missing: "
                 f"{', '.join(found.missing[:5])}{', ...' if len(found.missing) > 5 else ''}. "
-                "Judge them, or ask for a partial average (--partial)"
+                "Evaluate them, or add --partial for a partial average"
             )
         return found
 
     def averages(self, scores: Mapping[str, float], *, partial: bool = False) -> dict[str, Average]:
-        """All averages; the value of one whose tasks are not complete is none, unless `partial`."""
+        """All averages by key; without `partial`, the value of an incomplete one is none."""
         return {group: self._average(group, scores, partial=partial) for group in self.members}
 
     def _average(self, group: str, scores: Mapping[str, float], *, partial: bool) -> Average:
@@ -154,7 +155,7 @@ class Suite:
 
 @functools.cache
 def load_suite() -> Suite:
-    """The suite that this package judges by."""
+    """Reads the suite of this package."""
     text = (
         resources.files("neuclip.evaluation.datacomp")
         .joinpath("suite.yaml")

@@ -17,10 +17,11 @@ from huggingface_hub import close_session, constants
 from datacomp_sets import CodedTowers, picture, write_classification
 from neuclip.cli.app import main
 from neuclip.errors import UserError
-from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
 from neuclip.evaluation.datacomp.download import download_task
 from neuclip.evaluation.datacomp.sets import open_task
 from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.evaluate import evaluate
+from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 
 TASKS = load_suite().tasks
 MNIST = TASKS["mnist"]
@@ -147,9 +148,9 @@ def hub(tmp_path, configure):
         yield fake
 
 
-def evaluate(data_dir, task):
-    towers = Benchmark(CodedTowers(), BenchmarkSettings(workers=0))
-    return towers.judge(open_task(data_dir, task))["main_metric"]
+def score(data_dir, task):
+    model, settings = EvaluatedModel(CodedTowers()), EvaluationSettings(workers=0)
+    return evaluate(model, open_task(data_dir, task), settings).metrics["main_metric"]
 
 
 def downloaded(hub):
@@ -161,7 +162,7 @@ def test_a_set_is_downloaded(hub, tmp_path):
     done = download_task(tmp_path / "data", MNIST, lambda *state: seen.append(state))
     assert (done.files, done.new) == (5, 5)
     assert "README.md" not in downloaded(hub)
-    assert evaluate(tmp_path / "data", MNIST) == 1.0
+    assert score(tmp_path / "data", MNIST) == 1.0
     size = len(hub.files[MNIST.source]["test/0.tar"])
     assert ("test/0.tar", size, size) in seen
 
@@ -195,7 +196,7 @@ def test_an_interrupted_transfer_is_tried_again(hub, tmp_path):
     hub.cut_after = [1000]
     download_task(tmp_path, MNIST)
     assert downloaded(hub).count("test/0.tar") == 2
-    assert evaluate(tmp_path, MNIST) == 1.0
+    assert score(tmp_path, MNIST) == 1.0
 
 
 @pytest.mark.parametrize("other", [b"", b"x"])
@@ -285,7 +286,7 @@ def test_retrieval_is_converted(hub, tmp_path):
         "number 1\na number 1 again",
         "number 2",
     ]
-    assert evaluate(data, FLICKR) == 1.0
+    assert score(data, FLICKR) == 1.0
     hub.requests.clear()
     assert download_task(data, FLICKR).new == 0
     assert downloaded(hub) == []
@@ -309,7 +310,7 @@ def test_winogavil_is_converted(hub, tmp_path, written):
     task_set = open_task(tmp_path / "data", WINOGAVIL)
     assert len(task_set.index) == 10
     assert task_set.instances[0].associations == ("s0000009",)
-    assert evaluate(tmp_path / "data", WINOGAVIL) == 1.0
+    assert score(tmp_path / "data", WINOGAVIL) == 1.0
 
 
 @pytest.mark.parametrize(

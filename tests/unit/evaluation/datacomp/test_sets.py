@@ -16,9 +16,10 @@ from datacomp_sets import (
     write_set,
 )
 from neuclip.errors import UserError
-from neuclip.evaluation.datacomp.benchmark import Benchmark, BenchmarkSettings
 from neuclip.evaluation.datacomp.sets import open_task
 from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.evaluate import evaluate
+from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 
 TASKS = load_suite().tasks
 ROWS = [((n % 4, 4, 5), n % 4, None) for n in range(8)]
@@ -35,13 +36,17 @@ def association(tmp_path):
     return write_association(tmp_path / "wds_winogavil_test", colors, [(1, range(5), [1, 2])])
 
 
-def judge(data_dir, key, **settings):
-    settings = BenchmarkSettings(batch_size=3, workers=0, **settings)
-    return Benchmark(CodedTowers(), settings).judge(open_task(data_dir, TASKS[key]))
+def metrics_of(towers, task_set, batch_size=256, **settings):
+    settings = EvaluationSettings(batch_size=batch_size, workers=0, **settings)
+    return evaluate(EvaluatedModel(towers), task_set, settings).metrics
+
+
+def metrics_for(data_dir, key, **settings):
+    return metrics_of(CodedTowers(), open_task(data_dir, TASKS[key]), 3, **settings)
 
 
 def test_a_whole_set(classification, tmp_path):
-    metrics = judge(tmp_path, "mnist")
+    metrics = metrics_for(tmp_path, "mnist")
     assert metrics["acc1"] == metrics["main_metric"] == 1.0
     assert metrics["num_samples"] == 8
     assert "num_damaged" not in metrics
@@ -53,16 +58,15 @@ class TestPart:
         part = whole.part(3)
         assert part.positions.tolist() == [0, 2, 5]
         assert (whole.key, part.key) == ("mnist", "mnist@3")
-        settings = BenchmarkSettings(batch_size=2, workers=0)
         towers = CodedTowers()
-        metrics = Benchmark(towers, settings).judge(part)
+        metrics = metrics_of(towers, part, 2)
         assert towers.images_seen == 3
         assert (metrics["num_samples"], metrics["partial_of"]) == (3, 8)
 
     def test_of_a_smaller_set_is_the_set(self, classification, tmp_path):
         whole = open_task(tmp_path, TASKS["mnist"])
         assert whole.part(8) is whole
-        assert "partial_of" not in judge(tmp_path, "mnist")
+        assert "partial_of" not in metrics_for(tmp_path, "mnist")
 
     def test_of_instances_reads_their_pictures_only(self, tmp_path):
         colors = [(n, 40, 41) for n in range(30)]
@@ -71,7 +75,7 @@ class TestPart:
         part = open_task(tmp_path, TASKS["misc/winogavil"]).part(1)
         assert part.key == "misc/winogavil@1"
         towers = CodedTowers()
-        metrics = Benchmark(towers, BenchmarkSettings(workers=0)).judge(part)
+        metrics = metrics_of(towers, part)
         assert towers.images_seen == 10
         assert (metrics["main_metric"], metrics["num_samples"]) == (1.0, 1)
         assert metrics["partial_of"] == 3
@@ -104,7 +108,7 @@ def test_a_missing_file(classification, tmp_path, name, text):
         ("test/nshards.txt", "0", r"expected the number of shards, found '0'"),
         ("test/nshards.txt", "3", r"1 of 3 shards are missing: 2\.tar"),
         ("zeroshot_classification_templates.txt", "a photo", r"'a photo' has no \{c\}"),
-        ("dataset_type.txt", "retrieval\n", r"judged by classification.*set for 'retrieval'"),
+        ("dataset_type.txt", "retrieval\n", r"evaluated by classification.*set for retrieval"),
     ],
 )
 def test_a_wrong_file(classification, tmp_path, name, content, text):
@@ -116,38 +120,38 @@ def test_a_wrong_file(classification, tmp_path, name, content, text):
 def test_fewer_names_than_classes(classification, tmp_path):
     (classification / "classnames.txt").write_text("number 0\nnumber 1\n")
     with pytest.raises(UserError, match=r"mnist: sample 's0000002' has class 2.*2 class names"):
-        judge(tmp_path, "mnist")
+        metrics_for(tmp_path, "mnist")
 
 
 def test_a_picture_without_a_class(tmp_path):
     samples = [{"png": picture((0, 1, 2)), "cls": b"0"}, {"png": picture((0, 1, 2))}]
     write_set(tmp_path / TASKS["mnist"].folder, samples, **prompts(3))
     with pytest.raises(UserError, match=r"'s0000001' has no class \(\.cls\)"):
-        judge(tmp_path, "mnist")
+        metrics_for(tmp_path, "mnist")
 
 
 def test_damaged_pictures_are_counted_and_fatal(tmp_path):
     samples = [{"png": picture((n, 4, 5)), "cls": b"%d" % n} for n in range(4)]
     samples[1]["png"] = samples[2]["png"] = b"no picture"
     write_set(tmp_path / TASKS["mnist"].folder, samples, **prompts(6))
-    with pytest.raises(UserError, match=r"mnist: .*must be whole.*s0000002.*and 1 more"):
-        judge(tmp_path, "mnist")
-    metrics = judge(tmp_path, "mnist", allow_damage=True)
+    with pytest.raises(UserError, match=r"mnist: .*must be complete.*s0000002.*and 1 more"):
+        metrics_for(tmp_path, "mnist")
+    metrics = metrics_for(tmp_path, "mnist", allow_damage=True)
     assert (metrics["num_samples"], metrics["num_damaged"], metrics["acc1"]) == (2, 2, 1.0)
 
 
 def test_a_shard_that_is_cut(classification, tmp_path):
     shard = classification / "test" / "0.tar"
     shard.write_bytes(shard.read_bytes()[:3000])
-    with pytest.raises(UserError, match=r"mnist: .*must be whole.*0\.tar"):
-        judge(tmp_path, "mnist")
+    with pytest.raises(UserError, match=r"mnist: .*must be complete.*0\.tar"):
+        metrics_for(tmp_path, "mnist")
 
 
 @pytest.mark.parametrize(
     ("metadata", "text"),
     [
         (None, r"wilds/fmow: sample 's0000000' has no metadata \(\.npy\)"),
-        ([], r"sample 's0000000': its metadata .* no array of numbers with a column 0"),
+        ([], r"sample 's0000000': its metadata .* not an array of numbers with a column 0"),
         ([5], r"no sample belongs to a group that counts"),
     ],
 )
@@ -156,21 +160,21 @@ def test_metadata_that_cannot_be_grouped_by(tmp_path, metadata, text):
         tmp_path / TASKS["wilds/fmow"].folder, [(c, y, metadata) for c, y, _ in ROWS], 6
     )
     with pytest.raises(UserError, match=text):
-        judge(tmp_path, "wilds/fmow")
+        metrics_for(tmp_path, "wilds/fmow")
 
 
 def test_metadata_that_would_run_code(tmp_path):
     samples = [{"png": picture((0, 1, 2)), "cls": b"0", "npy": b"\x80\x04N."}]
     write_set(tmp_path / TASKS["wilds/fmow"].folder, samples, **prompts(3))
-    with pytest.raises(UserError, match="is no array of numbers"):
-        judge(tmp_path, "wilds/fmow")
+    with pytest.raises(UserError, match="is not an array of numbers"):
+        metrics_for(tmp_path, "wilds/fmow")
 
 
 def test_the_region_other_does_not_count(tmp_path):
     rows = [((0, 1, 2), 0, [1, 9]), ((0, 1, 2), 0, [1, 9]), ((0, 1, 2), 1, [1, 9])]
     rows += [((0, 1, 2), 1, [5, 9])]
     write_classification(tmp_path / TASKS["wilds/fmow"].folder, rows, 6)
-    metrics = judge(tmp_path, "wilds/fmow")
+    metrics = metrics_for(tmp_path, "wilds/fmow")
     assert metrics["main_metric"] == metrics["acc_worst_region"] == pytest.approx(2 / 3)
     assert metrics["acc_region:5"] == metrics["acc_worst_region_of_all"] == 0.0
     assert metrics["count_region:1"] == 3.0
@@ -179,37 +183,37 @@ def test_the_region_other_does_not_count(tmp_path):
 def test_a_picture_without_a_caption(tmp_path):
     folder = tmp_path / "wds_mscoco_2014_5k_test_image_text_retrieval_test"
     write_retrieval(folder, [((0, 1, 2), [0]), ((1, 2, 3), [])])
-    with pytest.raises(UserError, match=r"picture 's0000001' has no caption"):
-        judge(tmp_path, "retrieval/mscoco_2014_5k_test_image_text_retrieval")
+    with pytest.raises(UserError, match=r"image 's0000001' has no caption"):
+        metrics_for(tmp_path, "retrieval/mscoco_2014_5k_test_image_text_retrieval")
 
 
 def test_one_picture_is_no_retrieval(tmp_path):
     folder = tmp_path / "wds_mscoco_2014_5k_test_image_text_retrieval_test"
     write_retrieval(folder, [((0, 1, 2), [0, 1])])
     with pytest.raises(UserError, match="too small for its main metric"):
-        judge(tmp_path, "retrieval/mscoco_2014_5k_test_image_text_retrieval")
+        metrics_for(tmp_path, "retrieval/mscoco_2014_5k_test_image_text_retrieval")
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"cue": " "}, "line 1: the cue is empty"),
-        ({"associations": []}, "the associations must be some of the candidates"),
-        ({"associations": ["s0000005"]}, "the associations must be some of the candidates"),
-        ({"candidates": 3}, "line 1 is no instance"),
-        ({"candidates": ["elsewhere", "s0000001", "s0000002"]}, "there is no picture 'elsewhere'"),
+        ({"associations": []}, "the associations must be one or more of the candidates"),
+        ({"associations": ["s0000005"]}, "the associations must be one or more of the candidates"),
+        ({"candidates": 3}, "line 1: invalid instance"),
+        ({"candidates": ["elsewhere", "s0000001", "s0000002"]}, "there is no image 'elsewhere'"),
     ],
 )
 def test_instances_that_contradict_themselves(association, tmp_path, change, text):
     path = association / "instances.jsonl"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n")
     with pytest.raises(UserError, match=text):
-        judge(tmp_path, "misc/winogavil")
+        metrics_for(tmp_path, "misc/winogavil")
 
 
 def test_no_instances(association, tmp_path):
     (association / "instances.jsonl").write_text("")
-    with pytest.raises(UserError, match="holds no instance"):
+    with pytest.raises(UserError, match="contains no instances"):
         open_task(tmp_path, TASKS["misc/winogavil"])
 
 
@@ -231,7 +235,7 @@ def test_cues_become_the_authors_prompts(association, tmp_path):
             return tokenize
 
     task_set = open_task(tmp_path, TASKS["misc/winogavil"])
-    Benchmark(Listening(), BenchmarkSettings(workers=0)).judge(task_set)
+    metrics_of(Listening(), task_set)
     assert [text for text in seen if text] == ["An owl", "A full moon"]
 
 
@@ -244,11 +248,11 @@ def test_the_fingerprint_tells_sets_apart(classification, tmp_path):
 
 
 def test_a_set_of_another_size_than_the_published(classification, tmp_path, log):
-    judge(tmp_path, "mnist")
+    metrics_for(tmp_path, "mnist")
     assert "mnist: 8 samples, but the published set has 10000" in log.text
     log.clear()
     task_set = open_task(tmp_path, dataclasses.replace(TASKS["mnist"], size=8))
-    Benchmark(CodedTowers(), BenchmarkSettings(workers=0)).judge(task_set)
+    metrics_of(CodedTowers(), task_set)
     assert not log.text
 
 
@@ -281,8 +285,7 @@ def test_where_the_benchmark_has_autocast(tmp_path, key, images, texts, amp):
         write_association(folder, [(n, 9, 9) for n in range(10)], [(1, range(10), [1, 2])])
     else:
         write_retrieval(folder, [((n, 9, 8), [n]) for n in range(3)])
-    settings = BenchmarkSettings(workers=0, amp=amp)
-    metrics = Benchmark(Noticing(), settings).judge(open_task(tmp_path, TASKS[key]))
+    metrics = metrics_of(Noticing(), open_task(tmp_path, TASKS[key]), amp=amp)
     assert seen == {"images": amp is not None and images, "texts": amp is not None and texts}
     assert metrics["main_metric"] > 0.3
-    assert settings.precision == ("fp32" if amp is None else "amp")
+    assert EvaluationSettings(amp=amp).precision == ("fp32" if amp is None else "amp")
