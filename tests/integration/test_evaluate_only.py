@@ -85,7 +85,7 @@ def test_what_the_folder_of_a_run_holds_stays(foreign, imagenet, tmp_path):
     ("more", "text"),
     [
         ("--zeroshot-frequency 0", "no evaluation data is given: add --imagenet-val"),
-        ("--imagenet-val missing", "no folder of ImageNet pictures at missing"),
+        ("--imagenet-val missing", "no folder of ImageNet images at missing"),
         ("--model ViT-B-32", "is of another architecture"),
         ("--resume none.pt", "no checkpoint at none.pt"),
         ("--resume auto", "has no checkpoint"),

@@ -1,7 +1,8 @@
-"""The towers over a split, once; every judge reads the result.
+"""Runs the towers over a split, once for all metrics.
 
-Several processes share out whole batches, cut as one process cuts them, and gather what the towers
-gave: so all of them hold what one process would, to the last bit, and judge it alike.
+The ranks share full batches, cut as a single rank would cut them, and all-gather the features.
+Every rank then holds the features of a single-rank run, to the last bit, and computes the same
+metrics.
 """
 
 import hashlib
@@ -31,21 +32,21 @@ def start_reading(
     workers: int,
     positions: NDArray[np.int64] | None = None,
 ) -> Iterator[Batch | Unreadable]:
-    """Begins to read this process's share of a split: whole batches, cut as one process cuts them.
+    """Starts to read this rank's share of a split: full batches, cut as a single rank cuts them.
 
     Args:
-        encoder: Has the transform and the tokenizer.
-        source: The split.
-        batch_size: Pairs per batch.
-        workers: Reading processes.
-        positions: Which samples; none: all.
+        encoder: has the transform and the tokenizer.
+        source: the split.
+        batch_size: pairs per batch.
+        workers: data workers.
+        positions: samples to read; if none, all.
     """
     if positions is None:
         positions = np.arange(len(source), dtype=np.int64)
     requests = evaluation_requests(positions, batch_size)
     share = collectives.owned_slice(len(requests))
     mine = requests[share.start : share.stop]
-    on_gpu = encoder.device.type == "cuda"  # to where page-locked memory is copied meanwhile
+    on_gpu = encoder.device.type == "cuda"  # pinned memory is copied there asynchronously
     return evaluation_loader(
         source, encoder.transform, encoder.tokenize, mine, workers, pin_memory=on_gpu
     )
@@ -59,19 +60,18 @@ def encode_split(
 ) -> EncodedSplit:
     """Runs both towers over all batches.
 
-    Pictures count as identical when what the tower sees of them, the transformed tensor, is
-    identical in every byte.
+    Images are identical if their transformed tensors are, byte for byte.
 
     Args:
-        encoder: The towers.
-        batches: This process's share of the split, as from `start_reading`.
-        allow_damage: Judge what is left of a split with damaged samples.
+        encoder: the towers.
+        batches: this rank's share of the split, from `start_reading`.
+        allow_damage: encode the readable samples of a corrupt split.
 
     Returns:
-        The whole split, in order, on every process.
+        The full split, in order, on every rank.
 
     Raises:
-        UserError: the split is damaged (names shard and key), is empty, or a feature is not finite.
+        UserError: the split is corrupt (names shard and key) or empty, or a feature is not finite.
     """
     part = _encode(encoder, batches, allow_damage=allow_damage, with_texts=True)
     images = _assembled(encoder, part)
@@ -89,19 +89,15 @@ def encode_images(
     *,
     allow_damage: bool = False,
 ) -> EncodedImages:
-    """Runs the image tower over all batches.
+    """Runs the image tower over all batches; otherwise as `encode_split`.
 
     Args:
-        encoder: The towers.
-        batches: This process's share of the split, as from `start_reading`.
-        allow_damage: Judge what is left of a split with damaged samples.
-
-    Returns:
-        The whole split, in order, on every process.
+        encoder: the towers.
+        batches: this rank's share of the split, from `start_reading`.
+        allow_damage: encode the readable samples of a corrupt split.
 
     Raises:
-        UserError: the split is damaged (counts, and names shard and key), is empty, or a feature is
-            not finite.
+        UserError: the split is corrupt (names shard and key) or empty, or a feature is not finite.
     """
     part = _encode(encoder, batches, allow_damage=allow_damage, with_texts=False)
     return _assembled(encoder, part)
@@ -110,7 +106,7 @@ def encode_images(
 def encode_texts(
     encoder: ImageTextEncoder, texts: list[str], batch_size: int
 ) -> Float[Tensor, "texts dim"]:
-    """Unit-norm features of texts; the processes share them out.
+    """Unit-norm features of texts; the ranks share the batches.
 
     Raises:
         UserError: a feature is not finite.
@@ -130,8 +126,8 @@ def encode_texts(
 
 
 @dataclass
-class _Part:
-    """What was encoded; features of several batches on the CPU, all else by sample."""
+class _Encoded:
+    """Encoded batches: features on the CPU by batch, everything else by sample."""
 
     images: list[Tensor] = field(default_factory=list[Tensor])
     texts: list[Tensor] = field(default_factory=list[Tensor])
@@ -150,22 +146,22 @@ def _encode(
     *,
     allow_damage: bool,
     with_texts: bool,
-) -> _Part:
-    """Encodes this process's batches, and returns those of all processes in order.
+) -> _Encoded:
+    """Encodes this rank's batches, and returns those of all ranks in order.
 
     Raises:
-        UserError: the split is damaged; on all processes alike.
+        UserError: the split is corrupt; raised on all ranks.
     """
-    own = _Part()
+    own = _Encoded()
     for batch in batches:
         own.damage += batch.damage
         if isinstance(batch, Unreadable) or (own.damage and not allow_damage):
-            continue  # of a damaged split the rest is read only to count
+            continue  # the rest of a corrupt split is read only to count its corrupt samples
         with torch.no_grad():
             own.images.append(encoder.encode_image(batch.images))
             if with_texts:
                 own.texts.append(encoder.encode_text(batch.tokens))
-                # After the towers: on a GPU they work while this computes.
+                # After the launch of the towers: on a GPU, both run at the same time.
                 own.fingerprints.extend(_fingerprint(image) for image in batch.images)
         own.sample_ids.append(batch.sample_ids)
         own.classes.append(batch.class_indices)
@@ -175,26 +171,26 @@ def _encode(
     for features in (own.images, own.texts):
         features[:] = [torch.cat(features).cpu()] if features else []
     parts = collectives.gather_objects(own)
-    whole = _Part(
+    full = _Encoded(
         **{f.name: [item for part in parts for item in getattr(part, f.name)] for f in fields(own)}
     )
     if not allow_damage:
-        require_complete(whole.damage)
-    if not whole.images:
-        shown = "".join(f"\n  {found}" for found in whole.damage[:5])
-        raise UserError(f"the evaluation split is empty: no sample could be read{shown}")
-    return whole
+        require_complete(full.damage)
+    if not full.images:
+        shown = "".join(f"\n  {found}" for found in full.damage[:5])
+        raise UserError(f"the evaluation set is empty: no sample could be read{shown}")
+    return full
 
 
-def _assembled(encoder: ImageTextEncoder, whole: _Part) -> EncodedImages:
+def _assembled(encoder: ImageTextEncoder, full: _Encoded) -> EncodedImages:
     return EncodedImages(
-        image_features=require_finite(_joined(encoder, whole.images), "image", whole.keys),
-        sample_ids=torch.cat(whole.sample_ids),
-        class_indices=torch.cat(whole.classes),
-        captions=whole.captions,
-        keys=whole.keys,
-        metadata=whole.metadata,
-        damage=tuple(whole.damage),
+        image_features=require_finite(_joined(encoder, full.images), "image", full.keys),
+        sample_ids=torch.cat(full.sample_ids),
+        class_indices=torch.cat(full.classes),
+        captions=full.captions,
+        keys=full.keys,
+        metadata=full.metadata,
+        damage=tuple(full.damage),
     )
 
 
@@ -203,10 +199,10 @@ def _joined(encoder: ImageTextEncoder, features: list[Tensor]) -> Float[Tensor, 
 
 
 def require_complete(damage: Sequence[Damage]) -> None:
-    """Refuses damaged data: numbers from part of a benchmark are not the benchmark's.
+    """Refuses corrupt data, since metrics of a part of a set are not comparable.
 
     Raises:
-        UserError: names shard and key of the first damage.
+        UserError: names shard and key of the first corrupt sample.
     """
     if damage:
         more = f" (and {len(damage) - 1} more)" if len(damage) > 1 else ""
@@ -220,22 +216,22 @@ def require_complete(damage: Sequence[Damage]) -> None:
 def require_finite(
     features: Float[Tensor, "samples dim"], side: str, names: list[str]
 ) -> Float[Tensor, "samples dim"]:
-    """The features, if all are finite: others would never be ahead of a right answer, or behind.
+    """Checks that all features are finite, since comparisons with NaN are always false.
 
     Args:
-        features: What a tower gave.
-        side: Which tower.
-        names: Of the samples, or the texts, for the message.
+        features: output of a tower.
+        side: name of the tower.
+        names: names of the samples or texts, for the message.
 
     Raises:
-        UserError: some are not.
+        UserError: some features are not finite.
     """
     bad = (~features.isfinite().all(dim=1)).nonzero().flatten()
     if len(bad):
         raise UserError(
-            f"the {side} tower gives features that are not finite for {len(bad)} of {len(names)} "
+            f"the {side} tower returns features that are not finite for {len(bad)} of {len(names)} "
             f"samples (first: {names[int(bad[0])]!r}): the model has diverged or its weights are "
-            "damaged"
+            "corrupt"
         )
     return features
 
@@ -245,6 +241,6 @@ def _fingerprint(image: Tensor) -> bytes:
 
 
 def _number(values: Iterable[Hashable]) -> Int64[Tensor, " samples"]:
-    """Equal values get equal numbers, from 0 in order of first appearance."""
+    """Numbers distinct values from 0, in order of first appearance."""
     numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values])

@@ -1,4 +1,4 @@
-"""Some captions with the five pictures that the model finds for them: numbers one can look at."""
+"""Example retrievals: some captions, each with the five images that the model retrieves."""
 
 import base64
 import io
@@ -16,21 +16,21 @@ RETRIEVED = 5
 def make_gallery(
     split: str,
     encoded: EncodedSplit,
-    picture: Callable[[int], Image.Image],
+    decode: Callable[[int], Image.Image],
     *,
     queries: int = 8,
     thumbnail: int = 64,
     seed: int = 0,
 ) -> Gallery:
-    """Draws captions at random (not chosen by success) and retrieves pictures for them.
+    """Draws captions at random (regardless of success) and retrieves images for them.
 
     Args:
-        split: Name of the split.
-        encoded: Its features.
-        picture: Decodes the picture of a sample by its position in the split's index.
-        queries: How many captions, at most.
-        thumbnail: Longest side of the pictures, in pixels.
-        seed: Seed of the draw.
+        split: name of the split.
+        encoded: its features.
+        decode: returns the image at a position of the split's index.
+        queries: largest number of captions.
+        thumbnail: longest side of the images, in pixels.
+        seed: seed of the draw.
     """
     images, texts = first_of_each(encoded.image_groups), first_of_each(encoded.text_groups)
     drawn = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed))[:queries]
@@ -38,7 +38,7 @@ def make_gallery(
     best = scores.to("cpu").topk(min(RETRIEVED, len(images)), dim=1)
 
     def shown(sample: int) -> Picture:
-        image = picture(int(encoded.sample_ids[sample]))
+        image = decode(int(encoded.sample_ids[sample]))
         return Picture(encoded.keys[sample], encoded.captions[sample], _png(image, thumbnail))
 
     found: list[Query] = []
@@ -53,8 +53,8 @@ def make_gallery(
     return Gallery(split, seed, found)
 
 
-def _png(picture: Image.Image, side: int) -> str:
-    small = picture.convert("RGB")
+def _png(image: Image.Image, side: int) -> str:
+    small = image.convert("RGB")
     small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, format="PNG", optimize=True)

@@ -1,11 +1,11 @@
-"""How far are a method's log-normalizers from the exact ones?
+"""Measures the error of a method's log-normalizers.
 
-Exact, for the image anchor i of n pairs (for text anchors with the roles swapped):
+The exact value for image anchor i of n pairs (with the roles swapped for text anchors):
 
     log_normalizer_i = log(eps + g_i),      g_i = mean_{j != i} exp((s_ij - s_ii) * logit_scale)
 
-The same n features are cut into random batches. The mini-batch estimate forms g_i within i's
-batch; the method predicts from the batch and from whatever it remembers.
+The same n features are split into random batches. The mini-batch estimate computes g_i within the
+batch of i; the method predicts from the batch and its own state.
 """
 
 import torch
@@ -27,8 +27,8 @@ def exact_log_normalizers(
 ) -> Float[Tensor, "2 samples"]:
     """log(epsilon + g) of all image anchors (row 0) and text anchors (row 1), in float64.
 
-    Memory is bounded by a few arrays of `SIMILARITIES_AT_ONCE` float64 values (or of one row, if
-    that is more). Several processes, which all pass the same features, share the rows out.
+    Memory is bounded: a few arrays of `SIMILARITIES_AT_ONCE` float64 values, or of one row if that
+    is more. The ranks pass the same features and share the rows.
     """
     images, texts = image_features.double(), text_features.double()
     own = (images * texts).sum(dim=1) * logit_scale
@@ -65,24 +65,24 @@ def normalizer_error(
     batch_size: int,
     seed: int = 0,
 ) -> NormalizerError | None:
-    """Error of the predicted log-normalizers over a split, beside the mini-batch estimate's.
+    """Error of the predicted log-normalizers over a split, and of the mini-batch estimate.
 
-    Both are judged on the same random batches. The batch size is at most half the split (the
-    split as one batch would be exact), and is reported. Where it does not divide the split, the
-    last batch is filled up with anchors of the first, which count once. Several processes, which
-    all pass the same features, share whole batches out.
+    Both use the same random batches. The batch size is at most half the split, since the full split
+    as one batch would be exact; it is reported. If it does not divide the split, the last batch is
+    filled with anchors of the first, which count once. The ranks pass the same features and share
+    full batches.
 
     Args:
-        image_features: Unit-norm features of the split's pictures.
-        text_features: Unit-norm features of the split's captions.
-        loss: Predicts log-normalizers; never given sample ids, since the split is not what its
-            memory was filled with.
+        image_features: unit-norm features of the split's images.
+        text_features: unit-norm features of the split's captions.
+        loss: predicts log-normalizers. It gets no sample ids, since its state belongs to the
+            training data.
         logit_scale: 1 / temperature.
-        batch_size: Pairs in a batch.
-        seed: Seed of the partition.
+        batch_size: pairs in a batch.
+        seed: seed of the partition.
 
     Returns:
-        The errors; none for fewer than 4 pairs, of which no two batches can be made.
+        The errors; none for fewer than 4 pairs, which do not make two batches.
     """
     count = len(image_features)
     batch_size = min(batch_size, count // 2)
@@ -93,7 +93,7 @@ def normalizer_error(
     starts = range(0, count, batch_size)
 
     def estimates(pieces: range) -> list[Float[Tensor, "2 2 own"]]:
-        """Predicted and mini-batch log-normalizers of some batches' own anchors."""
+        """Predicted and mini-batch log-normalizers of the anchors of some batches."""
         found: list[Tensor] = []
         for start in starts[pieces.start : pieces.stop]:
             batch = order[torch.arange(start, start + batch_size) % count]

@@ -1,7 +1,7 @@
-"""What a judge found for every sample, kept small beside the results, to compare runs by.
+"""Outcomes per sample, stored beside the results for comparisons between runs.
 
-Two runs that were judged on the same samples differ by less noise than each of them has: a paired
-bootstrap over samples tells how much. Imports no torch.
+The difference of two runs on the same samples has less noise than either run; a paired bootstrap
+over samples measures it. Imports no torch.
 """
 
 import io
@@ -24,13 +24,13 @@ Statistic = Literal["mean", "mean_of_groups", "worst_group", "macro_f1"]
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Outcomes of a task's samples, and what the main metric makes of them.
+    """Outcomes of a task's samples, and the statistic that the main metric is.
 
     Attributes:
         statistic: `mean` of the values; the mean or the worst of the groups' means; or the mean F1
-            over the groups that occur, the values being the groups that were chosen.
-        values: [samples] 1 where right and 0 where wrong, a score, or a chosen class.
-        groups: [samples] Class or group of each sample; 0 where the statistic has none.
+            over the groups that occur, where values are the chosen groups.
+        values: [samples] 1 if right and 0 if wrong, a score, or the chosen class.
+        groups: [samples] class or group of each sample; 0 if the statistic has no groups.
     """
 
     statistic: Statistic
@@ -41,13 +41,13 @@ class Outcomes:
         return len(self.values)
 
     def evaluate(self) -> float:
-        """The statistic of all samples."""
+        """The statistic over all samples."""
         weights = np.ones((1, len(self)))
         return float(weighted(self.statistic, self.values, self.groups, weights)[0])
 
 
 def outcomes_of(statistic: Statistic, values: "Tensor", groups: "Tensor | None" = None) -> Outcomes:
-    """Outcomes from what the judges compute."""
+    """Outcomes from tensors."""
     numbers = values.cpu().numpy().astype(np.float32)
     zeros = np.zeros(len(numbers), dtype=np.int32)
     return Outcomes(
@@ -64,13 +64,13 @@ def weighted(
     """The statistic under several weightings of the samples.
 
     Args:
-        statistic: Which.
-        values: [samples]
-        groups: [samples]
-        weights: [draws, samples] How often each sample counts.
+        statistic: the statistic.
+        values: [samples] values.
+        groups: [samples] groups.
+        weights: [draws, samples] multiplicity of each sample.
 
     Returns:
-        [draws]
+        [draws] the statistic under each weighting.
     """
     if statistic == "mean":
         return (weights @ values.astype(np.float64)) / weights.sum(axis=1)
@@ -93,7 +93,7 @@ def weighted(
 def _sums(
     weights: NDArray[np.float64], group: NDArray[np.int64], number: int
 ) -> NDArray[np.float64]:
-    """[draws, groups] sums of the weights of every group."""
+    """Sums of the weights of each group, [draws, groups]."""
     order = np.argsort(group, kind="stable")
     starts = np.searchsorted(group[order], np.arange(number))
     full = np.zeros((len(weights), number))
@@ -104,10 +104,10 @@ def _sums(
 
 
 def write_outcomes(path: Path, outcomes: Outcomes) -> None:
-    """Writes outcomes, in one piece: right and wrong take a bit a sample, before compression.
+    """Writes outcomes atomically; right and wrong take one bit per sample before compression.
 
     Raises:
-        UserError: there is no right or room to write.
+        UserError: the file cannot be written.
     """
     values, groups = outcomes.values, outcomes.groups
     bits = bool(np.isin(values, (0, 1)).all()) and outcomes.statistic != "macro_f1"
@@ -126,7 +126,7 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
 
 
 def read_outcomes(path: Path) -> Outcomes | None:
-    """Reads outcomes; none if there are none, or the file is not whole."""
+    """Reads outcomes; none if the file is missing or corrupt."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             number, values, groups = int(stored["samples"]), stored["values"], stored["groups"]

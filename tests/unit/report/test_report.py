@@ -264,8 +264,8 @@ def test_broken_results_and_galleries_are_named(tmp_path):
     (run / "eval_results" / "epoch_1_eval_results.jsonl").write_text("{")
     (run / "eval_results" / "gallery_x.json").write_text("{}")
     gaps = load_runs([run])[0].gaps
-    assert any(gap.startswith("epoch_1_eval_results.jsonl, line 1 is no result") for gap in gaps)
-    assert any(gap.startswith("gallery_x.json is no gallery") for gap in gaps)
+    assert any(gap.startswith("epoch_1_eval_results.jsonl, line 1 is not a result") for gap in gaps)
+    assert any(gap.startswith("gallery_x.json is not a gallery") for gap in gaps)
 
 
 def test_not_a_run_folder(tmp_path):

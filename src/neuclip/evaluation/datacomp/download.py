@@ -6,13 +6,14 @@ Imports no torch.
 """
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuclip.data.progress import Progress
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.convert import convert
 from neuclip.evaluation.datacomp.suite import Task
@@ -20,9 +21,6 @@ from neuclip.files import cannot_write, describe, folder_when_complete, sha256
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo, RepoSibling
-
-ReportBytes = Callable[[str, int, int], None]
-"""Called with the name of a file, the bytes received, and its size in bytes."""
 
 _WANTED = (
     "classnames.txt",
@@ -49,13 +47,13 @@ class Downloaded:
     new: int
 
 
-def download_task(data_dir: Path, task: Task, report: ReportBytes | None = None) -> Downloaded:
+def download_task(data_dir: Path, task: Task, report: Progress | None = None) -> Downloaded:
     """Downloads a task's set, or its missing and corrupt files.
 
     Args:
         data_dir: folder of all sets.
         task: the task.
-        report: progress callback.
+        report: receives the name of each file, the bytes received, and its size.
 
     Raises:
         UserError: the hub does not answer, denies access or sends corrupt data, or the folder
@@ -70,7 +68,7 @@ def download_task(data_dir: Path, task: Task, report: ReportBytes | None = None)
 
 
 def _download_in_place(
-    repository: "_Repository", folder: Path, task: Task, report: ReportBytes | None
+    repository: "_Repository", folder: Path, task: Task, report: Progress | None
 ) -> Downloaded:
     files = [f for f in repository.files if any(fnmatch(f.rfilename, name) for name in _WANTED)]
     if not any(file.rfilename.endswith(".tar") for file in files):
@@ -83,7 +81,7 @@ def _download_in_place(
 
 
 def _download_and_convert(
-    repository: "_Repository", folder: Path, task: Task, report: ReportBytes | None
+    repository: "_Repository", folder: Path, task: Task, report: Progress | None
 ) -> Downloaded:
     """The sources go to the hub's own cache, and the converted set to `folder`."""
     sources: list[RepoSibling] = []
@@ -121,7 +119,7 @@ class _Repository:
         return self._info.siblings or []
 
     def download(
-        self, file: "RepoSibling", folder: Path | None, report: ReportBytes | None
+        self, file: "RepoSibling", folder: Path | None, report: Progress | None
     ) -> tuple[Path, bool]:
         """Downloads a file unless it is complete on disk.
 
@@ -161,7 +159,7 @@ def _digest(file: "RepoSibling") -> str:
     return f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
 
 
-def _bar_class(report: ReportBytes, name: str) -> type[Any]:
+def _bar_class(report: Progress, name: str) -> type[Any]:
     """A progress bar for the hub's library that draws nothing and calls `report`."""
     from huggingface_hub.utils.tqdm import tqdm
 

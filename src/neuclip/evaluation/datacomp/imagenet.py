@@ -1,4 +1,4 @@
-"""ImageNet's validation pictures, and those of ImageNet v2, in a folder for each class."""
+"""ImageNet's validation images, and ImageNet v2's, in one folder per class."""
 
 import re
 from collections.abc import Sequence
@@ -21,20 +21,20 @@ def open_imagenet(
 ) -> TaskSet:
     """Opens a folder of ImageNet's 1000 classes.
 
-    The folders of the classes are named by WordNet id, whose sorted order is that of the class
-    indices, or by the class index itself (0 ... 999), as ImageNet v2 is published.
+    Class folders are named by WordNet id, in the order of the class indices, or by class index
+    (0 ... 999) as in ImageNet v2.
 
     Args:
-        folder: Has the folders of the classes in it.
+        folder: contains the class folders.
         task: `IMAGENET_VAL` or `IMAGENET_V2`.
-        classnames: ImageNet's, by class index.
-        templates: Prompts with `{c}`.
+        classnames: ImageNet's class names, by class index.
+        templates: prompts with `{c}`.
 
     Raises:
-        UserError: there is no such folder, or a class is missing or unknown.
+        UserError: the folder is missing, or a class is missing or unknown.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder of ImageNet pictures at {folder}")
+        raise UserError(f"no folder of ImageNet images at {folder}")
     names = [path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."]
     return TaskSet(
         task=task,
@@ -47,7 +47,7 @@ def open_imagenet(
 
 
 def _by_class_index(folder: Path, names: list[str]) -> list[str]:
-    """The folders of the classes by class index.
+    """The class folders, by class index.
 
     Raises:
         UserError: they are not ImageNet's.
@@ -55,14 +55,14 @@ def _by_class_index(folder: Path, names: list[str]) -> list[str]:
     numbered = bool(names) and all(name.isdecimal() for name in names)
     strange = [name for name in sorted(names) if not (numbered or _WORDNET_ID.fullmatch(name))]
     expected = (
-        f"expected {CLASSES} folders, one a class, named by WordNet id (n01440764, ...) or by "
+        f"expected {CLASSES} folders, one per class, named by WordNet id (n01440764, ...) or by "
         f"class index (0 ... {CLASSES - 1})"
     )
     if strange:
         raise UserError(f"{folder}: {expected}; found {strange[0]!r}")
     if len(names) != CLASSES or (numbered and {int(name) for name in names} != set(range(CLASSES))):
         raise UserError(
-            f"{folder}: {expected}; found {len(names)}: a folder's place among all of them is its "
-            "class, so that none may be missing"
+            f"{folder}: {expected}; found {len(names)}. The position of a folder among all of them "
+            "is its class, so none may be missing"
         )
     return sorted(names, key=int) if numbered else sorted(names)

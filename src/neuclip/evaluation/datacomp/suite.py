@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from neuclip.errors import UserError, nearest
 
-Kind = Literal["classification", "retrieval", "association"]
+TaskKind = Literal["classification", "retrieval", "association"]
 T = TypeVar("T")
 
 
@@ -56,7 +56,7 @@ class Task:
     folder: str
     source: str
     metric: str = "acc1"
-    kind: Kind = "classification"
+    kind: TaskKind = "classification"
     groups: SampleGroups | None = None
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from neuclip.data.loader import Batch, Unreadable
+from neuclip.data.batch import Batch, Unreadable
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.sets import Instance, TaskSet
 from neuclip.evaluation.datacomp.suite import SampleGroups, Task

@@ -316,18 +316,18 @@ def test_winogavil_is_converted(hub, tmp_path, written):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"i.zip": b"no zip"}, "is no zip archive"),
+        ({"i.zip": b"no zip"}, "is not a zip archive"),
         ({"t.csv": b"cue,candidates\nx,y\n"}, "no column associations"),
         ({"t.csv": b"cue,candidates,associations\n"}, "has no rows"),
         ({"t.csv": b"cue,candidates,associations\nx,wolf,wolf\n"}, "row 1: expected a list"),
         ({"more.csv": b"x"}, r"expected one \*\.csv, found 2"),
         (
             {"t.csv": b"cue,candidates,associations\nx,['elk'],['elk']\n"},
-            r"i\.zip has no picture 'elk'",
+            r"i\.zip has no image 'elk'",
         ),
         (
             {"t.csv": b"cue,candidates,associations\nx,['wolf'],['elk']\n"},
-            "row 1: 'elk' is no candidate",
+            "row 1: 'elk' is not a candidate",
         ),
     ],
 )

@@ -26,7 +26,7 @@ def test_numbers_are_classes_in_numeric_order(tmp_path):
 
 
 def test_what_is_not_imagenet_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no folder of ImageNet pictures at"):
+    with pytest.raises(UserError, match="no folder of ImageNet images at"):
         open_imagenet(tmp_path / "none", IMAGENET_VAL, *PROMPTS)
     with pytest.raises(UserError, match=r"expected 1000 folders.*found 0"):
         open_imagenet(tmp_path, IMAGENET_VAL, *PROMPTS)
