@@ -154,7 +154,7 @@ def write_retrieval(folder, rows):
 
 def retrieval_answer(rows):
     captions = [(number, i) for i, (_, numbers) in enumerate(rows) for number in numbers]
-    # As read from the shards: picture 0, 2, 4, ... and then 1, 3, 5, ...
+    # As read from the shards: image 0, 2, 4, ... and then 1, 3, 5, ...
     order = [i for shard in range(2) for i in range(shard, len(rows), 2)]
     captions.sort(key=lambda caption: order.index(caption[1]))
 
@@ -183,7 +183,7 @@ def retrieval_answer(rows):
 
 
 def write_association(folder, colors, instances):
-    """Instances of (cue number, candidates, associations), pictures by their place in `colors`."""
+    """Instances of (cue number, candidates, associations), images by their place in `colors`."""
     lines = [
         json.dumps(
             {
@@ -260,7 +260,7 @@ def write_suite(data_dir, seed=0, keys=()):
 
 
 def write_imagenet(folder, numbered=False):
-    """A picture for each of 1000 classes, in folders as ImageNet's or ImageNet v2's."""
+    """An image for each of 1000 classes, in folders as ImageNet's or ImageNet v2's."""
     content = picture((1, 2, 3))
     for number in range(1000):
         place = folder / (str(number) if numbered else f"n{10000000 + 7 * number}")

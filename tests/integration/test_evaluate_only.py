@@ -1,4 +1,4 @@
-"""`--resume CHECKPOINT --epochs 0`: open_clip's line judges a checkpoint, and trains nothing."""
+"""`--resume CHECKPOINT --epochs 0`: open_clip's command line evaluates without training."""
 
 import json
 import shlex

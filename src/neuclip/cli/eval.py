@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Eval(CheckpointFlags):
     """Evaluate a checkpoint on evaluation splits (--val-data) or DataComp's tasks (--data-dir).
 
-    Splits are evaluated by zero-shot classification, retrieval and the error of the
-    log-normalizers; without either flag, on the splits given to training. DataComp's own command
-    line is accepted: --train_output_dir ./logs/name --data_dir DIR --epoch 24 --arch ViT-B-32.
+    Without either flag, the splits given to training are used. Splits are evaluated by zero-shot
+    classification, retrieval and the error of the log-normalizers. DataComp's own command line is
+    accepted: --train_output_dir ./logs/name --data_dir DIR --epoch 24 --arch ViT-B-32.
     """
 
     run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None

@@ -53,7 +53,7 @@ def _make_split(
     seed: int = 0,
     constant: bool = False,
 ) -> EncodedSplit:
-    """Random features, equal within a group of pictures and for equal captions."""
+    """Random features, equal within a group of images and for equal captions."""
     generator = torch.Generator().manual_seed(seed)
     names = list(dict.fromkeys(captions))
     text_groups = torch.tensor([names.index(caption) for caption in captions])
@@ -130,7 +130,7 @@ COLORS = [(40 * i, 255 - 30 * i, 17 * i * i % 256) for i in range(6)]
 
 @pytest.fixture
 def small_split(tmp_path):
-    """Six colors; the first two samples are one picture with two names."""
+    """Six colors; the first two samples are one image with two names."""
     colors = [COLORS[0], COLORS[0], *COLORS[1:6]]
     names = ["latin a", "greek alpha", "be", "ce", "de", "ef", "ge"]
     samples = [

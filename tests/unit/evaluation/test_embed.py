@@ -42,7 +42,7 @@ def test_both_towers_run_once_over_everything(encoder, images):
     assert len(encoded) == 7
 
 
-def test_identical_pictures_and_captions_share_a_number(encoder, images):
+def test_identical_images_and_captions_share_a_number(encoder, images):
     images[4] = images[1]
     images[6] = images[2]
     images[6, 0, 0, 0] += 1e-6  # one pixel, hardly

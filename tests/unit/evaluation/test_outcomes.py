@@ -36,7 +36,7 @@ def drawn():
 
 
 def reference(statistic, target, chosen):
-    """The judges' own metric of samples that are written out."""
+    """The metric itself, of samples that are written out."""
     right = chosen == target
     if statistic == "mean":
         return accuracy(right)

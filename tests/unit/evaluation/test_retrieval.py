@@ -6,7 +6,7 @@ from neuclip.evaluation.retrieval import retrieve
 
 
 def naive(encoded, k):
-    """recall@k both ways, by loops over distinct captions and pictures."""
+    """recall@k both ways, by loops over distinct captions and images."""
     n = len(encoded)
     pictures = {
         int(g): encoded.image_features[i]
@@ -51,13 +51,13 @@ def test_agrees_with_loops(make_split, monkeypatch, at_once):
     assert metrics["mean_recall@1"] == (result.image_recall[1] + result.text_recall[1]) / 2
 
 
-def test_any_of_several_captions_of_one_picture_is_right(make_split):
-    # Two pictures with two captions each; each picture finds only its second caption.
+def test_any_of_several_captions_of_one_image_is_right(make_split):
+    # Two images with two captions each; each image finds only its second caption.
     encoded = make_split([0, 0, 1, 1], ["a", "b", "c", "d"])
     a, b = torch.eye(6)[0], torch.eye(6)[1]
     encoded.image_features[:] = torch.stack([a, a, b, b])
     encoded.text_features[:] = torch.stack([b, a, a, b])
-    # Each picture likes a wrong caption as much as its right one: ties count against it.
+    # Each image likes a wrong caption as much as its right one: ties count against it.
     assert retrieve(encoded).text_recall[1] == 0.0
     encoded.text_features[2] = torch.eye(6)[2]
     assert retrieve(encoded).text_recall[1] == 0.5
@@ -66,8 +66,8 @@ def test_any_of_several_captions_of_one_picture_is_right(make_split):
     assert retrieve(encoded).image_recall[1] == 0.5
 
 
-def test_one_picture_under_two_keys_is_one_candidate(make_split):
-    # The same picture twice with two captions: retrieving "the other" copy is no mistake.
+def test_one_image_under_two_keys_is_one_candidate(make_split):
+    # The same image twice with two captions: retrieving "the other" copy is no mistake.
     encoded = make_split([0, 0, 1], ["latin a", "alpha", "b"])
     encoded.image_features[:] = torch.eye(6)[torch.tensor([0, 0, 1])]
     encoded.text_features[:] = torch.eye(6)[torch.tensor([0, 0, 1])]
@@ -83,6 +83,6 @@ def test_a_k_that_takes_all_candidates_is_left_out(make_split):
     encoded = make_split([0, 1, 2, 3, 4], ["a", "b", "c", "d", "d"])
     metrics = retrieve(encoded).metrics()
     assert "image_retrieval_recall@1" in metrics
-    assert "image_retrieval_recall@5" not in metrics  # five pictures
+    assert "image_retrieval_recall@5" not in metrics  # five images
     assert "text_retrieval_recall@5" not in metrics  # four captions
     assert retrieve(make_split([0, 0], ["a", "b"])).metrics().keys() == {"text_retrieval_recall@1"}

@@ -61,7 +61,7 @@ def test_everything_from_one_pass(encoder, small_split):
 
 
 class Perfect:
-    """Knows which picture each name belongs to, by the color."""
+    """Knows which image each name belongs to, by the color."""
 
     device = torch.device("cpu")
 
@@ -93,7 +93,7 @@ class Perfect:
 
 def test_two_names_share_one_image(encoder, tmp_path, write_split):
     # A model that cannot tell the two names apart, because nobody can, loses nothing by it
-    # in retrieval of pictures; as a class, the two tie, and both are right.
+    # in retrieval of images; as a class, the two tie, and both are right.
     colors = [(i, 0, 0) for i in range(6)]
     names = [["latin a", "greek alpha"], ["be"], ["ce"], ["de"], ["ef"], ["ge"]]
     model = Perfect(encoder, dict(zip(colors, names, strict=True)))
@@ -136,7 +136,7 @@ def test_a_class_beyond_the_names(encoder, tmp_path, write_split):
         evaluate_folder(encoder, folder)
 
 
-def test_a_picture_that_does_not_decode(encoder, tmp_path, write_split):
+def test_an_image_that_does_not_decode(encoder, tmp_path, write_split):
     samples = [(f"{i}", (i, 1, 1), f"caption {i}", None) for i in range(5)]
     samples.insert(3, ("broken", b"no picture", "caption", None))
     folder = write_split(tmp_path / "s", samples)
@@ -145,7 +145,7 @@ def test_a_picture_that_does_not_decode(encoder, tmp_path, write_split):
     allowed = EvaluationSettings(batch_size=2, workers=0, allow_damage=True)
     evaluated = evaluate_folder(encoder, folder, allowed)
     assert evaluated.metrics["num_samples"] == 5
-    # Positions after the broken sample still name their own pictures.
+    # Positions after the broken sample still name their own images.
     for query in evaluated.gallery.queries:
         for found in [query.answer, *(result.picture for result in query.results)]:
             data = io.BytesIO(base64.b64decode(found.png))
@@ -167,7 +167,7 @@ def test_the_gallery_marks_hits(encoder, small_split):
         assert len(query.results) == 5
         scores = [result.score for result in query.results]
         assert scores == sorted(scores, reverse=True)
-        # The pictures are one color each: a hit shows the very pixels of the query's own.
+        # The images are one color each: a hit shows the very pixels of the query's own.
         for result in query.results:
             assert result.hit == (result.picture.png == query.answer.png)
     assert any(result.hit for query in gallery.queries for result in query.results)

@@ -63,8 +63,8 @@ def test_agrees_with_loops(make_split, monkeypatch, at_once):
     assert (metrics["num_classes"], metrics["num_samples"]) == (12, 90)
 
 
-def test_two_names_of_one_picture_are_both_right(make_split):
-    # Latin A and Greek Alpha: one picture, classes 0 and 1. Class 2 has a picture of its own.
+def test_two_names_of_one_image_are_both_right(make_split):
+    # Latin A and Greek Alpha: one image, classes 0 and 1. Class 2 has an image of its own.
     encoded = make_split([0, 0, 1], ["latin", "greek", "other"], [0, 1, 2])
     picture, other = encoded.image_features[0], encoded.image_features[2]
     away = -picture
@@ -77,10 +77,10 @@ def test_two_names_of_one_picture_are_both_right(make_split):
     assert metrics["chance"] == pytest.approx((2 + 2 + 1) / 3 / 3)
 
 
-def test_one_name_is_wrong_for_a_picture_that_only_looks_alike(make_split):
+def test_one_name_is_wrong_for_an_image_that_only_looks_alike(make_split):
     encoded = make_split([0, 1, 2], ["latin", "greek", "other"], [0, 1, 2])
     picture, other = encoded.image_features[0], encoded.image_features[2]
-    encoded.image_features[1] = picture  # equal features, but another picture
+    encoded.image_features[1] = picture  # equal features, but another image
     metrics = metrics_of(encoded, torch.stack([picture, -picture, other]), ["A", "Alpha", "B"])
     assert metrics["acc1"] == pytest.approx(2 / 3)
 

@@ -68,7 +68,7 @@ class TestPart:
         assert whole.part(8) is whole
         assert "partial_of" not in metrics_for(tmp_path, "mnist")
 
-    def test_of_instances_reads_their_pictures_only(self, tmp_path):
+    def test_of_instances_reads_their_images_only(self, tmp_path):
         colors = [(n, 40, 41) for n in range(30)]
         instances = [(1, range(10), [1]), (12, range(10, 20), [12]), (21, range(20, 30), [21])]
         write_association(tmp_path / TASKS["misc/winogavil"].folder, colors, instances)
@@ -123,14 +123,14 @@ def test_fewer_names_than_classes(classification, tmp_path):
         metrics_for(tmp_path, "mnist")
 
 
-def test_a_picture_without_a_class(tmp_path):
+def test_an_image_without_a_class(tmp_path):
     samples = [{"png": picture((0, 1, 2)), "cls": b"0"}, {"png": picture((0, 1, 2))}]
     write_set(tmp_path / TASKS["mnist"].folder, samples, **prompts(3))
     with pytest.raises(UserError, match=r"'s0000001' has no class \(\.cls\)"):
         metrics_for(tmp_path, "mnist")
 
 
-def test_damaged_pictures_are_counted_and_fatal(tmp_path):
+def test_damaged_images_are_counted_and_fatal(tmp_path):
     samples = [{"png": picture((n, 4, 5)), "cls": b"%d" % n} for n in range(4)]
     samples[1]["png"] = samples[2]["png"] = b"no picture"
     write_set(tmp_path / TASKS["mnist"].folder, samples, **prompts(6))
@@ -180,14 +180,14 @@ def test_the_region_other_does_not_count(tmp_path):
     assert metrics["count_region:1"] == 3.0
 
 
-def test_a_picture_without_a_caption(tmp_path):
+def test_an_image_without_a_caption(tmp_path):
     folder = tmp_path / "wds_mscoco_2014_5k_test_image_text_retrieval_test"
     write_retrieval(folder, [((0, 1, 2), [0]), ((1, 2, 3), [])])
     with pytest.raises(UserError, match=r"image 's0000001' has no caption"):
         metrics_for(tmp_path, "retrieval/mscoco_2014_5k_test_image_text_retrieval")
 
 
-def test_one_picture_is_no_retrieval(tmp_path):
+def test_one_image_is_no_retrieval(tmp_path):
     folder = tmp_path / "wds_mscoco_2014_5k_test_image_text_retrieval_test"
     write_retrieval(folder, [((0, 1, 2), [0, 1])])
     with pytest.raises(UserError, match="too small for its main metric"):
