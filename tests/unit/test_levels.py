@@ -88,6 +88,7 @@ ENTRY_POINTS = {"training.main", "evaluation.datacomp.__main__"}
 DOORS = {
     "open_clip": {"model.clip", "model.export_info"},
     "torch.distributed": {"parallel", "checkpoint.sharded"},
+    "huggingface_hub": {"evaluation.datacomp.download"},
     "tyro": {"cli"},
     "triton": {"method.softmax.fused"},
     "rich": {"cli", "training.records.sinks"},

@@ -163,7 +163,8 @@ def _own_splits(command: Eval, run: Path) -> int:
             restored.encoder, restored.loss, restored.clip.logit_scale, checkpoint.global_batch_size
         )
         if collectives.is_main():
-            _announce(checkpoint.path, checkpoint.averaged, f"{len(splits)} splits")
+            names = ", ".join(split.name for split in splits)
+            _announce(checkpoint.path, checkpoint.averaged, names)
         found = {
             done.data.key: done.result.metrics
             for done in evaluate_sets(model, splits, settings, checkpoint.results)
