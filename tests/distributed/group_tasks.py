@@ -14,7 +14,7 @@ from neuclip.errors import OtherProcessFailed, UserError
 from neuclip.parallel import collectives, process_group
 from neuclip.parallel.process_group import WaitLimits
 from neuclip.parallel.rank_consistency import check_same
-from neuclip.parallel.work_sharing import from_main
+from neuclip.parallel.work_sharing import from_main, in_turn
 from tiny_models import VIT
 
 STEP = 0.02
@@ -61,6 +61,19 @@ def slow_main(limits: WaitLimits, seconds: float) -> int:
             return "made by the main process"
 
         print(from_main(make))
+    return 0
+
+
+def open_in_turn(limits: WaitLimits, folder: Path) -> int:
+    """Prints the ranks that had their turn before this one."""
+    with process_group.open_process_group(torch.device("cpu"), limits) as launch:
+
+        def work() -> list[str]:
+            before = sorted(path.name for path in folder.iterdir())
+            (folder / str(launch.rank)).touch()
+            return before
+
+        print("before:", *in_turn(work))
     return 0
 
 

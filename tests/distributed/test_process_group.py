@@ -7,7 +7,7 @@ import socket
 
 import pytest
 import torch
-from group_tasks import disagree, slow_main, steps
+from group_tasks import disagree, open_in_turn, slow_main, steps
 from ranks import Ranks, free_port
 
 from neuclip.errors import UserError
@@ -24,8 +24,8 @@ LONG = 10_000
 def ranks(tmp_path):
     started = []
 
-    def start(size, task, *arguments):
-        started.append(Ranks(tmp_path / str(len(started)), size, task, *arguments))
+    def start(size, task, *arguments, nodes=()):
+        started.append(Ranks(tmp_path / str(len(started)), size, task, *arguments, nodes=nodes))
         return started[-1]
 
     yield start
@@ -125,6 +125,18 @@ def test_the_main_process_may_work_longer_than_the_timeout(ranks):
     run = ranks(3, slow_main, WaitLimits(timeout=2, silence=3), 4.0)
     assert run.exit_codes() == [0] * 3
     assert all("made by the main process" in run.output(rank) for rank in range(3))
+
+
+def test_machines_open_data_in_turn(ranks, tmp_path):
+    """Ranks 0 and 2 are the first of their machines."""
+    (tmp_path / "turns").mkdir()
+    nodes = [{"SLURM_LOCALID": local} for local in "0101"]
+    run = ranks(4, open_in_turn, QUICK, tmp_path / "turns", nodes=nodes)
+    assert run.exit_codes() == [0] * 4
+    assert run.output(0) == "before:"
+    assert run.output(2) == "before: 0"
+    assert all(run.output(rank).startswith("before: 0") for rank in (1, 3))
+    assert all("2" in run.output(rank) for rank in (1, 3))
 
 
 def test_differences_between_processes_are_named(ranks):

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from neuclip.errors import UserError
 from neuclip.parallel import collectives
+from neuclip.parallel.launch import launch_environment
 
 T = TypeVar("T")
 
@@ -54,4 +55,18 @@ def from_main(work: Callable[[], T]) -> T:
     made, problem = collectives.broadcast_object((made, problem))
     if problem is not None:
         raise problem
+    return made[0]
+
+
+def in_turn(work: Callable[[], T]) -> T:
+    """Does the same work on every rank, in an order that lets ranks reuse each other's files.
+
+    The main process works first, then the first process of every other machine, then the rest.
+    """
+    turn = 0 if collectives.is_main() else 1 if launch_environment().local_rank == 0 else 2
+    made: list[T] = []
+    for now in range(3):
+        if now == turn:
+            made = [work()]
+        collectives.barrier()
     return made[0]

@@ -9,7 +9,6 @@
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,7 +34,7 @@ from neuclip.parallel import collectives, fsdp
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.process_group import WaitLimits, open_process_group
 from neuclip.parallel.rank_consistency import check_same_data, check_same_program
-from neuclip.parallel.work_sharing import from_main
+from neuclip.parallel.work_sharing import from_main, in_turn
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluating import open_zero_shot
@@ -95,7 +94,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
     config = resolve(asked, collectives.world_size(), before)
-    index = _in_turn(lambda: read_index(config, train_data))
+    index = in_turn(lambda: read_index(config, train_data))
     limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
     check_index(index.damage, limit, samples=len(index), shards=shards)
     splits = open_splits(config.evaluation.val_data)
@@ -243,18 +242,3 @@ def read_index(config: RunConfig, train_data: str) -> Source:
     return open_source(
         train_data, data if needs_ids else data.model_copy(update={"data_size": None})
     )
-
-
-def _in_turn(open_data: Callable[[], Source]) -> Source:
-    """Opens the data on the main process, then on each machine's first process, then on the rest.
-
-    Later processes reuse the indexes and the downloaded shards of the earlier ones.
-    """
-    turn = 0 if collectives.is_main() else 1 if launch_environment().local_rank == 0 else 2
-    source: Source | None = None
-    for now in range(3):
-        if now == turn:
-            source = open_data()
-        collectives.barrier()
-    assert source is not None
-    return source
