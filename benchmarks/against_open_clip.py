@@ -40,7 +40,7 @@ from neuclip.data.demo.build import tiny_demo
 from neuclip.errors import UserError
 from neuclip.model.clip import model_names
 from neuclip.model.device import choose_device
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 
 FORMAT = 1
 ROOT = Path(__file__).parents[1]

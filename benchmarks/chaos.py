@@ -24,7 +24,7 @@ import torch
 
 from neuclip.checkpoint import storage
 from neuclip.data.demo.build import tiny_demo
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS = 14

@@ -28,7 +28,7 @@ import torch
 from chaos import differences, flags
 
 from neuclip.data.demo.build import tiny_demo
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 
 RESULTS = Path(__file__).parent / "results"
 

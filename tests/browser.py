@@ -1,152 +1,69 @@
-"""A headless Chromium, driven through chromedriver by the W3C's WebDriver protocol: plain HTTP.
+"""A headless Chromium for tests of pages, driven by Selenium.
 
-Both come from the distribution's packages (chromium, chromium-driver); no Python package is needed.
+Browser and chromedriver are the system's (packages chromium and chromium-driver): nothing is
+downloaded, and tests are skipped where one is missing.
 """
 
-import base64
-import contextlib
-import json
-import re
 import shutil
-import subprocess
-import time
-import urllib.error
-import urllib.request
+from contextlib import contextmanager
 
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name of a reference
-ENTER, ESCAPE, ARROW_DOWN, ARROW_RIGHT = "\ue007", "\ue00c", "\ue015", "\ue014"
-_ANSWER = 60  # seconds
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
-
-def missing():
-    """Which program is missing; none if all are there."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        return "chromium"
-    return None if shutil.which("chromedriver") else "chromedriver (package chromium-driver)"
+_CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+_DRIVER = shutil.which("chromedriver")
+NEEDED = pytest.mark.skipif(
+    not (_CHROMIUM and _DRIVER),
+    reason=f"no {'chromedriver (package chromium-driver)' if _CHROMIUM else 'chromium'}: "
+    "the pages are not tested in a browser",
+)
 
 
-class Browser:
-    """One window.
+@contextmanager
+def window(width=1280, height=900, *, dark=False):
+    """A browser window of a size in pixels; `dark` prefers dark pages."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = _CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.add_argument("--hide-scrollbars")
+    if dark:
+        options.add_argument("--blink-settings=preferredColorScheme=0")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(_DRIVER))
+    try:
+        resize(driver, width, height)
+        yield driver
+    finally:
+        driver.quit()
 
-    Args:
-        size: width and height in pixels.
-        dark: prefer dark pages.
-    """
 
-    def __init__(self, size=(1280, 900), dark=False):
-        self._driver = subprocess.Popen(
-            ["chromedriver", "--port=0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        try:
-            self._start(size, dark)
-        except BaseException:
-            self.close()
-            raise
+def resize(driver, width, height=900):
+    """Sets the size of the page; a window itself is at least 500 pixels wide."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
-    def _start(self, size, dark):
-        for line in self._driver.stdout:
-            if found := re.search(r"started successfully on port (\d+)", line):
-                break
-        else:
-            raise RuntimeError("chromedriver ended before it listened")
-        self._address = f"http://127.0.0.1:{found[1]}"
-        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        arguments += [f"--window-size={size[0]},{size[1]}", "--hide-scrollbars"]
-        arguments += ["--blink-settings=preferredColorScheme=0"] if dark else []
-        options = {"args": arguments}
-        if shutil.which("chromium"):
-            options["binary"] = shutil.which("chromium")
-        wanted = {
-            "alwaysMatch": {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        }
-        self._session = ""
-        self._session = "/session/" + self._post("/session", capabilities=wanted)["sessionId"]
 
-    def _call(self, method, path, body=None):
-        request = urllib.request.Request(
-            self._address + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_ANSWER) as reply:
-                return json.load(reply)["value"]
-        except urllib.error.HTTPError as error:
-            with error:
-                raise RuntimeError(json.load(error)["value"]["message"]) from None
+def wait(driver, condition):
+    """Waits until an expression of JavaScript is true."""
+    WebDriverWait(driver, 60).until(
+        lambda driver: driver.execute_script(f"return Boolean({condition})"), f"never: {condition}"
+    )
 
-    def _post(self, path, **body):
-        return self._call("POST", path, body)
 
-    def open(self, address):
-        """Goes to a page and waits until it is loaded."""
-        self._post(self._session + "/url", url=address)
+def find(driver, selector):
+    """The first element that a CSS selector matches."""
+    return driver.find_element(By.CSS_SELECTOR, selector)
 
-    def run(self, script, *arguments):
-        """What a script returns."""
-        return self._post(self._session + "/execute/sync", script=script, args=list(arguments))
 
-    def find(self, selector):
-        """The first element, as a reference."""
-        found = self._post(self._session + "/element", using="css selector", value=selector)
-        return found[ELEMENT]
+def texts(driver, selector):
+    """The visible text of each element that a CSS selector matches."""
+    return [element.text.strip() for element in driver.find_elements(By.CSS_SELECTOR, selector)]
 
-    def type(self, selector, keys):
-        """Types into an element, without emptying it."""
-        self._post(f"{self._session}/element/{self.find(selector)}/value", text=keys)
 
-    def click(self, selector):
-        """Clicks an element as a person would: it must be visible."""
-        self._post(f"{self._session}/element/{self.find(selector)}/click")
-
-    def press(self, key):
-        """Presses a key where the focus is."""
-        keys = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
-        self._post(
-            self._session + "/actions", actions=[{"type": "key", "id": "keys", "actions": keys}]
-        )
-
-    def texts(self, selector):
-        """The visible text of each element."""
-        return self.run(
-            "return [...document.querySelectorAll(arguments[0])].map(e => e.innerText.trim())",
-            selector,
-        )
-
-    def wait(self, condition):
-        """Waits until an expression of JavaScript holds."""
-        end = time.monotonic() + _ANSWER
-        while not self.run(f"return Boolean({condition})"):
-            if time.monotonic() > end:
-                raise AssertionError(f"never held: {condition}")
-            time.sleep(0.05)
-
-    def problems(self):
-        """What the console complained of since the last call."""
-        entries = self._post(self._session + "/se/log", type="browser")
-        return [entry["message"] for entry in entries if entry["level"] in {"SEVERE", "WARNING"}]
-
-    def screenshot(self, path):
-        """The window as PNG."""
-        content = self._call("GET", self._session + "/screenshot")
-        path.write_bytes(base64.b64decode(content))
-
-    def close(self):
-        """Ends the browser."""
-        if getattr(self, "_session", ""):
-            with contextlib.suppress(RuntimeError, OSError):
-                self._call("DELETE", self._session)
-        self._driver.terminate()
-        self._driver.wait(timeout=10)
-        self._driver.stdout.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+def problems(driver):
+    """Warnings and errors in the console since the last call."""
+    log = driver.get_log("browser")
+    return [entry["message"] for entry in log if entry["level"] in {"SEVERE", "WARNING"}]

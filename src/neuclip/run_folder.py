@@ -1,4 +1,4 @@
-"""The paths of a run folder. Imports no torch, so that the report and the help start at once.
+"""The paths of a run folder and the reader of its records. Imports no torch, to start at once.
 
 <logs>/<name>/
 config.yaml         the settings as given, with the sizes derived from them
@@ -13,9 +13,11 @@ eval_results/       epoch_N_eval_results.jsonl, gallery_SPLIT.json, outcomes/
 params.txt          open_clip's record of its flags, in run folders of open_clip
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LATEST = "epoch_latest.pt"
 """The newest checkpoint of a run: a second name of its file."""
@@ -134,6 +136,30 @@ class RunFolder:
     def split_outcomes(self, split: str) -> Path:
         """Outcomes per sample of a split's latest evaluation."""
         return self.eval_results / "outcomes" / f"split_{split}.npz"
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of `metrics.jsonl` without broken lines; empty if there is no such file."""
+    return [record for record in record_lines(path) if record is not None]
+
+
+def record_lines(path: Path) -> list[dict[str, Any] | None]:
+    """The records of `metrics.jsonl`, one entry per line.
+
+    A line that is not a JSON object is broken, such as the last line of a killed run: its entry
+    is None. Readers skip it, and a resumed run removes it from the file.
+    """
+    if not path.exists():
+        return []
+    return [_parse_record(line) for line in path.read_bytes().splitlines()]
+
+
+def _parse_record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def outcomes_path(results: Path, key: str) -> Path:

@@ -271,7 +271,7 @@ def facts() -> dict[str, str]:
 
 def records(folder: Path) -> dict[str, list[dict[str, object]]]:
     """The run's own records, reduced to what the study uses."""
-    from neuclip.training.records.sinks import read_records
+    from neuclip.run_folder import read_records
 
     evaluations, trained = [], []
     for record in read_records(folder / "metrics.jsonl"):

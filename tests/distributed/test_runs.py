@@ -14,7 +14,7 @@ from group_tasks import neuclip_train
 from ranks import Ranks, free_port
 
 from neuclip.checkpoint import storage
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 

@@ -10,7 +10,7 @@ from tower_tasks import run, run_counting_reads, write_where_it_fails
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.model.load import CheckpointChoice, load_pretrained, load_run
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 from tiny_models import VIT
 
 METHOD = {

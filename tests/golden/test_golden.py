@@ -16,7 +16,7 @@ import torch
 
 from neuclip.cli.app import main
 from neuclip.config.recipes import recipe_names
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 
 CURVES = Path(__file__).parent
 RECIPES = [name for name in recipe_names() if name != "demo"]  # `demo` is only built upon

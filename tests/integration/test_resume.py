@@ -15,7 +15,7 @@ from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.config.recipes import read_yaml
 from neuclip.model.load import CheckpointChoice, load_run
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 
 from .conftest import kill_group, wait_for
 

@@ -10,21 +10,19 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from selenium.webdriver import ActionChains, Keys
 
 import browser
 from neuclip.cli.app import main
 from neuclip.data.demo.build import tiny_demo
 
-pytestmark = pytest.mark.skipif(
-    browser.missing() is not None,
-    reason=f"the search page is not tried in a browser: there is no {browser.missing()}",
-)
+pytestmark = browser.NEEDED
 GROUP = pytest.mark.xdist_group("search-page")  # the model is trained once
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model that has learned a few characters, in seconds; and the names of its pictures."""
+    """A model that has learned a few characters, in seconds; and the names of its images."""
     folder = tmp_path_factory.mktemp("search")
     tiny_demo(folder / "data", characters=16)
     train = folder / "data" / "train"
@@ -38,7 +36,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def names(trained):
-    """Name of the character in every picture, by the picture's key."""
+    """Name of the character in every image, by the image's key."""
     found = {}
     for shard in (trained / "data" / "train").glob("*.tar"):
         with tarfile.open(shard) as tar:
@@ -82,22 +80,33 @@ def address(trained):
 
 @pytest.fixture(scope="module")
 def window(address):
-    with browser.Browser() as opened:
+    with browser.window() as opened:
         yield opened
 
 
 @pytest.fixture
 def page(window, address):
-    window.open("about:blank")
-    window.open(address)
+    window.get("about:blank")
+    window.get(address)
     yield window
-    assert window.problems() == []
+    assert browser.problems(window) == []
+
+
+def ask(page, text):
+    """Types a query after what the field holds, and Enter."""
+    browser.find(page, "#text").send_keys(text + Keys.ENTER)
 
 
 def found_names(page, names, turn):
-    page.wait(f"document.querySelector('#grid').dataset.turn === '{turn}'")
-    keys = page.run("return [...document.querySelectorAll('#grid .hit')].map(e => e.title)")
+    browser.wait(page, f"document.querySelector('#grid').dataset.turn === '{turn}'")
+    keys = page.execute_script(
+        "return [...document.querySelectorAll('#grid .hit')].map(e => e.title)"
+    )
     return [names[key] for key in keys]
+
+
+def wait_for_error(page, text):
+    browser.wait(page, f"document.querySelector('#error').innerText.includes('{text}')")
 
 
 @GROUP
@@ -105,82 +114,90 @@ def test_a_typed_name_finds_its_glyph(page, names, tmp_path):
     asked = sorted(set(names.values()))
     right = 0
     for turn, name in enumerate(asked, start=1):
-        page.run("document.querySelector('#text').value = ''")
-        page.type("#text", name + browser.ENTER)
+        page.execute_script("document.querySelector('#text').value = ''")
+        ask(page, name)
         right += name in found_names(page, names, turn)[:5]
     assert right >= 0.8 * len(asked) > 8
-    page.wait("[...document.querySelectorAll('.hit img')].slice(0, 5).every(e => e.naturalWidth)")
-    page.screenshot(tmp_path / "search.png")
+    browser.wait(
+        page, "[...document.querySelectorAll('.hit img')].slice(0, 5).every(e => e.naturalWidth)"
+    )
+    page.save_screenshot(str(tmp_path / "search.png"))
     assert (tmp_path / "search.png").stat().st_size > 10_000
-    assert f"nearest pictures for “{asked[-1]}”" in page.texts("#state")[0]
+    assert f"images nearest to “{asked[-1]}”" in browser.texts(page, "#state")[0]
 
 
 @GROUP
-def test_a_picture_finds_pictures_like_it(page, names):
+def test_an_image_finds_similar_images(page, names):
     name = names[min(names)]
-    page.type("#text", name + browser.ENTER)
+    ask(page, name)
     found_names(page, names, 1)
-    page.press(browser.ARROW_DOWN)  # from the words to the first picture
-    chosen = page.run("return document.activeElement.title")
-    page.press(browser.ENTER)
+    ActionChains(page).send_keys(Keys.ARROW_DOWN).perform()
+    chosen = page.execute_script("return document.activeElement.title")
+    ActionChains(page).send_keys(Keys.ENTER).perform()
     like = found_names(page, names, 2)
     assert names[chosen] in like[:5]
-    assert chosen not in page.run("return [...document.querySelectorAll('.hit')].map(e => e.title)")
-    page.run("history.back()")
+    assert chosen not in page.execute_script(
+        "return [...document.querySelectorAll('.hit')].map(e => e.title)"
+    )
+    page.execute_script("history.back()")
     found_names(page, names, 3)
-    assert page.run("return document.querySelector('#text').value") == name
+    assert page.execute_script("return document.querySelector('#text').value") == name
 
 
 @GROUP
-def test_a_picture_of_ones_own(page, names, trained, tmp_path):
+def test_an_uploaded_image(page, names, trained, tmp_path):
     shard = next((trained / "data" / "train").glob("*.tar"))
     with tarfile.open(shard) as tar:
         member = next(m for m in tar if m.name.endswith(".png"))
         (tmp_path / "mine.png").write_bytes(tar.extractfile(member).read())
-    page.type("#file", str(tmp_path / "mine.png"))
+    browser.find(page, "#file").send_keys(str(tmp_path / "mine.png"))
     assert found_names(page, names, 1)[0] == names[Path(member.name).stem]
-    assert "pictures like your picture" in page.texts("#state")[0]
-    assert page.run("return document.querySelector('#asked').naturalWidth") == 32
+    assert "images nearest to your image" in browser.texts(page, "#state")[0]
+    assert page.execute_script("return document.querySelector('#asked').naturalWidth") == 32
 
 
 @GROUP
 def test_more_results_and_the_way_by_keys(page, names):
-    page.type("#text", names[min(names)] + browser.ENTER)
+    ask(page, names[min(names)])
     assert len(found_names(page, names, 1)) == 24
-    page.click("#more")
+    browser.find(page, "#more").click()
     assert len(found_names(page, names, 2)) == 48
     assert (
-        page.run("return [...document.querySelectorAll('.hit')].indexOf(document.activeElement)")
+        page.execute_script(
+            "return [...document.querySelectorAll('.hit')].indexOf(document.activeElement)"
+        )
         == 24
     )
-    page.press("/")
-    assert page.run("return document.activeElement.id") == "text"
+    ActionChains(page).send_keys("/").perform()
+    assert page.execute_script("return document.activeElement.id") == "text"
 
 
 @GROUP
 def test_what_cannot_be_searched_is_said(window, address, tmp_path):
-    window.open("about:blank")
-    window.open(address)
-    window.type("#text", "  " + browser.ENTER)
-    assert "Type what to look for" in window.texts("#error")[0]
+    window.get("about:blank")
+    window.get(address)
+    ask(window, "  ")
+    assert "Type a few words" in browser.texts(window, "#error")[0]
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    window.type("#file", str(tmp_path / "bad.png"))
-    window.wait("document.querySelector('#error').innerText.includes('cannot be read')")
-    assert window.texts("#grid .hit") == []
+    browser.find(window, "#file").send_keys(str(tmp_path / "bad.png"))
+    wait_for_error(window, "cannot be read as an image")
+    assert browser.texts(window, "#grid .hit") == []
     (tmp_path / "words.txt").write_text("words")
-    window.type("#file", str(tmp_path / "words.txt"))
-    window.wait("document.querySelector('#error').innerText.includes('no picture.')")
-    assert [text for text in window.problems() if "status of 400" not in text] == []
+    browser.find(window, "#file").send_keys(str(tmp_path / "words.txt"))
+    wait_for_error(window, "not an image.")
+    assert [text for text in browser.problems(window) if "status of 400" not in text] == []
 
 
 @GROUP
 def test_the_page_asks_no_other_machine(page, names, address):
-    page.type("#text", names[min(names)] + browser.ENTER)
+    ask(page, names[min(names)])
     found_names(page, names, 1)
-    asked = page.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    asked = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
     assert asked and all(one.startswith((address, "data:", "blob:")) for one in asked)
     assert (
-        page.run("return document.querySelectorAll('button:not([type]), img:not([alt])').length")
+        page.execute_script(
+            "return document.querySelectorAll('button:not([type]), img:not([alt])').length"
+        )
         == 0
     )
 

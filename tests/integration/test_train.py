@@ -16,7 +16,7 @@ from neuclip.catalogue.registry import METHODS
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.model.load import CheckpointChoice, load_run
-from neuclip.training.records.sinks import read_records
+from neuclip.run_folder import read_records
 
 PUBLISHED = (
     "--save-frequency 1 --train-data DATA --train-num-samples 96 --data_size 19270000 --warmup 5 "

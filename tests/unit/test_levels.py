@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[2] / "src" / "neuclip"
 
 LEVELS = [
     ["errors"],
-    ["files"],
+    ["files", "templates"],
     ["run_folder", "parallel"],
     ["method"],
     ["catalogue"],
@@ -91,6 +91,7 @@ DOORS = {
     "huggingface_hub": {"evaluation.datacomp.download"},
     "tyro": {"cli"},
     "triton": {"method.softmax.fused"},
+    "jinja2": {"templates"},
     "rich": {"cli", "training.records.sinks"},
     "matplotlib": {"report.figures", "report.panels", "data.demo.fonts"},
 }

@@ -1,6 +1,6 @@
-"""`neuclip export`: trained towers as files that open_clip and transformers load.
+"""`neuclip export`: writes trained towers as files for open_clip and transformers.
 
-Imports no torch before there is something to export.
+Imports torch only when it runs.
 """
 
 import re
@@ -20,10 +20,9 @@ from neuclip.errors import UserError
 class ExportCommand(CheckpointFlags):
     """Write trained towers for open_clip or Hugging Face, with a model card.
 
-    open_clip: a checkpoint (.pt) for create_model_and_transforms(..., pretrained=FILE).
-    safetensors: the same as bare weights. hf: a repository on disk for open_clip's local-dir: and,
-    where the architecture has a counterpart, for transformers' CLIPModel. Weights are written in
-    float32.
+    Formats: open_clip, a checkpoint (.pt) for create_model_and_transforms(..., pretrained=FILE);
+    safetensors, the bare weights; hf, a repository on disk for open_clip's local-dir: and, if
+    CLIPModel supports the architecture, for transformers. Weights are written in float32.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
@@ -31,24 +30,24 @@ class ExportCommand(CheckpointFlags):
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
     """folder to write to"""
     format: Literal["open_clip", "hf", "safetensors"] = "open_clip"
-    """which files"""
+    """format of the files"""
     license: Annotated[
         str | None, arg(metavar="ID", help_behavior_hint="(default: the card states none)")
     ] = None
     """licence for the model card, such as mit or cc-by-4.0"""
     overwrite: Switch = False
-    """replace what an older export left there"""
+    """replace the files of an older export"""
 
 
 def export(command: ExportCommand) -> int:
-    """Exports towers and says what was written.
+    """Exports towers and prints the written files.
 
     Raises:
-        UserError: no such checkpoint, a folder that holds files, or no right to write.
+        UserError: the checkpoint cannot be read, or the folder is not empty or not writable.
     """
     if command.license is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", command.license):
         raise UserError(
-            f"--license {command.license!r} is no identifier; give one such as mit or cc-by-4.0"
+            f"--license {command.license!r} is not a licence identifier; examples: mit, cc-by-4.0"
         )
     if command.out.exists() and not command.out.is_dir():
         raise UserError(f"--out {command.out} is a file; give a folder")

@@ -1,6 +1,6 @@
-"""`neuclip search`: a local web page that finds pictures by text or by picture.
+"""`neuclip search`: searches images by text or by image, on a local web page.
 
-Imports no torch before there is something to search.
+Imports torch only when it runs.
 """
 
 from dataclasses import dataclass
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Search(CheckpointFlags, ReadingFlags):
-    """Open a local web page that finds pictures by text or by picture.
+    """Search images by text or by image, on a local web page.
 
-    The pictures are embedded once; the features are kept on disk and found again by checkpoint and
-    data. The page is served on 127.0.0.1 only and needs no network. Ctrl-C stops it.
+    Images are embedded once; their features are kept on disk, by checkpoint and data. The page is
+    served on 127.0.0.1 only and needs no network. Ctrl-C stops the server.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk"""
     images: Annotated[str, arg(metavar="SOURCE", help_behavior_hint="")]
-    """pictures to search, as --train-data takes them: shards, tables, folders; joined by ::"""
+    """images to search, in the form of --train-data: shards, tables or folders, joined by ::"""
     port: int = 8765
-    """where to serve; 0: any free port"""
+    """port of the page; 0: any free port"""
     embeddings: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: in the user's cache)")
     ] = None
-    """folder where features are kept"""
+    """folder for the features"""
     batch_size: int = 256
-    """pictures per forward pass"""
+    """images per forward pass"""
     workers: int = 2
-    """reading processes"""
+    """processes that read images"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where to compute"""
+    """device to compute on"""
 
 
 def search(command: Search) -> int:
-    """Embeds, serves, and returns when it is interrupted.
+    """Embeds the images and serves the page until interrupted.
 
     Raises:
-        UserError: no such checkpoint or data, nothing that can be read, or a port that is taken.
+        UserError: checkpoint or data cannot be read, or the port is in use.
     """
     check_range("port", command.port, ge=0, le=65535)
     check_range("batch-size", command.batch_size, ge=1)
@@ -79,7 +79,7 @@ def search(command: Search) -> int:
 
 
 def _engine(command: Search, model: "Pretrained", source: "Source") -> "Engine":
-    """Towers and features, with words on how they were had."""
+    """Builds the engine and prints where the features came from."""
     from neuclip.search.embeddings import EmbedSettings, default_cache, embed_source
     from neuclip.search.engine import Engine
 
@@ -89,8 +89,8 @@ def _engine(command: Search, model: "Pretrained", source: "Source") -> "Engine":
     print(f"{checkpoint.path} ({checkpoint.arch}) over {len(source):,} samples", flush=True)
     with terminal.progress() as progress:
         found = embed_source(model.encoder, model.sha256, source, settings, progress)
-    kept = "were there already" if found.reused else "embedded"
-    print(f"{len(found):,} pictures {kept}; features in {cache}", flush=True)
+    kept = "already embedded" if found.reused else "embedded"
+    print(f"{len(found):,} images {kept}; features in {cache}", flush=True)
     if found.damaged:
-        terminal.say(f"{found.damaged} samples could not be read and are left out: {found.damage}")
+        terminal.say(f"{found.damaged} corrupt samples left out: {found.damage}")
     return Engine(model.encoder, source, found)

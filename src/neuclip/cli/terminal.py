@@ -83,7 +83,7 @@ def _number(value: float | None, *, share: bool) -> str:
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Prints names and values, one pair a line."""
+    """Prints names and values, one pair per line."""
     width = max(len(name) for name, _ in facts) + 2
     for name, value in facts:
         print_line(f"{name:{width}}{value}", bold=len(name), hang=width)
@@ -104,7 +104,7 @@ def print_stages(seconds: Mapping[str, float]) -> None:
 
 
 def print_demo(run: RunFolder, epoch: int, page: Path) -> None:
-    """Accuracy on the held-out splits against chance, and the files of the run."""
+    """Prints accuracy and chance on the held-out splits, and the files of the run."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("split")
     shown.add_column("top-1", justify="right")

@@ -1,7 +1,12 @@
-"""`neuclip export`: trained towers as files that open_clip and transformers load.
+"""`neuclip export`: writes trained towers as files for open_clip and transformers.
 
-Modules, lowest first: `transformers_clip` (the same towers in transformers' terms), `card` (the
-model card); `files` (what is written for each form). No network, and no transformers.
+In reading order:
+
+- `repository`: writes the files of each format.
+- `card`: writes the model card.
+- `transformers_clip`: converts towers to transformers' `CLIPModel`.
+
+Uses neither the network nor the package transformers.
 """
 
 from neuclip.export.repository import Export, Form, export_model

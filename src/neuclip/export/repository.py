@@ -1,4 +1,4 @@
-"""What is written for each form, whole or not at all."""
+"""Writes the files of each format, all of them or none."""
 
 import json
 import tempfile
@@ -35,12 +35,12 @@ _METADATA = {"format": "pt"}  # transformers refuses a file without it
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """The written files.
 
     Attributes:
-        files: The files.
-        usage: Code that loads them.
-        notes: What could not be written, or needs care, in sentences.
+        files: paths of the files.
+        usage: code that loads them.
+        notes: omitted files and caveats, as sentences.
     """
 
     files: list[Path]
@@ -54,20 +54,20 @@ def export_model(
     """Writes towers with a model card.
 
     Args:
-        model: The towers.
+        model: the towers.
         form: `open_clip`: a checkpoint; `safetensors`: the weights alone; `hf`: a repository for
-            open_clip and, where the architecture has a counterpart, for transformers.
-        out: Folder to write to; made if missing.
-        licence: Identifier for the model card; none: the card states none.
-        overwrite: Replace what an older export left there; other files stay.
+            open_clip and, if CLIPModel supports the architecture, for transformers.
+        out: folder to write to; made if missing.
+        licence: identifier for the model card; none: the card states none.
+        overwrite: replace the files of an older export; other files stay.
 
     Raises:
-        UserError: the folder holds files already, or cannot be written.
+        UserError: the folder is not empty, or cannot be written to.
     """
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(
-            f"--out {out} holds files already: choose another folder, or --overwrite replaces "
-            "those of the same name"
+            f"--out {out} is not empty: choose another folder, or replace files of an older export "
+            "with --overwrite"
         )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,17 +78,17 @@ def export_model(
             out.mkdir(exist_ok=True)
             readable, files = card.stat().st_mode, list[Path]()
             for path in sorted(Path(staging).iterdir()):
-                path.chmod(readable)  # safetensors lets nobody else read its files
+                path.chmod(readable)  # safetensors writes files that only their owner can read
                 files.append(path.replace(out / path.name))
             for name in _OURS - {path.name for path in files}:
-                (out / name).unlink(missing_ok=True)  # of an older export: other weights
+                (out / name).unlink(missing_ok=True)  # left by an older export of other weights
     except OSError as error:
         raise UserError(f"cannot write --out {out}: {error.strerror or error}") from None
     return Export(files, usage, notes)
 
 
 def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str, list[str]]:
-    """Writes the files of a form; returns how to load them, and what to know."""
+    """Writes the files of a format; returns code that loads them, and notes."""
     weights = {
         name: value.detach().cpu().contiguous().clone()
         for name, value in model.clip.towers.state_dict().items()
@@ -113,7 +113,7 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
     if own:
         name = f"{name}-logit-bias" if bias else name
         _write_json(staging / f"{name}.json", config)
-        why = "has a bias of the logits" if bias else "is none of open_clip's own models"
+        why = "has a logit bias" if bias else "is not one of open_clip's own models"
         notes.append(f"the model {why}: open_clip needs {name}.json (open_clip.add_model_config)")
     return _file_usage(name, f"{out.name}/{weights_file.name}", out.name if own else None), notes
 
@@ -121,12 +121,12 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
 def _write_transformers(
     model: Pretrained, config: dict[str, Any], weights: dict[str, Tensor], staging: Path
 ) -> list[str]:
-    """The files of `CLIPModel` and `CLIPProcessor`, or a sentence that says why there are none."""
+    """Writes the files of `CLIPModel` and `CLIPProcessor`, or returns why it cannot."""
     words = vocabulary(model.clip)
     reason = transformers_clip.obstacle(config)
     if words is None or reason is not None:
         reason = reason or "its tokenizer is not OpenAI's"
-        return [f"no files for transformers: {reason}; open_clip loads the repository"]
+        return [f"no files for transformers: {reason}; open_clip can load the repository"]
     converted = transformers_clip.clip_weights(weights)
     settings = transformers_clip.clip_config(config, weights, words)
     save_file(converted, staging / transformers_clip.WEIGHTS, _METADATA)
@@ -138,13 +138,13 @@ def _write_transformers(
         return []
     bias = float(weights["logit_bias"])
     return [
-        f"CLIPModel has no bias of the logits: add {bias:.6g} to them for the sigmoid's "
+        f"CLIPModel has no logit bias: add {bias:.6g} to the logits for the sigmoid's "
         "probabilities; embeddings and rankings are the same"
     ]
 
 
 def _config(model: Pretrained, weights: dict[str, Tensor]) -> dict[str, Any]:
-    """The architecture; a bias that the loss brought is part of it."""
+    """The architecture, with the loss's logit bias if there is one."""
     config = dict(model_config(model.checkpoint.arch))
     if "logit_bias" in weights:
         config.setdefault("init_logit_bias", 0.0)
@@ -152,7 +152,7 @@ def _config(model: Pretrained, weights: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _model_name(model: Pretrained) -> str:
-    """The architecture's name; that of a repository on disk is its folder's."""
+    """The name of the architecture; for a repository on disk, the name of its folder."""
     return Path(model.checkpoint.arch.removeprefix("local-dir:")).name
 
 

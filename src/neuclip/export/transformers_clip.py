@@ -1,7 +1,7 @@
-"""open_clip's towers in the terms of transformers' `CLIPModel`: configuration, weights, tokenizer.
+"""Converts open_clip's towers to transformers' `CLIPModel`: configuration, weights, tokenizer.
 
-Only what computes the same is converted: image towers that are plain ViTs and text towers that are
-OpenAI's. Anything else in an architecture is an obstacle, named in words.
+Only towers that compute the same function are converted: plain ViTs for images and OpenAI's
+transformer for texts. Any other architecture is refused with the reason.
 """
 
 import json
@@ -21,11 +21,11 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _LAYER_NORM_EPS = 1e-5  # torch's default, which open_clip keeps
 _RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 
-# Entries of an architecture that CLIPModel has, or that do not change what is computed.
+# Entries of an architecture that CLIPModel supports, or that do not change the function.
 _TOP = "embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias"
 _VISION = "image_size layers width head_width mlp_ratio patch_size patch_dropout output_tokens"
 _TEXT = "context_length vocab_size width heads layers mlp_ratio output_tokens tokenizer_kwargs"
-# Others are an obstacle unless they have the value that means "as in CLIPModel".
+# Other entries are obstacles unless they have the value that CLIPModel uses.
 _NEUTRAL: dict[str, object] = {
     "pos_embed_type": "learnable",
     "pad_id": 0,
@@ -59,10 +59,10 @@ _TRANSPOSED = {"visual_projection.weight", "text_projection.weight"}
 
 
 def obstacle(config: dict[str, Any]) -> str | None:
-    """Why an architecture has no counterpart in transformers' `CLIPModel`; none if it has one.
+    """The reason why transformers' `CLIPModel` cannot represent an architecture, or none.
 
     Args:
-        config: as open_clip's configuration files state it.
+        config: architecture in the form of open_clip's configuration files.
     """
     vision, text = config["vision_cfg"], config["text_cfg"]
     if vision.get("timm_model_name"):
@@ -93,9 +93,9 @@ def clip_config(
     """`config.json` of a model without `obstacle`.
 
     Args:
-        config: The architecture.
-        weights: Its weights, by open_clip's names.
-        vocabulary: Its tokenizer's.
+        config: architecture.
+        weights: weights by open_clip's names.
+        vocabulary: vocabulary of the tokenizer.
     """
     vision, text, embed_dim = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
     width, text_width = vision.get("width", 768), text.get("width", 512)
@@ -137,7 +137,7 @@ def clip_config(
 
 
 def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by transformers' names; a bias of the logits is left out, it has none."""
+    """The weights by transformers' names, without the logit bias, which `CLIPModel` lacks."""
     converted: dict[str, Tensor] = {}
     for name, value in weights.items():
         if name == "logit_bias":
@@ -163,7 +163,7 @@ def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def processor_files(
     preprocessing: dict[str, Any], context_length: int, vocabulary: Vocabulary
 ) -> dict[str, str]:
-    """Texts of the files from which `CLIPProcessor` is loaded, by name."""
+    """Content of the files of `CLIPProcessor`, by name."""
     numbers = dict(vocabulary.numbers)
     for token, ours in ((_START, "<start_of_text>"), (_END, "<end_of_text>")):
         numbers[token] = numbers.pop(ours)
@@ -187,16 +187,16 @@ def processor_files(
 def _image_processor(preprocessing: dict[str, Any]) -> dict[str, Any]:
     size = preprocessing["size"]
     height, width = size if isinstance(size, list | tuple) else (size, size)
-    whole = {"height": height, "width": width}
+    square = {"height": height, "width": width}
     squash = preprocessing["resize_mode"] == "squash"
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": whole if squash else {"shortest_edge": min(height, width)},
+        "size": square if squash else {"shortest_edge": min(height, width)},
         "resample": _RESAMPLE[preprocessing["interpolation"]],
         "do_center_crop": not squash,
-        "crop_size": whole,
+        "crop_size": square,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

@@ -1,8 +1,18 @@
 """`neuclip report`: run folders to one self-contained HTML page.
 
-Modules, lowest first: `runs` (reads folders), `published` (quoted numbers); `entries` (what is
-compared), `bootstrap` (how sure a difference is), `scoreboard` (all scores); `figures` and `panels`
-(draw), `comparison` (verdict and table of runs); `page` (composes). No torch.
+In reading order:
+
+- `runs`: reads run folders.
+- `quoted`: reads published numbers.
+- `entries`: groups runs that differ only in the seed, and reads their scores.
+- `bootstrap`: computes confidence intervals of differences.
+- `scoreboard`: compares entries: all scores and their differences to the baseline.
+- `panels`: draws the scoreboard's figure.
+- `comparison`: compares runs: the best result of each split and the table of metrics.
+- `figures`: draws curves and bars of runs.
+- `page`: composes the page.
+
+Imports no torch.
 """
 
 from dataclasses import dataclass
@@ -11,11 +21,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What is compared with what.
+    """The choice of comparisons.
 
     Attributes:
-        baseline: Method or run that differences are taken to; none: openclip, or else the first.
-        published: Training set whose published numbers are quoted beside; none: no numbers.
+        baseline: method or run to compare with; none: openclip if there is one, else the first.
+        published: training set whose published numbers are quoted; none: no published numbers.
     """
 
     baseline: str | None = None
@@ -23,24 +33,24 @@ class ReportOptions:
 
 
 def write_report(run_dirs: list[Path], out: Path, options: ReportOptions | None = None) -> Path:
-    """Writes one self-contained page over all runs. Equal inputs give equal bytes.
+    """Writes one self-contained page about all runs. Equal inputs give equal bytes.
 
-    Where there is something to compare, the figure is also written beside the page, as PNG and SVG
-    of the same name.
+    If the page has a comparison, its figure is also written beside the page, as PNG and SVG of the
+    same name.
 
     Args:
-        run_dirs: Run folders; missing pieces are named on the page.
-        out: The HTML file; replaced in one piece, its folder made if missing.
-        options: What is compared with what.
+        run_dirs: run folders; the page lists missing content.
+        out: the HTML file; replaced in one piece, its folder made if missing.
+        options: choice of comparisons.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: a folder is no run folder (says what it lacks), there is no such baseline or data
-            set, or there is no right to write.
+        UserError: a folder is not a run folder, the baseline or the training set is unknown, or
+            the page cannot be written.
     """
-    # Here, not above: matplotlib takes long to import, and only who draws should wait for it.
+    # Imported here because matplotlib is slow to import.
     from neuclip.files import write_whole
     from neuclip.report.page import compose
     from neuclip.report.panels import panel_files

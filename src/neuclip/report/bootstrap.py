@@ -1,8 +1,9 @@
-"""How sure a difference of two methods is: paired bootstrap (percentiles, 95 %).
+"""Confidence intervals of the difference of two methods: paired bootstrap (percentiles, 95 %).
 
-Over samples where every run keeps the outcome of each: a draw takes the same samples for all runs.
-Samples with equal outcomes in all runs are one cell, and a draw is a draw of the cells' counts:
-that is the same distribution, in a fraction of the work. Else over tasks.
+If all runs keep the outcome of every sample, samples are resampled: a draw takes the same samples
+for all runs. Samples with equal outcomes in all runs form a cell, and a draw is a multinomial draw
+of the cells' counts: the same distribution at a fraction of the cost. Otherwise, tasks are
+resampled.
 """
 
 import zlib
@@ -17,7 +18,7 @@ from neuclip.evaluation.outcomes import Outcomes, weighted
 
 DRAWS = 2000
 _LEVELS = (2.5, 97.5)
-_AT_ONCE = 2**22  # weights in memory
+_AT_ONCE = 2**22  # weights in memory at a time
 
 Draws = NDArray[np.float64]
 Over = Literal["samples", "tasks"]
@@ -25,13 +26,13 @@ Over = Literal["samples", "tasks"]
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference to the baseline.
+    """A difference to the baseline, with its interval.
 
     Attributes:
-        value: Ours minus the baseline's.
-        low: Lower end of the interval; none where there is none.
-        high: Upper end.
-        over: What was drawn for the interval.
+        value: this method's score minus the baseline's.
+        low: lower end of the interval; none without an interval.
+        high: upper end.
+        over: what the bootstrap resampled.
     """
 
     value: float
@@ -41,7 +42,7 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low is not None and self.high is not None and self.low * self.high > 0
 
 
@@ -51,9 +52,9 @@ def over_samples(
     """Draws of the difference of the means over runs; none if a run has no outcomes.
 
     Args:
-        ours: Of every run (seed) of a method.
-        theirs: Of every run of the baseline.
-        key: Decides the random numbers.
+        ours: outcomes of each run (seed) of a method.
+        theirs: outcomes of each run of the baseline.
+        key: seeds the random numbers.
     """
     known = [outcomes for outcomes in (*ours, *theirs) if outcomes is not None]
     if len(known) < len(ours) + len(theirs) or not known or not len(known[0]):
@@ -62,7 +63,7 @@ def over_samples(
     if any(
         o.statistic != first.statistic or not np.array_equal(o.groups, first.groups) for o in known
     ):
-        return None  # other samples: not paired
+        return None  # different samples: not paired
     columns = np.stack([first.groups.astype(np.float64), *(o.values for o in known)])
     cells, counts = np.unique(columns, axis=1, return_counts=True)
     groups = cells[0].astype(np.int32)
@@ -80,7 +81,7 @@ def over_samples(
 
 
 def over_tasks(differences: Sequence[float], key: str) -> Draws | None:
-    """Draws of the mean of the tasks' differences; none of a single task."""
+    """Draws of the mean of the tasks' differences; none for a single task."""
     if len(differences) < 2:
         return None
     random = np.random.default_rng(zlib.crc32(key.encode()))
@@ -89,7 +90,7 @@ def over_tasks(differences: Sequence[float], key: str) -> Draws | None:
 
 
 def difference(value: float, draws: Draws | None, over: Over) -> Difference:
-    """A difference with the interval that draws give."""
+    """A difference with the interval from its draws."""
     if draws is None:
         return Difference(value)
     low, high = np.percentile(draws, _LEVELS)

@@ -1,7 +1,7 @@
-"""Plots as inline SVG that take their colours and letters from the page they stand in.
+"""Curves and bars as inline SVG, in the colours and fonts of the page.
 
-matplotlib writes placeholder colours, which are then replaced by CSS variables: one drawing is
-readable on a light and on a dark page. Equal data give equal bytes.
+matplotlib draws in placeholder colours, which CSS variables then replace: the same drawing works
+on a light and on a dark page. Equal data give equal bytes.
 """
 
 import io
@@ -52,7 +52,7 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A line; `color` counts runs. A dotted line is a reference, and not in the legend."""
+    """A line; `color` is the run's index. Dotted lines are references, not in the legend."""
 
     label: str
     color: int
@@ -70,13 +70,13 @@ class Bars:
 
 
 def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool = False) -> str:
-    """Lines over samples seen; more than `POINTS_PER_CURVE` points are averaged in blocks.
+    """Draws lines over samples seen; long lines are averaged to `POINTS_PER_CURVE` points.
 
     Args:
-        name: Unique on the page; prefixes the drawing's ids.
-        lines: What to draw.
-        percent: The values are fractions.
-        marked: Mark every point.
+        name: unique on the page; prefix of the drawing's ids.
+        lines: the lines.
+        percent: the values are fractions, shown as percentages.
+        marked: mark every point.
     """
     with drawing_style(name):
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
@@ -106,7 +106,7 @@ def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool
 
 
 def stacked(name: str, labels: list[str], parts: list[Bars]) -> str:
-    """One horizontal bar per label, made of parts that are fractions."""
+    """Draws one horizontal bar per label, stacked from fractions."""
     with drawing_style(name, grid="x"):
         figure = Figure(figsize=(WIDTH, 1.3 + 0.38 * len(labels)), layout="constrained")
         axes = figure.add_subplot()
@@ -125,7 +125,7 @@ def stacked(name: str, labels: list[str], parts: list[Bars]) -> str:
 
 
 def grouped(name: str, labels: list[str], groups: list[Bars]) -> str:
-    """Horizontal bars side by side: per label one of every group, each with its value."""
+    """Draws horizontal bars: per label one bar of each group, with its value."""
     with drawing_style(name, grid="x"):
         height = 1.2 + 0.3 * len(labels) * len(groups)
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -147,12 +147,12 @@ def grouped(name: str, labels: list[str], groups: list[Bars]) -> str:
 def drawing_style(
     name: str, grid: str = "y", colors: Mapping[str, str] | None = None
 ) -> AbstractContextManager[None]:
-    """The look of all drawings.
+    """The style of all drawings.
 
     Args:
-        name: Unique on the page.
-        grid: Axis with a grid.
-        colors: Real colours in place of the placeholders.
+        name: unique on the page.
+        grid: axis with a grid.
+        colors: final colours by placeholder; none: keep the placeholders.
     """
     settings = {**STYLE, "svg.hashsalt": name, "axes.grid.axis": grid}
     if colors is not None:
@@ -179,14 +179,14 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def clip_label(label: str, most: int = 24) -> str:
-    """A label of at most so many letters, as matplotlib takes it."""
-    # A "$" would start a formula.
+    """A label for matplotlib, cut after `most` letters."""
+    # An unescaped "$" would start a formula.
     short = label if len(label) <= most else f"{label[: most - 2]}.."
     return short.replace("$", r"\$")
 
 
 def as_inline(figure: Figure, name: str) -> str:
-    """The drawing with colours of the page, ids of its own, and nothing but the `svg` element."""
+    """The drawing as an `svg` element with the page's colours and unique ids."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", metadata=nothing, transparent=True)

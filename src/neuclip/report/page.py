@@ -1,10 +1,9 @@
-"""The page: verdict, table, plots, pictures and settings."""
+"""Composes the page: best results, comparison, tables, curves, retrieved images and settings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from neuclip.evaluation.metric_names import LOG_NORMALIZERS, MAIN_METRICS
@@ -12,19 +11,20 @@ from neuclip.evaluation.results import Gallery
 from neuclip.report import ReportOptions
 from neuclip.report.comparison import (
     all_metrics,
+    best_results,
     comparison,
     different_settings,
     main_splits,
     number,
     splits_of,
-    verdicts,
 )
 from neuclip.report.entries import choose_baseline, entries
 from neuclip.report.figures import Bars, Curve, curves, grouped, stacked
 from neuclip.report.panels import inline_panels
-from neuclip.report.quoted import MEASURES, load_published, published_for
-from neuclip.report.runs import Run, load_runs
+from neuclip.report.quoted import MEASURES, load_quoted, quoted_for
+from neuclip.report.runs import LoadedRun, load_runs
 from neuclip.report.scoreboard import PANELS, Scoreboard, average_series, scoreboard
+from neuclip.templates import render
 
 PARTS = ("data", "encode", "loss", "normalizer", "backward", "optimizer")
 MAIN_DIAGNOSTICS = ("gamma", *LOG_NORMALIZERS)
@@ -33,7 +33,7 @@ NO_DIAGNOSTICS = {"step", "epoch", "samples_seen", "seconds", "loss", "temperatu
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing with its words."""
+    """A drawing with its title and a text that describes it."""
 
     title: str
     svg: Markup
@@ -42,48 +42,43 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A gallery with the run that it belongs to."""
+class RunGallery:
+    """A gallery with its run and the number of queries that found a correct image."""
 
-    run: Run
+    run: LoadedRun
     gallery: Gallery
     hits: int
 
 
 @dataclass(frozen=True)
 class Page:
-    """The page, and what it compares (none: a single run with splits of its own)."""
+    """The page and its comparison; a single run without benchmark results has none."""
 
     html: str
     board: Scoreboard | None
 
 
 def compose(run_dirs: list[Path], options: ReportOptions) -> Page:
-    """The page over all runs.
+    """Composes the page about all runs.
 
     Raises:
-        UserError: a folder is no run folder, or there is no such baseline or data set.
+        UserError: a folder is not a run folder, or the baseline or training set is unknown.
     """
     runs = load_runs(run_dirs)
-    quoted = [] if options.published is None else published_for(options.published)
+    quoted = [] if options.published is None else quoted_for(options.published)
     found = entries(runs)
     board = scoreboard(found, choose_baseline(found, options.baseline), quoted)
     shown = board if board.panels and (len(runs) > 1 or board.of_benchmark) else None
-    environment = Environment(
-        loader=PackageLoader("neuclip"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    html = render(
+        "report.html.j2",
         board=shown,
         panels=None if shown is None else _panels(shown),
-        quoted=load_published() if quoted else (),
+        quoted=quoted,
+        all_quoted=load_quoted(),
         measures=MEASURES,
         runs=runs,
         title=_title(runs),
-        verdicts=verdicts(runs),
+        best_results=best_results(runs),
         groups=comparison(runs),
         all_groups=all_metrics(runs),
         plots=_main_plots(runs, board),
@@ -95,8 +90,8 @@ def compose(run_dirs: list[Path], options: ReportOptions) -> Page:
 
 
 def _panels(board: Scoreboard) -> Plot:
-    """The figure; its words tell every bar."""
-    told = [
+    """The figure of the comparison; its text describes every bar."""
+    described = [
         f"{panel.title}: "
         + "; ".join(
             f"{bar.label} {bar.why or 'no value'}" if bar.mean is None
@@ -105,10 +100,10 @@ def _panels(board: Scoreboard) -> Plot:
         )
         for panel in board.panels
     ]  # fmt: skip
-    return Plot("Comparison", Markup(inline_panels(board.panels)), ". ".join(told) + ".")
+    return Plot("Comparison", Markup(inline_panels(board.panels)), ". ".join(described) + ".")
 
 
-def _title(runs: list[Run]) -> str:
+def _title(runs: list[LoadedRun]) -> str:
     if len(runs) == 1:
         return runs[0].label
     methods = list(dict.fromkeys(run.method for run in runs))
@@ -117,12 +112,12 @@ def _title(runs: list[Run]) -> str:
     return ", ".join(methods) if len(methods) <= 4 else f"{len(methods)} methods, {len(runs)} runs"
 
 
-def _main_plots(runs: list[Run], board: Scoreboard) -> list[Plot]:
+def _main_plots(runs: list[LoadedRun], board: Scoreboard) -> list[Plot]:
     return [
         *_train_plot(
             runs, "loss", "Training loss",
-            "Losses of different methods are not on one scale: compare the shape of the curves "
-            "here, and the methods by accuracy.",
+            "Different methods have different losses: compare the shapes of the curves here, and "
+            "the methods by accuracy.",
         ),
         *_average_plots(runs, board),
         *_accuracy_plots(runs, main_splits(runs)),
@@ -133,8 +128,8 @@ def _main_plots(runs: list[Run], board: Scoreboard) -> list[Plot]:
     ]  # fmt: skip
 
 
-def _more_plots(runs: list[Run]) -> list[Plot]:
-    """Curves of the benchmark's tasks that were judged along a run, and of all else recorded."""
+def _more_plots(runs: list[LoadedRun]) -> list[Plot]:
+    """Curves of benchmark tasks evaluated during training, and of the remaining records."""
     tasks = [split for split in splits_of(runs) if split not in main_splits(runs)]
     along = [
         task
@@ -144,7 +139,7 @@ def _more_plots(runs: list[Run]) -> list[Plot]:
     return [*_accuracy_plots(runs, along), *_diagnostic_plots(runs, main=False)]
 
 
-def _train_plot(runs: list[Run], key: str, title: str, note: str = "") -> list[Plot]:
+def _train_plot(runs: list[LoadedRun], key: str, title: str, note: str = "") -> list[Plot]:
     lines = [Curve(run.label, color, run.series(key)) for color, run in enumerate(runs)]
     return _curve_plot(f"train-{key}", lines, title, note)
 
@@ -152,7 +147,7 @@ def _train_plot(runs: list[Run], key: str, title: str, note: str = "") -> list[P
 def _curve_plot(
     name: str, lines: list[Curve], title: str, note: str = "", *, percent: bool = False
 ) -> list[Plot]:
-    """One plot, or none when no line has a point."""
+    """One plot; none if no line has a point."""
     drawn = [line for line in lines if line.points]
     if not drawn:
         return []
@@ -171,8 +166,8 @@ def _tips(points: list[tuple[float, float]]) -> tuple[float, float]:
     return points[0][1], points[-1][1]
 
 
-def _average_plots(runs: list[Run], board: Scoreboard) -> list[Plot]:
-    """The benchmark's averages over samples seen, where more than one checkpoint was judged."""
+def _average_plots(runs: list[LoadedRun], board: Scoreboard) -> list[Plot]:
+    """The benchmark's averages over samples seen, if several checkpoints were evaluated."""
     plots: list[Plot] = []
     for group in PANELS:
         lines = [
@@ -184,7 +179,7 @@ def _average_plots(runs: list[Run], board: Scoreboard) -> list[Plot]:
     return plots
 
 
-def _accuracy_plots(runs: list[Run], splits: list[str]) -> list[Plot]:
+def _accuracy_plots(runs: list[LoadedRun], splits: list[str]) -> list[Plot]:
     plots: list[Plot] = []
     for split in splits:
         for metric in MAIN_METRICS:
@@ -200,8 +195,8 @@ def _accuracy_plots(runs: list[Run], splits: list[str]) -> list[Plot]:
     return plots
 
 
-def _normalizer_plots(runs: list[Run]) -> list[Plot]:
-    """Curves where the error was measured along the run, bars where only at its end."""
+def _normalizer_plots(runs: list[LoadedRun]) -> list[Plot]:
+    """Curves if the error was measured during training, bars if only at its end."""
     plots: list[Plot] = []
     for split in splits_of(runs):
         title = f"Error of the log-normalizers: {split}"
@@ -217,7 +212,7 @@ def _normalizer_plots(runs: list[Run]) -> list[Plot]:
         ]
         if any(len(line.points) > 1 for line in lines):
             note = (
-                "Mean absolute error against the exact values. Solid: what the method predicts; "
+                "Mean absolute error against the exact values. Solid: predicted by the method; "
                 "dotted: the mini-batch estimate at the same temperature."
             )
             plots += _curve_plot(f"normalizer-{split}", lines, title, note)
@@ -226,14 +221,14 @@ def _normalizer_plots(runs: list[Run]) -> list[Plot]:
     return plots
 
 
-def _normalizer_bars(runs: list[Run], split: str, title: str) -> list[Plot]:
+def _normalizer_bars(runs: list[LoadedRun], split: str, title: str) -> list[Plot]:
     keys = ("normalizer_mae", "minibatch_normalizer_mae")
-    judged = [(run, run.final(split)) for run in runs]
-    judged = [(run, final) for run, final in judged if all(key in final for key in keys)]
-    if not judged:
+    finals = [(run, run.final(split)) for run in runs]
+    finals = [(run, final) for run, final in finals if all(key in final for key in keys)]
+    if not finals:
         return []
-    predicted, batch = ([final[key] for _, final in judged] for key in keys)
-    labels = [run.label for run, _ in judged]
+    predicted, batch = ([final[key] for _, final in finals] for key in keys)
+    labels = [run.label for run, _ in finals]
     svg = grouped(
         _identifier(f"normalizer-{split}"),
         labels,
@@ -247,8 +242,8 @@ def _normalizer_bars(runs: list[Run], split: str, title: str) -> list[Plot]:
     return [Plot(title, Markup(svg), f"{title}. {summary}.", note)]
 
 
-def _diagnostic_plots(runs: list[Run], *, main: bool) -> list[Plot]:
-    """Whatever else the records hold; log-normalizers and gamma first, the rest on request."""
+def _diagnostic_plots(runs: list[LoadedRun], *, main: bool) -> list[Plot]:
+    """Other keys of the records: log-normalizers and gamma (`main`), or the rest."""
     keys = dict.fromkeys(key for run in runs for record in run.train for key in record)
     plots: list[Plot] = []
     for key in keys:
@@ -266,8 +261,8 @@ def _is_main(key: str) -> bool:
     return key in MAIN_DIAGNOSTICS
 
 
-def _share_plot(runs: list[Run]) -> list[Plot]:
-    """Where the time goes; what the records do not name is "other"."""
+def _share_plot(runs: list[LoadedRun]) -> list[Plot]:
+    """Shares of the training time; unrecorded time is "other"."""
     keys = {key for run in runs for record in run.train for key in record}
     found = {key.removeprefix("share_") for key in keys if key.startswith("share_")}
     parts = [part for part in PARTS if part in found] + sorted(found - {*PARTS, "other"})
@@ -285,20 +280,22 @@ def _share_plot(runs: list[Run]) -> list[Plot]:
         f"{label}: " + ", ".join(f"{bar.label} {bar.values[place]:.0%}" for bar in bars)
         for place, label in enumerate(labels)
     )
-    title = "Where the time goes"
+    title = "Time by section"
     svg = Markup(stacked("time-shares", labels, bars))
-    return [Plot(title, svg, f"{title}. {summary}.", "Shares of the time spent in training.")]
+    return [Plot(title, svg, f"{title}. {summary}.", "Shares of the training time.")]
 
 
-def _gallery_splits(runs: list[Run]) -> list[str]:
+def _gallery_splits(runs: list[LoadedRun]) -> list[str]:
     return sorted({split for run in runs for split in run.galleries})
 
 
-def _galleries(runs: list[Run], split: str) -> list[Shown]:
+def _galleries(runs: list[LoadedRun], split: str) -> list[RunGallery]:
     """Galleries of a split, the best run's first."""
     owners = [run for run in runs if split in run.galleries]
     owners.sort(key=lambda run: -run.final(split).get("main_metric", 0.0))
-    return [Shown(run, run.galleries[split], _count_hits(run.galleries[split])) for run in owners]
+    return [
+        RunGallery(run, run.galleries[split], _count_hits(run.galleries[split])) for run in owners
+    ]
 
 
 def _count_hits(gallery: Gallery) -> int:

@@ -1,4 +1,4 @@
-"""The figure of the comparison: a panel a measure, a bar an entry, a dot a seed."""
+"""Draws the scoreboard: one panel per measure, one bar per entry, one dot per seed."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from neuclip.report.figures import FAINT, INK, SERIES, as_inline, clip_label, drawing_style
-from neuclip.report.scoreboard import Bar, Panel
+from neuclip.report.scoreboard import Panel, PanelBar
 
 _PAPER = ("#1f5fd0", "#d9581a", "#0f8a5f", "#9333b0", "#a87900", "#c2255c")
 _LIGHT = {INK: "#1b1f27", FAINT: "#b4bcc8", **dict(zip(SERIES, _PAPER, strict=True))}
@@ -26,13 +26,13 @@ class PanelFiles:
 
 
 def inline_panels(panels: Sequence[Panel]) -> str:
-    """SVG for the page, in the page's colours."""
+    """The figure as SVG in the colours of the page."""
     with drawing_style(_NAME, grid="x"):
         return as_inline(_draw(panels), _NAME)
 
 
 def panel_files(panels: Sequence[Panel]) -> PanelFiles:
-    """PNG and SVG on white. Equal input gives equal bytes."""
+    """The figure as PNG and SVG on white. Equal inputs give equal bytes."""
     with drawing_style(_NAME, grid="x"):
         svg = io.StringIO()
         figure = _draw(panels)
@@ -83,14 +83,14 @@ def _draw_panel(axes: Axes, panel: Panel, labels: list[str], colors: dict[str, s
     drawn = {bar.label for bar in panel.bars}
     for place, label in enumerate(labels):
         if label not in drawn:
-            axes.text(0, place, "  none quoted", va="center", fontsize=9, color=ink, alpha=0.6)
+            _annotate(axes, "not published", (0, place), ink)
 
 
-def _draw_bar(axes: Axes, bar: Bar, place: int, colors: dict[str, str]) -> float:
-    """Draws a bar and returns where it ends, in per cent."""
+def _draw_bar(axes: Axes, bar: PanelBar, place: int, colors: dict[str, str]) -> float:
+    """Draws a bar and returns its right end, in per cent."""
     ink, quoted = colors[INK], bar.color < 0
     if bar.mean is None:
-        axes.text(0, place, f"  {bar.why}", va="center", fontsize=9, color=ink, style="italic")
+        _annotate(axes, bar.why, (0, place), ink, italic=True)
         return 0.0
     mean, spread = 100 * bar.mean, 100 * (bar.deviation or 0.0)
     color = colors[SERIES[max(0, bar.color) % len(SERIES)]]
@@ -108,8 +108,15 @@ def _draw_bar(axes: Axes, bar: Bar, place: int, colors: dict[str, str]) -> float
     end = max(mean + spread, *(100 * value for value in bar.values))
     text = f"{mean:.2f}" + (f" ± {spread:.2f}" if bar.deviation is not None else "")
     note = f"\n{bar.why}" if bar.why else ""
-    axes.annotate(
-        text + note, (end, place), xytext=(5, 0), textcoords="offset points",
-        va="center", fontsize=9, color=ink,
-    )  # fmt: skip
+    _annotate(axes, text + note, (end, place), ink)
     return end
+
+
+def _annotate(
+    axes: Axes, text: str, place: tuple[float, float], color: str, *, italic: bool = False
+) -> None:
+    """Writes a text to the right of a point."""
+    axes.annotate(
+        text, place, xytext=(5, 0), textcoords="offset points", va="center", fontsize=9,
+        color=color, style="italic" if italic else "normal",
+    )  # fmt: skip

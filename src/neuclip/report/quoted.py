@@ -1,4 +1,4 @@
-"""Published numbers, quoted: `published.yaml` as data."""
+"""Published results, quoted with their sources from `published.yaml`."""
 
 import functools
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ MEASURES = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where numbers were read.
+class Citation:
+    """The source of published numbers.
 
     Attributes:
-        name: In words.
-        second_hand: In notes about the paper, not in the paper itself.
-        note: What else there is to know.
+        name: name to display.
+        second_hand: read in notes about the paper, not in the paper itself.
+        note: caveats about the numbers.
     """
 
     name: str
@@ -37,31 +37,31 @@ class Quoted:
     """A published result.
 
     Attributes:
-        method: The method, as its source calls it.
-        data: What it was trained on.
-        source: Where it was read.
-        values: Averages of main metrics by the suite's names, 0..1.
+        method: the method, by the source's name.
+        data: training set.
+        source: source of the numbers.
+        values: averages of main metrics, 0..1, by the suite's names.
     """
 
     method: str
     data: str
-    source: Source
+    source: Citation
     values: dict[str, float]
 
     @property
     def label(self) -> str:
-        """Name of its bar."""
+        """Label of its bar."""
         return (
             f"{self.method}, {self.data} ({'second-hand' if self.source.second_hand else 'quoted'})"
         )
 
 
 @functools.cache
-def load_published() -> tuple[Quoted, ...]:
-    """All rows, in the file's order."""
+def load_quoted() -> tuple[Quoted, ...]:
+    """All published results, in the order of the file."""
     text = resources.files("neuclip.report").joinpath("published.yaml").read_text(encoding="utf-8")
     content: dict[str, Any] = yaml.safe_load(text)
-    sources = {key: Source(**row) for key, row in content["sources"].items()}
+    sources = {key: Citation(**row) for key, row in content["sources"].items()}
     return tuple(
         Quoted(
             row["method"],
@@ -73,17 +73,17 @@ def load_published() -> tuple[Quoted, ...]:
     )
 
 
-def published_for(data: str) -> list[Quoted]:
-    """Rows of one training set.
+def quoted_for(data: str) -> list[Quoted]:
+    """Published results for one training set.
 
     Raises:
-        UserError: nothing is quoted for it; names the nearest.
+        UserError: nothing is quoted for it.
     """
-    names = list(dict.fromkeys(row.data for row in load_published()))
+    names = list(dict.fromkeys(row.data for row in load_quoted()))
     by_letters = {_letters(name): name for name in names}
     if _letters(data) not in by_letters:
-        raise UserError(f"no numbers are quoted for data {data!r}; {nearest(data, names)}")
-    return [row for row in load_published() if row.data == by_letters[_letters(data)]]
+        raise UserError(f"no published numbers for training set {data!r}; {nearest(data, names)}")
+    return [row for row in load_quoted() if row.data == by_letters[_letters(data)]]
 
 
 def _letters(name: str) -> str:

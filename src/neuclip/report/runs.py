@@ -1,8 +1,6 @@
-"""Run folders as the report reads them: whole, killed in the middle, or not judged yet."""
+"""Reads run folders: complete, killed in the middle, or not evaluated yet."""
 
-import json
 import math
-import re
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,25 +10,26 @@ from pydantic import TypeAdapter, ValidationError
 from neuclip.config.recipes import read_yaml
 from neuclip.errors import UserError
 from neuclip.evaluation.results import Gallery, read_eval_results, read_gallery
+from neuclip.run_folder import RunFolder, record_lines
 
-Record = dict[str, float]
+Numbers = dict[str, float]
 
 EXAMPLES = 20
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The metrics of one split at one point of a run; `samples_seen` is none where unknown."""
+    """The metrics of one split at one epoch; `samples_seen` is none if unknown."""
 
     split: str
     epoch: float
     samples_seen: float | None
-    metrics: Record
+    metrics: Numbers
 
 
 @dataclass(frozen=True)
 class DamagedSample:
-    """One example of damage; `shard` is a file's name."""
+    """One corrupt sample; `shard` is a file's name."""
 
     shard: str
     key: str
@@ -40,7 +39,7 @@ class DamagedSample:
 
 @dataclass(frozen=True)
 class DataReport:
-    """What of the training data could not be read."""
+    """Corrupt samples of the training data: their number, by kind, with examples."""
 
     total: int
     by_kind: dict[str, int]
@@ -48,28 +47,28 @@ class DataReport:
 
 
 @dataclass(frozen=True)
-class Run:
-    """What a run folder tells.
+class LoadedRun:
+    """The content of a run folder.
 
     Attributes:
-        folder: The folder.
-        label: Name of the folder (with its parent's where two runs share one).
-        method: Name of the method.
-        config: Flat settings, `section.key` to text.
-        config_text: The configuration file as it stands.
-        train: Training records by ascending step.
-        evaluations: Evaluations in the order of training.
-        galleries: Retrieved pictures, by split.
-        damage: What of the training data could not be read; none if there is no such file.
-        gaps: What is missing or unreadable, in words.
+        folder: its paths.
+        label: name of the folder, with its parent's if two runs have the same name.
+        method: name of the method.
+        config: flat settings, `section.key` to text.
+        config_text: the configuration file.
+        train: training records by ascending step.
+        evaluations: evaluations by ascending epoch.
+        galleries: retrieved images, by split.
+        damage: corrupt samples of the training data; none if they were not recorded.
+        gaps: missing or unreadable content, as sentences.
     """
 
-    folder: Path
+    folder: RunFolder
     label: str
     method: str
     config: dict[str, str]
     config_text: str
-    train: list[Record]
+    train: list[Numbers]
     evaluations: list[Evaluation]
     galleries: dict[str, Gallery]
     damage: DataReport | None
@@ -88,23 +87,23 @@ class Run:
             if point.split == split and point.samples_seen is not None and key in point.metrics
         ]
 
-    def final(self, split: str) -> Record:
-        """The metrics of a split at the latest epoch at which it was judged."""
+    def final(self, split: str) -> Numbers:
+        """The metrics of a split at its latest evaluation."""
         points = [point for point in self.evaluations if point.split == split]
         latest = max((point.epoch for point in points), default=0.0)
-        merged: Record = {}
+        merged: Numbers = {}
         for point in points:
             if point.epoch == latest:
                 merged |= point.metrics
         return merged
 
     def median(self, key: str) -> float | None:
-        """Median of a training record's key: robust against the first, slow steps."""
+        """Median of a training record's key: robust to slow first steps."""
         values = [y for _, y in self.series(key)]
         return statistics.median(values) if values else None
 
     def share(self, key: str) -> float | None:
-        """Mean of a training record's key over the time that the records cover."""
+        """Mean of a training record's key, weighted by the records' seconds."""
         known = [r for r in self.train if key in r]
         seconds = sum(r.get("seconds", 1.0) for r in self.train)
         return sum(r[key] * r.get("seconds", 1.0) for r in known) / seconds if known else None
@@ -115,74 +114,68 @@ class Run:
         return values[-1][1] if values else None
 
 
-def load_runs(folders: list[Path]) -> list[Run]:
+def load_runs(folders: list[Path]) -> list[LoadedRun]:
     """Reads run folders; a folder given twice counts once.
 
     Raises:
-        UserError: no folder is given, or one is no run folder (says what it lacks).
+        UserError: no folder is given, or one is not a run folder.
     """
     unique = list(dict.fromkeys(folder.resolve() for folder in folders))
     if not unique:
         raise UserError("a report needs at least one run folder")
     names = [folder.name for folder in unique]
     return [
-        _load(folder, folder.name if names.count(folder.name) == 1 else _long_name(folder))
+        _load(
+            RunFolder(folder),
+            folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}",
+        )
         for folder in unique
     ]
 
 
-def _long_name(folder: Path) -> str:
-    return f"{folder.parent.name}/{folder.name}"
-
-
-def _load(folder: Path, label: str) -> Run:
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no run folder: there is no such folder")
-    config_file = folder / "config.yaml"
-    if not config_file.is_file():
+def _load(folder: RunFolder, label: str) -> LoadedRun:
+    if not folder.path.is_dir():
+        raise UserError(f"{folder.path} is not a run folder: it does not exist")
+    if not folder.config.is_file():
         raise UserError(
-            f"{folder} is no run folder: it has no config.yaml "
+            f"{folder.path} is not a run folder: it has no {folder.config.name} "
             "(a run folder is <logs>/<name>, as written by neuclip train)"
         )
-    tree = read_yaml(config_file)
+    tree = read_yaml(folder.config)
     method = tree.get("method")
     gaps: list[str] = []
-    train, evaluations = _read_metrics(folder / "metrics.jsonl", gaps)
-    evaluations = _add_results(folder / "eval_results", evaluations, gaps)
-    return Run(
+    train, evaluations = _read_metrics(folder.metrics, gaps)
+    return LoadedRun(
         folder=folder,
         label=label,
         method=str(method.get("name", "unknown")) if isinstance(method, dict) else "unknown",
         config=dict(_flatten(tree)),
-        config_text=config_file.read_text(encoding="utf-8"),
+        config_text=folder.config.read_text(encoding="utf-8"),
         train=train,
-        evaluations=evaluations,
-        galleries=_read_galleries(folder / "eval_results", gaps),
-        damage=_read_damage(folder / "data_report.json", gaps),
+        evaluations=_add_results(folder, evaluations, gaps),
+        galleries=_read_galleries(folder, gaps),
+        damage=_read_damage(folder.data_report, gaps),
         gaps=gaps,
     )
 
 
-def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Record], list[Evaluation]]:
+def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Numbers], list[Evaluation]]:
     """Training records and evaluations.
 
-    A run that was killed and continued writes some steps twice; the later writing counts. Its
-    last line before the kill may be cut off; it is left out, and said so.
+    A resumed run may record some steps twice: the later record counts.
     """
     if not path.is_file():
-        gaps.append("metrics.jsonl is missing: no curves")
+        gaps.append(f"{path.name} is missing: no curves")
         return [], []
-    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
-    train: list[Record] = []
+    records = record_lines(path)
+    train: list[Numbers] = []
     evaluations: list[Evaluation] = []
-    unreadable: list[int] = []
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line)
+    for record in records:
         if record is None:
-            unreadable.append(number)
             continue
-        numbers, step = _numbers(record), _numbers(record).get("step", math.inf)
+        numbers = _numbers(record)
         if record.get("kind") == "train":
+            step = numbers.get("step", math.inf)
             while train and train[-1].get("step", -math.inf) >= step:
                 train.pop()
             train.append(numbers)
@@ -191,24 +184,25 @@ def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Record], list[Evalu
             evaluations = [e for e in evaluations if e.split != split or e.epoch < epoch]
             metrics = _numbers(record.get("metrics"))
             evaluations.append(Evaluation(split, epoch, numbers.get("samples_seen"), metrics))
-    if unreadable == [len(lines)]:
-        gaps.append("the last line of metrics.jsonl is cut off, as by a kill; it is left out")
-    elif unreadable:
-        where = ", ".join(map(str, unreadable[:5])) + (", ..." if len(unreadable) > 5 else "")
-        gaps.append(f"metrics.jsonl has unreadable lines, which are left out: {where}")
+    broken = [number for number, record in enumerate(records, start=1) if record is None]
+    if broken == [len(records)]:
+        gaps.append(f"the last line of {path.name} is cut off, as in a killed run; it is left out")
+    elif broken:
+        where = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
+        gaps.append(f"{path.name} has unreadable lines, which are left out: {where}")
     if not train:
-        gaps.append("metrics.jsonl holds no training record: no training curves")
+        gaps.append(f"{path.name} has no training records: no training curves")
     return train, evaluations
 
 
-def _add_results(folder: Path, known: list[Evaluation], gaps: list[str]) -> list[Evaluation]:
-    """Adds the results files, each at the samples seen of the training's own evaluation."""
+def _add_results(folder: RunFolder, known: list[Evaluation], gaps: list[str]) -> list[Evaluation]:
+    """Adds the results files; samples seen are those of the evaluation during training."""
     found = list(known)
-    for epoch, path in results_files(folder.parent):
+    for epoch, path in folder.results_by_epoch().items():
         try:
             results = read_eval_results(path)
         except UserError as error:
-            gaps.append(_within(folder, error))
+            gaps.append(_without_folder(error, path.parent))
             continue
         seen = next((e.samples_seen for e in known if e.epoch == epoch), None)
         for result in results:
@@ -219,31 +213,23 @@ def _add_results(folder: Path, known: list[Evaluation], gaps: list[str]) -> list
                 found.remove(older)
             found.append(Evaluation(result.key, epoch, seen, metrics))
     if not found:
-        gaps.append("no evaluation yet: neither in metrics.jsonl nor in eval_results")
+        gaps.append(
+            f"no evaluation yet: neither in {folder.metrics.name} nor in {folder.eval_results.name}"
+        )
     return sorted(found, key=lambda evaluation: evaluation.epoch)
 
 
-def results_files(folder: Path) -> list[tuple[int, Path]]:
-    """The results files of a run with the epochs of their checkpoints, ascending."""
-    found: list[tuple[int, Path]] = []
-    for path in (folder / "eval_results").glob("epoch_*_eval_results.jsonl"):
-        match = re.fullmatch(r"epoch_(\d+)_eval_results\.jsonl", path.name)
-        if match is not None:
-            found.append((int(match[1]), path))
-    return sorted(found)
-
-
-def _read_galleries(folder: Path, gaps: list[str]) -> dict[str, Gallery]:
+def _read_galleries(folder: RunFolder, gaps: list[str]) -> dict[str, Gallery]:
     galleries: dict[str, Gallery] = {}
-    for path in sorted(folder.glob("gallery_*.json")):
+    for path in folder.galleries():
         try:
             gallery = read_gallery(path)
         except UserError as error:
-            gaps.append(_within(folder, error))
+            gaps.append(_without_folder(error, path.parent))
         else:
             galleries[gallery.split] = gallery
     if not galleries:
-        gaps.append("no gallery of retrieved pictures")
+        gaps.append("no gallery of retrieved images")
     return galleries
 
 
@@ -253,26 +239,18 @@ def _read_damage(path: Path, gaps: list[str]) -> DataReport | None:
     try:
         report = TypeAdapter(DataReport).validate_json(path.read_bytes())
     except ValidationError:
-        gaps.append("data_report.json is unreadable")
+        gaps.append(f"{path.name} is unreadable")
         return None
     examples = [replace(e, shard=Path(e.shard).name) for e in report.examples[:EXAMPLES]]
     return replace(report, examples=examples)
 
 
-def _within(folder: Path, error: UserError) -> str:
-    """The message without the machine's path: a report may be shown to anybody."""
+def _without_folder(error: UserError, folder: Path) -> str:
+    """The message without the path of the folder: a report may be published."""
     return str(error).replace(f"{folder}/", "")
 
 
-def _parse(text: str) -> dict[str, object] | None:
-    try:
-        record = json.loads(text)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _numbers(record: object) -> Record:
+def _numbers(record: object) -> Numbers:
     """The numeric entries of an object."""
     if not isinstance(record, dict):
         return {}

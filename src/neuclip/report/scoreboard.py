@@ -1,33 +1,39 @@
-"""All scores of all entries, with what they differ from the baseline: the table and the panels."""
+"""Compares entries: all scores, and their differences to the baseline."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.evaluation.metric_names import MAIN_METRICS
 from neuclip.report.bootstrap import Difference, Draws, difference, over_samples, over_tasks
-from neuclip.report.entries import Entry, Judged, Score, benchmark_results, split_score
+from neuclip.report.entries import (
+    CheckpointScores,
+    Entry,
+    TaskScore,
+    benchmark_results,
+    split_score,
+)
 from neuclip.report.quoted import MEASURES, Quoted
-from neuclip.report.runs import Run
+from neuclip.report.runs import LoadedRun
+from neuclip.run_folder import RunFolder
 
 PANELS = ("datacomp", "imagenet-variants", "retrieval")
 _MOST_SPLITS = 3
 
 
 @dataclass(frozen=True)
-class Bar:
+class PanelBar:
     """An entry in a panel.
 
     Attributes:
-        label: Its name.
-        color: Which entry it is; -1: a quoted number.
-        values: One of every seed; empty where there is none.
-        why: Why there is none, or what is left out; empty if nothing is.
+        label: name of the entry.
+        color: index of the entry; -1: a published number.
+        values: one value per seed; empty if there is none.
+        why: reason why values are missing; empty if none is.
     """
 
     label: str
@@ -37,63 +43,63 @@ class Bar:
 
     @property
     def mean(self) -> float | None:
-        """Mean over seeds."""
+        """Mean over seeds; none without values."""
         return statistics.fmean(self.values) if self.values else None
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over seeds; none of a single one."""
+        """Standard deviation over seeds; none for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A measure with the bars of all entries; `chance` is what guessing gives, if it is known."""
+    """A measure with the bars of all entries; `chance` is the score of guessing, if known."""
 
     title: str
-    bars: list[Bar]
+    bars: list[PanelBar]
     chance: float | None = None
 
 
 @dataclass(frozen=True)
-class TableCell:
-    """A mean over seeds, and how it differs from the baseline (none: it is the baseline's)."""
+class ScoreCell:
+    """A mean over seeds and its difference to the baseline; the baseline has no difference."""
 
     value: float | None
     difference: Difference | None = None
 
 
 @dataclass(frozen=True)
-class TableRow:
+class ScoreRow:
     """A task or an average."""
 
     name: str
     metric: str
-    cells: list[TableCell]
+    cells: list[ScoreCell]
     why: str = ""
 
 
 @dataclass(frozen=True)
 class Scoreboard:
-    """What is drawn and listed.
+    """The comparison of all entries.
 
     Attributes:
-        entries: What is compared.
-        baseline: What the others are compared with.
-        of_benchmark: The panels are DataComp's averages; else the runs' own splits.
-        panels: The figure.
-        rows: The table, one row a task; of the runs' own splits where no run has the benchmark's.
-        averages: The benchmark's averages; empty where no run has its results.
-        judged: The benchmark's results of every run, by its folder.
+        entries: the entries.
+        baseline: the entry to compare with.
+        of_benchmark: whether the panels show DataComp's averages; if not, the runs' own splits.
+        panels: the panels of the figure.
+        rows: the table, one row per task; the runs' own splits if no run has benchmark results.
+        averages: the benchmark's averages; empty if no run has benchmark results.
+        benchmark: the benchmark's results of each run, by its folder.
     """
 
     entries: list[Entry]
     baseline: Entry
     of_benchmark: bool
     panels: list[Panel]
-    rows: list[TableRow]
-    averages: list[TableRow]
-    judged: dict[Path, list[Judged]]
+    rows: list[ScoreRow]
+    averages: list[ScoreRow]
+    benchmark: dict[RunFolder, list[CheckpointScores]]
 
     @property
     def seeds(self) -> int:
@@ -102,16 +108,16 @@ class Scoreboard:
 
 
 @dataclass(frozen=True)
-class _Task:
-    """Scores of all entries on a task: one a run, none where it was not judged."""
+class _TaskScores:
+    """Scores of all entries on a task: one per run; none if the run was not evaluated on it."""
 
     key: str
     name: str
     metric: str
-    scores: list[list[Score | None]]
+    scores: list[list[TaskScore | None]]
 
     def means(self) -> list[float | None]:
-        """Means over the runs that were judged; none if any was not."""
+        """Mean of each entry over its runs; none if a run was not evaluated."""
         return [
             statistics.fmean([score.value for score in found if score is not None])
             if all(found)
@@ -121,60 +127,62 @@ class _Task:
 
 
 def scoreboard(entries: list[Entry], baseline: Entry, quoted: Sequence[Quoted] = ()) -> Scoreboard:
-    """The comparison.
+    """Compares entries.
 
     Args:
-        entries: What is compared; at least one.
-        baseline: One of them.
-        quoted: Published numbers to draw beside.
+        entries: at least one entry.
+        baseline: one of the entries.
+        quoted: published results to show beside them.
     """
-    judged = {run.folder: benchmark_results(run) for entry in entries for run in entry.runs}
-    judged_any = any(judged.values())
-    of_benchmark = judged_any or bool(quoted)
-    tasks = _benchmark_tasks(entries, judged) if judged_any else _split_tasks(entries)
+    benchmark = {run.folder: benchmark_results(run) for entry in entries for run in entry.runs}
+    any_benchmark = any(benchmark.values())
+    of_benchmark = any_benchmark or bool(quoted)
+    tasks = _benchmark_tasks(entries, benchmark) if any_benchmark else _split_tasks(entries)
     place = entries.index(baseline)
     rows, draws = _rows(tasks, place)
     if of_benchmark:
-        panels = [_average_panel(group, entries, judged, quoted) for group in PANELS]
+        panels = [_average_panel(group, entries, benchmark, quoted) for group in PANELS]
     else:
         panels = [_split_panel(task, entries) for task in tasks[:_MOST_SPLITS]]
-    groups = load_suite().members if judged_any else ()
+    groups = load_suite().members if any_benchmark else ()
     averages = [_average_row(group, tasks, draws, place) for group in groups]
-    return Scoreboard(entries, baseline, of_benchmark, panels, rows, averages, judged)
+    return Scoreboard(entries, baseline, of_benchmark, panels, rows, averages, benchmark)
 
 
-def average_series(board: Scoreboard, run: Run, group: str) -> list[tuple[float, float]]:
-    """(samples seen, average of the benchmark) of the checkpoints that were judged wholly."""
+def average_series(board: Scoreboard, run: LoadedRun, group: str) -> list[tuple[float, float]]:
+    """(samples seen, average of the benchmark) of the checkpoints with all tasks of a group."""
     points: list[tuple[float, float]] = []
     last = next((r for r in reversed(run.train) if r.get("epoch") and "samples_seen" in r), None)
-    for judged in board.judged[run.folder]:
-        value = load_suite().averages(_values(judged))[group].value
+    for scores in board.benchmark[run.folder]:
+        value = load_suite().averages(_values(scores))[group].value
         if value is not None and last is not None:
-            points.append((judged.epoch * last["samples_seen"] / last["epoch"], value))
+            points.append((scores.epoch * last["samples_seen"] / last["epoch"], value))
     return points
 
 
-def _values(judged: Judged) -> dict[str, float]:
-    return {key: score.value for key, score in judged.scores.items()}
+def _values(checkpoint: CheckpointScores) -> dict[str, float]:
+    return {key: score.value for key, score in checkpoint.scores.items()}
 
 
-def _benchmark_tasks(entries: list[Entry], judged: dict[Path, list[Judged]]) -> list[_Task]:
-    tasks: list[_Task] = []
+def _benchmark_tasks(
+    entries: list[Entry], benchmark: dict[RunFolder, list[CheckpointScores]]
+) -> list[_TaskScores]:
+    tasks: list[_TaskScores] = []
     for task in load_suite().tasks.values():
         scores = [
-            [_latest(judged[run.folder], task.key) for run in entry.runs] for entry in entries
+            [_latest(benchmark[run.folder], task.key) for run in entry.runs] for entry in entries
         ]
         if any(score is not None for found in scores for score in found):
-            tasks.append(_Task(task.key, task.name, task.metric, scores))
+            tasks.append(_TaskScores(task.key, task.name, task.metric, scores))
     return tasks
 
 
-def _latest(judged: list[Judged], key: str) -> Score | None:
-    """Of the latest checkpoint that was judged, which all of a run's scores are of."""
-    return judged[-1].scores.get(key) if judged else None
+def _latest(checkpoints: list[CheckpointScores], key: str) -> TaskScore | None:
+    """The score of a task at the latest evaluated checkpoint."""
+    return checkpoints[-1].scores.get(key) if checkpoints else None
 
 
-def _split_tasks(entries: list[Entry]) -> list[_Task]:
+def _split_tasks(entries: list[Entry]) -> list[_TaskScores]:
     names = dict.fromkeys(
         evaluation.split
         for entry in entries
@@ -182,19 +190,21 @@ def _split_tasks(entries: list[Entry]) -> list[_Task]:
         for evaluation in run.evaluations
         if evaluation.split not in load_suite().tasks
     )
-    tasks: list[_Task] = []
+    tasks: list[_TaskScores] = []
     for name in names:
         found = [[split_score(run, name) for run in entry.runs] for entry in entries]
         measures = {one[0] for row in found for one in row if one is not None}
         if len(measures) == 1:
             scores = [[None if one is None else one[1] for one in row] for row in found]
-            tasks.append(_Task(name, name, measures.pop(), scores))
+            tasks.append(_TaskScores(name, name, measures.pop(), scores))
     return tasks
 
 
-def _rows(tasks: list[_Task], place: int) -> tuple[list[TableRow], dict[str, list[Draws | None]]]:
-    """The rows, and of every task the draws of every entry's difference to the baseline."""
-    rows: list[TableRow] = []
+def _rows(
+    tasks: list[_TaskScores], place: int
+) -> tuple[list[ScoreRow], dict[str, list[Draws | None]]]:
+    """The rows, and by task the draws of each entry's difference to the baseline."""
+    rows: list[ScoreRow] = []
     draws: dict[str, list[Draws | None]] = {}
     for task in tasks:
         means, base = task.means(), task.means()[place]
@@ -203,15 +213,15 @@ def _rows(tasks: list[_Task], place: int) -> tuple[list[TableRow], dict[str, lis
             for number, found in enumerate(task.scores)
         ]
         cells = [
-            TableCell(mean, _difference(mean, base, each) if number != place else None)
+            ScoreCell(mean, _difference(mean, base, each) if number != place else None)
             for number, (mean, each) in enumerate(zip(means, drawn, strict=True))
         ]
-        rows.append(TableRow(task.name, task.metric, cells))
+        rows.append(ScoreRow(task.name, task.metric, cells))
         draws[task.key] = drawn
     return rows, draws
 
 
-def _draws(ours: list[Score | None], theirs: list[Score | None], key: str) -> Draws | None:
+def _draws(ours: list[TaskScore | None], theirs: list[TaskScore | None], key: str) -> Draws | None:
     scores = [score for score in (*ours, *theirs) if score is not None]
     if len(scores) < len(ours) + len(theirs) or len({score.data for score in scores}) > 1:
         return None
@@ -229,37 +239,35 @@ def _difference(mean: float | None, base: float | None, draws: Draws | None) -> 
 
 
 def _average_row(
-    group: str, tasks: list[_Task], draws: dict[str, list[Draws | None]], place: int
-) -> TableRow:
-    """An average of every entry; drawn over samples where all its tasks keep outcomes."""
+    group: str, tasks: list[_TaskScores], draws: dict[str, list[Draws | None]], place: int
+) -> ScoreRow:
+    """An average of each entry; the interval is over samples if all tasks keep outcomes."""
     members = load_suite().members[group]
     own = [task for task in tasks if task.key in members.tasks]
-    whole = len(own) == len(members.tasks)
+    complete = len(own) == len(members.tasks)
     means = [[task.means()[number] for task in own] for number in range(len(_first(tasks).scores))]
-    base = _known(means[place]) if whole else None
-    cells: list[TableCell] = []
+    base = _known(means[place]) if complete else None
+    cells: list[ScoreCell] = []
     for number, found in enumerate(means):
-        known = _known(found) if whole else None
+        known = _known(found) if complete else None
         value = None if known is None else statistics.fmean(known)
         if number == place or known is None or base is None:
-            cells.append(TableCell(value))
+            cells.append(ScoreCell(value))
             continue
         differences = [ours - theirs for ours, theirs in zip(known, base, strict=True)]
         drawn = [draws[task.key][number] for task in own]
         sampled = [one for one in drawn if one is not None]
-        told = statistics.fmean(differences)
-        if len(sampled) == len(drawn):
-            cells.append(TableCell(value, difference(told, np.mean(sampled, axis=0), "samples")))
-        else:
-            cells.append(
-                TableCell(value, difference(told, over_tasks(differences, group), "tasks"))
-            )
-    why = "" if whole else f"{len(own)} of {len(members.tasks)} tasks"
-    return TableRow(members.name, f"mean of {len(members.tasks)}", cells, why)
+        over = "samples" if len(sampled) == len(drawn) else "tasks"
+        resampled = (
+            np.mean(sampled, axis=0) if over == "samples" else over_tasks(differences, group)
+        )
+        cells.append(ScoreCell(value, difference(statistics.fmean(differences), resampled, over)))
+    why = "" if complete else f"{len(own)} of {len(members.tasks)} tasks"
+    return ScoreRow(members.name, f"mean of {len(members.tasks)}", cells, why)
 
 
-def _first(tasks: list[_Task]) -> _Task:
-    return tasks[0] if tasks else _Task("", "", "", [])
+def _first(tasks: list[_TaskScores]) -> _TaskScores:
+    return tasks[0] if tasks else _TaskScores("", "", "", [])
 
 
 def _known(values: list[float | None]) -> list[float] | None:
@@ -268,37 +276,40 @@ def _known(values: list[float | None]) -> list[float] | None:
 
 
 def _average_panel(
-    group: str, entries: list[Entry], judged: dict[Path, list[Judged]], quoted: Sequence[Quoted]
+    group: str,
+    entries: list[Entry],
+    benchmark: dict[RunFolder, list[CheckpointScores]],
+    quoted: Sequence[Quoted],
 ) -> Panel:
     suite = load_suite()
     total = len(suite.members[group].tasks)
-    bars: list[Bar] = []
+    bars: list[PanelBar] = []
     for color, entry in enumerate(entries):
         found = [
             suite.averages(_values(results[-1]) if results else {})[group]
-            for results in (judged[run.folder] for run in entry.runs)
+            for results in (benchmark[run.folder] for run in entry.runs)
         ]
         values = [average.value for average in found if average.value is not None]
         part = min(average.done for average in found)
         why = "" if len(values) == len(found) else f"{part} of {total} tasks"
         if values and why:
             why = f"{len(found) - len(values)} of {len(found)} seeds have {why}"
-        bars.append(Bar(entry.label, color, values, why))
-    bars += [Bar(row.label, -1, [row.values[group]]) for row in quoted if group in row.values]
+        bars.append(PanelBar(entry.label, color, values, why))
+    bars += [PanelBar(row.label, -1, [row.values[group]]) for row in quoted if group in row.values]
     return Panel(MEASURES[group], bars)
 
 
-def _split_panel(task: _Task, entries: list[Entry]) -> Panel:
+def _split_panel(task: _TaskScores, entries: list[Entry]) -> Panel:
     named = {metric.key: metric.phrase for metric in MAIN_METRICS}
     chances = [
         run.final(task.key).get("chance", math.nan) for entry in entries for run in entry.runs
     ]
     bars = [
-        Bar(
+        PanelBar(
             entry.label,
             color,
             [score.value for score in found if score is not None],
-            "" if all(found) else f"{sum(s is None for s in found)} of {len(found)} not judged",
+            "" if all(found) else f"{sum(s is None for s in found)} of {len(found)} not evaluated",
         )
         for color, (entry, found) in enumerate(zip(entries, task.scores, strict=True))
     ]

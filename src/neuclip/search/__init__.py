@@ -1,5 +1,8 @@
-"""`neuclip search`: text to image and image to image over any data, on a local web page.
+"""`neuclip search`: searches images by text or by image, on a local web page.
 
-Modules, lowest first: `embeddings` (computed once, kept on disk), `engine` (what is nearest to a
-query), `server` (the page).
+In reading order:
+
+- `embeddings`: computes image features once and keeps them on disk.
+- `engine`: finds the nearest images of a query.
+- `server`: serves the page.
 """

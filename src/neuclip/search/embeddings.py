@@ -1,7 +1,7 @@
-"""The image tower over a source, once: features on disk, found again by checkpoint and data.
+"""Image features of a source, computed once and kept on disk by checkpoint and data.
 
-A folder holds `features.npy` [pictures, dim] in float16, `positions.npy` [pictures] int64 (where
-in the source each picture is, ascending), and `damage.json`. It appears when it is complete.
+A folder holds `features.npy` [images, dim] in float16, `positions.npy` [images] in int64 (each
+image's position in the source, ascending), and `damage.json`. It appears when it is complete.
 """
 
 import json
@@ -28,14 +28,14 @@ _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Unit-norm features of the pictures of a source.
+    """Unit-norm features of the images of a source.
 
     Attributes:
-        features: [pictures, dim], mapped from the disk.
-        positions: [pictures] Where each is in the source, ascending.
-        damaged: Samples that could not be read.
-        damage: What was wrong with them, in a few words.
-        reused: They were on the disk already.
+        features: [images, dim], memory-mapped.
+        positions: [images] position of each image in the source, ascending.
+        damaged: number of corrupt samples.
+        damage: summary of the corrupt samples.
+        reused: whether the features were already on disk.
     """
 
     features: NDArray[np.float16]
@@ -48,19 +48,19 @@ class Embeddings:
         return len(self.positions)
 
     def row_of(self, position: int) -> int | None:
-        """The row of a picture by its position in the source; none if it has no features."""
+        """The row of an image by its position in the source; none if it has no features."""
         row = int(np.searchsorted(self.positions, position))
         return row if row < len(self) and self.positions[row] == position else None
 
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """How to compute features.
+    """Settings of the computation.
 
     Attributes:
-        cache: Folder of the features of all checkpoints and sources.
-        batch_size: Pictures per forward pass.
-        workers: Reading processes.
+        cache: folder for the features of all checkpoints and sources.
+        batch_size: images per forward pass.
+        workers: processes that read images.
     """
 
     cache: Path
@@ -80,19 +80,19 @@ def embed_source(
     settings: EmbedSettings,
     progress: Progress | None = None,
 ) -> Embeddings:
-    """The features of a source: from the disk, or computed and kept there.
+    """Reads the features of a source from disk, or computes and keeps them.
 
-    Memory stays bounded by a batch, whatever the source's size.
+    Memory is bounded by one batch.
 
     Args:
-        encoder: The towers.
+        encoder: the towers.
         checkpoint: SHA-256 of architecture and weights.
-        source: The pictures.
-        settings: How, and where to keep them.
-        progress: Called with what is done, how many pictures of how many.
+        source: the images.
+        settings: settings of the computation.
+        progress: called with the activity, the number of images done and their total.
 
     Raises:
-        UserError: no picture can be read, a feature is not finite, or there is no room to write.
+        UserError: no image can be read, a feature is not finite, or the disk is full.
     """
     folder = settings.cache / f"{checkpoint[:24]}-{content_digest(source)[:24]}"
     if (folder / _DAMAGE).is_file():
@@ -130,8 +130,8 @@ def _compute(
             found = encoder.encode_image(batch.images).to("cpu")
         if not bool(found.isfinite().all()):
             raise UserError(
-                "the image tower gives features that are not finite: the model has diverged or "
-                "its weights are damaged"
+                "the image tower returns features that are not finite: the model has diverged, or "
+                "its weights are corrupt"
             )
         if features is None:
             features = open_memmap(
@@ -142,23 +142,25 @@ def _compute(
         positions[done:end] = batch.sample_ids.numpy()
         done = end
         if progress is not None:
-            progress("embedding pictures", end, len(source))
+            progress("embedding images", end, len(source))
     if features is None:
-        raise UserError(f"none of {len(source)} pictures could be read: {damage.summary()}")
+        raise UserError(f"none of {len(source)} images could be read: {damage.summary()}")
     features.flush()
     np.save(folder / _POSITIONS, positions[:done])
-    told = {"total": damage.total, "summary": damage.summary()}
-    (folder / _DAMAGE).write_text(json.dumps(told) + "\n", encoding="utf-8")
+    corrupt = {"total": damage.total, "summary": damage.summary()}
+    (folder / _DAMAGE).write_text(json.dumps(corrupt) + "\n", encoding="utf-8")
 
 
 def _open(folder: Path, *, reused: bool) -> Embeddings:
     positions: NDArray[np.int64] = np.load(folder / _POSITIONS)
     features: NDArray[np.float16] = np.load(folder / _FEATURES, mmap_mode="r")
-    told = json.loads((folder / _DAMAGE).read_text(encoding="utf-8"))
-    # The file has a row for each sample; those of damaged ones, at its end, were never written.
-    return Embeddings(features[: len(positions)], positions, told["total"], told["summary"], reused)
+    corrupt = json.loads((folder / _DAMAGE).read_text(encoding="utf-8"))
+    # The file has a row for each sample; the last rows, one per corrupt sample, are unused.
+    return Embeddings(
+        features[: len(positions)], positions, corrupt["total"], corrupt["summary"], reused
+    )
 
 
 def _no_tokens(texts: list[str]) -> Tensor:
-    """Captions are not embedded."""
+    """Placeholder tokens: captions are not embedded."""
     return torch.zeros(len(texts), 1, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""What is nearest to a text, to a picture of one's own, or to one of the pictures."""
+"""Finds the images nearest to a text, to an uploaded image, or to an image of the source."""
 
 import io
 import threading
@@ -22,13 +22,13 @@ _ROWS_AT_ONCE = 2**16  # features in float32 at a time
 
 @dataclass(frozen=True)
 class Hit:
-    """A picture that was found.
+    """A retrieved image.
 
     Attributes:
-        position: Where it is in the source.
-        score: Cosine with the query.
-        caption: Its caption.
-        key: Its name in the source.
+        position: position in the source.
+        score: cosine similarity with the query.
+        caption: caption of the image.
+        key: sample key in the source.
     """
 
     position: int
@@ -39,11 +39,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """What a query found.
+    """The answer to a query.
 
     Attributes:
-        hits: Best first.
-        note: What to know about the answer; empty if nothing.
+        hits: retrieved images, best first.
+        note: caveat for the user; empty if there is none.
     """
 
     hits: list[Hit]
@@ -51,12 +51,12 @@ class Found:
 
 
 class Engine:
-    """Answers queries, one at a time: towers and sources are no place for several threads.
+    """Answers queries, one at a time: towers and sources are not thread-safe.
 
     Args:
-        encoder: The towers.
-        source: The pictures.
-        embeddings: Their features.
+        encoder: the towers.
+        source: the images.
+        embeddings: their features.
     """
 
     def __init__(self, encoder: ImageTextEncoder, source: Source, embeddings: Embeddings) -> None:
@@ -65,66 +65,66 @@ class Engine:
         self._lock = threading.Lock()
 
     def by_text(self, text: str, number: int) -> Found:
-        """Pictures nearest to a text.
+        """Images nearest to a text.
 
         Raises:
             UserError: the text is empty.
         """
         text = text.strip()
         if not text:
-            raise UserError("Type what to look for: a few words that describe a picture.")
+            raise UserError("Type a few words that describe an image.")
         with self._lock:
             tokens = self._encoder.tokenize([text, f"{text} x"])
-            # Where one more word makes no difference, the text fills all places there are.
+            # If another word does not change the tokens, the text fills the context.
             cut = bool((tokens[0] == tokens[1]).all())
             query = self._encoder.encode_text(tokens[:1])
             hits = self._nearest(query[0], number)
-        return Found(hits, "The text is longer than the model reads: its end is left out." * cut)
+        return Found(hits, "The text exceeds the model's context length: its end is ignored." * cut)
 
-    def by_picture(self, content: bytes, number: int) -> Found:
-        """Pictures nearest to the one in an image file.
+    def by_image(self, content: bytes, number: int) -> Found:
+        """Images nearest to an uploaded image file.
 
         Raises:
-            UserError: it is no picture that can be read.
+            UserError: the file is not a readable image.
         """
         if not content:
-            raise UserError("The picture is empty: choose an image file.")
-        picture = decode_upload(content)
+            raise UserError("The file is empty: choose an image file.")
+        image = decode_upload(content)
         with self._lock:
-            images = self._encoder.transform(picture).unsqueeze(0)
+            images = self._encoder.transform(image).unsqueeze(0)
             return Found(self._nearest(self._encoder.encode_image(images)[0], number))
 
     def like(self, position: int, number: int) -> Found:
-        """Pictures nearest to one of the pictures, itself left out.
+        """Images nearest to an image of the source, without the image itself.
 
         Raises:
-            UserError: there is no such picture.
+            UserError: the source has no such image.
         """
         row = self.embeddings.row_of(position)
         if row is None:
-            raise UserError(f"There is no picture {position} here.")
+            raise UserError(f"There is no image {position}.")
         query = torch.from_numpy(self.embeddings.features[row].astype(np.float32))
         with self._lock:
             hits = self._nearest(query, number + 1)
         return Found([hit for hit in hits if hit.position != position][:number])
 
     def thumbnail(self, position: int, side: int) -> bytes:
-        """A picture as PNG, made smaller where it is larger than `side` pixels.
+        """An image as PNG, at most `side` pixels wide and high.
 
         Raises:
-            UserError: there is no such picture, or it cannot be read any more.
+            UserError: the source has no such image, or it is no longer readable.
         """
         if self.embeddings.row_of(position) is None:
-            raise UserError(f"There is no picture {position} here.")
+            raise UserError(f"There is no image {position}.")
         try:
             with self._lock:
                 sample = self._source.read_with(position, ImageDecoder(smallest=side))
         except SampleError as error:
-            raise UserError(f"The picture cannot be read any more: {error}") from None
-        picture = sample.image
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+            raise UserError(f"The image is no longer readable: {error}") from None
+        image = sample.image
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        picture.save(buffer, format="PNG")
+        image.save(buffer, format="PNG")
         return buffer.getvalue()
 
     def _nearest(self, query: Float[Tensor, " dim"], number: int) -> list[Hit]:
@@ -143,6 +143,6 @@ class Engine:
     def _hit(self, position: int, score: float) -> Hit:
         try:
             content = self._source.content(position)
-        except SampleError as error:  # the data changed while the page was open
-            return Hit(position, score, "(cannot be read any more)", error.damage.key)
+        except SampleError as error:  # the data have changed since they were embedded
+            return Hit(position, score, "(no longer readable)", error.damage.key)
         return Hit(position, score, content.caption, content.key)

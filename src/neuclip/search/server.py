@@ -1,4 +1,4 @@
-"""The page and its answers, on this machine only, from the standard library's server."""
+"""Serves the page and its queries on this machine only, with the standard library's server."""
 
 import dataclasses
 import errno
@@ -12,10 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from neuclip.errors import UserError
 from neuclip.search.engine import Engine, Found
+from neuclip.templates import render
 
 HOST = "127.0.0.1"
 RESULTS = 24
@@ -27,48 +26,40 @@ _LONGEST_TEXT = 10_000  # characters of a query
 
 @dataclass(frozen=True)
 class About:
-    """What the page says of itself.
+    """Facts for the page's header.
 
     Attributes:
-        model: Name of the checkpoint.
-        data: Name of the data.
-        pictures: Number of pictures.
-        damaged: Samples that could not be read.
-        damage: What was wrong with them.
+        model: name of the checkpoint.
+        data: name of the data.
+        images: number of images.
+        damaged: number of corrupt samples.
+        damage: summary of the corrupt samples.
     """
 
     model: str
     data: str
-    pictures: int
+    images: int
     damaged: int
     damage: str
 
 
 def make_server(engine: Engine, about: About, port: int) -> ThreadingHTTPServer:
-    """A server that answers on `http://127.0.0.1:PORT/`; `serve_forever` starts it.
+    """Makes a server for `http://127.0.0.1:PORT/`; `serve_forever` starts it.
 
     Args:
-        engine: What answers.
-        about: What the page says.
-        port: 0: any free one.
+        engine: answers the queries.
+        about: header of the page.
+        port: port to listen on; 0: any free port.
 
     Raises:
-        UserError: the port is taken, or needs rights that are not there.
+        UserError: the port is in use, or opening it is not permitted.
     """
-    environment = Environment(
-        loader=PackageLoader("neuclip"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("search.html.j2")
 
     class Bound(_Handler):
         pass
 
     Bound.engine = engine
-    Bound.page = lambda nonce: template.render(about=about, nonce=nonce, results=RESULTS)
+    Bound.page = lambda nonce: render("search.html.j2", about=about, nonce=nonce, results=RESULTS)
     try:
         return ThreadingHTTPServer((HOST, port), Bound)
     except OSError as error:
@@ -92,9 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
                 lambda: self.engine.by_text(asked.get("text", "")[:_LONGEST_TEXT], _number(asked))
             ),
             "/like": lambda: self._send_found(
-                lambda: self.engine.like(_whole(asked, "position"), _number(asked))
+                lambda: self.engine.like(_integer(asked, "position"), _number(asked))
             ),
-            "/picture": lambda: self._send_picture(asked),
+            "/image": lambda: self._send_image(asked),
         }
         self._answer(answers.get(parts.path))
 
@@ -105,37 +96,37 @@ class _Handler(BaseHTTPRequestHandler):
         if length > _LARGEST_UPLOAD:
             self._discard(length)
             limit = f"{_LARGEST_UPLOAD // 2**20} MB"
-            self._send_error(f"The picture is too large: {limit} is the most.", 413)
+            self._send_error(f"The file is too large: at most {limit}.", 413)
             return
         content = self.rfile.read(length)
-        found = lambda: self.engine.by_picture(content, _number(asked))  # noqa: E731
+        found = lambda: self.engine.by_image(content, _number(asked))  # noqa: E731
         answers = {"/search": lambda: self._send_found(found)}
         self._answer(answers.get(parts.path))
 
     def _discard(self, length: int) -> None:
-        """Reads on, within reason: a client that is still sending would not see the answer."""
-        self.close_connection = True  # what is not read would be taken for a request
+        """Reads a refused upload, up to a bound: clients read the answer only after sending."""
+        self.close_connection = True  # unread bytes would look like the next request
         left = min(length, 16 * _LARGEST_UPLOAD)
         while left and (chunk := self.rfile.read(min(left, 2**16))):
             left -= len(chunk)
 
     def log_message(self, format: str, *args: object) -> None:
-        """The terminal stays quiet: queries are nobody's business."""
+        """Logs nothing: queries are private."""
 
     def _answer(self, answer: Callable[[], None] | None) -> None:
-        # A name of another site that leads here (DNS rebinding) must not read the pictures.
+        # Another site whose name resolves to this machine (DNS rebinding) must not read images.
         host = (self.headers.get("Host") or "").rpartition(":")[0]
         if host not in {HOST, "localhost"}:
             self._send_error(f"Open http://{HOST}:{self.server.server_port}/ instead.", 403)  # type: ignore[attr-defined]
         elif answer is None:
-            self._send_error("There is no such page.", HTTPStatus.NOT_FOUND)
+            self._send_error("Page not found.", HTTPStatus.NOT_FOUND)
         else:
             try:
                 answer()
             except UserError as error:
                 self._send_error(str(error), HTTPStatus.BAD_REQUEST)
             except (BrokenPipeError, ConnectionResetError):
-                self.close_connection = True  # the browser went elsewhere
+                self.close_connection = True  # the browser closed the connection
 
     def _send_page(self) -> None:
         nonce = secrets.token_urlsafe(16)
@@ -153,9 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
         answer = {**dataclasses.asdict(found), "seconds": time.perf_counter() - started}
         self._send(json.dumps(answer).encode(), "application/json")
 
-    def _send_picture(self, asked: dict[str, str]) -> None:
+    def _send_image(self, asked: dict[str, str]) -> None:
         side = _LARGE if asked.get("size") == "large" else _THUMBNAIL
-        content = self.engine.thumbnail(_whole(asked, "position"), side)
+        content = self.engine.thumbnail(_integer(asked, "position"), side)
         self._send(content, "image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     def _send_error(self, message: str, status: int) -> None:
@@ -171,23 +162,23 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str] | None = None,
     ) -> None:
         self.send_response(status)
-        whole = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-        whole |= {"Content-Type": kind, "Content-Length": str(len(content))} | (headers or {})
-        for name, value in whole.items():
+        merged = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        merged |= {"Content-Type": kind, "Content-Length": str(len(content))} | (headers or {})
+        for name, value in merged.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
 
 
-def _whole(asked: dict[str, str], name: str) -> int:
+def _integer(asked: dict[str, str], name: str) -> int:
     text = asked.get(name, "")
     if not text.isascii() or not text.isdigit():
-        raise UserError(f"{name} {text!r} is no whole number.")
+        raise UserError(f"{name} must be a non-negative integer, got {text!r}.")
     return int(text)
 
 
 def _number(asked: dict[str, str]) -> int:
-    number = _whole(asked, "number") if "number" in asked else RESULTS
+    number = _integer(asked, "number") if "number" in asked else RESULTS
     if not 1 <= number <= _MAX_RESULTS:
-        raise UserError(f"number {number} is out of range: 1 to {_MAX_RESULTS}.")
+        raise UserError(f"number {number} is out of range: it must be 1 to {_MAX_RESULTS}.")
     return number

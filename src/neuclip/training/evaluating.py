@@ -17,9 +17,9 @@ from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.model.clip import imagenet_prompts
 from neuclip.model.encoder import Encoder
 from neuclip.parallel.work_sharing import from_main
+from neuclip.run_folder import read_records
 from neuclip.training.components import Components
 from neuclip.training.records.recorder import Recorder
-from neuclip.training.records.sinks import read_records
 
 
 def open_zero_shot(config: EvaluationConfig) -> list[TaskSet]:

@@ -89,7 +89,7 @@ def test_open_clip_gives_identical_embeddings(
         assert names["model"].logit_bias == -7.0
 
 
-def test_a_repository_is_judged_and_exported_again_as_it_was(make_repository, tmp_path):
+def test_a_repository_is_evaluated_and_exported_again_unchanged(make_repository, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     main(["export", str(make_repository()), "--format", "hf", "--out", str(first)])
     main(["export", str(first), "--format", "hf", "--out", str(second)])
@@ -113,7 +113,7 @@ def test_an_architecture_without_counterpart_is_named(make_run, tmp_path, capsys
 def test_a_bias_is_no_part_of_clip_model(make_repository, tmp_path, capsys):
     repository = make_repository(init_logit_bias=-3.5)
     assert main(["export", str(repository), "--format", "hf", "--out", str(tmp_path / "o")]) == 0
-    assert "CLIPModel has no bias of the logits: add -3." in capsys.readouterr().err
+    assert "CLIPModel has no logit bias: add -3." in capsys.readouterr().err
     assert "logit_bias" not in load_file(tmp_path / "o" / "model.safetensors")
 
 
@@ -161,7 +161,7 @@ class TestCard:
         assert "| Samples in the data | 1,300 |" in card
         assert "| Samples in an epoch | 1,280 |" in card
         assert "| Samples seen | 2,560 |" in card and "| Epochs | 2 |" in card
-        assert "| Damaged samples met | 3 (3 image) |" in card
+        assert "| Corrupt samples | 3 (3 image) |" in card
         assert "| unseen_face | acc1 | 0.2500 |" in card
         assert "| unseen_face | mean_recall@1 | 0.1250 |" in card
         settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
@@ -174,17 +174,17 @@ class TestCard:
         card = (tmp_path / "out" / "README.md").read_text()
         assert "license" not in yaml.safe_load(card.split("---")[1])
         assert "## Recipe" not in card and "## Data" not in card
-        assert "has not been judged" in card
+        assert "has not been evaluated" in card
 
 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--out", "{full}"], "holds files already: choose another folder, or --overwrite"),
+        (["--out", "{full}"], "is not empty: choose another folder, or replace"),
         (["--out", "{file}"], "is a file; give a folder"),
         (["--out", "{file}/o"], "cannot write --out"),
         (["--out", "{new}", "--epoch", "7"], "no checkpoint at"),
-        (["--out", "{new}", "--license", "my own"], "is no identifier; give one such as mit"),
+        (["--out", "{new}", "--license", "my own"], "is not a licence identifier; examples: mit"),
         (["--out", "{new}", "--arch", "ViT-B-33"], "unknown model 'ViT-B-33'"),
     ],
 )

@@ -33,7 +33,7 @@ class Runs:
         (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
         return run
 
-    def judge(self, run, skill, *, seed=0, tasks=None, epoch=8, outcomes=True, **made):
+    def evaluate(self, run, skill, *, seed=0, tasks=None, epoch=8, outcomes=True, **made):
         """Results of the benchmark: all tasks alike, so that an average is each task's score."""
         suite, path = load_suite(), RunFolder(run).results(epoch)
         found = Outcomes("mean", right(skill, seed), np.zeros(SAMPLES, np.int32))
@@ -46,7 +46,7 @@ class Runs:
                 write_outcomes(outcomes_path(path, key), found)
         return found.evaluate()
 
-    def judge_split(self, run, acc1, split="unseen_face"):
+    def evaluate_split(self, run, acc1, split="unseen_face"):
         metrics = {"acc1": acc1, "chance": 0.01, "main_metric": acc1, "mean_recall@1": acc1 / 2}
         write_eval_result(RunFolder(run).results(8), split, metrics)
 

@@ -48,16 +48,16 @@ def test_the_baseline(runs):
     assert choose_baseline(found, None).label == "openclip"
     assert choose_baseline(found[::2], None).label == "neuclip"
     assert choose_baseline(found, "c").label == choose_baseline(found, "siglip").label == "siglip"
-    with pytest.raises(UserError, match=r"--baseline 'siglop' is none of what is compared.*siglip"):
+    with pytest.raises(UserError, match=r"'siglop' is not among the compared runs.*siglip"):
         choose_baseline(found, "siglop")
 
 
 class TestBenchmarkResults:
     def test_checkpoints_by_epoch(self, runs):
         run = runs.make("a")
-        score = runs.judge(run, 0.5, epoch=10, tasks=["imagenet1k"])
-        runs.judge(run, 0.3, epoch=9, tasks=["imagenet1k"])
-        runs.judge_split(run, 0.4)
+        score = runs.evaluate(run, 0.5, epoch=10, tasks=["imagenet1k"])
+        runs.evaluate(run, 0.3, epoch=9, tasks=["imagenet1k"])
+        runs.evaluate_split(run, 0.4)
         (read,) = load_runs([run])
         early, late = benchmark_results(read)
         assert (early.epoch, late.epoch) == (9, 10)
@@ -67,22 +67,22 @@ class TestBenchmarkResults:
 
     def test_results_of_another_suite_are_a_gap(self, runs):
         run = runs.make("a")
-        runs.judge(run, 0.5, tasks=["imagenet1k"], suite="datacomp-38/0")
+        runs.evaluate(run, 0.5, tasks=["imagenet1k"], suite="datacomp-38/0")
         (read,) = load_runs([run])
         assert benchmark_results(read) == []
-        assert f"of another suite than {load_suite().version}" in read.gaps[-1]
+        assert f"not of suite {load_suite().version}" in read.gaps[-1]
 
     def test_results_of_several_checkpoints_are_a_gap(self, runs):
         run = runs.make("a")
-        runs.judge(run, 0.5, tasks=["imagenet1k"])
-        runs.judge(run, 0.5, tasks=["cars"], checkpoint="other")
+        runs.evaluate(run, 0.5, tasks=["imagenet1k"])
+        runs.evaluate(run, 0.5, tasks=["cars"], checkpoint="other")
         (read,) = load_runs([run])
         assert benchmark_results(read) == []
         assert "of several checkpoints" in read.gaps[-1]
 
     def test_outcomes_of_another_judging_are_not_taken(self, runs):
         run = runs.make("a")
-        runs.judge(run, 0.9, tasks=["cars"])
-        runs.judge(run, 0.5, tasks=["cars"], outcomes=False)
+        runs.evaluate(run, 0.9, tasks=["cars"])
+        runs.evaluate(run, 0.5, tasks=["cars"], outcomes=False)
         (read,) = load_runs([run])
         assert benchmark_results(read)[0].scores["cars"].outcomes is None

@@ -18,7 +18,7 @@ from neuclip.evaluation.results import (
     write_gallery,
 )
 from neuclip.report import write_report
-from neuclip.report.comparison import all_metrics, comparison, number, percent, verdicts
+from neuclip.report.comparison import all_metrics, best_results, comparison, number, percent
 from neuclip.report.figures import POINTS_PER_CURVE, Curve, curves
 from neuclip.report.runs import load_runs
 from neuclip.run_folder import RunFolder
@@ -129,7 +129,7 @@ def test_the_page_can_be_read_by_everybody(two_runs, tmp_path):
     assert all(attrs["aria-label"] for attrs in plots)
     assert "Zero-shot top-1: unseen_face over samples seen. neuclip: from 20.0% to 40.0%" in page
     assert "var(--series-1)" in page and "#0a0001" not in page and "#0b0001" not in page
-    assert "not on one scale" in page
+    assert "compare the shapes of the curves" in page
 
 
 def test_equal_inputs_give_equal_bytes(two_runs, tmp_path):
@@ -137,12 +137,12 @@ def test_equal_inputs_give_equal_bytes(two_runs, tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_verdict_and_table(two_runs):
+def test_best_results_and_table(two_runs):
     runs = load_runs(two_runs)
-    best = {verdict.split: verdict for verdict in verdicts(runs)}
+    best = {result.split: result for result in best_results(runs)}
     assert (best["unseen_face"].run, best["unseen_face"].value) == ("base", "50.0 %")
     assert (best["unseen_face"].chance, best["unseen_face"].times_chance) == ("0.1 %", "500")
-    assert best["unseen_face"].scale == "1,000 pictures, 1,000 classes"
+    assert best["unseen_face"].scale == "1,000 images, 1,000 classes"
     groups = {group.title: group for group in comparison(runs)}
     assert list(groups) == ["unseen_face", "other", "Training"]
     top1 = {row.label: row for row in groups["unseen_face"].rows}["Zero-shot top-1"]
@@ -219,7 +219,7 @@ def test_a_run_that_has_only_begun(tmp_path):
     run = make_run(tmp_path / "run")
     (run / "metrics.jsonl").unlink()
     page = write_report([run], tmp_path / "report.html").read_text()
-    assert "No verdict yet: the run has not been judged." in page
+    assert "No results yet: the run has not been evaluated." in page
     for words in ("metrics.jsonl is missing", "no evaluation yet", "no gallery"):
         assert words in page
     assert Reader(page).problems == []
@@ -251,7 +251,7 @@ def test_damage_of_the_data(tmp_path):
     report = {"total": 2, "by_kind": {"image": 2}, "by_shard": {}, "examples": [example]}
     (run / "data_report.json").write_text(json.dumps(report))
     page = write_report([run], tmp_path / "report.html").read_text()
-    assert "damage was met 2 times: 2 image." in page
+    assert "2 corrupt samples or shards skipped: 2 image." in page
     assert "<code>7.tar</code>" in page and "/far/away" not in page
     (run / "data_report.json").write_text("{")
     page = write_report([run], tmp_path / "report.html").read_text()
@@ -269,9 +269,9 @@ def test_broken_results_and_galleries_are_named(tmp_path):
 
 
 def test_not_a_run_folder(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="not a run folder: it does not exist"):
         load_runs([tmp_path / "nowhere"])
-    with pytest.raises(UserError, match=r"no run folder: it has no config\.yaml"):
+    with pytest.raises(UserError, match=r"not a run folder: it has no config\.yaml"):
         load_runs([tmp_path])
     with pytest.raises(UserError, match="at least one run folder"):
         load_runs([])

@@ -10,7 +10,7 @@ from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.report import write_report
 from neuclip.report.entries import choose_baseline, entries
 from neuclip.report.panels import inline_panels, panel_files
-from neuclip.report.quoted import published_for
+from neuclip.report.quoted import quoted_for
 from neuclip.report.runs import load_runs
 from neuclip.report.scoreboard import average_series, scoreboard
 
@@ -27,10 +27,10 @@ def three(runs):
     for method, skill in (("openclip", 0.4), ("neuclip", 0.5)):
         for seed in (1, 2):
             run = runs.make(f"{method}-{seed}", method, seed=seed)
-            scores[run.name] = runs.judge(run, skill + seed / 100, seed=seed)
+            scores[run.name] = runs.evaluate(run, skill + seed / 100, seed=seed)
             folders.append(run)
     part = runs.make("siglip", "siglip")
-    runs.judge(part, 0.45, tasks=load_suite().members["imagenet-variants"].tasks)
+    runs.evaluate(part, 0.45, tasks=load_suite().members["imagenet-variants"].tasks)
     return [*folders, part], scores
 
 
@@ -50,10 +50,10 @@ def test_panels(three):
     assert (retrieval[2].mean, retrieval[2].why) == (None, "0 of 2 tasks")
 
 
-def test_a_seed_that_is_not_judged_wholly_is_left_out_and_told(three, runs):
+def test_a_seed_without_all_tasks_is_left_out_and_marked(three, runs):
     folders, _ = three
     third = runs.make("neuclip-3", "neuclip", seed=3)
-    runs.judge(third, 0.9, tasks=["imagenet1k"])
+    runs.evaluate(third, 0.9, tasks=["imagenet1k"])
     bar = board_of([*folders, third]).panels[0].bars[1]
     assert len(bar.values) == 2 and bar.why == "1 of 3 seeds have 1 of 38 tasks"
 
@@ -87,7 +87,9 @@ def test_without_outcomes_averages_are_drawn_over_tasks(runs):
     folders = [runs.make("a", "openclip"), runs.make("b")]
     for number, run in enumerate(folders):
         for place, key in enumerate(load_suite().members["imagenet-variants"].tasks):
-            runs.judge(run, 0.4 + 0.1 * number + 0.01 * number * place, tasks=[key], outcomes=False)
+            runs.evaluate(
+                run, 0.4 + 0.1 * number + 0.01 * number * place, tasks=[key], outcomes=False
+            )
     board = board_of(folders)
     assert board.rows[0].cells[1].difference.low is None
     averages = {row.name: row for row in board.averages}
@@ -98,46 +100,46 @@ def test_without_outcomes_averages_are_drawn_over_tasks(runs):
 
 def test_other_data_are_not_paired(runs):
     folders = [runs.make("a", "openclip"), runs.make("b")]
-    runs.judge(folders[0], 0.4, tasks=["cars"])
-    runs.judge(folders[1], 0.5, tasks=["cars"], data="other")
+    runs.evaluate(folders[0], 0.4, tasks=["cars"])
+    runs.evaluate(folders[1], 0.5, tasks=["cars"], data="other")
     assert board_of(folders).rows[0].cells[1].difference.low is None
 
 
-def test_splits_where_nothing_was_judged_on_the_benchmark(runs):
+def test_splits_if_no_run_was_evaluated_on_the_benchmark(runs):
     folders = [runs.make("a", "openclip"), runs.make("b"), runs.make("c", seed=1)]
     for run, acc1 in zip(folders, (0.2, 0.3, 0.4), strict=True):
-        runs.judge_split(run, acc1)
-    runs.judge_split(folders[0], 0.1, "other")
+        runs.evaluate_split(run, acc1)
+    runs.evaluate_split(folders[0], 0.1, "other")
     board = board_of(folders)
     assert not board.of_benchmark and board.averages == []
     face, other = board.panels
     assert face.title == "unseen_face: zero-shot top-1" and face.chance == 0.01
     assert [bar.values for bar in face.bars] == [[0.2], [0.3, 0.4]]
-    assert (other.bars[1].values, other.bars[1].why) == ([], "2 of 2 not judged")
+    assert (other.bars[1].values, other.bars[1].why) == ([], "2 of 2 not evaluated")
     assert board.rows[0].cells[1].difference.value == pytest.approx(0.15)
 
 
 def test_published_numbers_stand_beside(three):
     folders, _ = three
-    board = board_of(folders, quoted=published_for("CC3M"))
+    board = board_of(folders, quoted=quoted_for("CC3M"))
     quoted = [bar for bar in board.panels[1].bars if bar.color < 0]
     assert "FastCLIP-v1, CC3M (quoted)" in [bar.label for bar in quoted]
     assert "NeuCLIP, CC3M (second-hand)" in [bar.label for bar in board.panels[0].bars]
     assert len(quoted) == 4
 
 
-def test_published_numbers_beside_runs_that_were_not_judged_on_the_benchmark(runs):
+def test_published_numbers_beside_runs_without_benchmark_results(runs):
     folders = [runs.make("a", "openclip"), runs.make("b")]
     for run, acc1 in zip(folders, (0.2, 0.3), strict=True):
-        runs.judge_split(run, acc1)
-    board = board_of(folders, quoted=published_for("CC3M"))
+        runs.evaluate_split(run, acc1)
+    board = board_of(folders, quoted=quoted_for("CC3M"))
     assert [bar.why for bar in board.panels[0].bars[:2]] == ["0 of 38 tasks"] * 2
     assert [row.name for row in board.rows] == ["unseen_face"] and board.averages == []
 
 
 def test_curves_of_the_averages(three, runs):
     folders, _ = three
-    early = runs.judge(folders[0], 0.3, epoch=4)
+    early = runs.evaluate(folders[0], 0.3, epoch=4)
     board = board_of(folders)
     points = average_series(board, board.entries[0].runs[0], "datacomp")
     assert points[0] == pytest.approx((4000, early))
@@ -147,7 +149,7 @@ def test_curves_of_the_averages(three, runs):
 
 class TestFigure:
     def test_files_are_whole_and_equal_for_equal_input(self, three):
-        board = board_of(three[0], quoted=published_for("CC3M"))
+        board = board_of(three[0], quoted=quoted_for("CC3M"))
         one, again = panel_files(board.panels), panel_files(board.panels)
         assert one == again
         image = Image.open(io.BytesIO(one.png))
@@ -155,8 +157,8 @@ class TestFigure:
         assert "#0a0001" not in one.svg and "#1f5fd0" in one.svg
 
     def test_what_it_says(self, three):
-        svg = inline_panels(board_of(three[0], quoted=published_for("CC3M")).panels)
-        assert "7 of 38 tasks" in svg and "none quoted" in svg and "±" in svg
+        svg = inline_panels(board_of(three[0], quoted=quoted_for("CC3M")).panels)
+        assert "7 of 38 tasks" in svg and "not published" in svg and "±" in svg
         assert "var(--series-1)" in svg
         assert (
             svg.count("fill: url(#panels-") >= 9
@@ -177,7 +179,7 @@ class TestFigure:
 
     def test_one_run_with_splits_of_its_own_has_nothing_to_compare(self, runs, tmp_path):
         run = runs.make("a")
-        runs.judge_split(run, 0.3)
+        runs.evaluate_split(run, 0.3)
         page = write_report([run], tmp_path / "page.html").read_text()
         assert "<h2>Comparison" not in page
         assert not (tmp_path / "page.png").exists()
@@ -186,10 +188,10 @@ class TestFigure:
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (["--baseline", "nobody"], "--baseline 'nobody' is none of what is compared"),
+        (["--baseline", "nobody"], "--baseline 'nobody' is not among the compared runs"),
         (["--published-data", "CC3M"], "add --published"),
-        (["--published", "--published-data", "CC3"], "no numbers are quoted for data 'CC3'"),
-        (["--out", "x.png"], "the page is HTML"),
+        (["--published", "--published-data", "CC3"], "no published numbers for training set 'CC3'"),
+        (["--out", "x.png"], "give an HTML file"),
     ],
 )
 def test_bad_input(runs, flags, text, capsys):

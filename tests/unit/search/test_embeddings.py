@@ -66,7 +66,7 @@ def test_nothing_is_left_of_a_computation_that_failed(pictures, embed, tmp_path)
 def test_nothing_can_be_read(pictures, embed):
     for path in pictures.glob("*.png"):
         path.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="none of 7 pictures could be read"):
+    with pytest.raises(UserError, match="none of 7 images could be read"):
         embed(pictures)
 
 

@@ -32,11 +32,11 @@ def test_more_than_there_are(engine):
     assert len(engine.by_text("number 1", 100).hits) == 7
 
 
-def test_a_picture_of_ones_own(engine):
-    assert engine.by_picture(picture((4, 5, 6)), 1).hits[0].position == 1
+def test_an_uploaded_image(engine):
+    assert engine.by_image(picture((4, 5, 6)), 1).hits[0].position == 1
 
 
-def test_pictures_like_one_of_them(engine, exact_features):
+def test_images_similar_to_one_of_them(engine, exact_features):
     hits = engine.like(0, 6).hits
     scores = exact_features @ exact_features[0]
     assert 0 not in [hit.position for hit in hits] and len(hits) == 6
@@ -45,38 +45,38 @@ def test_pictures_like_one_of_them(engine, exact_features):
     np.testing.assert_allclose(told, scores[[hit.position for hit in hits]], atol=2e-3)
 
 
-def test_a_text_that_fills_all_places_says_so(engine):
+def test_a_text_that_fills_the_context_gets_a_note(engine):
     class Short(CodedTowers):
         @property
         def tokenize(self):
             return lambda texts: super(Short, self).tokenize([text[:8] for text in texts])
 
     engine._encoder = Short()
-    assert "longer than the model reads" in engine.by_text("number 1 and more", 1).note
+    assert "exceeds the model's context length" in engine.by_text("number 1 and more", 1).note
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t "])
 def test_an_empty_text(engine, text):
-    with pytest.raises(UserError, match="Type what to look for"):
+    with pytest.raises(UserError, match="Type a few words"):
         engine.by_text(text, 1)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "The picture is empty"),
+        (b"", "The file is empty"),
         (b"hello", r"cannot be read as an image \(unknown image format \(5 bytes\)\)"),
         (picture((1, 2, 3))[:40], "cannot be read as an image"),
     ],
 )
-def test_no_picture(engine, content, words):
+def test_not_an_image(engine, content, words):
     with pytest.raises(UserError, match=words):
-        engine.by_picture(content, 1)
+        engine.by_image(content, 1)
 
 
-def test_a_place_without_picture(engine):
+def test_a_position_without_image(engine):
     for call in (lambda: engine.like(7, 1), lambda: engine.thumbnail(7, 64)):
-        with pytest.raises(UserError, match="There is no picture 7 here"):
+        with pytest.raises(UserError, match="There is no image 7"):
             call()
 
 
@@ -86,6 +86,6 @@ def test_thumbnails(engine, pictures):
     assert Image.open(io.BytesIO(engine.thumbnail(0, 64))).size == (8, 8)
     assert Image.open(io.BytesIO(engine.thumbnail(3, 64))).size == (64, 16)
     (pictures / "3.png").unlink()
-    with pytest.raises(UserError, match="cannot be read any more"):
+    with pytest.raises(UserError, match="no longer readable"):
         engine.thumbnail(3, 64)
-    assert engine.by_text("number 7", 1).hits[0].caption == "(cannot be read any more)"
+    assert engine.by_text("number 7", 1).hits[0].caption == "(no longer readable)"

@@ -47,7 +47,7 @@ def test_the_page(ask):
     status, page, reply = ask("/")
     page = page.decode()
     assert status == 200 and "model &amp; &lt;co&gt;" in page
-    assert "7 pictures of data; 2 could not be read (2 image)" in page
+    assert "7 images from data; 2 corrupt samples left out (2 image)" in page
     policy = reply.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert policy.count("nonce-") == 2 == page.count(" nonce=")
@@ -60,24 +60,24 @@ def test_queries(ask):
     assert answer["seconds"] >= 0 and answer["note"] == ""
     assert places(ask("/like?position=0")[1])[0] == 2
     assert places(ask("/search?number=1", picture((10, 11, 12)))[1]) == [6]
-    status, content, reply = ask("/picture?position=3")
+    status, content, reply = ask("/image?position=3")
     assert (status, reply.headers["Content-Type"], content[:4]) == (200, "image/png", b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("path", "body", "status", "words"),
     [
-        ("/search?text=", None, 400, "Type what to look for"),
-        ("/search", None, 400, "Type what to look for"),
+        ("/search?text=", None, 400, "Type a few words"),
+        ("/search", None, 400, "Type a few words"),
         ("/search", b"x", 400, "cannot be read as an image"),
-        ("/search", b"", 400, "The picture is empty"),
-        ("/like?position=x", None, 400, "position 'x' is no whole number"),
-        ("/like?position=99", None, 400, "There is no picture 99"),
-        ("/like", None, 400, "position '' is no whole number"),
-        ("/picture?position=-1", None, 400, "is no whole number"),
-        ("/search?text=a&number=0", None, 400, "number 0 is out of range: 1 to 200"),
-        ("/nothing", None, 404, "no such page"),
-        ("/like?position=1", b"x", 404, "no such page"),
+        ("/search", b"", 400, "The file is empty"),
+        ("/like?position=x", None, 400, "position must be a non-negative integer, got 'x'"),
+        ("/like?position=99", None, 400, "There is no image 99"),
+        ("/like", None, 400, "position must be a non-negative integer, got ''"),
+        ("/image?position=-1", None, 400, "must be a non-negative integer"),
+        ("/search?text=a&number=0", None, 400, "number 0 is out of range: it must be 1 to 200"),
+        ("/nothing", None, 404, "Page not found"),
+        ("/like?position=1", b"x", 404, "Page not found"),
     ],
 )
 def test_bad_requests_are_answered_kindly(ask, path, body, status, words):
@@ -92,10 +92,10 @@ def test_a_name_of_another_site_gets_nothing(ask):
     assert ask("/", Host="localhost:1")[0] == 200
 
 
-def test_a_picture_that_is_too_large(ask, monkeypatch):
+def test_an_image_that_is_too_large(ask, monkeypatch):
     monkeypatch.setattr("neuclip.search.server._LARGEST_UPLOAD", 2**20)
     status, answer, _ = ask("/search", b"x" * (2**20 + 1))
-    assert status == 413 and "1 MB is the most" in answer["error"]
+    assert status == 413 and "at most 1 MB" in answer["error"]
 
 
 def test_a_port_that_is_taken(engine):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from neuclip.data.tools.inspection import Inspection
+from neuclip.templates import render
 
 _LISTED = 200  # corrupt samples on the page
 
@@ -71,13 +71,6 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
 
 def page(found: Inspection, samples_per_second: float | None) -> str:
     """The inspection as an HTML page without external resources."""
-    environment = Environment(
-        loader=PackageLoader("neuclip"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     sides = [min(size) for size in found.sizes]
     histograms = [
         histogram("Shorter side", "pixels", sides),
@@ -85,7 +78,8 @@ def page(found: Inspection, samples_per_second: float | None) -> str:
         histogram("Caption", "characters", found.caption_lengths),
     ]
     report = found.damage.report()
-    return environment.get_template("inspect.html.j2").render(
+    return render(
+        "inspect.html.j2",
         name=found.name,
         facts=facts(found, samples_per_second),
         histograms=[each for each in histograms if each is not None],

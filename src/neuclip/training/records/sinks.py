@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from neuclip.errors import UserError
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.files import write_whole
+from neuclip.run_folder import read_records
 
 log = logging.getLogger("neuclip")
 
@@ -31,13 +32,13 @@ class JsonLines:
 
     Args:
         path: the file.
-        from_step: the step that the run starts from. Records of later steps and a torn last line
-            are dropped: a process wrote them after this checkpoint, before it was killed.
+        from_step: the step that the run starts from. Records of later steps are dropped: a process
+            wrote them after this checkpoint, before it was killed. Broken lines are dropped, too.
     """
 
     def __init__(self, path: Path, from_step: int) -> None:
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= from_step]
-        write_whole(path, "".join(kept))
+        kept = [record for record in read_records(path) if record["step"] <= from_step]
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def __call__(self, record: Record) -> None:
@@ -49,18 +50,6 @@ class JsonLines:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Reads the records of a run, without a torn last line."""
-    return [json.loads(line) for line in _complete_lines(path)]
-
-
-def _complete_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  any JSON value

@@ -4,8 +4,9 @@ import math
 import pytest
 
 from neuclip.errors import UserError
+from neuclip.run_folder import read_records, record_lines
 from neuclip.training.records import sinks
-from neuclip.training.records.sinks import JsonLines, evaluation_line, read_records, training_line
+from neuclip.training.records.sinks import JsonLines, evaluation_line, training_line
 
 
 def test_records_are_one_object_a_line(tmp_path):
@@ -16,14 +17,16 @@ def test_records_are_one_object_a_line(tmp_path):
     lines.close()
 
 
-def test_a_resumed_run_drops_later_records_and_a_torn_line(tmp_path):
+def test_a_resumed_run_drops_later_records_and_broken_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 5, 9)) + '{"step": 1')
+    path.write_text('{"step": 1}\n{"st\n{"step": 5}\n[5]\n{"step": 9}\n{"step": 1')
+    broken = [number for number, record in enumerate(record_lines(path), 1) if record is None]
+    assert broken == [2, 4, 6]
     assert [record["step"] for record in read_records(path)] == [1, 5, 9]
     lines = JsonLines(path, from_step=5)
     lines({"step": 6})
     lines.close()
-    assert [record["step"] for record in read_records(path)] == [1, 5, 6]
+    assert record_lines(path) == [{"step": 1}, {"step": 5}, {"step": 6}]
 
 
 def test_log_lines():
