@@ -154,7 +154,7 @@ def test_recorded_settings_are_only_read_when_needed(tmp_path, weights):
     own = {"config": "method: {name: forgotten}\nmodel: {name: glyph-tiny}"}
     torch.save({"state_dict": weights, "neuclip": own}, tmp_path / "a.pt")
     load_pretrained(CheckpointChoice(tmp_path / "a.pt", arch="glyph-tiny"), "cpu")
-    with pytest.raises(UserError, match="forgotten"):
+    with pytest.raises(UserError, match="unknown method"):
         load_pretrained(CheckpointChoice(tmp_path / "a.pt"), "cpu")
 
 
