@@ -1,4 +1,4 @@
-"""Real gloo processes, started once: each waits for tasks, and forms a new group for every one."""
+"""Gloo processes, started once; they form a new group for every task."""
 
 import os
 import traceback
@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TIMEOUT = 180.0
-"""Seconds until a task that does not answer counts as hanging."""
+"""Seconds after which a task counts as hanging."""
 
 
 def _serve(pipe: Connection) -> None:
@@ -56,7 +56,7 @@ class GlooPool:
             self.workers.append((process, ours))
 
     def run(self, size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The function's results on ranks 0 to size - 1 of a group of its own."""
+        """Returns a function's results on ranks 0 to size - 1 of a new group."""
         if not self.workers:
             self._start()
         self.tasks += 1
@@ -75,7 +75,7 @@ class GlooPool:
                 self.close()
                 raise AssertionError(f"rank {rank} of {size} died") from None
             if not fine:
-                # The others may wait for this rank for ever: begin anew.
+                # The others may wait for this rank forever: start new processes next time.
                 self.close()
                 raise AssertionError(f"rank {rank} of {size}:\n{result}")
             results.append(result)

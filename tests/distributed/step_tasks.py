@@ -1,4 +1,4 @@
-"""Training steps as every rank does them; imported by the processes of the pool."""
+"""Training steps of a rank, for the processes of the pool."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from step_parts import CPU, Bench, batch, rows, split
 
 @dataclass(frozen=True)
 class Steps:
-    """What a rank saw."""
+    """The results of a rank."""
 
     losses: list[Tensor]
     gradients: list[dict[str, Tensor]]
@@ -37,12 +37,12 @@ def train_in_micro_batches(method: str, size: int) -> Steps:
     return Steps(losses, bench.optimizer.kept, bench.towers.state_dict())
 
 
-def one_rank_meets_infinity(method: str) -> tuple[list[str | None], bool, bool]:
-    """The problems of two steps, the first with a bad picture on the last rank; and the weights.
+def infinity_on_one_rank(method: str) -> tuple[list[str | None], bool, bool]:
+    """Runs two steps, the first with a non-finite image on the last rank.
 
     Returns:
-        The problems; whether the first step left the weights alone; whether rank 0's call to stop
-        was heard.
+        The problems of both steps, whether the first left the weights unchanged, and whether the
+        status of the second has rank 0's stop request.
     """
     torch.set_num_threads(1)
     bench = Bench.of(method, noisy=False)
@@ -54,8 +54,8 @@ def one_rank_meets_infinity(method: str) -> tuple[list[str | None], bool, bool]:
     first = rows(batch(collectives.rank()), 0, 6)
     if collectives.rank() == collectives.world_size() - 1:
         first.images[2] = torch.inf
-    verdicts = [step([first]).readback.read()]
+    statuses = [step([first]).readback.read()]
     same = all(torch.equal(v, before[name]) for name, v in bench.towers.state_dict().items())
     asked = collectives.rank() == 0
-    verdicts.append(step([rows(batch(7), 0, 6)], stop_asked=asked).readback.read())
-    return [verdict.problem for verdict in verdicts], same, verdicts[1].stop
+    statuses.append(step([rows(batch(7), 0, 6)], stop_asked=asked).readback.read())
+    return [status.problem for status in statuses], same, statuses[1].stop

@@ -1,8 +1,8 @@
-"""K processes with micro-batches do what one process does with the whole batch at once."""
+"""K processes with micro-batches equal one process with the full batch."""
 
 import pytest
 import torch
-from step_tasks import one_rank_meets_infinity, train_in_micro_batches
+from step_tasks import infinity_on_one_rank, train_in_micro_batches
 
 from neuclip.catalogue.registry import METHODS
 
@@ -28,8 +28,8 @@ def test_micro_batches_of_two_processes_equal_one_batch(pool, method):
 
 
 @pytest.mark.parametrize("method", ["openclip", "fastclip_v3", "neuclip"])
-def test_what_one_process_meets_all_skip(pool, method):
-    ranks = pool.run(2, one_rank_meets_infinity, method)
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(pool, method):
+    ranks = pool.run(2, infinity_on_one_rank, method)
     problems = [rank[0] for rank in ranks]
     assert problems == [
         ["the loss is not finite on another process", None],

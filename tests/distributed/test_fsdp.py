@@ -1,4 +1,4 @@
-"""Sharded towers (FSDP2) train as DDP's do, and as one process's do."""
+"""Sharded towers (FSDP2) train as with DDP, and as in one process."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def close(one: Result, other: Result, tolerance: float) -> None:
     for name, value in one.weights.items():
         torch.testing.assert_close(value, other.weights[name], **near, msg=name)
         torch.testing.assert_close(one.average[name], other.average[name], **near, msg=name)
-    torch.testing.assert_close(one.judged, other.judged, **near)
+    torch.testing.assert_close(one.embeddings, other.embeddings, **near)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, pytest shows it
@@ -36,10 +36,10 @@ def test_sharded_equals_ddp_and_one_process(pool, case):
     plain = Task(**{**vars(task), "fsdp": False})
     sharded, replicated = pool.run(2, train_towers, task), pool.run(2, train_towers, plain)
     close(sharded[0], replicated[0], 1e-9)
-    for name, value in sharded[0].weights.items():  # the second has statistics of its own
+    for name, value in sharded[0].weights.items():  # the second rank has its own statistics
         if "running" not in name:
             assert torch.equal(value, sharded[1].weights[name]), name
-    assert torch.equal(sharded[0].judged, sharded[1].judged)
+    assert torch.equal(sharded[0].embeddings, sharded[1].embeddings)
     if task.model == VIT:
         close(replicated[0], train_towers(plain), 1e-6)
     assert sharded[0].own_elements < 0.6 * sharded[0].all_elements
@@ -58,5 +58,5 @@ def test_bfloat16_parameters_stay_near_amp(pool):
         torch.cat([(each.weights[name] - first[name]).flatten() for name in first])
         for each in (sharded, replicated)
     )
-    # AdamW's first steps have the size of the rate whatever the gradient: noise turns its sign.
+    # AdamW's first steps have the size of the learning rate for any gradient: noise flips signs.
     assert float(torch.nn.functional.cosine_similarity(moved, wanted, dim=0)) > 0.9

@@ -1,4 +1,4 @@
-"""Whole runs of several processes: stopped, killed, and continued with as many or with others."""
+"""Runs of several processes: stopped, killed, and resumed with the same or another number."""
 
 import os
 import random
@@ -24,7 +24,7 @@ TIMES = {"samples_per_second", "memory_mb", "seconds"}
 
 @pytest.fixture
 def flags(demo_dir, tmp_path):
-    """A command line of a run of 12 steps of 16 threes."""
+    """A command line for a run of 12 steps."""
 
     def make(name, batch_size, *more):
         return [
@@ -59,7 +59,7 @@ def assert_same_end(one: Path, other: Path, tolerance: float) -> None:
     assert first.keys() == second.keys()
     for path, value in first.items():
         if tolerance and "rng" in path:
-            continue  # a state for each process
+            continue  # one state per process
         if torch.is_tensor(value):
             torch.testing.assert_close(value, second[path], rtol=tolerance, atol=tolerance)
         else:
@@ -80,7 +80,7 @@ METHODS = {
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_stopped_run_goes_on_with_other_processes(flags, tmp_path, method):
+def test_a_stopped_run_continues_with_another_number_of_processes(flags, tmp_path, method):
     """Three processes, one of which gets SIGUSR1; then two, with the same command line."""
     more = METHODS[method]
     logs = tmp_path / "logs"

@@ -1,4 +1,4 @@
-"""Whole runs with --fsdp: written in parts, resumed by any number, read by everybody."""
+"""Runs with --fsdp: sharded checkpoints, resumed by any number of ranks, read by every command."""
 
 import shutil
 from pathlib import Path
@@ -52,7 +52,7 @@ def tree(demo_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(pool, tree):
-    """The run of two processes that nothing interrupts."""
+    """An uninterrupted run of two processes."""
     folders = pool.run(2, run, tree)
     assert folders[0] == folders[1]
     assert Path(folders[0]).is_dir(), folders
@@ -85,7 +85,7 @@ OF_THE_RUN = ("/name", "/neuclip/config", "/neuclip/fingerprint", "/neuclip/rng"
 
 
 def same(one, two, tolerance=None):
-    """Equal bit by bit, or to a tolerance but for what belongs to a process."""
+    """Equal bit by bit, or to a tolerance except for the state of single ranks."""
     first, second = (dict(leaves(storage.load(path))) for path in (one, two))
     left_out = ("/name", "/neuclip/config") if tolerance is None else OF_THE_RUN
     assert first.keys() == second.keys()
@@ -101,7 +101,7 @@ def same(one, two, tolerance=None):
             torch.testing.assert_close(value, second[path], **near, msg=path)
 
 
-def test_the_folder_holds_what_a_file_would(whole):
+def test_the_folder_has_the_content_of_a_file(whole):
     folder = whole / "checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == [
         "epoch_1", "epoch_2", "epoch_latest", "iter_3", "iter_6",
@@ -126,7 +126,7 @@ def test_the_folder_holds_what_a_file_would(whole):
     assert parts[0] > 0.8 * parts[1]
 
 
-def test_judged_and_read_like_any_other(whole):
+def test_evaluated_and_read_like_any_other(whole):
     records = [r for r in read_records(whole / "metrics.jsonl") if r["kind"] == "eval"]
     assert [r["step"] for r in records] == [8]
     restored = load_run(CheckpointChoice(whole), "cpu")
@@ -198,7 +198,7 @@ def test_auto_finds_the_newest_of_both_forms(tree, whole, tmp_path):
     shutil.copytree(whole / "checkpoints", folder, symlinks=True)
     part = next((folder / "epoch_2").glob("*.distcp"))
     assert storage.newest_complete(folder).path == folder / "epoch_2"
-    part.write_bytes(part.read_bytes()[:-1])  # damaged: the one before
+    part.write_bytes(part.read_bytes()[:-1])  # corrupt: the one before it counts
     assert storage.newest_complete(folder).path == folder / "iter_6"
     with pytest.raises(storage.CheckpointError, match=r"__._0\.distcp is not as it was written"):
         storage.load(folder / "epoch_2")
@@ -207,7 +207,7 @@ def test_auto_finds_the_newest_of_both_forms(tree, whole, tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["partial", "no sums", "no metadata"])
-def test_a_torn_save_is_none(whole, tmp_path, torn):
+def test_a_torn_save_is_not_a_checkpoint(whole, tmp_path, torn):
     folder = tmp_path / "checkpoints"
     name = ".epoch_2.partial" if torn == "partial" else "epoch_2"
     shutil.copytree(whole / "checkpoints" / "epoch_2", folder / name)
@@ -229,7 +229,7 @@ def test_metadata_that_would_run_code_is_refused(whole, tmp_path):
         storage.load(folder)
 
 
-def test_one_process_that_cannot_write_stops_all(pool, tree):
+def test_a_rank_that_cannot_write_stops_all(pool, tree):
     messages = pool.run(2, write_where_it_fails, other(tree, "full", 2))
     for message in messages:
         assert message.startswith("CheckpointError: cannot write checkpoint"), message

@@ -1,4 +1,4 @@
-"""Towers trained by several processes, sharded or not; imported by the processes of the pool."""
+"""Towers trained by several ranks, sharded or not, for the processes of the pool."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -39,25 +39,25 @@ class Task:
 
 @dataclass(frozen=True)
 class Result:
-    """What a process saw."""
+    """The results of a rank."""
 
     losses: list[float]
     norms: list[float]
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
-    judged: Tensor
+    embeddings: Tensor
     own_elements: int
     all_elements: int
 
 
 def shown(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole weights; of the token table the rows that are ever used."""
+    """Full weights; of the token table, only the rows that are used."""
     return {k: fsdp.full_tensor(v).detach().clone()[..., :64, :] if v.ndim > 1 else
             fsdp.full_tensor(v).detach().clone() for k, v in weights.items()}  # fmt: skip
 
 
 def train_towers(task: Task) -> Result:
-    """Steps through global batches of BATCH pairs, with this process's share; in float64."""
+    """Trains on this rank's share of global batches of BATCH pairs, in float64."""
     settings = ModelConfig(name=task.model, **task.settings)
     exact = task.precision == "fp32"
     init = {"logit_bias": -5.0} if task.method == "siglip" else None
@@ -97,14 +97,14 @@ def train_towers(task: Task) -> Result:
         norms=norms,
         weights=shown(model.state_dict()),
         average=shown(average.state_dict()),
-        judged=judged(clip, average),
+        embeddings=embeddings(clip, average),
         own_elements=sum(fsdp.to_local(p).numel() for p in parameters),
         all_elements=sum(p.numel() for p in parameters),
     )
 
 
-def judged(clip: Any, average: WeightAverage) -> Tensor:
-    """Embeddings by the averaged weights: the first process alone encodes twice as often."""
+def embeddings(clip: Any, average: WeightAverage) -> Tensor:
+    """Embeddings by the averaged weights; rank 0 encodes twice, the other ranks once."""
     model, before = clip.towers, shown(clip.towers.state_dict())
     exact = next(model.parameters()).dtype == torch.float64
     images, tokens = pairs(4, seed=99)
@@ -114,16 +114,16 @@ def judged(clip: Any, average: WeightAverage) -> Tensor:
         model.eval()
         with torch.no_grad():
             for _ in range(2 if collectives.is_main() else 1):
-                embeddings = [encode(images.double() if exact else images)]
-                embeddings.append(encoder.encode_text(tokens))
+                found = [encode(images.double() if exact else images)]
+                found.append(encoder.encode_text(tokens))
         model.train()
     for name, value in shown(model.state_dict()).items():
         assert torch.equal(value, before[name]), name
-    return torch.stack([each.double() for each in embeddings])
+    return torch.stack([each.double() for each in found])
 
 
 def run(tree: dict[str, Any], stop_after: int | None = None) -> str:
-    """A whole run in this process's rank; returns its folder, or what a user would be told."""
+    """Runs `train` on this rank; returns the run folder, or the error message."""
     torch.set_num_threads(1)
     if stop_after is not None:
         tree = {**tree, "optim": {**tree["optim"], "stop_epochs": stop_after}}
@@ -165,7 +165,7 @@ def run_counting_reads(tree: dict[str, Any], checkpoint: Path) -> Reads:
 
 
 def write_where_it_fails(tree: dict[str, Any]) -> str:
-    """A run whose second process cannot write its part of the checkpoint."""
+    """A run whose second rank cannot write its shards of the checkpoint."""
     from neuclip.checkpoint import sharded
 
     if collectives.rank() == 1:

@@ -1,4 +1,4 @@
-"""What `test_step` says of the CPU, said by CUDA itself."""
+"""The tests of `test_step`, with CUDA's own check for synchronisation."""
 
 import math
 
@@ -28,27 +28,27 @@ def on_cuda(method: str) -> tuple[Bench, TrainingStep, DevicePrefetcher]:
 
 
 @pytest.fixture
-def refuses_waiting():
-    """Whatever a test sets, the next one may wait again."""
+def reset_sync_check():
+    """Resets the check after each test."""
     yield
     torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_host_never_waits_in_a_step(method, refuses_waiting):
-    _, step, feed = on_cuda(method)
+def test_the_host_never_waits_in_a_step(method, reset_sync_check):
+    _, step, prefetcher = on_cuda(method)
     batches = iter([batch(number).pin_memory() for number in range(8)])
     for _ in range(4):
-        step(feed.next_step(batches))
+        step(prefetcher.next_step(batches))
     torch.cuda.set_sync_debug_mode("error")
-    results = [step(feed.next_step(batches)) for _ in range(3)]
+    results = [step(prefetcher.next_step(batches)) for _ in range(3)]
     step(split(next(batches), 6))
     torch.cuda.set_sync_debug_mode("default")
     assert not any(result.readback.read().problem for result in results)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_that_is_not_finite_is_kept(method):
+def test_a_step_with_a_non_finite_image_changes_no_weight_on_cuda(method):
     bench, step, _ = on_cuda(method)
     step([batch(0)])
     before = {name: value.clone() for name, value in bench.towers.state_dict().items()}

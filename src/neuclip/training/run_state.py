@@ -85,7 +85,7 @@ class RunState:
         """Restores the state from a checkpoint; all ranks call this together.
 
         Raises:
-            CheckpointError: it is damaged, or belongs to another model, method, or data.
+            CheckpointError: it is corrupt, or belongs to another model, method, or data.
         """
         run, path = self._run, checkpoint.path
         content = storage.load(checkpoint, live=self._sharded_tensors())
