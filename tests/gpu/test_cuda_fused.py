@@ -7,7 +7,7 @@ from torch.nn import functional
 pytest.importorskip("triton")
 
 from neuclip.method.softmax import blocks, log_inner
-from neuclip.method.softmax.blocks import Softmaxes
+from neuclip.method.softmax.blocks import SoftmaxStats
 from neuclip.parallel.collectives import BatchLayout
 
 
@@ -38,14 +38,14 @@ def test_kernels(anchors, candidates, dim, individual, dtype):
     found = fused.row_sums(rows, columns, scales[0], offset)
     others = (columns.double() @ rows.double().T).amax(1) * scales[1] + 1
     weights = torch.linspace(-1, 2, anchors).cuda(), torch.linspace(1, -2, candidates).cuda()
-    own = Softmaxes(scales[0], sums[0].float(), weights[0])
-    other = Softmaxes(scales[1], others.float(), weights[1])
+    own = SoftmaxStats(scales[0], sums[0].float(), weights[0])
+    other = SoftmaxStats(scales[1], others.float(), weights[1])
     exact = (
-        Softmaxes(each.scale.double(), each.log_sum.double(), each.weight.double())
+        SoftmaxStats(each.scale.double(), each.log_sum.double(), each.weight.double())
         for each in (own, other)
     )
-    pulls = blocks.row_pulls(rows.double(), columns.double(), *exact, offset)
-    pulled = fused.row_pulls(rows, columns, own, other, offset)
+    pulls = blocks.row_gradients(rows.double(), columns.double(), *exact, offset)
+    pulled = fused.row_gradients(rows, columns, own, other, offset)
     limit = 1e-4 if dtype == torch.float32 else 1e-2
     assert relative(found, sums) < 1e-4
     assert relative(pulled, pulls) < limit

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from neuclip.method.softmax import blocks, fused, log_inner
-from neuclip.method.softmax.blocks import Softmaxes
+from neuclip.method.softmax.blocks import SoftmaxStats
 from neuclip.parallel.collectives import BatchLayout
 
 # Nothing here is a multiple of a tile: several tiles of each kind, and a last one in part.
@@ -47,22 +47,24 @@ def kernels(dim, individual, dtype):
     # Any log-sums of the columns will do, if they are no smaller than their softmaxes ask for.
     others = (wide[1] @ wide[0].T).amax(1) * scales[1] + 1
     own, theirs = (
-        Softmaxes(scales[0], sums[0], weights[0]),
-        Softmaxes(scales[1], others, weights[1]),
+        SoftmaxStats(scales[0], sums[0], weights[0]),
+        SoftmaxStats(scales[1], others, weights[1]),
     )
-    pulls = blocks.row_pulls(*wide, _double(own), _double(theirs), OFFSET)
-    pulled = fused.row_pulls(rows, columns, _single(own), _single(theirs), OFFSET)
+    pulls = blocks.row_gradients(*wide, _double(own), _double(theirs), OFFSET)
+    pulled = fused.row_gradients(rows, columns, _single(own), _single(theirs), OFFSET)
     return max(error(found[k], sums[k]) for k in range(len(sums))), error(pulled, pulls)
 
 
 def _double(softmaxes):
-    return Softmaxes(
+    return SoftmaxStats(
         softmaxes.scale.double(), softmaxes.log_sum.double(), softmaxes.weight.double()
     )
 
 
 def _single(softmaxes):
-    return Softmaxes(softmaxes.scale.float(), softmaxes.log_sum.float(), softmaxes.weight.float())
+    return SoftmaxStats(
+        softmaxes.scale.float(), softmaxes.log_sum.float(), softmaxes.weight.float()
+    )
 
 
 def whole(individual):

@@ -7,7 +7,7 @@ import torch
 from naive_reference import inners, pairs
 
 from neuclip.method.softmax import blocks
-from neuclip.method.softmax.blocks import Softmaxes
+from neuclip.method.softmax.blocks import SoftmaxStats
 from neuclip.method.softmax.log_inner import log_inner
 from neuclip.parallel.collectives import BatchLayout
 
@@ -69,16 +69,16 @@ def test_rows_are_the_part_of_the_pairs_that_a_rank_owns(rows_in_a_block, indivi
     sums = blocks.pair_sums(features, scale)
     weights = torch.linspace(-1, 2, 32, dtype=torch.float64).view(2, 16)
     scales = scale.expand(2) if scale.ndim == 0 else scale
-    sides = [Softmaxes(scales[side], sums[0, side], weights[side]) for side in (0, 1)]
-    pulls = blocks.pair_pulls(features, *sides)
+    sides = [SoftmaxStats(scales[side], sums[0, side], weights[side]) for side in (0, 1)]
+    pulls = blocks.pair_gradients(features, *sides)
     own = slice(5, 12)
     for side in (0, 1):
         mine = scales[side] if scale.ndim == 0 else scales[side, own]
         rows, columns = features[side, own], features[1 - side]
         found = blocks.row_sums(rows, columns, mine, 5)
         torch.testing.assert_close(found, sums[:, side, own])
-        softmaxes = Softmaxes(mine, sums[0, side, own], weights[side, own])
-        part = blocks.row_pulls(rows, columns, softmaxes, sides[1 - side], 5)
+        softmaxes = SoftmaxStats(mine, sums[0, side, own], weights[side, own])
+        part = blocks.row_gradients(rows, columns, softmaxes, sides[1 - side], 5)
         torch.testing.assert_close(part, pulls[side, own])
 
 

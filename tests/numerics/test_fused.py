@@ -27,7 +27,7 @@ def test_the_fused_kernels_equal_the_blocks():
         assert error < limit, (name, error)
 
 
-@pytest.mark.parametrize("name", ["_sums_kernel", "_pulls_kernel"])
+@pytest.mark.parametrize("name", ["_sums_kernel", "_gradients_kernel"])
 def test_the_kernels_compile_for_cuda(name):
     """The interpreter takes what the compiler may not. Needs no device."""
     from triton.backends.compiler import GPUTarget

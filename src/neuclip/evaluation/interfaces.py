@@ -65,7 +65,7 @@ class LogNormalizerPredictor(Protocol):
         """The stabiliser inside log(epsilon + g)."""
         ...
 
-    def whole(self) -> AbstractContextManager[None]:
+    def full_state(self) -> AbstractContextManager[None]:
         """Gathers the full state on each rank for the block, so that each can predict alone."""
         ...
 

@@ -107,7 +107,7 @@ def normalizer_error(
             )
         return found
 
-    with loss.whole():
+    with loss.full_state():
         estimated = torch.cat(share_out(len(starts), estimates), dim=-1)
     exact = exact_log_normalizers(image_features, text_features, logit_scale, loss.epsilon)
     error = estimated - exact.cpu()[:, order]

@@ -1,4 +1,4 @@
-"""What a loss checks of its inputs, so that a mistake is named before it becomes a NaN."""
+"""Checks of a loss's inputs, so that a mistake raises an error before it becomes a NaN."""
 
 import torch
 from torch import Tensor
@@ -11,14 +11,14 @@ UNIT_NORM_TOLERANCE = 0.02
 
 
 class NotFiniteError(UserError):
-    """Embeddings that are infinite or not a number: the towers have diverged."""
+    """Embeddings are infinite or NaN: the towers have diverged."""
 
 
 def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) -> None:
-    """Shapes; reads no values, so it costs no wait for the device.
+    """Checks shapes. Reads no values, so it does not synchronise with the device.
 
     Raises:
-        UserError: names the shapes found and those expected.
+        UserError: the shapes are wrong; the message has both the found and the expected ones.
     """
     shapes = (
         f"image_features {list(image_features.shape)}, text_features {list(text_features.shape)}"
@@ -30,7 +30,7 @@ def check_shapes(image_features: Tensor, text_features: Tensor, embed_dim: int) 
 
 
 def check_layout(layout: BatchLayout) -> None:
-    """The global batch.
+    """Checks that the global batch has negatives.
 
     Raises:
         UserError: on all ranks, if it is a single pair.
@@ -41,10 +41,10 @@ def check_layout(layout: BatchLayout) -> None:
 
 @torch.no_grad()
 def check_values(image_features: Tensor, text_features: Tensor) -> None:
-    """Finite, unit-norm embeddings. Waits for the device.
+    """Checks for finite, unit-norm embeddings. Synchronises with the device.
 
     Raises:
-        UserError: names the first wrong row, and how far it is off.
+        UserError: a row is wrong; the message has the first such row and its norm.
     """
     for name, features in (("image_features", image_features), ("text_features", text_features)):
         norms = torch.linalg.vector_norm(features.float(), dim=1)

@@ -1,4 +1,4 @@
-"""The vocabulary of the mathematics.
+"""The symbols of the mathematics, and the types that losses and normalizers exchange.
 
 Symbols (NeuCLIP, arXiv 2511.08417; FastCLIP, arXiv 2407.01445) and their names in the code:
 
@@ -22,46 +22,55 @@ from torch import Tensor
 
 from neuclip.parallel.collectives import BatchLayout
 
-Section = Callable[[str], AbstractContextManager[None]]
+SectionTimer = Callable[[str], AbstractContextManager[None]]
+"""Called with the name of a part of the step; times what runs inside."""
 
 
-def no_section(name: str) -> AbstractContextManager[None]:
-    """The default of a loss's `section`: takes no times."""
+def no_timer(name: str) -> AbstractContextManager[None]:
+    """The section timer that takes no times."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """This rank's pairs of a global batch."""
+    """This rank's pairs of a global batch.
+
+    Attributes:
+        features: embeddings of the images and of the texts.
+        layout: how the global batch is split over ranks.
+        sample_ids: the pairs' ids in the data, if given.
+    """
 
     features: Float[Tensor, "2 local dim"]
-    """Images, texts."""
     layout: BatchLayout
-    """Which of the global batch they are."""
     sample_ids: Int64[Tensor, " local"] | None = None
 
 
 @dataclass(frozen=True)
 class Anchors:
-    """A batch as a normalizer sees it: this rank's anchors with gradient, all others without."""
+    """The batch as a normalizer sees it: this rank's anchors with gradient, all others without.
+
+    Attributes:
+        pairs: this rank's pairs.
+        positive: s_ii.
+        log_inner: log g^_i over the global batch.
+        logit_scale: 1 / tau, one for all anchors or one per anchor of each side.
+        global_features: embeddings of all ranks, as constants.
+        dlog_inner_dscale: derivative of log_inner by logit_scale, as a constant; only with a scale
+            per anchor.
+    """
 
     pairs: Pairs
-    """This rank's."""
     positive: Float[Tensor, " local"]
-    """s_ii."""
     log_inner: Float[Tensor, "2 local"]
-    """log g^_i over the global batch."""
     logit_scale: Float[Tensor, "*scales"]
-    """One for all, or one per side and anchor."""
     global_features: Float[Tensor, "2 batch dim"]
-    """Anchors of all ranks, without gradient."""
     dlog_inner_dscale: Float[Tensor, "2 local"] | None = None
-    """Derivative of log_inner by logit_scale, as a constant, if there is a scale per anchor."""
 
 
 @runtime_checkable
 class Normalizer(Protocol):
-    """Where the log-normalizers come from."""
+    """A source of log-normalizers."""
 
     @property
     def direct(self) -> bool:
@@ -70,15 +79,15 @@ class Normalizer(Protocol):
 
     @property
     def needs_sample_ids(self) -> bool:
-        """Whether `Anchors.sample_ids` must be there for an `estimate`."""
+        """Whether `estimate` needs `Pairs.sample_ids`."""
         ...
 
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
-        """The log-normalizers to use for a training batch; updates the normalizer's own state."""
+        """Returns the log-normalizers for a training batch, and updates the normalizer's state."""
         ...
 
     def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
-        """What the normalizer alone says of some anchors, changing nothing."""
+        """Predicts log-normalizers without the batch estimate, as far as the method can."""
         ...
 
     def metrics(self) -> dict[str, Tensor | float]:
@@ -87,9 +96,9 @@ class Normalizer(Protocol):
 
 
 @runtime_checkable
-class SharedOut(Protocol):
-    """Part of a loss whose state is shared out over ranks."""
+class ShardedState(Protocol):
+    """A part of a loss whose state is sharded over ranks."""
 
     def gathered(self) -> AbstractContextManager[None]:
-        """All of its state on every rank meanwhile, to predict from; all ranks enter together."""
+        """Inside, every rank has the full state to predict from; all ranks enter together."""
         ...

@@ -13,20 +13,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 30.0
-"""Where exp(log q_i - alpha_i) goes on along its tangent: an anchor that meets its one hard
-negative may exceed it, and in float32 the exponential or its square would overflow."""
+"""Above it, exp(log q_i - alpha_i) continues along its tangent: an anchor with a single hard
+negative can exceed it, and in float32 the exponential or its square would overflow."""
 
 
 def log_plus(log_value: Float[Tensor, "*shape"], epsilon: float) -> Float[Tensor, "*shape"]:
-    """Gives log(epsilon + exp(log_value)), in log space."""
+    """Computes log(epsilon + exp(log_value)) in log space."""
     if epsilon == 0:
         return log_value
-    # Filled on the device: copying a number there would wait for it.
+    # Filled on the device: copying a number there would synchronise with it.
     return torch.logaddexp(log_value, log_value.new_full((), math.log(epsilon)))
 
 
 def bounded_exp(exponent: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The exponential up to `LOG_RATIO_LIMIT`, then its tangent: finite, gradient kept."""
+    """The exponential up to `LOG_RATIO_LIMIT`, then its tangent: finite, with a gradient."""
     capped = exponent.clamp_max(LOG_RATIO_LIMIT)
     return capped.exp() * (1 + exponent - capped)
 
@@ -34,14 +34,14 @@ def bounded_exp(exponent: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def conjugate(
     log_value: Float[Tensor, "*shape"], log_normalizer: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """exp(-alpha) * value + alpha - 1: at least log(value), equal where alpha = log(value)."""
+    """exp(-alpha) value + alpha - 1, which is at least log(value); equal at alpha = log(value)."""
     return bounded_exp(log_value - log_normalizer) + log_normalizer - 1
 
 
 def mix(
     log_remembered: Float[Tensor, "*shape"], log_fresh: Float[Tensor, "*shape"], gamma: float
 ) -> Float[Tensor, "*shape"]:
-    """Gives log((1 - gamma) * remembered + gamma * fresh): moving averages, NeuCLIP's mixing."""
+    """Computes log((1 - gamma) remembered + gamma fresh), for moving averages and predictions."""
     if gamma >= 1:
         return log_fresh
     if gamma <= 0:
@@ -50,5 +50,5 @@ def mix(
 
 
 def count_gradient(value: Tensor, times: float) -> Tensor:
-    """The same value, whose gradient counts `times` times."""
+    """Returns the value with its gradient multiplied by `times`."""
     return value if times == 1 else value.detach() + times * (value - value.detach())

@@ -1,8 +1,8 @@
-"""State per sample, by stable id: what methods with a memory keep of every pair of the data.
+"""State per sample: the numbers that a method keeps for every pair of the data, by stable id.
 
 Every rank keeps the whole table, and all ranks write the same values: ids and values of a global
-batch are gathered first. An id that occurs twice in a global batch is read as it was before the
-batch by both, and its last occurrence (in rank order, then batch order) is what is kept.
+batch are gathered first. If an id occurs twice in a global batch, both occurrences read the values
+of before the batch, and the last occurrence (in rank order, then batch order) is kept.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class SampleTable(nn.Module):
 
     Args:
         num_samples: ids run from 0 to num_samples - 1.
-        fills: for each row, what samples hold before they were first written.
+        fills: for each row, the value of samples that have not been written.
     """
 
     values: Tensor
@@ -37,10 +37,10 @@ class SampleTable(nn.Module):
         self.register_load_state_dict_pre_hook(_check_size)
 
     def check(self, sample_ids: Int64[Tensor, " local"]) -> None:
-        """Bounds of the ids: at every call for ids on the CPU, at the first for others.
+        """Checks the bounds of ids: on the CPU at every call, on other devices at the first.
 
         Raises:
-            UserError: names the first id out of range.
+            UserError: an id is out of range; the message has the first such id.
         """
         if sample_ids.device.type != "cpu" and self._checked:
             return
@@ -55,7 +55,7 @@ class SampleTable(nn.Module):
             )
 
     def read(self, sample_ids: Int64[Tensor, " local"]) -> Float[Tensor, "rows local"]:
-        """The samples' numbers, a copy."""
+        """Returns a copy of the samples' numbers."""
         return self.values[:, sample_ids.to(self.values.device, non_blocking=True)]
 
     @torch.no_grad()
@@ -65,27 +65,27 @@ class SampleTable(nn.Module):
         values: Float[Tensor, "rows local"],
         layout: BatchLayout,
     ) -> None:
-        """Keeps the numbers of the global batch's samples, on all ranks.
+        """Writes the numbers of the global batch's samples, on all ranks.
 
         Args:
-            sample_ids: this rank's.
-            values: theirs.
-            layout: the number of samples of each rank.
+            sample_ids: ids of this rank's samples.
+            values: numbers of this rank's samples.
+            layout: how the global batch is split over ranks.
         """
         local_ids = sample_ids.to(self.values.device, non_blocking=True)
         ids = collectives.gather_constant(local_ids, layout)
-        whole = collectives.gather_constant(values.T.to(self.values.dtype), layout).T
+        all_values = collectives.gather_constant(values.T.to(self.values.dtype), layout).T
         ordered, order = torch.sort(ids, stable=True)
-        # Every occurrence of an id writes what its last one says: the order of writing is free.
+        # Every occurrence of an id writes the values of the last one: any order of writes will do.
         last = order[torch.searchsorted(ordered, ids, right=True) - 1]
-        self.values[:, ids] = whole[:, last]
+        self.values[:, ids] = all_values[:, last]
 
 
 def _check_size(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before `load_state_dict`.
+    """Before `load_state_dict`: checks the size.
 
     Raises:
-        UserError: the saved table is of another size.
+        UserError: the saved table has another size.
     """
     assert isinstance(module, SampleTable)
     saved = state.get(prefix + "values")

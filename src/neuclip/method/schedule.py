@@ -1,4 +1,10 @@
-"""Schedules of the methods, as pure functions of the loss's own step count."""
+"""The schedule of gamma, the weight of the batch estimate, as a pure function of the step.
+
+It is configured by the settings `gamma`, `gamma_schedule` and `gamma_decay_epochs` (flags of the
+same names): `MixingSettings` in `neuclip.catalogue.method_settings` declares them, and
+`gamma_schedule` in `neuclip.catalogue.building` makes a `Gamma` from them. The normalizers
+`prototypes`, `pool` and `moving_average` call `Gamma.at` with their own step count.
+"""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +14,16 @@ from neuclip.method.choices import GammaSchedule
 
 @dataclass(frozen=True)
 class Gamma:
-    """Weight of the fresh batch estimate (FastCLIP, arXiv 2407.01445, section 4).
+    """The weight of the batch estimate over time (FastCLIP, arXiv 2407.01445, section 4).
 
-    1 in the first epoch; then `final` (constant), or from 1 to `final` along half a cosine
-    (cosine). The value changes once an epoch, as published.
+    It is 1 in the first epoch and changes once per epoch, as published.
+
+    Attributes:
+        final: the value at the end.
+        schedule: `constant`: `final` from the second epoch on; `cosine`: from 1 to `final` along
+            half a cosine.
+        decay_epochs: epochs until a cosine reaches `final`.
+        steps_per_epoch: training steps in an epoch.
     """
 
     final: float

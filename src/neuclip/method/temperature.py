@@ -1,14 +1,14 @@
-"""One temperature for every image and every text, with an optimiser of its own (iSogCLR, FastCLIP).
+"""One temperature per image and per text, with its own optimiser (iSogCLR, FastCLIP).
 
     F(tau_i) = tau_i (log(eps + g_i) + rho)
     dF/dtau_i = alpha_i + rho - exp(log g^_i - alpha_i) d log g^_i / d s_i / tau_i,  s_i = 1 / tau_i
 
-Three ways to step, all at a sample's visit only:
+Three optimisers; a temperature steps only when its sample is in the batch:
 
     momentum   m <- (1 - beta) m + beta grad;  tau <- tau - lr m                          iSogCLR
     adam       m, v from the first gradient on with rates 0.9, 0.999;  - lr m / (sqrt(v) + 1e-8)
     fastclip   the published FastCLIP-v2 code: the rates are 0 in the first epoch, moments are
-               divided by 1 - rate^(epoch + 1), and the step is lr m / (v + 1e-8), without root
+               divided by 1 - rate^(epoch + 1), and the step is lr m / (v + 1e-8), without a root
 """
 
 import math
@@ -27,10 +27,10 @@ _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True)
 class TemperatureRule:
-    """How individual temperatures move.
+    """How individual temperatures are updated.
 
     Attributes:
-        initial: where they start.
+        initial: value at the start.
         lr: learning rate.
         low: lower bound.
         high: upper bound.
@@ -38,7 +38,7 @@ class TemperatureRule:
         optimizer: one of those above.
         beta: weight of the newest gradient (`momentum`).
         clip: bound of the absolute gradient.
-        steps_per_epoch: for `fastclip`.
+        steps_per_epoch: training steps in an epoch (`fastclip`).
     """
 
     initial: float
@@ -53,11 +53,11 @@ class TemperatureRule:
 
 
 class IndividualTemperature(nn.Module):
-    """The temperatures of all samples: 2 numbers a sample, and 2 (momentum) or 4 of the optimiser.
+    """The temperatures of all samples: 2 numbers per sample, and 2 (momentum) or 4 moments.
 
     Args:
         num_samples: ids run from 0 to num_samples - 1.
-        rule: how they move.
+        rule: how they are updated.
     """
 
     def __init__(self, num_samples: int, rule: TemperatureRule) -> None:
@@ -68,7 +68,7 @@ class IndividualTemperature(nn.Module):
         self.table = SampleTable(num_samples, (rule.initial,) * 2 + (0.0,) * 2 * moments)
 
     def read(self, sample_ids: Int64[Tensor, " local"]) -> Float[Tensor, "2 local"]:
-        """Temperatures of the image anchors and of the text anchors.
+        """Returns the temperatures of the image anchors and of the text anchors.
 
         Raises:
             UserError: an id is out of range.
@@ -78,19 +78,19 @@ class IndividualTemperature(nn.Module):
 
     @torch.no_grad()
     def step(self, anchors: Anchors, log_normalizer: Float[Tensor, "2 local"]) -> None:
-        """Moves the temperatures of a batch.
+        """Updates the temperatures of a batch.
 
         Args:
-            anchors: whose, with their slopes d log g^_i / d s_i.
+            anchors: the batch, with dlog_inner_dscale.
             log_normalizer: alpha_i.
         """
-        sample_ids, slope = anchors.pairs.sample_ids, anchors.dlog_inner_dscale
+        sample_ids, by_scale = anchors.pairs.sample_ids, anchors.dlog_inner_dscale
         assert sample_ids is not None
-        assert slope is not None
+        assert by_scale is not None
         log_inner = anchors.log_inner.detach()
         temperature, *moments = self.table.read(sample_ids).to(log_inner.dtype).split(2)
         ratio = (log_inner - log_normalizer).exp()
-        grad = log_normalizer + self.rule.rho - ratio * slope / temperature
+        grad = log_normalizer + self.rule.rho - ratio * by_scale / temperature
         move, moments = self._move(grad.clamp(-self.rule.clip, self.rule.clip), moments)
         temperature = (temperature - self.rule.lr * move).clamp(self.rule.low, self.rule.high)
         self.table.write(sample_ids, torch.cat([temperature, *moments]), anchors.pairs.layout)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from neuclip.data.batch import Batch
 from neuclip.method.losses.pair_loss import PairLoss
-from neuclip.method.notation import Section, no_section
+from neuclip.method.notation import SectionTimer, no_timer
 from neuclip.model.clip import Clip, clamp_logit_scale
 from neuclip.parallel import collectives
 from neuclip.training.accumulation import CachedFeatures
@@ -53,7 +53,7 @@ class TrainingStep:
         loss: PairLoss,
         optimizer: Optimizer,
         device: torch.device,
-        section: Section = no_section,
+        section: SectionTimer = no_timer,
     ) -> None:
         self._clip, self._towers = clip, towers
         self._loss, self._optimizer = loss, optimizer

@@ -54,7 +54,7 @@ class FromBatch:
     epsilon = 1e-6
     predicts_log_normalizers = True
 
-    def whole(self):
+    def full_state(self):
         return nullcontext()
 
     def predict_log_normalizers(self, image_features, text_features, logit_scale):

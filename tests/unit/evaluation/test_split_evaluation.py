@@ -24,7 +24,7 @@ class BatchLoss(nn.Module):
     epsilon = 1e-8
     predicts_log_normalizers = True
 
-    def whole(self):
+    def full_state(self):
         return nullcontext()
 
     def predict_log_normalizers(self, image_features, text_features, logit_scale, sample_ids=None):

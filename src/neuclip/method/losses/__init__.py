@@ -1,1 +1,1 @@
-"""The losses: one objective a module."""
+"""The losses: one objective per module."""

@@ -3,8 +3,8 @@
     Z_i = c exp(s_ii / tau) + sum over j != i of exp(s_ij / tau)
     L   = tau~ mean_i [ -2 s_ii / tau + Z1_i / z1_i + Z2_i / z2_i ] + rho tau
 
-tau~ and z are held constant, so that the gradient by the features is that of -2 s_ii / tau +
-log Z1_i + log Z2_i where z is right: twice CLIP's. Everything is kept as logarithms.
+tau~ and z are held constant. Where z = Z, the gradient by the features is the gradient of
+-2 s_ii / tau + log Z1_i + log Z2_i, twice CLIP's. All values are kept as logarithms.
 """
 
 import math
@@ -25,8 +25,8 @@ class AmorLIPLoss(PairLoss):
     Args:
         embed_dim: width of the embeddings.
         normalizer: the networks.
-        rho: regulariser of the temperature, and the one from epoch `late_from` on.
-        late_from: see `rho`.
+        rho: regulariser of the temperature before and from epoch `late_from`.
+        late_from: first epoch with the second `rho`.
     """
 
     epsilon = 1e-14
@@ -51,12 +51,12 @@ class AmorLIPLoss(PairLoss):
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """See the module."""
+        """This rank's part of the loss above."""
         anchors = anchors_of(pairs, logit_scale)
         positive = anchors.positive * logit_scale
         others = anchors.log_inner + positive + math.log(pairs.layout.total - 1)
-        own = positive + math.log(self.normalizer.settings.positive_weight)
-        log_partition = torch.logaddexp(others, own)
+        weighted = positive + math.log(self.normalizer.settings.positive_weight)
+        log_partition = torch.logaddexp(others, weighted)
         epoch = self.normalizer.step_count // self.normalizer.steps_per_epoch
         rho = self.rho[epoch >= self.late_from]
         self.candidates = pairs.layout.total
@@ -64,7 +64,7 @@ class AmorLIPLoss(PairLoss):
             log_target = self.normalizer.estimate(anchors, log_partition.detach())
         weights = bounded_exp(log_partition - log_target)
         loss = pairs.layout.mean(weights - positive).sum() / logit_scale.detach()
-        self.note({"rho": rho, "weight_max": weights.max(), **self.normalizer.metrics()})
+        self.record_metrics({"rho": rho, "weight_max": weights.max(), **self.normalizer.metrics()})
         return loss + rho / logit_scale
 
     def predict(
@@ -72,9 +72,9 @@ class AmorLIPLoss(PairLoss):
         pairs: Pairs,
         logit_scale: Float[Tensor, ""],
     ) -> Float[Tensor, "2 local"]:
-        """The log g of the EMA networks: log lambda_i - s_ii / tau - log(B - 1), B as in training.
+        """Predicts log g by the EMA networks: log lambda_i - s_ii / tau - log(B - 1).
 
-        The positive, which lambda counts with weight c, is not taken out.
+        B is the training batch. The positive stays in lambda with its weight c.
         """
         features = pairs.features
         positive = (features[0] * features[1]).sum(-1) * logit_scale

@@ -2,13 +2,13 @@
 
     L = tau/2 mean_i [ exp(-alpha1_i)(eps + g^1_i) + alpha1_i - 1  +  same for texts ] + rho tau
 
-It is linear in the batch estimates g^, so the batch gives an unbiased gradient whatever alpha is.
-A *direct* normalizer instead returns a differentiable log(eps + g), which is minimised itself.
+It is linear in the batch estimates g^, so the gradient is unbiased for any constant alpha. A
+*direct* normalizer instead returns a differentiable log(eps + g), which is minimised itself.
 
-The temperature's gradient is `exact`, or `fastclip`: the published FastCLIP code multiplies by a
-detached tau, adds tau (rho + mean alpha) and lets the scale enter both of its two terms, so that
-the part through g^ counts twice. Published values of rho and lr_tau were tuned with the latter.
-(The published code takes log u where we take alpha = log(eps + u): the same while u >> eps.)
+The gradient by the temperature is `exact` or `fastclip`. The published FastCLIP code multiplies by
+a detached tau, adds tau (rho + mean alpha), and lets the scale enter both of its two terms, so that
+the gradient through g^ counts twice. Published values of rho and lr_tau were tuned with it. (That
+code uses log u in place of alpha = log(eps + u), which is the same for u >> eps.)
 FastCLIP-v0 and v1 leave out the factor tau and rho; v1 and SogCLR hold tau constant.
 """
 
@@ -26,12 +26,12 @@ from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient,
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Which objective is minimised.
+    """The form of the objective.
 
     Attributes:
         epsilon: stabiliser inside log(epsilon + g).
         rho: regulariser of the temperature.
-        temperature_gradient: see the module.
+        temperature_gradient: `exact`, or `fastclip` as the published code has it.
         times_temperature: whether the objective has the factor tau.
         learns_temperature: whether the temperature gets a gradient.
     """
@@ -48,8 +48,8 @@ class GlobalContrastiveLoss(PairLoss):
 
     Args:
         embed_dim: width of the embeddings.
-        normalizer: where the log-normalizers come from; an `nn.Module`, whose state is the loss's.
-        objective: which objective is minimised.
+        normalizer: the source of the log-normalizers, an `nn.Module` whose state is the loss's.
+        objective: the form of the objective.
     """
 
     def __init__(self, embed_dim: int, normalizer: Normalizer, objective: Objective) -> None:
@@ -67,7 +67,7 @@ class GlobalContrastiveLoss(PairLoss):
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """See the module."""
+        """This rank's part of the loss above."""
         if not self.learns_temperature:
             logit_scale = logit_scale.detach()
         doubled = self.objective.temperature_gradient == "fastclip"
@@ -79,12 +79,12 @@ class GlobalContrastiveLoss(PairLoss):
             surrogate = log_normalizer
         else:
             surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
-        self._note(anchors, log_normalizer)
+        self._record(anchors, log_normalizer)
         means = pairs.layout.mean(torch.stack([surrogate, log_normalizer.detach()])).mean(-1)
         return self._weigh(means[0], means[1], logit_scale)
 
     def _weigh(self, surrogate: Tensor, log_normalizer: Tensor, logit_scale: Tensor) -> Tensor:
-        """The factor tau and the regulariser."""
+        """Applies the factor tau and adds the regulariser."""
         if not self.objective.times_temperature:
             return surrogate
         temperature = 1 / logit_scale
@@ -99,13 +99,13 @@ class GlobalContrastiveLoss(PairLoss):
         pairs: Pairs,
         logit_scale: Float[Tensor, ""],
     ) -> Float[Tensor, "2 local"]:
-        """The normalizer's own answer."""
+        """The normalizer's prediction."""
         return self.normalizer.predict(anchors_of(pairs, logit_scale))
 
     @torch.no_grad()
-    def _note(self, anchors: Anchors, log_normalizer: Tensor) -> None:
+    def _record(self, anchors: Anchors, log_normalizer: Tensor) -> None:
         ratio = log_plus(anchors.log_inner, self.epsilon) - log_normalizer
-        self.note(
+        self.record_metrics(
             {
                 "log_normalizer": log_normalizer.mean(),
                 "batch_log_inner": anchors.log_inner.mean(),

@@ -3,7 +3,7 @@
     L = 1/2 mean_i [ w1_i (exp(-alpha1_i)(eps + g^1_i) + alpha1_i - 1)  +  same for texts ]
 
 with w_i = tau_i for iSogCLR and w_i = 1 for FastCLIP-v2, as published. The temperatures are the
-loss's own state and step inside it, after the batch was read with the old ones.
+loss's own state; they step inside it, after the loss of the batch is computed with the old ones.
 """
 
 from jaxtyping import Float
@@ -22,10 +22,10 @@ class IndividualContrastiveLoss(PairLoss):
 
     Args:
         embed_dim: width of the embeddings.
-        normalizer: where the log-normalizers come from; an `nn.Module`, whose state is the loss's.
+        normalizer: the source of the log-normalizers, an `nn.Module` whose state is the loss's.
         temperature: the temperatures.
         epsilon: stabiliser inside log(epsilon + g).
-        times_temperature: whether anchors weigh by their temperature.
+        times_temperature: whether the term of each anchor is multiplied by its temperature.
     """
 
     needs_sample_ids = True
@@ -53,7 +53,7 @@ class IndividualContrastiveLoss(PairLoss):
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """See the module."""
+        """This rank's part of the loss above."""
         assert pairs.sample_ids is not None
         temperature = self.temperature.read(pairs.sample_ids).to(pairs.features.dtype)
         anchors = anchors_of(pairs, 1 / temperature)
@@ -62,7 +62,7 @@ class IndividualContrastiveLoss(PairLoss):
             self.temperature.step(anchors, log_normalizer)
         surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
         ratio = log_plus(anchors.log_inner.detach(), self.epsilon) - log_normalizer
-        self.note(
+        self.record_metrics(
             {
                 "log_normalizer": log_normalizer.mean(),
                 "batch_log_inner": anchors.log_inner.mean(),
@@ -71,15 +71,15 @@ class IndividualContrastiveLoss(PairLoss):
                 **self.normalizer.metrics(),
             }
         )
-        weighed = temperature * surrogate if self.times_temperature else surrogate
-        return pairs.layout.mean(weighed).mean()
+        weighted = temperature * surrogate if self.times_temperature else surrogate
+        return pairs.layout.mean(weighted).mean()
 
     def predict(
         self,
         pairs: Pairs,
         logit_scale: Float[Tensor, ""],
     ) -> Float[Tensor, "2 local"]:
-        """The normalizer's own answer; at `logit_scale` where no ids are given."""
+        """The normalizer's prediction, at `logit_scale` if no sample ids are given."""
         scale = logit_scale
         if pairs.sample_ids is not None:
             scale = 1 / self.temperature.read(pairs.sample_ids).to(pairs.features.dtype)

@@ -2,7 +2,7 @@
 
     L = 1/2 mean_i [ log sum_j exp(s_ij / tau) - s_ii / tau ] + the same for text anchors
 
-It is the family's member whose normalizer is the batch with eps = 1/(B-1):
+It is the global contrastive objective with the batch as normalizer and eps = 1/(B-1):
 log sum_j exp((s_ij - s_ii)/tau) = log(B-1) + log(1/(B-1) + g^_i).
 """
 
@@ -31,11 +31,11 @@ class InfoNCELoss(PairLoss):
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """See the module."""
+        """This rank's part of the loss above."""
         negatives = pairs.layout.total - 1
         inner = anchors_of(pairs, logit_scale).log_inner
         losses = pairs.layout.mean(log_plus(inner, 1 / negatives) + math.log(negatives))
-        self.note({"image_loss": losses[0], "text_loss": losses[1]})
+        self.record_metrics({"image_loss": losses[0], "text_loss": losses[1]})
         return losses.mean()
 
     def predict(
@@ -43,5 +43,5 @@ class InfoNCELoss(PairLoss):
         pairs: Pairs,
         logit_scale: Float[Tensor, ""],
     ) -> Float[Tensor, "2 local"]:
-        """The batch's estimate of log(eps + g), positive excluded, as other methods give it."""
+        """The batch estimate of log(eps + g), without the positive, as in the other methods."""
         return log_plus(anchors_of(pairs, logit_scale).log_inner, self.epsilon)

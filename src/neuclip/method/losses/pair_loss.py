@@ -1,4 +1,4 @@
-"""What every loss shares: checked inputs, float arithmetic under autocast, gathered features."""
+"""The base of all losses: checks of the inputs, float32 under autocast, metrics."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from neuclip.errors import UserError
 from neuclip.method.inputs import check_layout, check_shapes, check_values
-from neuclip.method.notation import Anchors, Pairs, Section, SharedOut, no_section
+from neuclip.method.notation import Anchors, Pairs, SectionTimer, ShardedState, no_timer
 from neuclip.method.softmax.log_inner import log_inner
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
 
 
 class PairLoss(nn.Module):
-    """Base of the losses; a subclass gives `pair_loss`, and `predict` if it knows normalizers.
+    """Base of the losses. A subclass defines `pair_loss`, and `predict` if it has normalizers.
 
     Args:
         embed_dim: width of the embeddings.
@@ -24,7 +24,7 @@ class PairLoss(nn.Module):
     Attributes:
         epsilon: stabiliser inside log(epsilon + g).
         needs_sample_ids: whether `sample_ids` must be passed.
-        learns_temperature: whether `logit_scale` is to be trained; if not, freeze it.
+        learns_temperature: whether `logit_scale` gets a gradient; if not, freeze it.
     """
 
     epsilon: float = 0.0
@@ -39,11 +39,11 @@ class PairLoss(nn.Module):
         self._checked_values = False
         self._last: dict[str, Tensor | float] = {}
 
-    def attach(self, *, section: Section = no_section, equal_batches: bool = False) -> None:
+    def attach(self, *, section: SectionTimer = no_timer, equal_batches: bool = False) -> None:
         """Connects the loss to a training loop.
 
         Args:
-            section: context manager factory, entered with a name around each timed part.
+            section: times the parts of the loss.
             equal_batches: set if every rank holds the same number of pairs at every call. The
                 numbers are then all-gathered and checked at the first call only; otherwise at
                 every call, and they may differ.
@@ -62,7 +62,7 @@ class PairLoss(nn.Module):
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """This rank's part: averaged over ranks it is the global loss (see `BatchLayout.mean`)."""
+        """This rank's part of the loss; the mean over ranks is the loss (`BatchLayout.mean`)."""
         raise NotImplementedError
 
     def predict(
@@ -70,7 +70,7 @@ class PairLoss(nn.Module):
         pairs: Pairs,
         logit_scale: Float[Tensor, ""],
     ) -> Float[Tensor, "2 local"]:
-        """The method's own log(epsilon + g) of some anchors."""
+        """Predicts log(epsilon + g) of the anchors."""
         raise UserError(f"{type(self).__name__} has no log-normalizers to predict")
 
     def forward(
@@ -83,22 +83,22 @@ class PairLoss(nn.Module):
         sample_ids: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
-        """The loss of a batch of pairs.
+        """Computes the loss of a batch of pairs.
 
         Args:
             image_features: unit-norm embeddings of this rank's images, [local, dim].
-            text_features: those of their texts, same shape.
+            text_features: unit-norm embeddings of their texts, [local, dim].
             logit_scale: 1 / temperature (not its logarithm), as open_clip's models return it.
-            logit_bias: only for sigmoid losses.
+            logit_bias: bias of the logits, for the sigmoid loss only.
             sample_ids: stable ids of the pairs (int64, [local]), for methods with a state per
-                sample, and for `neuclip` to know an anchor's own pair in its pool. Best left on
-                the CPU: there their bounds are checked at every call.
-            output_dict: return `{"contrastive_loss": loss}` as open_clip's losses do.
+                sample, and for `neuclip_pool` to leave an anchor's own pair out of its pool. Pass
+                them on the CPU: their bounds are checked there at every call.
+            output_dict: return `{"contrastive_loss": loss}`, as open_clip's losses do.
 
         Raises:
-            UserError: shapes that do not fit, a single pair, a rank without pairs, ids missing or
-                out of range, values that are not finite or not of unit norm (values are checked at
-                every call on the CPU, at the first on other devices).
+            UserError: wrong shapes, a single pair, a rank without pairs, ids missing or out of
+                range, embeddings that are not finite or not of unit norm (checked at every call on
+                the CPU, at the first call on other devices).
         """
         if self.needs_sample_ids and sample_ids is None:
             raise UserError(
@@ -127,34 +127,34 @@ class PairLoss(nn.Module):
         Raises:
             UserError: the loss has no log-normalizers (see `predicts_log_normalizers`).
         """
-        layout = (
-            collectives.layout_of
-        )  # batches to be judged may differ where those trained on don't
-        pairs = self._prepare(image_features, text_features, sample_ids, layout)
+        # Evaluation batches may differ in size between ranks even with `equal_batches`.
+        layout_of = collectives.layout_of
+        pairs = self._prepare(image_features, text_features, sample_ids, layout_of)
         scale = logit_scale.to(pairs.features.dtype)
         with torch.autocast(scale.device.type, enabled=False):
             return self.predict(pairs, scale)
 
     @contextmanager
-    def whole(self) -> Generator[None]:
-        """All of its state on every process meanwhile, so that each can predict by itself.
+    def full_state(self) -> Generator[None]:
+        """Inside, every rank has the full state and can predict without the others.
 
-        All processes enter together; inside, one in `distributed.alone()` predicts as a single
-        process does. Nothing may be trained meanwhile.
+        All ranks enter together. A rank predicts by itself in `collectives.alone()`. Training
+        inside would lose its updates.
         """
         checked = self._layout_checked
         with ExitStack() as stack:
             for module in self.modules():
-                if isinstance(module, SharedOut):
+                if isinstance(module, ShardedState):
                     stack.enter_context(module.gathered())
             yield
-        self._layout_checked = checked  # by a process alone: the others may not have predicted
+        # Ranks may have predicted different numbers of batches; they must agree on this flag.
+        self._layout_checked = checked
 
     def metrics(self) -> dict[str, float]:
-        """Diagnostics of the last call. Waits for the device."""
+        """Returns diagnostics of the last call. Waits for the device."""
         return {name: float(value) for name, value in self._last.items()}
 
-    def note(self, values: Mapping[str, Tensor | float]) -> None:
+    def record_metrics(self, values: Mapping[str, Tensor | float]) -> None:
         """Keeps diagnostics for `metrics`, on the device."""
         self._last = {
             name: value.detach() if isinstance(value, Tensor) else value
@@ -179,41 +179,41 @@ class PairLoss(nn.Module):
         ):
             raise UserError(
                 f"sample_ids {list(sample_ids.shape)} of {sample_ids.dtype}: expected "
-                f"[{len(image_features)}] of torch.int64, one a pair"
+                f"[{len(image_features)}] of torch.int64, one per pair"
             )
         both = torch.stack([image_features, text_features])
         features = both if both.dtype == torch.float64 else both.float()
         return Pairs(features, layout, sample_ids)
 
     def _training_layout(self, local: int) -> BatchLayout:
-        """How many pairs each rank holds; asked at the first call only if they are to be equal."""
+        """The ranks' numbers of pairs, all-gathered at the first call only if they are equal."""
         known = self.equal_batches and self._layout_checked
         layout = collectives.layout_of(local, equal=known)
         if self.equal_batches and not layout.even:
             raise UserError(
                 f"the processes hold {list(layout.sizes)} pairs, and equal_batches is set: leave "
-                "it unset where numbers differ"
+                "it unset if the numbers differ"
             )
         self._layout_checked = True
         return layout
 
 
 def anchors_of(pairs: Pairs, logit_scale: Float[Tensor, "*scales"]) -> Anchors:
-    """The batch with its estimates log g^_i.
+    """Gathers the features of all ranks and computes the batch estimates log g^_i.
 
     Args:
-        pairs: this rank's part of it.
-        logit_scale: one for all, or [2, local].
+        pairs: this rank's pairs.
+        logit_scale: 1 / tau, one for all anchors or [2, local].
     """
     features = pairs.features
     by_pair = features.transpose(0, 1)
-    whole = collectives.gather_constant(by_pair, pairs.layout).transpose(0, 1)
-    estimate, slope = log_inner(features, logit_scale, whole, pairs.layout)
+    global_features = collectives.gather_constant(by_pair, pairs.layout).transpose(0, 1)
+    estimate, derivative = log_inner(features, logit_scale, global_features, pairs.layout)
     return Anchors(
         pairs=pairs,
         positive=(features[0] * features[1]).sum(-1),
         log_inner=estimate,
         logit_scale=logit_scale,
-        global_features=whole,
-        dlog_inner_dscale=slope,
+        global_features=global_features,
+        dlog_inner_dscale=derivative,
     )

@@ -2,8 +2,7 @@
 
     L = mean_i sum_j log(1 + exp(-z_ij (s_ij / tau + bias))),   z_ii = 1, z_ij = -1 otherwise
 
-The gradients are formed together with the loss, chunk by chunk, so that memory grows with the
-batch and not with its square.
+The gradients are computed with the loss, chunk by chunk, so memory is linear in the batch size.
 """
 
 import torch
@@ -17,7 +16,7 @@ from neuclip.method.notation import Pairs
 from neuclip.parallel import collectives
 
 LOGITS_AT_ONCE = 2**22
-"""16 MiB of float32 logits, and as much again for their gradients."""
+"""16 MiB of logits in float32, and 16 MiB for their gradients."""
 
 
 class SigmoidLoss(PairLoss):
@@ -38,7 +37,7 @@ class SigmoidLoss(PairLoss):
         logit_scale: Float[Tensor, ""],
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
-        """See the module.
+        """This rank's part of the loss above.
 
         Raises:
             UserError: there is no `logit_bias`.
@@ -53,12 +52,12 @@ class SigmoidLoss(PairLoss):
         bias = logit_bias.to(image.dtype)
         loss = _PairwiseSigmoid.apply(image, text, logit_scale, bias, pairs.layout.start)
         assert isinstance(loss, Tensor)
-        self.note({"logit_bias": bias})
+        self.record_metrics({"logit_bias": bias})
         return pairs.layout.mean(loss[None])
 
 
 class _PairwiseSigmoid(torch.autograd.Function):
-    """The loss of these images against all texts, with its gradients at hand."""
+    """The loss of these images against all texts; the forward pass computes its gradients too."""
 
     @staticmethod
     def forward(
@@ -76,15 +75,15 @@ class _PairwiseSigmoid(torch.autograd.Function):
             chunk = image[start : start + rows]
             similarity = chunk @ text.T
             logits = similarity * logit_scale + logit_bias
-            # -z_ij times the logit: the loss is its softplus, the slope its sigmoid.
+            # -z_ij times the logit: the loss is its softplus, the derivative its sigmoid.
             logits.diagonal(offset + start)[: len(chunk)].neg_()
             loss += functional.softplus(logits).sum()
-            slope = logits.sigmoid_()
-            slope.diagonal(offset + start)[: len(chunk)].neg_()
-            by_bias += slope.sum()
-            by_scale += (slope * similarity).sum()
-            by_image[start : start + rows] = slope @ text * logit_scale
-            by_text.addmm_(slope.T, chunk * logit_scale)
+            by_logit = logits.sigmoid_()
+            by_logit.diagonal(offset + start)[: len(chunk)].neg_()
+            by_bias += by_logit.sum()
+            by_scale += (by_logit * similarity).sum()
+            by_image[start : start + rows] = by_logit @ text * logit_scale
+            by_text.addmm_(by_logit.T, chunk * logit_scale)
         scaled = [grad / image.shape[0] for grad in (by_image, by_text, by_scale, by_bias)]
         ctx.save_for_backward(*scaled)
         return loss / image.shape[0]

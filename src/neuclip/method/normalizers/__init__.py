@@ -1,1 +1,1 @@
-"""Where the log-normalizers come from: one source a module."""
+"""The sources of log-normalizers: one per module, with their parts."""

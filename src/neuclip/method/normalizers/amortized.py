@@ -3,22 +3,23 @@
     Z_i = c exp(s_ii / tau) + sum over j != i of exp(s_ij / tau)      over the global batch
     log lambda(e) = w3 . ReLU(u + e) + b3,  u = LN(ReLU(W2 h)),  h = LN(ReLU(W1 e))
 
-One network per side, with an exponential moving average (EMA) of its weights, restarted at the
-start of every `restart_epochs`-th epoch. The target z_i of the fit is
+There is one network per side, with an exponential moving average (EMA) of its weights; it restarts
+at the start of every `restart_epochs`-th epoch. The target z_i of the fit is
 
-    z_i = beta_t lambda_before(e_i) + (1 - beta_t) Z_i       fit_previous: the EMA network as the
-                                                             epoch began, beta_t by half a cosine
+    z_i = beta_t lambda_before(e_i) + (1 - beta_t) Z_i       fit_previous: the EMA network at the
+                                                             start of the epoch, beta_t by half a
+                                                             cosine
     z_i = Z_i                                                otherwise
 
-and the normalizer for the towers is z_i (fit_previous) or the EMA network's lambda. The fit's
-objective, with zeta_i = log lambda(e_i) and T_i = log z_i, per side and summed over both:
+and the normalizer for the towers is z_i (fit_previous) or the EMA network's lambda. The objective
+of the fit, with zeta_i = log lambda(e_i) and T_i = log z_i, is summed over both sides:
 
     log_l2       mean_i (zeta_i - T_i)^2
     kl_div_asym  1/B^2 sum_i Z_i / lambda_i (T_i - zeta_i)                    + weight * log_l2
     js_div       1/B^2 sum_ij 1/2 [P log(P/M) + Q log(Q/M)],  M = (P + Q)/2   + weight * log_l2
                  P_ij = w_ij exp(s_ij / tau) / lambda_i, Q_ij the same over z_i, w_ii = c, else 1
 
-P/M and Q/M are the same for all j, so the sums over j are Z_i / lambda_i and Z_i / z_i: no
+P/M and Q/M do not depend on j, so the sums over j are Z_i / lambda_i and Z_i / z_i, and no
 objective needs the matrix.
 """
 
@@ -45,7 +46,7 @@ ANCHORS_AT_ONCE = 2**13
 
 @dataclass(frozen=True)
 class AmortizedSettings:
-    """How the networks are kept and trained; the fields are those of `AmorLIPSettings`."""
+    """The networks and their training; the fields have the names of `AmorLIPSettings`."""
 
     positive_weight: float
     amortization: Amortization
@@ -62,7 +63,7 @@ class AmortizedSettings:
     restart_epochs: int
 
     def ramp(self, epoch: int) -> float:
-        """Share of the earlier networks: 0 in the first epoch, half a cosine, then constant."""
+        """The share of the earlier networks: 0 in the first epoch, half a cosine, then constant."""
         if epoch >= self.previous_epochs:
             return self.previous_weight
         return self.previous_weight * (
@@ -71,12 +72,12 @@ class AmortizedSettings:
 
 
 class LambdaNetwork(nn.Module):
-    """log lambda of both sides: two equal MLPs, their weights stacked along the first axis.
+    """log lambda of both sides: two MLPs of one shape, their weights stacked along axis 0.
 
     Args:
         dim: width of the embeddings.
         hidden: width of the hidden layer.
-        seed: of the weights; equal on all ranks and in a resumed run.
+        seed: seed of the weights, equal on all ranks and in a resumed run.
     """
 
     def __init__(self, dim: int, hidden: int, seed: int) -> None:
@@ -98,7 +99,7 @@ class LambdaNetwork(nn.Module):
         self.out_weight, self.out_bias = uniform(dim, 1, dim), uniform(dim, 1, 1)
 
     def forward(self, features: Float[Tensor, "2 anchors dim"]) -> Float[Tensor, "2 anchors"]:
-        """Logarithms of lambda."""
+        """Computes log lambda."""
         hidden = features @ self.hidden_weight.transpose(1, 2) + self.hidden_bias
         hidden = _normalised(hidden.relu()) * self.hidden_gain + self.hidden_shift
         back = hidden @ self.back_weight.transpose(1, 2) + self.back_bias
@@ -113,11 +114,11 @@ def _normalised(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BatchTargets:
-    """What the networks are fitted to in one training step; all constants.
+    """The data of the fit in one training step, as constants.
 
     Attributes:
-        features: this rank's anchors.
-        layout: which of the global batch they are.
+        features: embeddings of this rank's anchors.
+        layout: how the global batch is split over ranks.
         log_partition: log Z_i.
         log_target: log z_i.
     """
@@ -127,8 +128,8 @@ class BatchTargets:
     log_partition: Float[Tensor, "2 local"]
     log_target: Float[Tensor, "2 local"]
 
-    def parts(self) -> Iterator["BatchTargets"]:
-        """Some anchors after the other, so that activations of all are never kept at once."""
+    def chunks(self) -> Iterator["BatchTargets"]:
+        """Splits the anchors, so that only the activations of a chunk are in memory."""
         values = self.features, self.log_partition, self.log_target
         for features, partition, target in zip(
             *(value.split(ANCHORS_AT_ONCE, 1) for value in values), strict=True
@@ -137,7 +138,7 @@ class BatchTargets:
 
 
 class AmortizedNormalizer(nn.Module):
-    """The networks with their training.
+    """Log partition functions from the networks, and the training of these.
 
     Args:
         embed_dim: width of the embeddings.
@@ -164,11 +165,11 @@ class AmortizedNormalizer(nn.Module):
     def estimate(
         self, anchors: Anchors, log_partition: Float[Tensor, "2 local"]
     ) -> Float[Tensor, "2 local"]:
-        """Trains the networks on the batch; the log partition functions for the towers.
+        """Trains the networks on the batch; returns the log partition functions for the towers.
 
         Args:
-            anchors: this rank's.
-            log_partition: log Z_i, positives included.
+            anchors: this rank's anchors.
+            log_partition: log Z_i, with the positives.
         """
         settings, features = self.settings, anchors.pairs.features.detach()
         epoch, within = divmod(self.step_count, self.steps_per_epoch)
@@ -198,7 +199,7 @@ class AmortizedNormalizer(nn.Module):
 
     @torch.no_grad()
     def log_lambda(self, features: Float[Tensor, "2 local dim"]) -> Float[Tensor, "2 local"]:
-        """The EMA networks' answer."""
+        """Computes log lambda by the EMA networks."""
         return self._log_lambda(self.average, features)
 
     def metrics(self) -> dict[str, Tensor | float]:
@@ -215,7 +216,7 @@ class AmortizedNormalizer(nn.Module):
         return network(features.to(weight.dtype)).to(features.dtype)
 
     def _start_epoch(self, epoch: int) -> None:
-        """Keeps the average as the earlier networks, and begins anew where that is due."""
+        """Copies the EMA networks to the earlier ones; restarts the networks if that is due."""
         self.previous.load_state_dict(self.average.state_dict())
         period = self.settings.restart_epochs
         if period == 0 or epoch % period != 0:
@@ -228,20 +229,20 @@ class AmortizedNormalizer(nn.Module):
             optimizer.reset()
 
     def _inner_step(self, targets: BatchTargets) -> None:
-        """One Adam step of the networks on the fit's objective."""
+        """Takes one Adam step on the objective of the fit."""
         with torch.enable_grad():
             weights = {
                 name: weight.detach().requires_grad_()
                 for name, weight in self.network.named_parameters()
             }
             grads = [torch.zeros_like(weight) for weight in weights.values()]
-            for part in targets.parts():
-                features = part.features.to(grads[0].dtype)
-                fit = self._objective(functional_call(self.network, weights, (features,)), part)
+            for chunk in targets.chunks():
+                features = chunk.features.to(grads[0].dtype)
+                fit = self._objective(functional_call(self.network, weights, (features,)), chunk)
                 found = torch.autograd.grad(fit, list(weights.values()))
                 for grad, more in zip(grads, found, strict=True):
                     grad += more
-        # One message for all weights.
+        # One all-reduce for all weights.
         flat = collectives.mean_over_ranks(torch.cat([grad.flatten() for grad in grads]))
         flat *= (self.settings.lambda_clip_norm / (flat.norm() + 1e-6)).clamp_max(1.0)
         parts = flat.split([grad.numel() for grad in grads])
@@ -252,7 +253,7 @@ class AmortizedNormalizer(nn.Module):
             optimizer.step(weight.data, grad.view_as(weight))
 
     def _objective(self, log_lambda: Tensor, targets: BatchTargets) -> Tensor:
-        """What the networks minimise, summed over the sides: this part of this rank's mean."""
+        """The objective of the fit, summed over the sides: this chunk's part of the rank's mean."""
         gap, layout = targets.log_target - log_lambda, targets.layout
         share = gap.shape[1] / layout.sizes[layout.rank]
         square = layout.mean(gap.square()).sum() * share

@@ -1,7 +1,7 @@
-"""The optimisers of the prototypes, written out: their gradients never pass through autograd.
+"""The optimisers of prototypes and networks, for gradients that are not in autograd.
 
 State tensors carry the same leading `side` axis as the prototypes. Rows may be sharded over ranks;
-of the steps only that of `adagrad_norm` communicates, since its sum of squares is over all rows.
+only the step of `adagrad_norm` communicates, because its sum of squares is over all rows.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""The batch itself as the normalizer: alpha_i = log(eps + g^_i), positive excluded (gamma = 1)."""
+"""The current batch as the normalizer: alpha_i = log(eps + g^_i), without the positive."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from neuclip.method.objective import log_plus
 
 
 class MinibatchNormalizer(nn.Module):
-    """No memory: every batch is its own normalizer, as in RGCL-g with gamma = 1.
+    """Log-normalizers from the current batch alone, as in RGCL-g with gamma = 1.
 
     Args:
         epsilon: stabiliser of the objective.
@@ -22,13 +22,13 @@ class MinibatchNormalizer(nn.Module):
         self.epsilon = epsilon
 
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
-        """The batch's log-normalizers, as constants."""
+        """Returns the batch estimates, as constants."""
         return log_plus(anchors.log_inner.detach(), self.epsilon)
 
     def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
-        """The same."""
+        """Returns the batch estimates: there is no memory."""
         return self.estimate(anchors)
 
     def metrics(self) -> dict[str, Tensor | float]:
-        """Nothing beyond what the loss reports."""
+        """Returns no metrics: the loss reports the batch estimate."""
         return {}

@@ -4,9 +4,9 @@
     alpha_i = log(eps + u_i)                     u_i = g^_i at a sample's first visit
 
 The rate gamma is constant (SogCLR, arXiv 2202.12387), follows a schedule (FastCLIP, arXiv
-2407.01445), or is each anchor's own (SCENT, arXiv 2602.02877):
+2407.01445), or depends on the anchor (SCENT, arXiv 2602.02877):
 
-    gamma_i = 1 / (1 + exp(-alpha_i - c))        easy anchors move slowly, hard ones at once
+    gamma_i = 1 / (1 + exp(-alpha_i - c))        small for easy anchors, near 1 for hard ones
 """
 
 import math
@@ -34,7 +34,7 @@ Rate = float | Gamma | AnchorRate
 
 
 class MovingAverageNormalizer(nn.Module):
-    """Remembers the log of a moving average for every sample: two float32 numbers.
+    """Keeps the log of a moving average for every sample: two float32 numbers.
 
     Args:
         num_samples: ids run from 0 to num_samples - 1.
@@ -55,7 +55,7 @@ class MovingAverageNormalizer(nn.Module):
 
     @torch.no_grad()
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
-        """Moves the averages of the batch's samples, and gives the new ones."""
+        """Updates the averages of the batch's samples and returns the new log-normalizers."""
         ids = self._ids(anchors)
         self.table.check(ids)
         fresh = anchors.log_inner.detach()
@@ -69,7 +69,7 @@ class MovingAverageNormalizer(nn.Module):
 
     @torch.no_grad()
     def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
-        """What is remembered of the anchors; the batch's estimate for those never seen."""
+        """Returns the averages; for samples that have not been seen, the batch estimate."""
         fresh = anchors.log_inner
         if anchors.pairs.sample_ids is None:
             return log_plus(fresh, self.epsilon)
@@ -87,7 +87,7 @@ class MovingAverageNormalizer(nn.Module):
         return anchors.pairs.sample_ids
 
     def _mix(self, remembered: Tensor, fresh: Tensor) -> Tensor:
-        """log((1 - gamma) u + gamma g^)."""
+        """Computes log((1 - gamma) u + gamma g^)."""
         if isinstance(self.rate, AnchorRate):
             raised = log_plus(remembered, self.epsilon) + self.rate.offset
             self._last = {"gamma": torch.sigmoid(raised).mean()}

@@ -1,13 +1,14 @@
-"""Sums and pulls of softmaxes over a batch without its B x B matrix: row blocks, computed twice.
+"""Softmaxes over a batch without its B x B matrix, and their feature gradients: row blocks.
 
-    log_sum_i = log sum_{j != i} exp(scale_i s_ij)         the sums, in the forward pass
+    log_sum_i = log sum_{j != i} exp(scale_i s_ij)         in the forward pass
     mean_i    = sum_{j != i} p_ij s_ij                     p_ij the softmax: d log_sum_i / d scale_i
-    pull_i    = sum_{j != i} (weight_i p_ij + weight'_j p'_ji) e_j                in the backward
+    grad_i    = sum_{j != i} (weight_i p_ij + weight'_j p'_ji) e_j         in the backward pass
 
-`pull_i` gathers what candidate j does for anchor i and, with p' and weight' of the other side's
-softmaxes, what anchor i does as a candidate of j: both are read off the same similarities. With one
-temperature for all, a single product of a block serves both sides, where open_clip's ClipLoss takes
-two (and four, against our three, backward). `neuclip.method.softmax.fused` does the same on CUDA.
+`grad_i` holds both gradients of a feature: as anchor i over the candidates j and, with p' and
+weight' of the other side's softmaxes, as a candidate of the anchors j. Both use the same
+similarities. With one temperature for all, one product of a block serves both sides, where
+open_clip's ClipLoss takes two (backward four, against three here). `neuclip.method.softmax.fused`
+does the same on CUDA.
 """
 
 import math
@@ -20,20 +21,20 @@ from torch import Tensor
 
 CPU_BLOCK = 2**20
 CUDA_BLOCK = 2**26
-"""Numbers in a block: on a CPU few enough to stay in its caches."""
+"""Numbers in a block; on a CPU it must fit the caches."""
 
 _MASKED = -1e30
-"""A positive's similarity: its softmax is zero, and so is zero times it (not so for infinity)."""
+"""In place of a positive's similarity: its softmax is 0. Minus infinity times 0 would be NaN."""
 
 
 @dataclass(frozen=True)
-class Softmaxes:
-    """The softmaxes of some anchors over the candidates, and what their sums weigh.
+class SoftmaxStats:
+    """Softmaxes of anchors over candidates, as their normalizers.
 
     Attributes:
         scale: 1 / temperature, one for all or one per anchor.
-        log_sum: see the module.
-        weight: derivative of the loss by log_sum (times scale where it is one per anchor).
+        log_sum: log of the sum of exponentials, without the positive.
+        weight: derivative of the loss by log_sum, times scale if there is one per anchor.
     """
 
     scale: Float[Tensor, "*scales"]
@@ -47,7 +48,7 @@ def row_sums(
     scale: Float[Tensor, "*scales"],
     offset: int,
 ) -> Float[Tensor, "kinds anchors"]:
-    """The log_sums of anchors over candidates, and their means if `scale` is one per anchor.
+    """Computes log_sums of anchors over candidates, and means if there is a scale per anchor.
 
     Args:
         rows: anchors; the positive of row i is column offset + i.
@@ -68,7 +69,7 @@ def row_sums(
 def pair_sums(
     features: Float[Tensor, "2 batch dim"], scale: Float[Tensor, "*scales"]
 ) -> Float[Tensor, "kinds 2 batch"]:
-    """`row_sums` of images over texts and of texts over images, for a whole batch.
+    """Computes `row_sums` of images over texts and of texts over images, for a full batch.
 
     Args:
         features: images, texts; pair i in row i of both.
@@ -88,41 +89,41 @@ def pair_sums(
     return found
 
 
-def row_pulls(
+def row_gradients(
     rows: Float[Tensor, "anchors dim"],
     columns: Float[Tensor, "candidates dim"],
-    own: Softmaxes,
-    other: Softmaxes,
+    own: SoftmaxStats,
+    other: SoftmaxStats,
     offset: int,
 ) -> Float[Tensor, "anchors dim"]:
-    """The pulls on anchors.
+    """Computes the feature gradients of the rows.
 
     Args:
         rows: anchors; the positive of row i is column offset + i.
         columns: candidates.
         own: softmaxes of the rows over the columns.
-        other: softmaxes of the columns over all rows there are.
+        other: softmaxes of the columns over the rows of all ranks.
         offset: the first anchor's positive.
     """
-    pulls = torch.empty_like(rows)
+    grads = torch.empty_like(rows)
     for block, weights in _weights(rows, columns, own, other, offset):
-        torch.mm(weights, columns, out=pulls[block])
-    return pulls
+        torch.mm(weights, columns, out=grads[block])
+    return grads
 
 
-def pair_pulls(
-    features: Float[Tensor, "2 batch dim"], image: Softmaxes, text: Softmaxes
+def pair_gradients(
+    features: Float[Tensor, "2 batch dim"], image: SoftmaxStats, text: SoftmaxStats
 ) -> Float[Tensor, "2 batch dim"]:
-    """`row_pulls` on images and on texts, for a whole batch."""
-    pulls = torch.zeros_like(features)
+    """Computes `row_gradients` of images and of texts, for a full batch."""
+    grads = torch.zeros_like(features)
     for block, weights in _weights(features[0], features[1], image, text, 0):
-        torch.mm(weights, features[1], out=pulls[0, block])
-        pulls[1].addmm_(weights.T, features[0, block])
-    return pulls
+        torch.mm(weights, features[1], out=grads[0, block])
+        grads[1].addmm_(weights.T, features[0, block])
+    return grads
 
 
 def _blocks(rows: Tensor, columns: Tensor, offset: int) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with their products, the positives masked."""
+    """Yields slices of the rows with their products, the positives masked."""
     limit = CUDA_BLOCK if rows.is_cuda else CPU_BLOCK
     size = max(1, min(len(rows), limit // len(columns)))
     products = rows.new_empty(size, len(columns))
@@ -135,19 +136,19 @@ def _blocks(rows: Tensor, columns: Tensor, offset: int) -> Iterator[tuple[slice,
 
 
 def _weights(
-    rows: Tensor, columns: Tensor, own: Softmaxes, other: Softmaxes, offset: int
+    rows: Tensor, columns: Tensor, own: SoftmaxStats, other: SoftmaxStats, offset: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the rows with weight_i p_ij + weight'_j p'_ji."""
+    """Yields slices of the rows with weight_i p_ij + weight'_j p'_ji."""
     individual = own.scale.ndim > 0
     for block, product in _blocks(rows if individual else rows * own.scale, columns, offset):
         if individual:
-            theirs = product * other.scale
+            as_candidate = product * other.scale
             product *= own.scale[block, None]
-            theirs -= other.log_sum
+            as_candidate -= other.log_sum
         else:
-            theirs = product - other.log_sum
+            as_candidate = product - other.log_sum
         product.sub_(own.log_sum[block, None]).exp_().mul_(own.weight[block, None])
-        product += theirs.exp_().mul_(other.weight)
+        product += as_candidate.exp_().mul_(other.weight)
         yield block, product
 
 
@@ -164,7 +165,7 @@ def _sums(similarity: Tensor, scale: Tensor, dim: int) -> Float[Tensor, "2 ancho
 def _merged(
     one: Float[Tensor, "2 anchors"], other: Float[Tensor, "2 anchors"]
 ) -> Float[Tensor, "2 anchors"]:
-    """log_sum and mean over two parts of the candidates."""
+    """log_sum and mean over the union of two sets of candidates."""
     log_sum = torch.logaddexp(one[0], other[0])
     mean = one[1] * (one[0] - log_sum).exp() + other[1] * (other[0] - log_sum).exp()
     return torch.stack([log_sum, mean])

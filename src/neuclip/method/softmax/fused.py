@@ -1,15 +1,15 @@
 # pyright: basic
-"""`softmax.blocks` in single kernels, for CUDA with Triton: no logits reach the memory.
+"""`softmax.blocks` in single Triton kernels, for CUDA: logits are never written to memory.
 
-    row_sums    a program owns a tile of anchors, goes over the candidates, and keeps a running
-                maximum and sum (online log-sum-exp)
-    row_pulls   the same way again: products, softmaxes of both sides, times the candidates
+    row_sums        a program owns a tile of anchors, loops over the candidates, and keeps a running
+                    maximum and sum (online log-sum-exp)
+    row_gradients   the same loop: products, softmaxes of both sides, times the candidates
 
 Products accumulate in float32. Those of float32 features follow torch's own setting
-(`torch.set_float32_matmul_precision`): one TF32 product where matmuls are allowed it, otherwise
-three, which together are nearly float32 and still run on tensor cores.
-A program of `row_pulls` keeps at most `Tiles.part` columns of the result, so wider embeddings have
-their products formed again for each part.
+(`torch.set_float32_matmul_precision`): one TF32 product if it allows TF32, otherwise
+three, which together are close to float32 and still run on tensor cores.
+A program of `row_gradients` keeps at most `Tiles.part` columns of the result: for wider embeddings
+the products are computed again for each part.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from neuclip.method.softmax.blocks import Softmaxes
+from neuclip.method.softmax.blocks import SoftmaxStats
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def row_sums(
     scale: Float[Tensor, "*scales"],
     offset: int,
 ) -> Float[Tensor, "kinds anchors"]:
-    """See `blocks.row_sums`."""
+    """Computes `blocks.row_sums`."""
     found = torch.empty(1 + scale.ndim, len(rows), device=rows.device)
     scales = scale.expand(len(rows))
     with torch.cuda.device_of(rows):
@@ -66,25 +66,25 @@ def row_sums(
     return found
 
 
-def row_pulls(
+def row_gradients(
     rows: Float[Tensor, "anchors dim"],
     columns: Float[Tensor, "candidates dim"],
-    own: Softmaxes,
-    other: Softmaxes,
+    own: SoftmaxStats,
+    other: SoftmaxStats,
     offset: int,
 ) -> Float[Tensor, "anchors dim"]:
-    """See `blocks.row_pulls`."""
-    pulls = torch.empty(rows.shape, device=rows.device)
+    """Computes `blocks.row_gradients`."""
+    grads = torch.empty(rows.shape, device=rows.device)
     dim = rows.shape[1]
     part = min(TILES.part, max(16, triton.next_power_of_2(dim)))
     scales, other_scales = own.scale.expand(len(rows)), other.scale.expand(len(columns))
     with torch.cuda.device_of(rows):
-        _pulls_kernel[(triton.cdiv(len(rows), TILES.anchors), triton.cdiv(dim, part))](
+        _gradients_kernel[(triton.cdiv(len(rows), TILES.anchors), triton.cdiv(dim, part))](
             rows,
             columns,
             *(scales, own.log_sum.contiguous(), own.weight.contiguous()),
             *(other_scales, other.log_sum.contiguous(), other.weight.contiguous()),
-            pulls,
+            grads,
             *(len(rows), len(columns), dim, offset),
             *(*rows.stride(), *columns.stride(), scales.stride(0), other_scales.stride(0)),
             PRECISION=_precision(),
@@ -94,7 +94,7 @@ def row_pulls(
             PART=part,
             num_warps=_WARPS,  # pyright: ignore[reportCallIssue]  launch option
         )
-    return pulls
+    return grads
 
 
 def _precision() -> str:
@@ -165,7 +165,7 @@ def _sums_kernel(
 ):
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     scale = tl.load(scales + anchor * scale_stride, mask=anchor < n_rows, other=0.0)
-    # The first tile holds two candidates or more, so the maximum is a true one from there on.
+    # The first tile has at least two candidates, so from there on the maximum is a real logit.
     top = tl.full((ANCHORS,), -1e30, dtype=tl.float32)
     total = tl.zeros((ANCHORS,), dtype=tl.float32)
     weighted = tl.zeros((ANCHORS,), dtype=tl.float32)
@@ -204,7 +204,7 @@ def _sums_kernel(
 
 @triton.jit
 @no_type_check
-def _pulls_kernel(
+def _gradients_kernel(
     rows,
     columns,
     scales,
@@ -213,7 +213,7 @@ def _pulls_kernel(
     other_scales,
     other_log_sums,
     other_weights,
-    pulls,
+    grads,
     n_rows,
     n_columns,
     dim,
@@ -236,7 +236,7 @@ def _pulls_kernel(
     scale = tl.load(scales + anchor * scale_stride, mask=here, other=0.0)
     log_sum = tl.load(log_sums + anchor, mask=here, other=0.0)
     weight = tl.load(weights + anchor, mask=here, other=0.0)
-    pull = tl.zeros((ANCHORS, PART), dtype=tl.float32)
+    grad = tl.zeros((ANCHORS, PART), dtype=tl.float32)
     for start in range(0, n_columns, CANDIDATES):
         candidate = start + tl.arange(0, CANDIDATES)
         there = candidate < n_columns
@@ -261,11 +261,11 @@ def _pulls_kernel(
         other_log_sum = tl.load(other_log_sums + candidate, mask=there, other=0.0)
         other_weight = tl.load(other_weights + candidate, mask=there, other=0.0)
         own = weight[:, None] * tl.exp(similarity * scale[:, None] - log_sum[:, None])
-        theirs = other_weight[None, :] * tl.exp(
+        as_candidate = other_weight[None, :] * tl.exp(
             similarity * other_scale[None, :] - other_log_sum[None, :]
         )
         taken = there[None, :] & (candidate[None, :] != anchor[:, None] + offset)
-        shares = tl.where(taken, own + theirs, 0.0)
+        shares = tl.where(taken, own + as_candidate, 0.0)
         values = tl.load(
             columns
             + candidate.to(tl.int64)[:, None] * column_stride
@@ -273,9 +273,9 @@ def _pulls_kernel(
             mask=there[:, None] & (feature < dim)[None, :],
             other=0.0,
         )
-        pull = tl.dot(shares.to(values.dtype), values, pull, input_precision=PRECISION)
+        grad = tl.dot(shares.to(values.dtype), values, grad, input_precision=PRECISION)
     tl.store(
-        pulls + anchor.to(tl.int64)[:, None] * dim + feature[None, :],
-        pull,
+        grads + anchor.to(tl.int64)[:, None] * dim + feature[None, :],
+        grad,
         mask=here[:, None] & (feature < dim)[None, :],
     )
