@@ -1,4 +1,4 @@
-"""Small towers with everything that makes accumulation hard, and a step's parts around them."""
+"""Small towers with all that makes accumulation hard, and the components of a training step."""
 
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ NETWORK = {
 
 
 class Towers(nn.Module):
-    """open_clip's face; `noisy`: BatchNorm, patch dropout, dropout and stochastic depth."""
+    """open_clip's interface; `noisy`: BatchNorm, patch dropout, dropout and stochastic depth."""
 
     def __init__(self, *, noisy: bool = True, bias: bool = False) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Towers(nn.Module):
 
 
 class KeepingOptimizer(Optimizer):
-    """Keeps the gradients of every step, and then takes a plain step down."""
+    """Keeps the gradients of every step, and takes a plain gradient step."""
 
     def __init__(self, towers: nn.Module, settings: OptimConfig) -> None:
         super().__init__(towers, settings, 10)
@@ -81,7 +81,7 @@ class KeepingOptimizer(Optimizer):
 
 @dataclass(frozen=True)
 class Bench:
-    """What a step works on, in float64."""
+    """The components of a step, in float64."""
 
     clip: Clip
     towers: nn.Module
@@ -108,7 +108,7 @@ class Bench:
 
 
 def batch(number: int, size: int = 12) -> Batch:
-    """A batch of its own for every number; nothing in it is damaged."""
+    """A different batch for every number, without corrupt samples."""
     generator = torch.Generator().manual_seed(number)
     ids = torch.randperm(SAMPLES, generator=generator)[:size]
     return Batch(

@@ -1,4 +1,4 @@
-"""What one training step of a loss sends and computes; imported by the processes of the pool."""
+"""Counts what one training step of a loss communicates and computes, in the pool's processes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ BATCH, DIM, SAMPLES = 16, 8, 40
 
 @dataclass(frozen=True)
 class Counted:
-    """Of one rank: bytes and collectives by kind, operations of matrix products, bytes of state."""
+    """One rank's bytes and collectives by kind, operations of matrix products, bytes of state."""
 
     sent: Counter[str]
     messages: int
@@ -32,7 +32,7 @@ class Counted:
 
 @contextmanager
 def traffic() -> Iterator[Counter[str]]:
-    """Counts bytes at the door to torch.distributed: gathers and scatters as wholes."""
+    """Counts the bytes that torch.distributed is called with; gathers and scatters in full."""
     found: Counter[str] = Counter()
 
     def watched(kind, function, whole):

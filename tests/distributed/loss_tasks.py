@@ -1,4 +1,4 @@
-"""What every rank does; imported by the processes of the pool."""
+"""The tasks of each rank; imported by the processes of the pool."""
 
 import math
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def global_batch(number: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Result:
-    """What a rank saw: per step its loss and gradients; afterwards the state."""
+    """A rank's results: loss and gradients per step, and the state at the end."""
 
     losses: list[Tensor]
     feature_grads: list[Tensor]
@@ -78,7 +78,7 @@ def build(task: Task) -> torch.nn.Module:
     return build_loss(settings, run).double()
 
 
-def own_part(number: int) -> slice:
+def local_slice(number: int) -> slice:
     """This rank's pairs of a global batch."""
     sizes = (UNEVEN if number % 2 else EVEN)[collectives.world_size()]
     start = sum(sizes[: collectives.rank()])
@@ -117,7 +117,7 @@ def two_term_sigmoid(
 
 @contextmanager
 def form_of(task: Task) -> Iterator[None]:
-    """Softmax losses gather constants, the sigmoid loss with gradients; or the reverse."""
+    """Inside, softmax losses gather constants and the sigmoid loss gradients; or the reverse."""
     kept = pair_loss.log_inner, SigmoidLoss.pair_loss
     if task.other_form:
         pair_loss.log_inner, SigmoidLoss.pair_loss = gathered_log_inner, two_term_sigmoid
@@ -128,7 +128,7 @@ def form_of(task: Task) -> Iterator[None]:
 
 
 def train(task: Task, state: dict[str, Any] | None = None) -> Result:
-    """Steps through the batches, with this rank's share of each."""
+    """Trains on this rank's share of each batch."""
     torch.set_num_threads(1)
     with form_of(task):
         return _train(task, state)
@@ -141,7 +141,7 @@ def _train(task: Task, state: dict[str, Any] | None) -> Result:
     losses, feature_grads, scale_grads, bias_grads = [], [], [], []
     for number in task.steps:
         features, ids = global_batch(number)
-        own = own_part(number)
+        own = local_slice(number)
         leaf = features[:, own].clone().requires_grad_()
         scale = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
         bias = torch.tensor(-5.0, dtype=torch.float64, requires_grad=True)
@@ -216,7 +216,7 @@ def too_few_prototypes() -> str:
 
 
 def different_numbers(equal: bool, sizes: tuple[int, ...]) -> str:
-    """What a loss says of ranks with so many pairs."""
+    """The error of a loss for ranks with the given numbers of pairs, or an empty string."""
     loss = create_loss("openclip", embed_dim=DIM)
     loss.attach(equal_batches=equal)
     features = global_batch(0)[0][:, : sizes[collectives.rank()]]

@@ -1,4 +1,4 @@
-"""K processes with a share of the batch each do what one process does with all of it."""
+"""K ranks with a share of the batch each equal one process with the full batch."""
 
 import functools
 from dataclasses import replace
@@ -69,7 +69,7 @@ def same_state(one: dict, other: dict) -> None:
 
 
 def same_run(ranks: list[Result], alone: Result, *, first: int = 0) -> None:
-    """The ranks' mean loss and averaged gradients are those of one process."""
+    """Asserts that the ranks' mean loss and mean gradients are those of one process."""
     size = len(ranks)
     for step, expected in enumerate(alone.losses[first:]):
         mean = torch.stack([rank.losses[step] for rank in ranks]).mean()
@@ -93,8 +93,8 @@ def alone(case: str) -> Result:
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("case", TASKS)
-def test_many_processes_equal_one(pool, case, size):
-    """Two batches shared out evenly, two not."""
+def test_several_ranks_equal_one_process(pool, case, size):
+    """Two batches are split evenly over the ranks, two are not."""
     same_run(pool.run(size, train, TASKS[case]), alone(case))
 
 
@@ -105,7 +105,7 @@ def test_the_other_form_of_the_gather_equals_one_process(pool, case):
 
 
 @pytest.mark.parametrize("case", [*METHODS, "pool-newest", "rolling-adam-weights", "adagrad"])
-def test_a_state_of_two_processes_goes_on_with_other_numbers(pool, case):
+def test_a_state_of_two_ranks_resumes_with_another_number(pool, case):
     whole = TASKS[case]
     before = replace(whole, steps=whole.steps[:2])
     after = replace(whole, steps=whole.steps[2:])
@@ -120,12 +120,12 @@ def test_prototypes_that_are_not_sharded_equal_one_process(pool, case):
     same_run(pool.run(2, train, replace(TASKS[case], sharded=False)), alone(case))
 
 
-def test_more_processes_than_prototypes(pool):
+def test_more_ranks_than_prototypes(pool):
     messages = pool.run(3, too_few_prototypes)
     assert all("num_prototypes 1 is below the number of processes (3)" in m for m in messages)
 
 
-def test_ranks_that_hold_different_numbers_of_pairs(pool):
+def test_ranks_with_different_numbers_of_pairs(pool):
     assert pool.run(2, different_numbers, False, (3, 1)) == ["", ""]
     refused = pool.run(2, different_numbers, True, (3, 1))
     assert all("hold [3, 1] pairs, and equal_batches is set" in message for message in refused)
@@ -163,7 +163,7 @@ def test_collectives(pool, size):
     assert results[-1]["slice"][1] == 7
 
 
-def test_one_process_is_the_identity():
+def test_collectives_of_one_process_are_the_identity():
     result = collectives()
     assert result["gather"].shape == (2, 3)
     assert result["slice"] == (0, 7, 7)

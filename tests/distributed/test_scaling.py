@@ -36,7 +36,7 @@ def test_every_method_has_a_formula():
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("case", CASES)
-def test_bytes_and_operations_are_as_the_formulas_say(pool, case, ranks):
+def test_bytes_and_operations_equal_the_formulas(pool, case, ranks):
     expected = scaling.COSTS[case](setup(ranks))
     for counted in pool.run(ranks, count, CASES[case]):
         assert counted.sent["gathered"] == expected.gathered
@@ -46,8 +46,8 @@ def test_bytes_and_operations_are_as_the_formulas_say(pool, case, ranks):
         assert counted.flops == expected.flops
 
 
-def test_the_prototypes_cost_a_rank_the_kth_part(pool):
-    """Operations, kept bytes, and the largest tensor, beyond what the same loss costs without."""
+def test_prototypes_cost_each_of_k_ranks_one_kth(pool):
+    """Operations, bytes of state, and the largest tensor, beyond those of the loss without them."""
     many = Task("neuclip", {**CASES["neuclip"].settings, "num_prototypes": 240})
     found = {ranks: pool.run(ranks, count, many)[0] for ranks in (1, 2, 4)}
     plain = {ranks: pool.run(ranks, count, Task("rgcl_batch"))[0] for ranks in (1, 2, 4)}

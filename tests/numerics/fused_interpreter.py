@@ -20,7 +20,7 @@ fused.TILES = fused.Tiles(anchors=16, candidates=16, inner=16, part=16)
 
 
 def error(found, wanted) -> float:
-    """Largest difference over the largest value; not a number counts as infinite."""
+    """The largest difference over the largest value; NaN counts as infinite."""
     value = float((found.double() - wanted).abs().max() / wanted.abs().max())
     return value if math.isfinite(value) else math.inf
 

@@ -174,7 +174,7 @@ def test_with_the_batch_and_full_positives_the_gradient_is_twice_clips(build):
     torch.testing.assert_close(grads[0] * scale, 2 * grads[1])
 
 
-def test_a_fresh_network_does_not_depend_on_the_global_random_state(build):
+def test_a_fresh_network_ignores_the_global_random_state(build):
     torch.manual_seed(1)
     one = build("amorlip").state_dict()
     torch.manual_seed(2)

@@ -36,7 +36,7 @@ def test_openclip_equals_cliploss(build, kind, scale):
     all_close(got, gradients(open_clip.loss.ClipLoss(), features, scale))
 
 
-def test_infonce_is_the_member_with_the_batch_normalizer(build):
+def test_infonce_is_rgcl_with_the_batch_normalizer(build):
     """Its feature gradient is that of RGCL with eps = 1/(B-1), divided by tau."""
     features, scale = pairs(7), torch.tensor(20.0, dtype=torch.float64)
     infonce = gradients(build("openclip"), features, scale)[1]
@@ -61,7 +61,7 @@ def test_siglip_equals_open_clip_and_the_double_loop(build, kind, scale, bias, m
     all_close(got, naive)
 
 
-def test_siglip_keeps_nothing_of_the_size_of_the_logits(build, monkeypatch):
+def test_siglip_saves_no_tensor_of_the_size_of_the_logits(build, monkeypatch):
     monkeypatch.setattr(sigmoid, "LOGITS_AT_ONCE", 32)
     saved: list[int] = []
     features = pairs(32).requires_grad_()
@@ -75,7 +75,7 @@ def test_siglip_keeps_nothing_of_the_size_of_the_logits(build, monkeypatch):
 
 @pytest.mark.parametrize("kind", INPUTS)
 def test_rgcl_batch_equals_the_double_loop(build, kind):
-    """Value: the objective with the batch's own g. Feature and exact temperature gradient: its."""
+    """The value and the gradients are those of the objective with the batch's g."""
     features, scale = INPUTS[kind](), torch.tensor(25.0, dtype=torch.float64)
     epsilon, rho = 1e-6, 6.5
 
@@ -87,7 +87,7 @@ def test_rgcl_batch_equals_the_double_loop(build, kind):
     all_close(got, gradients(reference, features, scale))
 
 
-def test_a_wrong_alpha_gives_the_gradient_of_the_surrogate(build):
+def test_a_remembered_alpha_gives_the_gradient_of_the_surrogate(build):
     """The moving average of a second visit, in exact arithmetic."""
     first, second = pairs(6, seed=1), pairs(6, seed=2)
     scale, ids = torch.tensor(12.0, dtype=torch.float64), torch.arange(6)

@@ -64,7 +64,7 @@ def test_pairs_equal_the_plain_formula(rows_in_a_block, individual):
 
 
 @pytest.mark.parametrize("individual", [False, True])
-def test_rows_are_the_part_of_the_pairs_that_a_rank_owns(rows_in_a_block, individual):
+def test_row_functions_equal_the_pair_functions_on_a_ranks_rows(rows_in_a_block, individual):
     features, scale = pairs(16, 5), some_scale(individual)
     sums = blocks.pair_sums(features, scale)
     weights = torch.linspace(-1, 2, 32, dtype=torch.float64).view(2, 16)
@@ -133,8 +133,8 @@ def test_two_pairs(individual):
 
 
 @pytest.mark.parametrize("name", ["openclip", "isogclr", "fastclip_v2", "amorlip", "neuclip"])
-def test_no_loss_forms_or_keeps_the_matrix(build, name, monkeypatch):
-    """Nothing of B x B numbers is made, forward or backward: blocks of 4 rows are."""
+def test_no_loss_creates_the_similarity_matrix(build, name, monkeypatch):
+    """No tensor has B x B numbers, forward or backward; blocks have 4 rows."""
     batch = 64
     monkeypatch.setattr(blocks, "CPU_BLOCK", 4 * batch)
     settings = {"positive_weight": 0.01, "amortization": "js_div"} if name == "amorlip" else {}

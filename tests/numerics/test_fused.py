@@ -29,7 +29,7 @@ def test_the_fused_kernels_equal_the_blocks():
 
 @pytest.mark.parametrize("name", ["_sums_kernel", "_gradients_kernel"])
 def test_the_kernels_compile_for_cuda(name):
-    """The interpreter takes what the compiler may not. Needs no device."""
+    """The interpreter accepts code that the compiler may refuse. Needs no device."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 

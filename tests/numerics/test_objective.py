@@ -19,7 +19,7 @@ from neuclip.method.schedule import Gamma
 
 
 @given(log_value=st.floats(-25, 25), offset=st.floats(-25, 25))
-def test_the_conjugate_is_an_upper_bound_touched_at_the_log(log_value, offset):
+def test_the_conjugate_is_an_upper_bound_of_the_log(log_value, offset):
     value = torch.tensor(log_value, dtype=torch.float64)
     bound = conjugate(value, value + offset)
     assert float(bound) >= log_value - 1e-9

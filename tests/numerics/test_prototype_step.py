@@ -35,14 +35,14 @@ def scalar(value: float) -> torch.Tensor:
 
 
 def prepared(build, **settings):
-    """A loss whose network stands somewhere else than the batch, and a batch for it."""
+    """A loss whose prototypes come from another batch, and a batch for it."""
     loss = build("neuclip", epsilon=EPSILON, num_prototypes=5, **settings)
     first, batch = pairs(6, seed=1), pairs(6, seed=2)
     loss(first[0], first[1], scalar(SCALE))
     return loss, batch
 
 
-def test_the_answer_equals_the_double_loop(build):
+def test_the_prediction_equals_the_double_loop(build):
     loss, batch = prepared(build)
     predicted = loss.predict_log_normalizers(batch[0], batch[1], scalar(SCALE))
     expected = prototype_log_normalizers(batch, loss.normalizer.prototypes, SCALE, EPSILON)
@@ -167,7 +167,7 @@ def test_only_the_newest_prototypes_carry_the_gradient(build, gradient, fed):
 @pytest.mark.parametrize(
     ("gradient", "newest"), [("detached", None), ("full", None), ("full", 7), ("union", 7)]
 )
-def test_an_anchors_own_pair_has_no_part(build, gradient, newest):
+def test_an_anchors_positives_in_the_pool_are_left_out(build, gradient, newest):
     gamma = 0.3
     mixing = {"gamma": gamma, "gamma_schedule": "constant", "steps_per_epoch": 1}
     settings = {"gradient": gradient, "gradient_size": newest, "pool_size": 10}
@@ -214,8 +214,8 @@ def test_an_anchors_own_pair_has_no_part(build, gradient, newest):
         torch.testing.assert_close(one, other)
 
 
-def test_a_pool_of_whole_epochs_is_exact(build):
-    """Pairs that never change, each twice in the pool: all that is missing is log(1 - 1/n)."""
+def test_a_pool_of_full_epochs_is_exact(build):
+    """Constant pairs, each twice in the pool: the prediction is exact up to log(1 - 1/n)."""
     features, n = pairs(12, noise=0.1), 12
     loss = build("neuclip_pool", pool_size=2 * n, epsilon=EPSILON)
     for number in range(6):

@@ -1,4 +1,4 @@
-"""Which embeddings are where after which step; every embedding is told by its batch and place."""
+"""Which embeddings the prototypes and the pool hold after each step."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def test_restart_takes_the_newest_earlier_embeddings(build):
     assert [sorted(each) for each in held[6:]] == [[32, 33, 34, 35]] * 2
 
 
-def test_more_prototypes_than_a_batch_repeat_until_the_ring_is_full(build):
+def test_embeddings_repeat_until_the_ring_is_full(build):
     _, _, held = run(build, 5, batch=4, num_prototypes=10, restart_steps=100)
     repeated = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert held[0] == held[1] == repeated
@@ -59,7 +59,7 @@ def test_more_prototypes_than_a_batch_repeat_until_the_ring_is_full(build):
     assert held[2] == held[4] == [10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
 
 
-def test_a_restart_before_the_ring_is_full_takes_what_is_there(build):
+def test_a_restart_before_the_ring_is_full_repeats_its_embeddings(build):
     _, _, held = run(build, 3, batch=4, num_prototypes=20, restart_steps=2)
     assert held[2] == [k % 8 for k in range(20)]
 
@@ -76,7 +76,7 @@ def test_the_pool_holds_the_newest(build, size):
 
 
 @pytest.mark.parametrize(("size", "period"), [(8, 4), (10, 3), (5, 7), (12, 1)])
-def test_rolling_renews_every_prototype_once_a_period(build, size, period):
+def test_rolling_renews_every_prototype_once_per_period(build, size, period):
     settings = {"num_prototypes": size, "refresh": "rolling", "restart_steps": period}
     _, _, held = run(build, 4 * period + 6, batch=4, **settings)
     full = -(-size // 4)
@@ -94,8 +94,8 @@ def test_rolling_does_not_take_empty_slots(build):
     assert (loss.normalizer.prototypes.norm(dim=-1) > 0.9).all()
 
 
-def test_the_batch_being_read_is_not_among_the_prototypes(build):
-    """Its own positive would hold every anchor's alpha above -log(m)."""
+def test_the_current_batch_is_not_in_the_pool(build):
+    """An anchor's positive in the pool would keep alpha above -log(m)."""
     loss = build("neuclip_pool", pool_size=4, epsilon=0.0)
     scale = scalar(100.0)
     for step in range(3):

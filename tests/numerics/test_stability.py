@@ -25,7 +25,7 @@ def identical() -> torch.Tensor:
 
 
 def collapsed() -> torch.Tensor:
-    """Images and texts all in one point."""
+    """All images and texts have the same embedding."""
     return pairs(1)[:1].repeat(2, 8, 1)
 
 
@@ -59,7 +59,7 @@ EXTREMES = {
 @pytest.mark.parametrize("kind", EXTREMES)
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
 def test_float32_stays_finite_at_the_smallest_temperature(build, name, settings, kind):
-    """exp(200) is no float32: linear space overflows here."""
+    """exp(200) is not a float32: linear space would overflow."""
     loss = build(name, double=False, steps_per_epoch=1, **settings)
     for step in range(8):
         # Easy batches first, so that memories know nothing of what comes.
@@ -94,7 +94,7 @@ def test_float32_agrees_with_float64(build, name, settings):
 
 @pytest.mark.parametrize(("name", "settings"), VARIANTS)
 def test_bfloat16_autocast_computes_the_loss_in_float32(build, name, settings):
-    """What autocast leaves is the rounding of the features themselves: 2^-8 of a cosine."""
+    """Under autocast only the features are rounded: by 2^-8 of a cosine."""
     features = pairs(8)
     rounded = features.bfloat16()
     results = []

@@ -49,7 +49,7 @@ def test_a_single_pair(loss):
         call(loss, unit(1), unit(1))
 
 
-def test_not_unit_norm_says_how_far(loss):
+def test_a_norm_other_than_one_is_reported(loss):
     image = unit(3)
     image[1] *= 1.5
     with pytest.raises(UserError, match=r"image_features: row 1 has norm 1\.5;.*normalize"):
@@ -57,19 +57,19 @@ def test_not_unit_norm_says_how_far(loss):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_not_finite_names_the_row(loss, bad):
+def test_the_first_row_that_is_not_finite_is_reported(loss, bad):
     text = unit(4)
     text[2, 1] = bad
     with pytest.raises(UserError, match=r"text_features: 1 of 4 rows are not finite.*row 2"):
         call(loss, unit(4), text)
 
 
-def test_bfloat16_towers_are_near_enough_to_unit_norm(loss):
+def test_bfloat16_embeddings_count_as_unit_norm(loss):
     image, text = unit(6).bfloat16(), unit(7)[:6].bfloat16()
     assert torch.isfinite(call(loss, image, text))
 
 
-def test_sample_ids_are_asked_for_where_they_are_needed(loss):
+def test_missing_sample_ids_are_reported(loss):
     if loss.needs_sample_ids:
         with pytest.raises(UserError, match=r"pass sample_ids, a tensor of 3 integers"):
             loss(unit(3), unit(3), SCALE)
@@ -85,7 +85,7 @@ def test_wrong_sample_ids(loss):
 
 
 @pytest.mark.parametrize(("wrong", "position"), [(10, 1), (-1, 2)])
-def test_ids_out_of_range_name_id_position_and_bound(loss, wrong, position):
+def test_ids_out_of_range_are_reported_with_position_and_bound(loss, wrong, position):
     ids = torch.tensor([4, 5, 6])
     ids[position] = wrong
     if not loss.needs_sample_ids:
@@ -98,7 +98,7 @@ def test_ids_out_of_range_name_id_position_and_bound(loss, wrong, position):
         call(loss, unit(3), unit(3), ids)
 
 
-def test_the_sigmoid_loss_asks_for_its_bias():
+def test_the_sigmoid_loss_needs_its_bias():
     loss = create_loss("siglip", embed_dim=4)
     assert loss.initial_logit_bias == -10.0
     with pytest.raises(UserError, match=r"needs a learnable logit_bias.*-10"):
