@@ -124,7 +124,8 @@ def test_training_learns(demo):
     assert main(["train", *flags, "--train-num-samples", "640"]) == 0
     evaluations = [r for r in read_records(demo.logs / "run/metrics.jsonl") if r["kind"] == "eval"]
     metrics = evaluations[0]["metrics"]
-    assert metrics["acc1"] > 4 * metrics["chance"]
+    assert metrics["acc1"] > 0.5  # 0.75 when this was written; chance is 1 in 64
+    assert metrics["chance"] == pytest.approx(1 / 64)
 
 
 def test_a_diverging_run_stops_with_advice(demo, capsys):
