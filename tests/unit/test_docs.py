@@ -139,3 +139,15 @@ def test_other_commands_have_their_flags(page):
 
 def test_readme_is_short():
     assert len(text_of(ROOT / "README.md").splitlines()) <= 130
+
+
+def test_messages_to_look_up_exist():
+    """The pieces of messages in tables headed `message`, between their values."""
+    code = "\n".join(text_of(path) for path in SRC.rglob("*.py"))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    tables = re.findall(r"^\| message \|.*\n((?:\|.*\n)+)", text_of(DOCS / "data.md"), re.MULTILINE)
+    messages = re.findall(r"^\| `(.+?)` \|", "".join(tables), re.MULTILINE)
+    assert len(messages) > 5
+    for message in messages:
+        for piece in re.split(r"\.\.\.|\b[NM]\b|HTTP.*|\d+", message):
+            assert piece.strip(" :()") in code, message
