@@ -1,4 +1,4 @@
-"""`python -m neuclip.evaluation.datacomp`: DataComp's door to `neuclip eval`."""
+"""`python -m neuclip.evaluation.datacomp`: `neuclip eval` for DataComp's command line."""
 
 import sys
 
