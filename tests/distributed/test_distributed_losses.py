@@ -8,8 +8,8 @@ import torch
 from loss_tasks import (
     Result,
     Task,
-    collectives,
     different_numbers,
+    every_collective,
     too_few_prototypes,
     train,
 )
@@ -135,7 +135,7 @@ def test_ranks_with_different_numbers_of_pairs(pool):
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_collectives(pool, size):
-    results = pool.run(size, collectives)
+    results = pool.run(size, every_collective)
     total = size * (size + 1) / 2
     for rank, result in enumerate(results):
         assert result["rank"] == rank
@@ -164,7 +164,7 @@ def test_collectives(pool, size):
 
 
 def test_collectives_of_one_process_are_the_identity():
-    result = collectives()
+    result = every_collective()
     assert result["gather"].shape == (2, 3)
     assert result["slice"] == (0, 7, 7)
     assert result["any"] == (True, False)
@@ -173,4 +173,4 @@ def test_collectives_of_one_process_are_the_identity():
 def test_a_dead_rank_fails_instead_of_hanging(pool):
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         pool.run(2, divmod, 1, 0)
-    assert len(pool.run(2, collectives)) == 2
+    assert len(pool.run(2, every_collective)) == 2
