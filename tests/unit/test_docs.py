@@ -149,5 +149,5 @@ def test_messages_to_look_up_exist():
     messages = re.findall(r"^\| `(.+?)` \|", "".join(tables), re.MULTILINE)
     assert len(messages) > 5
     for message in messages:
-        for piece in re.split(r"\.\.\.|\b[NM]\b|HTTP.*|\d+", message):
+        for piece in re.split(r"\.\.\.|: |\b[NM]\b|HTTP.*|\d+", message):
             assert piece.strip(" :()") in code, message
