@@ -107,7 +107,8 @@ def _published() -> str:
     known = ", ".join(f"`--{field.name.replace('_', '-')}`" for field in fields(PublishedFlags))
     return "\n\n".join(
         [
-            f"Accepted as published: {known}. These select a method:",
+            f"Accepted as published: {known}. A command line with one of them that selects no "
+            "method trains `openclip`, and a note says so. These select a method:",
             _table(("method", "spelled"), spelled),
             " ".join(same),
             "Accepted without effect:\n\n" + "\n".join(f"- {text}" for text in idle),
