@@ -18,6 +18,7 @@ docs: $(VENV)/.docs  ## the documentation site, in site/: fails on a broken link
 	$(BIN)/python scripts/reference_pages.py
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python scripts/check_site.py site
+	@echo 'site/ is complete. To view it with search: $(BIN)/python -m http.server --directory site'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

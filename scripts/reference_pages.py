@@ -145,6 +145,8 @@ def methods_page() -> str:
         "Generated from the catalogue; `neuclip methods NAME` prints the same. "
         "[The objective](../objective.md) explains the symbols. Select a method with "
         "`--method NAME`.",
+        "A method of your own is one file outside the package, such as `examples/own_method.py`. "
+        "It calls `neuclip.register`, and the environment variable `NEUCLIP_METHODS` names it.",
         _table(("method", "source of the normalizer", "state", "needs sample ids"), overview),
         *(_method(info) for info in METHODS.values()),
     ]

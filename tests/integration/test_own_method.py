@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-HINGE = Path(__file__).parents[1] / "data" / "hinge_method.py"
+HINGE = Path(__file__).parents[2] / "examples" / "own_method.py"
 PROGRAM = """
 import sys
 from neuclip.cli.app import main

@@ -10,6 +10,7 @@ from neuclip.catalogue.registry import DEFAULT_METHOD, method_info
 from neuclip.cli import terminal
 from neuclip.cli.options import Switch
 from neuclip.cli.train import parse_train
+from neuclip.config.recipes import recipe_names
 from neuclip.run_folder import RunFolder
 
 
@@ -81,7 +82,7 @@ def demo(command: Demo) -> int:
     from neuclip.report import write_report
 
     data, runs = command.out / "data", command.out / "runs"
-    config = parse_train(_train_flags(command, data, runs)).config
+    config = parse_train(train_flags(command, data, runs)).config
     print(f"1/3  demo data in {data}", flush=True)
     if command.smoke:
         tiny_demo(data)
@@ -98,10 +99,15 @@ def demo(command: Demo) -> int:
     return 0
 
 
-def _train_flags(command: Demo, data: Path, runs: Path) -> list[str]:
-    """The command line of `neuclip train` that the demo runs."""
-    flags = ["--recipe", f"demo-{command.method}", "--seed", str(command.seed)]
-    flags += ["--train-data", str(data / "train"), "--logs", str(runs)]
+def train_flags(command: Demo, data: Path, runs: Path) -> list[str]:
+    """The command line of `neuclip train` that the demo runs.
+
+    A method without a recipe of its own, such as one from outside the package, has its defaults.
+    """
+    recipe = f"demo-{command.method}"
+    known = recipe in recipe_names()
+    flags = ["--recipe", recipe] if known else ["--recipe", "demo", "--method", command.method]
+    flags += ["--seed", str(command.seed), "--train-data", str(data / "train"), "--logs", str(runs)]
     flags += ["--val-data", f"{data / 'unseen_face'}::{data / 'unseen_character'}"]
     flags += ["--name", fresh_name(runs, f"demo-{command.method}")]
     flags += ["--epochs", str(command.epochs)] if command.epochs is not None else []

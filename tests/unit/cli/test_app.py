@@ -13,7 +13,7 @@ import yaml
 import neuclip
 from neuclip.catalogue.registry import METHODS
 from neuclip.cli.app import COMMANDS, GROUPS, main
-from neuclip.cli.demo import fresh_name
+from neuclip.cli.demo import Demo, fresh_name, train_flags
 from neuclip.cli.train import parse_train
 from neuclip.data.demo.build import tiny_demo
 
@@ -216,6 +216,12 @@ def test_fresh_name(tmp_path):
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
     assert fresh_name(tmp_path, "demo") == "demo-3"
+
+
+def test_a_method_without_a_demo_recipe_uses_its_defaults(monkeypatch):
+    monkeypatch.setattr("neuclip.cli.demo.recipe_names", lambda: ["demo"])
+    config = parse_train(train_flags(Demo(method="openclip"), Path("data"), Path("runs"))).config
+    assert (config.method.method, config.model.name) == ("openclip", "glyph-tiny")
 
 
 @pytest.fixture(scope="module")

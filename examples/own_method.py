@@ -1,11 +1,18 @@
-"""A method from outside the package, in one file."""
+"""A method of your own in one file, outside the package.
+
+    export NEUCLIP_METHODS=examples/own_method.py
+    neuclip methods hinge
+    neuclip train --method hinge --margin 0.3 --train-data photos --smoke
+
+CONTRIBUTING.md explains the parts.
+"""
 
 from typing import TYPE_CHECKING, Literal
 
+import neuclip
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
-from neuclip.catalogue.registry import register
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -24,26 +31,28 @@ def build(settings: HingeSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.notation import Pairs
 
     class HingeLoss(PairLoss):
-        """Sum of max(0, margin + s_ij - s_ii), over one rank's pairs."""
+        """Mean of max(0, margin + s_ij - s_ii) over each rank's pairs; uses no temperature."""
+
+        learns_temperature = False
 
         def pair_loss(self, pairs: Pairs, logit_scale, logit_bias):
-            """The loss of these pairs."""
+            """This rank's part of the loss."""
             image, text = pairs.features
             similarity = image @ text.T
             excess = (settings.margin + similarity - similarity.diagonal()[:, None]).relu()
-            return pairs.layout.mean(excess.mean(1)) + 0 * logit_scale
+            return pairs.layout.mean(excess.mean(1))
 
     return HingeLoss(run.embed_dim)
 
 
-register(
+neuclip.register(
     MethodInfo(
         settings=HingeSettings,
         build=build,
         summary="a margin between positives and negatives",
         normalizer="none",
         state="none",
-        formula="  loss     = mean_ij max(0, margin + s_ij - s_ii)",
+        formula="  loss     : mean_ij max(0, margin + s_ij - s_ii)",
         paper="an example",
     )
 )
