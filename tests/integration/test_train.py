@@ -90,7 +90,7 @@ def test_methods_side_by_side(demo, tmp_path, capsys):
     assert all(method in page for method in METHODS)
     log = capsys.readouterr().err
     assert [method for method in METHODS if f"gamma stays 1: {method} uses" in log] == [
-        "fastclip_v0", "fastclip_v1", "fastclip_v2", "fastclip_v3",
+        "fastclip_v0", "fastclip_v1", "fastclip_v2", "fastclip_v3", "neuclip",
     ]  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.evaluation.splits import open_splits
+from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, build_clip
 from neuclip.model.device import choose_device, choose_precision
@@ -57,14 +58,21 @@ def train(config: RunConfig) -> Path:
         Preempted: a signal asked to stop; a checkpoint is written.
     """
     config.check()
-    if config.optim.epochs == 0 and config.resume is not None:
-        return _evaluate_only(config)
+    log_to(None)
+    try:
+        if config.optim.epochs == 0 and config.resume is not None:
+            return _evaluate_only(config)
+        return _join_and_train(config)
+    finally:
+        log_to(None)  # closes the run's out.log
+
+
+def _join_and_train(config: RunConfig) -> Path:
     if config.data.train_data is None:
         raise UserError(
             "--train-data is missing: give a folder of .tar shards or a pattern such as "
             "'shards/{00000..00331}.tar' (neuclip data demo --out DIR makes a data set)"
         )
-    log_to(None)
     device = choose_device(config.device, launch_environment().local_rank)
     with (
         open_process_group(device, _wait_limits(config)),
@@ -127,7 +135,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     if start is not None:
         trainer.state.load(start)
     if collectives.is_main():
-        folder.config.write_text(_recorded_config(asked, components).to_yaml(), encoding="utf-8")
+        write_whole(folder.config, _recorded_config(asked, components).to_yaml())
         _announce(components, index)
     try:
         trainer.fit()

@@ -48,7 +48,6 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
         UserError: the checkpoint is missing or has another architecture, or no evaluation data is
             given.
     """
-    log_to(None)
     evaluation = config.evaluation
     splits = open_splits(evaluation.val_data if evaluation.val_frequency else None)
     sets = open_zero_shot(evaluation) if evaluation.zeroshot_frequency else []

@@ -13,6 +13,7 @@ def handlers():
     """Puts the logger's handlers back."""
     log = logging.getLogger("neuclip")
     before, propagate = list(log.handlers), log.propagate
+    log.handlers = []  # `log_to` closes those that it finds
     yield
     for handler in log.handlers:
         handler.close()
