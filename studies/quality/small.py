@@ -40,7 +40,7 @@ from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.splits import open_split
-from neuclip.evaluation.zero_shot import OWN_RULES, class_vectors, classify
+from neuclip.evaluation.zero_shot import OWN_RULES, class_vectors, classify, zero_shot_metrics
 from neuclip.model.clip import build_clip, clamp_logit_scale
 from neuclip.training.optim import Optimizer
 
@@ -197,8 +197,8 @@ class SmallRun:
         for split, batches in zip(self.data.splits, self.data.batches, strict=True):
             encoded = encode_split(encoder, batches)
             vectors = class_vectors(encoder, split.classnames, split.templates, 4096)
-            metrics = classify(encoded, vectors, split.classnames, OWN_RULES).metrics()
-            metrics |= retrieve(encoded).metrics()
+            metrics = zero_shot_metrics(classify(encoded, vectors, split.classnames, OWN_RULES))
+            metrics |= retrieve(encoded, OWN_RULES.ties).metrics()
             kept = {key: round(metrics[key], 5) for key in EVALUATED if key in metrics}
             yield {"split": split.name, **kept}
 
