@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from neuclip.method.sample_table import SampleTable
+from neuclip.parallel.collectives import BatchLayout
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -42,13 +43,14 @@ def main() -> None:
     table = SampleTable(args.num_samples, (-math.inf, -math.inf))
     after = resident_mb()
     generator = torch.Generator().manual_seed(0)
+    layout = BatchLayout((args.batch_size,), 0)
     reads, writes = [], []
     for _ in range(args.repeats):
         ids = torch.randint(args.num_samples, (args.batch_size,), generator=generator)
         begin = time.perf_counter()
         values = table.read(ids)
         middle = time.perf_counter()
-        table.write(ids, values.clamp_min(-10.0))
+        table.write(ids, values.clamp_min(-10.0), layout)
         reads.append(middle - begin)
         writes.append(time.perf_counter() - middle)
     result = {
