@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neuclip.catalogue.registry import METHODS
 from neuclip.cli.app import main
 from neuclip.config.recipes import recipe_names
 from neuclip.run_folder import read_records
@@ -47,6 +48,10 @@ def test_every_recipe_trains_as_it_did(recipe, demo_dir, tmp_path):
         path.write_text("".join(f"{loss:.9f}\n" for loss in losses))
     golden = [float(line) for line in path.read_text().splitlines()]
     assert losses == pytest.approx(golden, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def test_every_method_has_a_demo():
+    assert {f"demo-{name}" for name in METHODS} <= set(RECIPES)
 
 
 def test_no_curve_is_left_over():
