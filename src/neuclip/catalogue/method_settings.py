@@ -1,5 +1,11 @@
 """Settings that several methods share. Imports no torch."""
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import model_validator
+from pydantic_core import PydanticCustomError
+
 from neuclip.catalogue.fields import Section, setting
 from neuclip.method.choices import GammaSchedule, TemperatureGradient
 
@@ -7,7 +13,21 @@ from neuclip.method.choices import GammaSchedule, TemperatureGradient
 class MethodSettings(Section):
     """Settings that every method has; a method's class adds `name: Literal[...]`."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Earlier names of settings, with today's ("": the setting is gone); they are refused."""
+
     temperature: float = setting(0.07, "temperature at the start of training", gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_earlier_names(cls, values: Any) -> Any:
+        old = [key for key in cls.RENAMED if isinstance(values, Mapping) and key in values]
+        if not old:
+            return values
+        parts = [f"{key} is called {cls.RENAMED[key]} now" for key in old if cls.RENAMED[key]]
+        dropped = [key for key in old if not cls.RENAMED[key]]
+        parts += [f"leave out {', '.join(dropped)}"] if dropped else []
+        raise PydanticCustomError("renamed_setting", "{parts}", {"parts": "; ".join(parts)})
 
     @property
     def method(self) -> str:

@@ -7,7 +7,7 @@ through the prediction.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
@@ -99,7 +99,7 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
         """
         if not isinstance(values, Mapping):
             return values
-        if values.get("refresh") == "fifo" or values.get("gradient_prototypes") is not None:
+        if _is_pool(values):
             raise PydanticCustomError("renamed_method", "{new}", {"new": _renamed(values)})
         return {key: value for key, value in values.items() if key != "gradient_prototypes"}
 
@@ -109,6 +109,20 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
             return {}
         reason = "--inner-steps 0, which trains no prototypes: add --inner-steps 10"
         return dict.fromkeys(("prototype_lr", "prototype_optimizer", "log_weights"), reason)
+
+
+def recorded_method(record: Mapping[str, Any]) -> str:
+    """The method of a run's record; records of before 2026-11-28 call the pool `neuclip`.
+
+    Args:
+        record: the section `method` of the run's config.yaml.
+    """
+    name = str(record.get("name", "unknown"))
+    return "neuclip_pool" if name == "neuclip" and _is_pool(record) else name
+
+
+def _is_pool(values: Mapping[str, Any]) -> bool:
+    return values.get("refresh") == "fifo" or values.get("gradient_prototypes") is not None
 
 
 def _renamed(values: Mapping[str, Any]) -> str:
@@ -130,6 +144,11 @@ def _renamed(values: Mapping[str, Any]) -> str:
 
 class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
     """The newest embeddings as prototypes; the defaults are what docs/study.md found best."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "num_prototypes": "pool_size",
+        "gradient_prototypes": "gradient_size",
+    }
 
     name: Literal["neuclip_pool"] = "neuclip_pool"
     gamma: float | None = setting(

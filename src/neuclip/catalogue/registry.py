@@ -69,7 +69,7 @@ def method_info(name: str) -> MethodInfo:
     """
     check_outside()
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}; {nearest(name, list(METHODS))}{_elsewhere()}")
+        raise UserError(unknown_method(name))
     return METHODS[name]
 
 
@@ -118,10 +118,11 @@ AnyMethodSettings = Annotated[SerializeAsAny[MethodSettings], PlainValidator(_va
 """The settings of any method of the table, as a field of the configuration."""
 
 
-def _elsewhere() -> str:
-    """Where a method from outside would come from, as the end of a message."""
+def unknown_method(name: str) -> str:
+    """The message for a name that is not in the table."""
     named = os.environ.get(ENVIRONMENT)
-    return f" ({ENVIRONMENT}={named})" if named else f" (methods of your own: {ENVIRONMENT})"
+    outside = f"{ENVIRONMENT}={named}" if named else f"methods of your own: set {ENVIRONMENT}"
+    return f"unknown method {name!r}; {nearest(name, list(METHODS))} ({outside})"
 
 
 def check_outside() -> None:

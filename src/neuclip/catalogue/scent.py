@@ -1,6 +1,7 @@
 """`scent`: a moving average whose rate is each anchor's own."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from neuclip.catalogue.building import moving_average, robust_objective
 from neuclip.catalogue.cost import softmax_loss, table
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 class ScentSettings(GlobalContrastiveSettings):
     """Moving average whose rate is each anchor's own, on RGCL-g."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {
+        "gamma": "rate_offset", "gamma_schedule": "", "gamma_decay_epochs": "",
+    }  # fmt: skip
 
     name: Literal["scent"] = "scent"
     rho: float = setting(11.0, "temperature regulariser: rho * tau is added to the loss", ge=0)

@@ -17,6 +17,7 @@ from neuclip.catalogue.fields import bounds, default_text, published_flag
 from neuclip.catalogue.registry import METHODS
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import sections
+from neuclip.errors import UserError
 
 # Flags of fields whose name is unique only within their section.
 FLAG_NAMES: Mapping[tuple[str, str], str] = {("model", "name"): "model"}
@@ -154,10 +155,29 @@ def _table(methods: tuple[str, ...]) -> tuple[Flag, ...]:
         for key, field in METHODS[name].settings.model_fields.items():
             if key != "name":
                 fields.setdefault(("method", key), {})[name] = field
-    return tuple(
+    flags = tuple(
         Flag(FLAG_NAMES.get(path, path[1]).replace("_", "-"), path, by_method)
         for path, by_method in fields.items()
     )
+    _require_unique(flags)
+    return flags
+
+
+def _require_unique(flags: Iterable[Flag]) -> None:
+    """Checks that no flag has two meanings.
+
+    Raises:
+        UserError: a method's setting has the flag of another setting.
+    """
+    owners: dict[str, Flag] = {}
+    for flag in flags:
+        for name in flag.names:
+            other = owners.setdefault(name, flag)
+            if other is not flag:
+                raise UserError(
+                    f"the flag {name} of method {', '.join(flag.fields)} is already the flag of "
+                    f"{'.'.join(filter(None, other.path))}: give the setting another name"
+                )
 
 
 def settings_flags(section: str, keys: Iterable[str]) -> object:

@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from neuclip.catalogue.fields import bounds, default_text
 from neuclip.catalogue.method_info import MethodInfo
-from neuclip.catalogue.registry import METHODS, method_info
+from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS, method_info
 from neuclip.cli.flag_table import table
 from neuclip.cli.terminal import print_line, print_plain
 
@@ -39,7 +39,8 @@ def _print_catalogue() -> None:
     """Each method with its summary, its normalizer, its state and its paper."""
     width = max(len(info.name) for info in METHODS.values()) + 2
     for info in METHODS.values():
-        print_line(f"{info.name:{width}}{info.summary}", bold=len(info.name), hang=width)
+        default = " (the default)" if info.name == DEFAULT_METHOD else ""
+        print_line(f"{info.name:{width}}{info.summary}{default}", bold=len(info.name), hang=width)
         for fact in (f"normalizer: {info.normalizer}", f"state: {info.state}", info.paper):
             print_line(" " * width + fact, hang=width)
     print_line("\nneuclip methods NAME shows the formula and the settings of a method.")

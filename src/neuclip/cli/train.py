@@ -159,7 +159,9 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
             "--smoke puts glyph-tiny, batches of 16 and 2 epochs of 10 steps in place of the "
             "model, batch and length that were given"
         )
-    return TrainCommand(config, notes=(*choice.notes, *notes), dry_run=sources.dry_run)
+    if config.optim.epochs > 0 or config.resume is None:  # otherwise nothing is trained
+        notes = [*choice.notes, *notes]
+    return TrainCommand(config, notes=tuple(notes), dry_run=sources.dry_run)
 
 
 def checked_section(name: str, given: Mapping[str, object]) -> Any:  # noqa: ANN401  any section
@@ -268,7 +270,12 @@ def _own_settings(
     info = METHODS[method]
     for key, own in info.aliases.items():
         if key in settings:
-            settings[own] = settings.get(own, settings.pop(key))
+            if own in settings:
+                raise UserError(
+                    f"{flag_text(key, settings[key])} and {flag_text(own, settings[own])} set the "
+                    "same thing: leave one out"
+                )
+            settings[own] = settings.pop(key)
             notes.append(f"--{key.replace('_', '-')} is {own} of {method}: {settings[own]:g}")
     for key, reason in info.without_effect.items():
         if key in settings:
@@ -280,6 +287,11 @@ def _own_settings(
         notes.append(f"--lr-tau is temperature_lr of {method}: {settings['temperature_lr']:g}")
     flags = {flag.path[1]: flag for flag in table() if flag.path[0] == "method"}
     for key in settings:
+        if key in info.settings.RENAMED:
+            raise UserError(
+                f"--{flags[key].name} is --{info.settings.RENAMED[key].replace('_', '-')} in "
+                f"method {method}"
+            )
         if key not in fields:
             has = ", ".join(f"--{flags[name].name}" for name in fields if name != "name")
             raise UserError(

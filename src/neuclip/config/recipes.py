@@ -8,6 +8,7 @@ import yaml
 from neuclip.errors import UserError, nearest
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+RENAMED = {"demo-neuclip-published": "demo-neuclip"}
 
 
 def recipe_names() -> list[str]:
@@ -29,6 +30,8 @@ def recipe_path(name: str) -> Path:
         UserError: no recipe has that name; the message lists the names.
     """
     names = recipe_names()
+    if name in RENAMED:
+        raise UserError(f"recipe {name!r} is called {RENAMED[name]!r} now")
     if name not in names:
         raise UserError(f"unknown recipe {name!r}; {nearest(name, names)}")
     return RECIPES / f"{name}.yaml"

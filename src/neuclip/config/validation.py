@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from neuclip.catalogue.fields import Section, bounds
-from neuclip.catalogue.registry import METHODS
+from neuclip.catalogue.registry import METHODS, unknown_method
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError, nearest
 
@@ -65,8 +65,8 @@ def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
     if kind == "extra_forbidden":
         return f"{where}: no such key; {nearest(key, list(fields))}"
     if kind == "unknown_method":
-        return f"{where}: unknown method; {nearest(method, list(METHODS))}"
-    if kind == "renamed_method":
+        return f"{where}: {unknown_method(method)}"
+    if kind in {"renamed_method", "renamed_setting"}:
         return f"{where}: {problem['msg']}"
     if kind.startswith("model_"):
         return f"{where}: a section is expected, with keys of its own (got {value!r})"

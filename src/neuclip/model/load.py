@@ -87,7 +87,15 @@ class Checkpoint:
     def config(self) -> RunConfig | None:
         """The settings of the run; none if neuclip did not write the checkpoint."""
         own = self.own
-        return None if own is None else validate(yaml.safe_load(own["config"]), str(self.path))
+        if own is None:
+            return None
+        try:
+            return validate(yaml.safe_load(own["config"]), str(self.path))
+        except UserError as error:
+            raise UserError(
+                f"{error}\nthe settings in this checkpoint are not those of this version: use the "
+                "version that wrote it, or start a new run from its weights (--pretrained)"
+            ) from None
 
     def run_config(self) -> RunConfig:
         """The settings of the run.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from neuclip.catalogue.neuclip import recorded_method
 from neuclip.config.recipes import read_yaml
 from neuclip.errors import UserError
 from neuclip.evaluation.results import Gallery, read_eval_results, read_gallery
@@ -148,7 +149,7 @@ def _load(folder: RunFolder, label: str) -> LoadedRun:
     return LoadedRun(
         folder=folder,
         label=label,
-        method=str(method.get("name", "unknown")) if isinstance(method, dict) else "unknown",
+        method=recorded_method(method) if isinstance(method, dict) else "unknown",
         config=dict(_flatten(tree)),
         config_text=folder.config.read_text(encoding="utf-8"),
         train=train,

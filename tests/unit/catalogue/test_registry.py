@@ -1,11 +1,17 @@
 """The catalogue of methods."""
 
+import dataclasses
+from typing import Literal
+
 import pytest
 from pydantic import ValidationError
 
-from neuclip.catalogue.method_settings import gamma_floor
+from neuclip.catalogue import registry
+from neuclip.catalogue.fields import setting
+from neuclip.catalogue.method_settings import MethodSettings, gamma_floor
+from neuclip.catalogue.neuclip import recorded_method
 from neuclip.catalogue.registry import METHODS, method_info, method_settings
-from neuclip.cli.flag_table import bounds
+from neuclip.cli.flag_table import bounds, table
 from neuclip.errors import UserError, nearest
 
 
@@ -60,3 +66,20 @@ def test_gamma_floor_is_the_published_rule():
     assert gamma_floor(24.0) == pytest.approx(0.42, abs=0.01)
     assert gamma_floor(1.0) == 1.0
     assert gamma_floor(37.0) < gamma_floor(24.0)
+
+
+def test_records_of_the_pool_under_its_old_name_are_told_apart():
+    assert recorded_method({"name": "neuclip", "refresh": "fifo"}) == "neuclip_pool"
+    assert recorded_method({"name": "neuclip", "refresh": "restart"}) == "neuclip"
+    assert recorded_method({"name": "openclip"}) == "openclip"
+
+
+def test_a_flag_has_one_meaning(monkeypatch):
+    class LrSettings(MethodSettings):
+        name: Literal["mine"] = "mine"
+        lr: float = setting(1.0, "taken by the optimiser")
+
+    info = dataclasses.replace(METHODS["openclip"], settings=LrSettings)
+    monkeypatch.setitem(registry._table, "mine", info)
+    with pytest.raises(UserError, match="the flag --lr of method mine is already the flag of opti"):
+        table()

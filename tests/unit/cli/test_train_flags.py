@@ -404,7 +404,7 @@ def test_yaml_round_trip(tmp_path_factory, flags):
         ("--gamma 1.5", "--gamma: 1.5 is out of range; it must be >= 0 and <= 1"),
         ("--npn --npn_num_protos 0", "--num-prototypes: 0 is out of range; it must be >= 1"),
         ("--pool-size 0", "--pool-size: 0 is out of range; it must be >= 1"),
-        ("--num-prototypes 9", "is a setting of neuclip; method neuclip_pool has --temperature"),
+        ("--restart-steps 9", "is a setting of neuclip; method neuclip_pool has --temperature"),
         ("--method siglip --logit-bias nan", "--logit-bias: Input should be a finite number"),
         ("--method amorlip --rho inf", "--rho: Input should be a finite number"),
         ("--method scent --gamma inf", "--rate-offset: Input should be a finite number"),
@@ -438,7 +438,10 @@ def test_all_wrong_values_are_told_at_once():
         ("optimm: {lr: 1}", "a.yaml: optimm: no such key; did you mean 'optim'?"),
         ("method: {gama: 1}", "a.yaml: method.gama: no such key; did you mean 'gamma'?"),
         ("method: {name: openclip, rho: 1}", "a.yaml: method.rho: no such key"),
-        ("method: {name: nuclip}", "a.yaml: method: unknown method; did you mean 'neuclip'?"),
+        (
+            "method: {name: nuclip}",
+            "a.yaml: method: unknown method 'nuclip'; did you mean 'neuclip'?",
+        ),
         ("method: openclip", "a.yaml: method: a section is expected"),
         ("evaluation: 4", "a.yaml: evaluation: a section is expected"),
         ("optim: {lr: -1}", "a.yaml: optim.lr: -1 is out of range; it must be > 0"),
@@ -567,6 +570,44 @@ def test_the_pool_under_its_old_name_is_refused_with_the_new_one(tmp_path):
     new = "method: {name: neuclip_pool, gamma: 0.4, pool_size: 8192, gradient_size: 2048}"
     (tmp_path / "a.yaml").write_text(new)
     assert parse(f"--config {tmp_path / 'a.yaml'}").method.pool_size == 8192
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{name: scent, gamma: 10, gamma_schedule: constant}",
+            "a.yaml: method: gamma is called rate_offset now; leave out gamma_schedule",
+        ),
+        ("{name: neuclip_pool, num_prototypes: 64}", "num_prototypes is called pool_size now"),
+        (
+            "{name: neuclip_pool, gradient_prototypes: 9}",
+            "gradient_prototypes is called grad",
+        ),
+        ("{name: neuklip}", "unknown method 'neuklip'; did you mean 'neuclip'?"),
+        ("{name: neuklip}", "methods of your own: set NEUCLIP_METHODS"),
+    ],
+)
+def test_earlier_names_in_a_file_are_refused_with_todays(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(f"method: {text}\n")
+    assert message in refusal(f"--config {tmp_path / 'a.yaml'}")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--recipe demo-neuclip-published", "is called 'demo-neuclip' now"),
+        ("--num-prototypes 64", "--num-prototypes is --pool-size in method neuclip_pool"),
+        ("--method scent --gamma 10 --rate-offset 9", "set the same thing: leave one out"),
+    ],
+)
+def test_earlier_names_and_doubled_flags_are_refused(line, message):
+    assert message in refusal(line)
+
+
+def test_a_line_that_only_evaluates_names_no_method():
+    line = "--resume a.pt --epochs 0 --imagenet-val ./val"
+    assert not any("method" in note for note in parse_train(shlex.split(line)).notes)
 
 
 def test_the_network_under_its_old_settings_is_the_same_method(tmp_path):

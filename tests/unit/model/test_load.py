@@ -158,6 +158,16 @@ def test_recorded_settings_are_only_read_when_needed(tmp_path, weights):
         load_pretrained(CheckpointChoice(tmp_path / "a.pt"), "cpu")
 
 
+def test_settings_under_an_earlier_name_are_refused_with_a_way_out(tmp_path, weights):
+    config = "model: {name: glyph-tiny}\nmethod: {name: neuclip, refresh: fifo}\n"
+    content = {"state_dict": weights, "epoch": 1, "name": "x", "neuclip": {"config": config}}
+    torch.save(content, tmp_path / "old.pt")
+    checkpoint = open_checkpoint(CheckpointChoice(tmp_path / "old.pt"))
+    with pytest.raises(UserError, match=r"is neuclip_pool: write(.|\n)*use the version that wrote"):
+        checkpoint.run_config()
+    assert set(checkpoint.weights) == set(weights)
+
+
 def test_towers_that_were_trained_with_a_bias(tmp_path):
     towers = build_clip("glyph-tiny", "fp32", CPU, {"logit_bias": -10.0}).towers
     torch.save({"state_dict": towers.state_dict()}, tmp_path / "siglip.pt")
