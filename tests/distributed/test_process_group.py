@@ -51,11 +51,11 @@ def test_an_error_on_one_rank_ends_all(ranks, broken):
 
 
 def test_a_user_error_is_reported_unchanged(ranks):
-    run = ranks(3, steps, QUICK, LONG, {(2, 5): "refuse --lr 0 is no rate"})
+    run = ranks(3, steps, QUICK, LONG, {(2, 5): "refuse --lr 0 is out of range"})
     assert run.exit_codes() == [1, 1, 2]
-    assert "neuclip: --lr 0 is no rate" in run.output(2)
+    assert "neuclip: --lr 0 is out of range" in run.output(2)
     assert "process 2" in run.output(0)
-    assert "failed: --lr 0 is no rate" in run.output(0)
+    assert "failed: --lr 0 is out of range" in run.output(0)
 
 
 def test_a_process_that_does_not_communicate_is_ended_too(ranks):

@@ -83,7 +83,6 @@ INSIDE = {
 # Doors that published command lines go through: they only call the command line.
 ENTRY_POINTS = {"training.main", "evaluation.datacomp.__main__"}
 
-
 # Who alone may import what.
 DOORS = {
     "open_clip": {"model.clip", "model.export_info"},
@@ -205,6 +204,15 @@ def edits(one, other):
         or one[start + 1 :] == other[start:]
         or one[start:] == other[start + 1 :]
     )
+
+
+def test_a_class_name_has_one_meaning():
+    homes = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
 
 
 def test_names_are_told_apart():

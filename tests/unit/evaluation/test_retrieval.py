@@ -67,7 +67,7 @@ def test_any_of_several_captions_of_one_image_is_right(make_split):
 
 
 def test_one_image_under_two_keys_is_one_candidate(make_split):
-    # The same image twice with two captions: retrieving "the other" copy is no mistake.
+    # The same image twice with two captions: retrieving "the other" copy is right.
     encoded = make_split([0, 0, 1], ["latin a", "alpha", "b"])
     encoded.image_features[:] = torch.eye(6)[torch.tensor([0, 0, 1])]
     encoded.text_features[:] = torch.eye(6)[torch.tensor([0, 0, 1])]
