@@ -99,8 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(f"The file is too large: at most {limit}.", 413)
             return
         content = self.rfile.read(length)
-        found = lambda: self.engine.by_image(content, _number(asked))  # noqa: E731
-        answers = {"/search": lambda: self._send_found(found)}
+        answers = {
+            "/search": lambda: self._send_found(
+                lambda: self.engine.by_image(content, _number(asked))
+            ),
+        }
         self._answer(answers.get(parts.path))
 
     def _discard(self, length: int) -> None:
