@@ -26,6 +26,18 @@ class OtherProcessFailed(Exception):
     """Another rank of the run failed; the message names it and the cause."""
 
 
+def printable(text: str, length: int = 80) -> str:
+    """Text from a file or another program, in one short line without control characters.
+
+    Args:
+        text: any text, also one decoded with `surrogateescape`.
+        length: maximum number of characters.
+    """
+    kept = text[: length + 1]
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in kept)
+    return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
 def nearest(word: str, known: list[str]) -> str:
     """The end of an error message: the nearest known word, and the list of known words."""
     close = difflib.get_close_matches(word, known, n=1)

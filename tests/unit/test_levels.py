@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[2] / "src" / "neuclip"
 
 LEVELS = [
     ["errors"],
-    ["files", "templates"],
+    ["files", "first_bytes", "templates"],
     ["run_folder", "parallel"],
     ["method"],
     ["catalogue"],
@@ -94,7 +94,16 @@ DOORS = {
     "rich": {"cli", "training.records.sinks"},
     "matplotlib": {"report.figures", "report.panels", "data.demo.fonts"},
 }
-TORCH_FREE = ["errors", "files", "run_folder", "catalogue", "config", "report", "cli"]
+TORCH_FREE = [
+    "errors",
+    "files",
+    "first_bytes",
+    "run_folder",
+    "catalogue",
+    "config",
+    "report",
+    "cli",
+]
 LOOSE_MODULES = 6
 
 

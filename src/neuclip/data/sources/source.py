@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from PIL import Image
 
@@ -18,6 +18,14 @@ ROWS_PER_BLOCK = 1000  # for sources without blocks of their own
 
 ImageT = TypeVar("ImageT")
 
+Captions = Literal["required", "if_any", "optional"]
+"""What a missing caption is.
+
+- `required`: damage, and a source without captions is refused;
+- `if_any`: damage if the source has captions at all;
+- `optional`: an empty caption.
+"""
+
 
 class Source(ABC):
     """Samples by position. A source can be forked and pickled: each process opens its own files.
@@ -28,11 +36,17 @@ class Source(ABC):
         layout: the blocks that samples are stored in, and their sizes.
         damage: corrupt shards and samples found on opening; others are found on reading.
         shuffle_window: default number of blocks to shuffle together; 0: all.
+        opened: what was recognised and why, in one line.
+        unused: what the source holds but does not read, in one line per reason.
+        has_captions: whether the source has captions; otherwise every caption is empty.
     """
 
     layout: Layout
     damage: tuple[Damage, ...] = ()
     shuffle_window: int = 0
+    opened: str = ""
+    unused: tuple[str, ...] = ()
+    has_captions: bool = True
 
     def __len__(self) -> int:
         return self.layout.samples

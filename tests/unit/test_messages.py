@@ -1,0 +1,64 @@
+"""Text from files in messages, and what a file is by its first bytes."""
+
+import gzip
+import io
+import tarfile
+import zipfile
+
+import pytest
+from PIL import Image
+
+from neuclip.errors import printable
+from neuclip.first_bytes import HEAD, describe, first_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain words, café", "plain words, café"),
+        ("a\tb\nc\x1b[31m", r"a\tb\nc\x1b[31m"),
+        ("caf\udce9", r"caf\udce9"),
+        ("x" * 80, "x" * 80),
+        ("x" * 10_000_000, "x" * 77 + "..."),
+        ("\x00" * 200, r"\x00" * 19 + r"\..."),
+    ],
+)
+def test_text_of_files_is_short_and_printable(text, shown):
+    assert printable(text) == shown
+    assert len(shown) <= 80
+    assert shown.isprintable()
+    assert shown.encode()
+
+
+def written(write):
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+        (b"\xef\xbb\xbf\n <!DOCTYPE html><html>", "an HTML page"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "an XML document"),
+        (gzip.compress(b"x"), "gunzip"),
+        (written(lambda file: zipfile.ZipFile(file, "w").writestr("a", "b")), "unzip"),
+        (written(lambda file: Image.new("RGB", (4, 4)).save(file, "jpeg")), "a JPEG image"),
+        (written(lambda file: Image.new("RGB", (4, 4)).save(file, "webp")), "a WebP image"),
+        (b"", "an empty file"),
+        (b"filepath,title\n", None),
+    ],
+)  # fmt: skip
+def test_first_bytes_name_the_kind(tmp_path, content, words):
+    (tmp_path / "x").write_bytes(content)
+    found = describe(first_bytes(tmp_path / "x"))
+    assert found == words if words is None else words in str(found)
+
+
+def test_a_tar_file_is_recognised(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    assert len(first_bytes(tmp_path / "x.tar")) == HEAD
+    assert describe(first_bytes(tmp_path / "x.tar")) == "a tar file"
+    assert first_bytes(tmp_path / "none") == b""
