@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from neuclip.catalogue.fields import Section
+from neuclip.catalogue.fields import Section, setting
 from neuclip.errors import UserError
 
 Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
@@ -172,9 +172,11 @@ class ReadingConfig(Section):
         description="upper bound of the samples' integer keys, which then serve as sample ids; "
         "none: ids are positions in the data",
     )
-    caption_key: str | None = Field(
-        default=None,
-        description="take captions from this key of the .json file instead of the .txt file",
+    caption_key: str | None = setting(
+        None,
+        "take captions from this key of the .json file instead of the .txt file; of several keys "
+        "joined by ; the first with a caption",
+        flag="--json-text-key",
     )
     csv_separator: str | None = Field(
         default=None,
@@ -207,6 +209,10 @@ class DataConfig(ReadingConfig):
         default=None,
         description="training data: tar shards (a folder, a brace pattern, an address), a table, "
         "or a folder of images; :: joins several",
+    )
+    caption_choice: Literal["random", "first"] = Field(
+        default="random",
+        description="of a sample with several captions, draw one for each visit or take the first",
     )
     train_num_samples: int | None = Field(
         default=None, ge=1, description="samples per epoch; none: all samples of the data once"

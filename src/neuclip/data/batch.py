@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,16 @@ from neuclip.data.sources.source import Source
 Transform = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 
+CaptionChoice = Literal["random", "first", "all"]
+"""Which captions of a sample a batch holds: one drawn for each visit, the first, or all.
+
+The draw is a function of seed, epoch and place in the epoch, as for transforms: a resume repeats
+it, and a sample visited twice in an epoch gets two draws.
+"""
+
 _ATTEMPTS = 20  # samples tried for one place before the loader gives up
 _CACHED_CAPTIONS = 2**16
+_CAPTION = -1  # in place of the number of an attempt, to draw a caption
 
 
 @dataclass(frozen=True)
@@ -31,23 +40,26 @@ class Batch:
 
     Attributes:
         images: the transformed images.
-        tokens: the tokens of the captions.
+        tokens: the tokens of the captions; one caption per sample unless all are read.
         sample_ids: stable ids, for per-sample state.
         class_indices: indices into the split's class names; -1 if a sample has none.
         captions: the captions as read.
+        caption_owners: index in the batch of each caption's sample, if all captions are read;
+            otherwise empty: there is one caption per sample, in order.
         keys: the keys of the samples.
         damage: corrupt samples that were replaced (in evaluation: left out).
         metadata: content of the samples' `.npy` files, if the split has them.
     """
 
     images: Float[Tensor, "batch 3 height width"]
-    tokens: Int64[Tensor, "batch context"]
+    tokens: Int64[Tensor, "captions context"]
     sample_ids: Int64[Tensor, " batch"]
     class_indices: Int64[Tensor, " batch"]
     captions: list[str]
     keys: list[str]
     damage: tuple[Damage, ...] = ()
     metadata: tuple[bytes | None, ...] = ()
+    caption_owners: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -74,12 +86,14 @@ class Request:
         place: place of the first sample in the order of the epoch.
         positions: [batch] positions of the samples in the source.
         replace_damaged: replace corrupt samples instead of leaving them out.
+        captions: which captions of each sample to read.
     """
 
     epoch: int
     place: int
     positions: NDArray[np.int64]
     replace_damaged: bool
+    captions: CaptionChoice = "first"
 
 
 @dataclass(frozen=True)
@@ -107,6 +121,7 @@ class BatchReader(Dataset[Batch | Unreadable]):
     def __getitem__(self, request: Request) -> Batch | Unreadable:
         damage: list[Damage] = []
         samples: list[Sample[Image.Image]] = []
+        captions: list[tuple[str, ...]] = []
         images: Tensor | None = None
         ids: list[int] = []
         with _random_state_kept():
@@ -125,21 +140,34 @@ class BatchReader(Dataset[Batch | Unreadable]):
                 # Written in place: a list to be stacked would be a second batch in memory.
                 images[len(samples)] = image
                 samples.append(sample)
+                captions.append(self._chosen(sample, request, place))
                 ids.append(self._source.sample_id(position))
         if images is None:
             return Unreadable(tuple(damage))
-        captions = [sample.caption for sample in samples]
+        texts = [text for chosen in captions for text in chosen]
+        owners = [number for number, chosen in enumerate(captions) for _ in chosen]
         classes = [-1 if s.class_index is None else s.class_index for s in samples]
         return Batch(
             images=images[: len(samples)],
-            tokens=self._tokens(captions),
+            tokens=self._tokens(texts),
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             class_indices=torch.tensor(classes, dtype=torch.int64),
-            captions=captions,
+            captions=texts,
             keys=[sample.key for sample in samples],
             damage=tuple(damage),
             metadata=tuple(sample.metadata for sample in samples),
+            caption_owners=tuple(owners) if request.captions == "all" else (),
         )
+
+    def _chosen(self, sample: Sample[Image.Image], request: Request, place: int) -> tuple[str, ...]:
+        """The requested captions of a sample; if one is wanted and there is none, an empty one."""
+        captions = sample.captions
+        if request.captions == "all":
+            return captions
+        if request.captions == "random" and len(captions) > 1:
+            chance = draw(self._order.seed, request.epoch, place, _CAPTION)
+            return (captions[chance % len(captions)],)
+        return (sample.caption,)
 
     def _first_readable(
         self, request: Request, place: int, position: int, damage: list[Damage]
@@ -156,6 +184,8 @@ class BatchReader(Dataset[Batch | Unreadable]):
 
     def _tokens(self, captions: list[str]) -> Int64[Tensor, "batch context"]:
         """Tokenizes captions, with a bounded cache for captions that repeat."""
+        if not captions:  # all captions are read, and no sample has one
+            return self._tokenize([""])[:0].to(torch.int64)
         cache = self._cached_tokens
         new = [caption for caption in dict.fromkeys(captions) if caption not in cache]
         rows = self._tokenize(new).to(torch.int32).numpy() if new else ()

@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from neuclip.config.batch_size import factors
-from neuclip.data.batch import Batch, BatchReader, Request, Tokenize, Transform, Unreadable
+from neuclip.data.batch import (
+    Batch,
+    BatchReader,
+    CaptionChoice,
+    Request,
+    Tokenize,
+    Transform,
+    Unreadable,
+)
 from neuclip.data.decode import Decode, decode_image
 from neuclip.data.order import Order, describe_epoch
 from neuclip.data.samples import Damage
@@ -48,6 +56,7 @@ class LoaderSettings:
         window: blocks (shards) shuffled together; 0: all; None: chosen for the source.
         pin_memory: return batches in page-locked memory.
         decode: decodes image files.
+        caption_choice: the caption of a sample that has several.
     """
 
     batch_size: int
@@ -60,6 +69,7 @@ class LoaderSettings:
     window: int | None = None
     pin_memory: bool = False
     decode: Decode = decode_image
+    caption_choice: CaptionChoice = "random"
 
     @property
     def rank_batch(self) -> int:
@@ -138,10 +148,14 @@ class TrainLoader:
         self.set_position(epoch + 1, 0)
 
 
-def evaluation_requests(positions: NDArray[np.int64], batch_size: int) -> list[Request]:
+def evaluation_requests(
+    positions: NDArray[np.int64], batch_size: int, captions: CaptionChoice = "first"
+) -> list[Request]:
     """Requests for batches of the given samples, in order; the last batch may be smaller."""
-    starts = range(0, len(positions), batch_size)
-    return [Request(0, start, positions[start : start + batch_size], False) for start in starts]
+    return [
+        Request(0, start, positions[start : start + batch_size], False, captions)
+        for start in range(0, len(positions), batch_size)
+    ]
 
 
 def evaluation_loader(
@@ -200,7 +214,8 @@ class _TrainRequests:
                 known = self._order.window_end(epoch, first)
             start = first + settings.rank * settings.rank_batch
             for place in range(start, start + settings.rank_batch, size):
-                yield Request(epoch, place, self._order.positions(epoch, place, place + size), True)
+                positions = self._order.positions(epoch, place, place + size)
+                yield Request(epoch, place, positions, True, settings.caption_choice)
 
 
 def _data_loader(

@@ -9,6 +9,7 @@ from typing import Literal
 from braceexpand import braceexpand
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.captions import CaptionRule
 from neuclip.data.progress import Progress
 from neuclip.data.remote.cache import GIB, ShardCache
 from neuclip.data.remote.fetch import RetryPolicy
@@ -110,7 +111,7 @@ class _Opener:
         if data_format == "webdataset":
             return build_index(
                 expand_patterns("::".join(parts)),
-                caption_key=reading.caption_key,
+                captions=CaptionRule.for_key(reading.caption_key),
                 data_size=reading.data_size,
                 progress=self.progress,
             )

@@ -12,6 +12,7 @@ DamageKind = Literal[
     "caption_empty",
     "caption_encoding",
     "caption_json",
+    "caption_type",
     "class",
     "duplicate_key",
     "member_name",
@@ -35,20 +36,25 @@ class Sample(Generic[ImageT]):
     Attributes:
         key: name of the sample in its source.
         image: the image.
-        caption: the caption, as it will be tokenized.
+        captions: the captions, as they will be tokenized; empty if the sample has none.
         class_index: class index, in evaluation splits.
         metadata: content of the `.npy` file, in evaluation splits.
     """
 
     key: str
     image: ImageT
-    caption: str
+    captions: tuple[str, ...]
     class_index: int | None = None
     metadata: bytes | None = None
 
+    @property
+    def caption(self) -> str:
+        """The first caption; empty if the sample has none."""
+        return self.captions[0] if self.captions else ""
+
     def with_image(self, image: _OtherT) -> "Sample[_OtherT]":
         """The sample with its image in another form."""
-        return Sample(self.key, image, self.caption, self.class_index, self.metadata)
+        return Sample(self.key, image, self.captions, self.class_index, self.metadata)
 
 
 @dataclass(frozen=True)

@@ -533,6 +533,7 @@ def test_open_clips_flags_for_tables():
     ).data
     assert (data.data_format, data.csv_separator, data.csv_img_key) == ("csv", ",", "a")
     assert (data.csv_caption_key, data.train_data_upsampling_factors) == ("b", "1")
+    assert parse("--json-text-key long;short").data.caption_key == "long;short"
     assert parse("--dataset-type webdataset").data.data_format == "webdataset"
     assert "set the same thing" in refusal("--dataset-type csv --data-format folder")
 

@@ -1,9 +1,11 @@
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from torchvision.transforms.functional import pil_to_tensor
 
 from neuclip.data.batch import Batch, BatchReader, Unreadable, _random_state_kept
+from neuclip.data.captions import CaptionRule
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import (
     LoaderSettings,
@@ -288,6 +291,73 @@ def test_remembered_captions_are_bounded(index, monkeypatch):
             assert torch.equal(batch.tokens, tokenize(batch.captions))
     (reader,) = (value for value in vars(train._loader).values() if isinstance(value, BatchReader))
     assert len(reader._cached_tokens) <= 10
+
+
+# --- several captions
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory, write_tar, picture):
+    """Sample n has n captions; sample 0 has none."""
+    members = [
+        (f"{n}.{ending}", content)
+        for n in range(4)
+        for ending, content in (
+            ("png", picture(n)),
+            ("json", json.dumps({"captions": [f"{n} {k}" for k in range(n)]}).encode()),
+        )
+    ]
+    shard = write_tar(tmp_path_factory.mktemp("captioned") / "0.tar", members)
+    return build_index([shard], captions=CaptionRule(("captions",), required=False))
+
+
+def drawn(index, epochs=1, **more):
+    """The captions that each sample is visited with."""
+    visits = defaultdict(list)
+    train = loader(index, 2, num_samples=40, **more)
+    for _ in range(epochs):
+        for batch in train:
+            for key, caption in zip(batch.keys, batch.captions, strict=True):
+                visits[key].append(caption)
+    return visits
+
+
+def test_each_visit_draws_one_of_several_captions(captioned):
+    visits = drawn(captioned, epochs=4)
+    assert {key: set(captions) for key, captions in visits.items()} == {
+        "0": {""},
+        "1": {"1 0"},
+        "2": {"2 0", "2 1"},
+        "3": {"3 0", "3 1", "3 2"},
+    }
+    assert len(set(visits["3"][:10])) > 1  # visits of one epoch differ too
+
+
+def test_the_draw_depends_on_the_seed_but_not_on_workers_or_ranks(captioned):
+    expected = drawn(captioned)
+    assert drawn(captioned) == drawn(captioned, workers=1) == expected
+    assert drawn(captioned, seed=6) != expected
+    halves = [drawn(captioned, rank=rank, world_size=2) for rank in range(2)]
+    assert {key: sorted(halves[0][key] + halves[1][key]) for key in expected} == {
+        key: sorted(captions) for key, captions in expected.items()
+    }
+
+
+def test_the_first_caption_on_request(captioned):
+    assert set(drawn(captioned, caption_choice="first")["3"]) == {"3 0"}
+
+
+def test_all_captions_with_their_samples(captioned):
+    def read(positions):
+        requests = evaluation_requests(np.array(positions), 4, "all")
+        (batch,) = evaluation_loader(captioned, plain, tokenize, requests)
+        return batch
+
+    batch = read([0, 2, 1])
+    assert batch.keys == ["0", "2", "1"] and batch.captions == ["2 0", "2 1", "1 0"]
+    assert batch.caption_owners == (1, 1, 2)
+    assert batch.tokens.tolist() == tokenize(batch.captions).tolist()
+    assert read([0]).tokens.shape == (0, 12)
 
 
 # --- damage

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout
 from neuclip.data.progress import Progress
 from neuclip.data.remote.cache import GIB, RemoteShard, ShardCache
@@ -143,7 +144,8 @@ class RemoteShards(Source):
 
 def _index_of(path: Path, reading: ReadingConfig) -> ShardIndex:
     """The index of one downloaded shard; raises `UserError` if it holds no sample."""
-    return build_index([path], caption_key=reading.caption_key, data_size=reading.data_size)
+    captions = CaptionRule.for_key(reading.caption_key)
+    return build_index([path], captions=captions, data_size=reading.data_size)
 
 
 class _Opened:
@@ -246,7 +248,7 @@ def _samples_and_damage(
     url: str, path: Path, reading: ReadingConfig
 ) -> tuple[int, tuple[Damage, ...]]:
     try:
-        index = build_index([path], caption_key=reading.caption_key)
+        index = build_index([path], captions=CaptionRule.for_key(reading.caption_key))
     except UserError as error:
         reason = str(error).replace(str(path), url).splitlines()[-1].strip()
         return 0, (Damage(url, "", "shard", reason),)

@@ -175,7 +175,7 @@ def _sample(key: str, rows: tuple[Any, Any], row: int, folder: Path) -> Sample[b
         image = read_image_file(folder, image)
     if not isinstance(image, bytes):
         raise Unusable("image", f"the image column holds {type(image).__name__}, not an image file")
-    return Sample(key, image, clean_caption(caption))
+    return Sample(key, image, (clean_caption(caption),))
 
 
 def _text(value: object) -> str:

@@ -41,7 +41,7 @@ class ClassFolders(Source):
 
     def _content(self, position: int) -> Sample[bytes]:
         image = read_image_file(self._folder, self._images[position])
-        return Sample(self.locate(position)[1], image, "", self.layout.block(position))
+        return Sample(self.locate(position)[1], image, (), self.layout.block(position))
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from neuclip.data.captions import clean_caption, decode_caption
+from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample, Unusable
 from neuclip.data.sources.source import Source, Texts, even_blocks, read_image_file
@@ -27,8 +27,8 @@ class FolderSource(Source):
         Raises:
             UserError: there are no images, or none of the first images has a caption.
         """
-        self._folder, self._caption_key = folder, caption_key
-        self._suffix = ".txt" if caption_key is None else ".json"
+        self._folder, self._captions = folder, CaptionRule.for_key(caption_key)
+        self._suffix = ".json" if self._captions.json_keys else ".txt"
         self._images = Texts()
         for image in images_below(folder):
             self._images.append(image)
@@ -47,7 +47,7 @@ class FolderSource(Source):
     def _content(self, position: int) -> Sample[bytes]:
         image = self._images[position]
         content = read_image_file(self._folder, image)
-        return Sample(self.locate(position)[1], content, self._caption(image))
+        return Sample(self.locate(position)[1], content, self._captions_of(image))
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""
@@ -60,13 +60,13 @@ class FolderSource(Source):
     def _caption_path(self, image: str) -> Path:
         return (self._folder / image).with_suffix(self._suffix)
 
-    def _caption(self, image: str) -> str:
+    def _captions_of(self, image: str) -> tuple[str, ...]:
         path = self._caption_path(image)
         try:
             content = path.read_bytes()
         except OSError as error:
             raise Unusable("caption_missing", f"{path.name}: {error.strerror or error}") from error
-        return clean_caption(decode_caption(content, self._caption_key))
+        return self._captions.read(content)
 
 
 def images_below(folder: Path) -> Iterator[str]:

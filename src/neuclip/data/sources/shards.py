@@ -9,7 +9,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tarfile import ReadError
 
@@ -17,7 +16,7 @@ import numpy as np
 from braceexpand import braceexpand
 from numpy.typing import NDArray
 
-from neuclip.data.captions import decode_caption
+from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout
 from neuclip.data.progress import Progress
 from neuclip.data.samples import Damage, Sample, SampleError, Unusable
@@ -80,8 +79,7 @@ def expand_patterns(pattern: str) -> list[Path]:
 def build_index(
     shards: Sequence[Path],
     *,
-    caption_key: str | None = None,
-    captions_required: bool = True,
+    captions: CaptionRule | None = None,
     data_size: int | None = None,
     progress: Progress | None = None,
 ) -> "ShardIndex":
@@ -89,16 +87,15 @@ def build_index(
 
     Args:
         shards: tar files.
-        caption_key: take captions from this key of the `.json` member instead of the `.txt` member.
-        captions_required: if False, samples without a caption get an empty one (splits for
-            zero-shot classification).
+        captions: where captions come from; if none, from the `.txt` member.
         data_size: take the keys, integers below this bound, as sample ids.
         progress: called for each shard.
 
     Raises:
         UserError: there are no samples, or a key is not an integer below `data_size`.
     """
-    text = TEXT if caption_key is None else JSON
+    captions = captions or CaptionRule()
+    text = JSON if captions.json_keys else TEXT
     indexes: list[TarIndex] = []
     damage: list[Damage] = []
     for done, shard in enumerate(shards):
@@ -119,7 +116,6 @@ def build_index(
             f"no samples in {len(shards)} shard(s), {shards[0]} first: expected tar files with "
             f"members like 000000000.jpg and 000000000.txt{reasons}"
         )
-    captions = _CaptionRule(caption_key, captions_required)
     joined = ShardIndex(shards, indexes, captions, tuple(damage))
     if data_size is not None:
         keys = np.concatenate([index.integer_keys for index in indexes])
@@ -141,12 +137,6 @@ def _name(shards: Sequence[Path]) -> str:
     return str(shards[0]) if len(shards) == 1 else str(shards[0].parent)
 
 
-@dataclass(frozen=True)
-class _CaptionRule:
-    json_key: str | None
-    required: bool
-
-
 class ShardIndex(Source):
     """All samples of some shards, by position; created by `build_index`.
 
@@ -158,7 +148,7 @@ class ShardIndex(Source):
         self,
         shards: Sequence[Path],
         indexes: Sequence[TarIndex],
-        captions: _CaptionRule,
+        captions: CaptionRule,
         damage: tuple[Damage, ...],
     ) -> None:
         self.shards = tuple(shards)
@@ -218,19 +208,18 @@ class ShardIndex(Source):
         return Sample(
             key,
             image,
-            self._caption(position),
+            self._captions_of(position),
             self._class_index(position),
             self._member(position, _METADATA),
         )
 
-    def _caption(self, position: int) -> str:
+    def _captions_of(self, position: int) -> tuple[str, ...]:
         content = self._member(position, _CAPTION)
-        text = decode_caption(content, self._captions.json_key) if content is not None else ""
-        if not text and self._captions.required:
-            if content is None:
-                raise Unusable("caption_missing", "no caption")
-            raise Unusable("caption_empty", "the caption is empty")
-        return text
+        if content is not None:
+            return self._captions.read(content)
+        if self._captions.required:
+            raise Unusable("caption_missing", "no caption")
+        return ()
 
     def _class_index(self, position: int) -> int | None:
         content = self._member(position, _CLASS)

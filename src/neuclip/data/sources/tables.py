@@ -67,7 +67,7 @@ class TableSource(Source):
     def _content(self, position: int) -> Sample[bytes]:
         table, row = self._row(position)
         images, captions = self._rows[table]
-        caption = clean_caption(captions[row])
+        caption = (clean_caption(captions[row]),)
         return Sample(
             images[row], read_image_file(self._tables[table].parent, images[row]), caption
         )

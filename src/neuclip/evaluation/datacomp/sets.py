@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from neuclip.data.captions import CaptionRule
 from neuclip.data.sources.shards import build_index
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
@@ -153,7 +154,7 @@ def open_task(data_dir: Path, task: Task) -> TaskSet:
     shards = _shards(folder)
     return TaskSet(
         task=task,
-        index=build_index(shards, captions_required=False),
+        index=build_index(shards, captions=CaptionRule(required=False)),
         classnames=classnames,
         templates=templates,
         instances=instances,

@@ -12,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from neuclip.data.captions import CaptionRule
 from neuclip.data.samples import SampleError
 from neuclip.data.sources import shards, tar_headers, tar_index
 from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.errors import UserError
+
+BY_KEY = CaptionRule.for_key("caption")
 
 # --- patterns
 
@@ -147,12 +150,14 @@ def test_caption_from_json(tmp_path, write_tar, picture):
     members = [("1.png", picture(1)), ("1.txt", b"from txt"), ("1.json", record)]
     shard = write_tar(tmp_path / "0.tar", members)
     assert build_index([shard]).read(0).caption == "from txt"
-    assert build_index([shard], caption_key="caption").read(0).caption == "from json"
+    assert build_index([shard], captions=BY_KEY).read(0).caption == "from json"
 
 
 def test_classes_and_optional_captions(tmp_path, write_tar, picture):
     members = [("a.png", picture(1)), ("a.cls", b"41\n"), ("b.png", picture(2)), ("b.txt", b"")]
-    index = build_index([write_tar(tmp_path / "0.tar", members)], captions_required=False)
+    index = build_index(
+        [write_tar(tmp_path / "0.tar", members)], captions=CaptionRule(required=False)
+    )
     assert [(index.read(i).class_index, index.read(i).caption) for i in (0, 1)] == [
         (41, ""),
         (None, ""),
@@ -234,7 +239,7 @@ def test_corrupt_samples_give_the_reason(tmp_path, write_tar, pairs, picture, na
         (b"{", "caption_json"),
         (b"[1]", "caption_missing"),
         (b'{"caption": null}', "caption_missing"),
-        (b'{"caption": 3}', "caption_json"),
+        (b'{"caption": 3}', "caption_type"),
         (b'{"caption": ""}', "caption_empty"),
         (b'{"caption": "caf\xe9"}', "caption_encoding"),
     ],
@@ -242,7 +247,7 @@ def test_corrupt_samples_give_the_reason(tmp_path, write_tar, pairs, picture, na
 def test_corrupt_json_captions(tmp_path, write_tar, picture, record, kind):
     shard = write_tar(tmp_path / "0.tar", [("d.png", picture(1)), ("d.json", record)])
     with pytest.raises(SampleError) as error:
-        build_index([shard], caption_key="caption").read(0)
+        build_index([shard], captions=BY_KEY).read(0)
     assert error.value.damage.kind == kind
 
 

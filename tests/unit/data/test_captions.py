@@ -1,0 +1,96 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuclip.data.captions import CaptionRule, captions_of
+from neuclip.data.samples import Unusable
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, ()),
+        ("", ()),
+        (" \n", ()),
+        (" a cat \n", ("a cat",)),
+        ("one\ntwo", ("one\ntwo",)),  # a text file is one caption
+        ([], ()),
+        (["a", " b "], ("a", "b")),
+        (("a",), ("a",)),
+        (["", None, "b"], ("b",)),
+    ],
+)
+def test_a_value_is_a_text_or_a_list_of_texts(value, expected):
+    assert captions_of(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (3, "a number"),
+        (2.5, "a number"),
+        (True, "true or false"),
+        ({"raw": "a cat"}, "an object"),
+        ([3], "a list with a number"),
+        ([["a"]], "a list with a list"),
+        (b"a cat", "of type bytes"),
+    ],
+)
+def test_other_values_are_refused_with_their_place(value, named):
+    with pytest.raises(Unusable, match=named) as error:
+        captions_of(value, "column 'label'")
+    assert error.value.kind == "caption_type" and "column 'label'" in error.value.detail
+
+
+@given(st.lists(st.text(alphabet="ab \n", max_size=4), max_size=4))
+def test_json_and_tables_read_a_list_alike(captions):
+    rule = CaptionRule(("k",), required=False)
+    assert rule.read(json.dumps({"k": captions}).encode()) == captions_of(captions)
+
+
+@pytest.mark.parametrize(
+    ("keys", "record", "expected"),
+    [
+        ("b", {"a": "A", "b": "B"}, ("B",)),
+        ("a;b", {"a": "A", "b": "B"}, ("A",)),
+        ("a;b", {"a": " ", "b": ["B", "C"]}, ("B", "C")),
+        ("a; b", {"a": None, "b": "B"}, ("B",)),
+        ("a;b", {"a": []}, ()),
+    ],
+)
+def test_of_several_keys_the_first_with_a_caption_is_read(keys, record, expected):
+    rule = CaptionRule.for_key(keys)
+    content = json.dumps(record).encode()
+    if expected:
+        assert rule.read(content) == expected
+    else:
+        with pytest.raises(Unusable) as error:
+            rule.read(content)
+        assert error.value.kind == "caption_empty"
+
+
+def test_absent_keys_are_named():
+    with pytest.raises(Unusable, match="no 'a' or 'b'") as error:
+        CaptionRule.for_key("a;b").read(b'{"c": "C"}')
+    assert error.value.kind == "caption_missing"
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 200_000])
+def test_broken_json_is_a_corrupt_caption(content):
+    with pytest.raises(Unusable) as error:
+        CaptionRule.for_key("a").read(content)
+    assert error.value.kind == "caption_json"
+
+
+def test_lines_of_an_evaluation_set_are_captions():
+    content = "\ufeffa dog\r\n\n two dogs \n".encode()
+    assert CaptionRule(lines=True).read(content) == ("a dog", "two dogs")
+    assert CaptionRule().read(content) == ("a dog\r\n\n two dogs",)
+
+
+def test_captions_are_optional_where_nothing_needs_them():
+    assert CaptionRule(required=False).read(b" \n") == ()
+    with pytest.raises(Unusable, match="empty"):
+        CaptionRule().read(b" \n")
