@@ -1,4 +1,4 @@
-"""Errors that users can fix: the command line prints them without a traceback."""
+"""Errors that users can fix, printed without a traceback, and the wording of their messages."""
 
 import difflib
 
@@ -38,8 +38,39 @@ def printable(text: str, length: int = 80) -> str:
     return line if len(line) <= length else f"{line[: length - 3]}..."
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """The end of an error message: the nearest known word, and the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(sorted(known))}"
+_SHORT_LIST = 24
+"""Largest number of known words that a message lists."""
+
+
+def nearest(word: str, known: list[str], listing: str = "") -> str:
+    """The end of an error message: the nearest known words, and all of them if they are few.
+
+    Args:
+        word: the unknown word.
+        known: the known words.
+        listing: command that prints the known words, named if they are many.
+    """
+    plain = {_plain(name): name for name in reversed(known)}
+    found = difflib.get_close_matches(_plain(word), plain, n=3)
+    close = [plain[name] for name in found]
+    short = len(known) <= _SHORT_LIST
+    hint = f"did you mean {_either(close[:1] if short else close)}?" if close else ""
+    if short:
+        return f"{hint} known: {', '.join(sorted(known))}".strip()
+    more = f"{listing} lists all {len(known)}" if listing else f"{len(known)} are known"
+    return f"{hint} {more}".strip()
+
+
+def quantity(number: int, noun: str) -> str:
+    """A number with its noun: `1 epoch`, `2 epochs`, `13,000 samples`."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
+def _plain(word: str) -> str:
+    """A word without case and punctuation, for comparison."""
+    return "".join(letter for letter in word.lower() if letter.isalnum())
+
+
+def _either(words: list[str]) -> str:
+    quoted = [repr(word) for word in words]
+    return " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)

@@ -69,7 +69,8 @@ def _dispatch(argv: list[str]) -> int:
     rest = argv[1:] if group else argv
     if rest and rest[0] not in {"-h", "--help"}:
         given = f"{group} {rest[0]}".strip()
-        raise UserError(f"unknown command {given!r}; {nearest(given, [*COMMANDS, *GROUPS])}")
+        known = [name for name in [*COMMANDS, *GROUPS] if name.startswith(f"{group} ".lstrip())]
+        raise UserError(f"unknown command {given!r}; {nearest(given, known)}")
     print(_list_commands(group), file=sys.stdout if rest else sys.stderr)
     return 0 if rest else 2
 

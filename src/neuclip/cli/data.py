@@ -15,6 +15,7 @@ from neuclip.cli.flag_table import settings_flags
 from neuclip.cli.options import check_range
 from neuclip.cli.train import checked_section
 from neuclip.config.sections import DataConfig, ReadingConfig
+from neuclip.errors import quantity
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Source
@@ -159,8 +160,8 @@ def pack_data(command: Pack) -> int:
     samples = sum(shard.samples for shard in packed.shards)
     size = in_bytes(sum(shard.size for shard in packed.shards))
     again = f"; {packed.reused:,} of them existed already" if packed.reused else ""
-    shards = f"{len(packed.shards):,} shard{'s' if len(packed.shards) != 1 else ''}"
-    print(f"{samples:,} samples in {shards} ({size}){again}")
+    shards = quantity(len(packed.shards), "shard")
+    print(f"{quantity(samples, 'sample')} in {shards} ({size}){again}")
     print(f"written to {command.out}")
     if packed.log.total:
         print(f"left out: {packed.log.summary()}; see {command.out / 'pack_report.json'}")

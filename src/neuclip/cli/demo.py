@@ -11,6 +11,7 @@ from neuclip.cli import terminal
 from neuclip.cli.options import Switch
 from neuclip.cli.train import parse_train
 from neuclip.config.recipes import recipe_names
+from neuclip.errors import quantity
 from neuclip.run_folder import RunFolder
 
 
@@ -89,7 +90,9 @@ def demo(command: Demo) -> int:
     else:
         with terminal.progress() as progress:
             build_demo(data, progress=progress)
-    print(f"2/3  training {command.method} for {config.optim.epochs} epochs", flush=True)
+    print(
+        f"2/3  training {command.method} for {quantity(config.optim.epochs, 'epoch')}", flush=True
+    )
     from neuclip.training.assemble import train
 
     folder = RunFolder(train(config))

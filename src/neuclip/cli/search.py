@@ -13,6 +13,7 @@ from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import ReadingFlags
 from neuclip.cli.options import check_range
+from neuclip.errors import quantity
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Source
@@ -86,11 +87,13 @@ def _engine(command: Search, model: "Pretrained", source: "Source") -> "Engine":
     cache = command.embeddings or default_cache()
     settings = EmbedSettings(cache, command.batch_size, command.workers)
     checkpoint = model.checkpoint
-    print(f"{checkpoint.path} ({checkpoint.arch}) over {len(source):,} samples", flush=True)
+    print(
+        f"{checkpoint.path} ({checkpoint.arch}) over {quantity(len(source), 'sample')}", flush=True
+    )
     with terminal.progress() as progress:
         found = embed_source(model.encoder, model.sha256, source, settings, progress)
     kept = "already embedded" if found.reused else "embedded"
-    print(f"{len(found):,} images {kept}; features in {cache}", flush=True)
+    print(f"{quantity(len(found), 'image')} {kept}; features in {cache}", flush=True)
     if found.damaged:
         terminal.say(f"{found.damaged} corrupt samples left out: {found.damage}")
     return Engine(model.encoder, source, found)

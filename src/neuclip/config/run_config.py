@@ -21,7 +21,7 @@ from neuclip.config.sections import (
     OutputConfig,
     ParallelConfig,
 )
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 
 def _default_method() -> MethodSettings:
@@ -67,8 +67,8 @@ class RunConfig(Section):
             raise UserError("lr_tau_scheduler step_thresh needs lr_tau (for example --lr_tau 1e-4)")
         if optim.stop_epochs is not None and optim.stop_epochs > optim.epochs:
             raise UserError(
-                f"stop_epochs {optim.stop_epochs} is beyond the schedule of {optim.epochs} epochs; "
-                "it must be at most epochs"
+                f"stop_epochs {optim.stop_epochs} is beyond the schedule of "
+                f"{quantity(optim.epochs, 'epoch')}; it must be at most epochs"
             )
         if name is not None and (not name or name in {".", ".."} or "/" in name or "\\" in name):
             raise UserError(

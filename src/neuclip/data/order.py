@@ -18,6 +18,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from neuclip.errors import quantity
+
 Positions = NDArray[np.int64]
 
 _Key = TypeVar("_Key")
@@ -307,32 +309,39 @@ def describe_epoch(layout: Layout, length: int, global_batch: int) -> str:
     """How often an epoch visits the samples, in one sentence for the log."""
     steps, rest = divmod(length, global_batch)
     used, visits = length - rest, layout.visits
-    text = f"an epoch is {used:,} samples: {steps:,} steps of {global_batch:,}"
+    text = f"an epoch is {quantity(used, 'sample')}: {quantity(steps, 'step')} of {global_batch:,}"
     if any(span.factor != 1 for span in layout.spans):
         return f"{text}; {_describe_round(layout, used)}"
     if used > visits:
         often, more = divmod(used, visits)
-        text += f"; each of the {visits:,} samples is visited {often:,} time(s), {more:,} once more"
+        text += (
+            f"; each of the {quantity(visits, 'sample')} is visited {quantity(often, 'time')}, "
+            f"{more:,} once more"
+        )
     elif used < visits:
-        text += f"; each epoch drops a different {visits - used:,} of the {visits:,} samples"
+        text += (
+            f"; each epoch drops a different {visits - used:,} of the {quantity(visits, 'sample')}"
+        )
     return text
 
 
 def _describe_round(layout: Layout, used: int) -> str:
     """How often a mixture visits the samples of each source."""
     rounds, rest = divmod(used, layout.visits)
-    part = f"{rounds:,} round(s)" + (f" and {rest:,} visits of the next" if rest else "")
+    part = quantity(rounds, "round") + (
+        f" and {quantity(rest, 'visit')} of the next" if rest else ""
+    )
     if not rounds:
-        part = f"{used:,} visits of a round"
+        part = f"{quantity(used, 'visit')} of a round"
     sources = ", ".join(_describe_span(span) for span in layout.spans)
-    return f"that is {part}; a round is {layout.visits:,} visits: {sources}"
+    return f"that is {part}; a round is {quantity(layout.visits, 'visit')}: {sources}"
 
 
 def _describe_span(span: SourceSpan) -> str:
     """The visits of a source in a round."""
-    samples, full, extra = f"{span.samples:,} samples", span.full_visits, span.extra_visits
+    samples, full, extra = quantity(span.samples, "sample"), span.full_visits, span.extra_visits
     if not extra:
-        return f"{span.name}: each of {samples} {full:,} time(s)"
+        return f"{span.name}: each of {samples} {quantity(full, 'time')}"
     if not full:
         return f"{span.name}: a different {extra:,} of {samples} each round"
-    return f"{span.name}: each of {samples} {full:,} time(s), {extra:,} once more"
+    return f"{span.name}: each of {samples} {quantity(full, 'time')}, {extra:,} once more"

@@ -26,6 +26,8 @@ Tokenize = Callable[[list[str]], Tensor]
 MAX_LOG_SCALE = math.log(100.0)
 """open_clip's bound, a temperature of 0.01."""
 
+_LISTING = "python -c 'import open_clip; print(*open_clip.list_models())'"
+
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(OWN_CONFIGS)
 
@@ -107,7 +109,7 @@ def build_clip(
             dropout for a model that has none.
     """
     if name not in model_names() and not name.startswith("local-dir:"):
-        raise UserError(f"unknown model {name!r}; {nearest(name, model_names())}")
+        raise UserError(f"unknown model {name!r}; {nearest(name, model_names(), _LISTING)}")
     init = init or {}
     keywords: dict[str, Any] = {}
     if "temperature" in init:

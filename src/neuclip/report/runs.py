@@ -136,7 +136,8 @@ def load_runs(folders: list[Path]) -> list[LoadedRun]:
 
 def _load(folder: RunFolder, label: str) -> LoadedRun:
     if not folder.path.is_dir():
-        raise UserError(f"{folder.path} is not a run folder: it does not exist")
+        found = "is a file, not a run folder" if folder.path.exists() else "no such folder"
+        raise UserError(f"{folder.path}: {found}")
     if not folder.config.is_file():
         raise UserError(
             f"{folder.path} is not a run folder: it has no {folder.config.name} "

@@ -60,6 +60,14 @@ def test_nearest_lists_what_exists():
         "did you mean 'neuclip'? known: neuclip, openclip"
     )
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+    assert nearest("NEU CLIP", ["openclip", "neuclip"]).startswith("did you mean 'neuclip'?")
+
+
+def test_of_many_words_only_the_nearest_are_listed():
+    many = ["ViT-B-32", "ViT-B-16", *map(str, range(10**6, 10**6 + 130))]
+    message = nearest("vit-b/32", many, "neuclip models")
+    assert message == ("did you mean 'ViT-B-32' or 'ViT-B-16'? neuclip models lists all 132")
+    assert nearest("zzz", many) == "132 are known"
 
 
 def test_gamma_floor_is_the_published_rule():

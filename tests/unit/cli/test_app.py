@@ -136,7 +136,7 @@ def test_version(capsys):
         ("trian", "unknown command 'trian'; did you mean 'train'?"),
         ("help trian", "unknown command 'trian'; did you mean 'train'?"),
         ("dta", "unknown command 'dta'; did you mean 'data'?"),
-        ("data dmo", "unknown command 'data dmo'; did you mean 'data demo'?"),
+        ("data dmo", "unknown command 'data dmo'; did you mean 'data demo'? known: data bench"),
         ("methods nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
         ("demo --method nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
         ("demo --epochs -1", "--epochs: -1 is out of range; it must be >= 0"),

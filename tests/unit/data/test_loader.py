@@ -113,7 +113,7 @@ def test_description_of_an_epoch():
         "an epoch is 64 samples: 2 steps of 32; each epoch drops a different 36 of the 100 samples"
     )
     assert describe_epoch(Layout.of("x", [100]), 256, 32) == (
-        "an epoch is 256 samples: 8 steps of 32; each of the 100 samples is visited 2 time(s), "
+        "an epoch is 256 samples: 8 steps of 32; each of the 100 samples is visited 2 times, "
         "56 once more"
     )
     assert describe_epoch(Layout.of("x", [64]), 64, 32) == "an epoch is 64 samples: 2 steps of 32"

@@ -208,7 +208,7 @@ def test_description_of_a_mixture():
     text = describe_epoch(layout, layout.visits, 20)
     assert text == (
         "an epoch is 240 samples: 12 steps of 20; that is 240 visits of a round; a round is 245 "
-        "visits: 0: each of 100 samples 1 time(s), 1: each of 50 samples 2 time(s), 25 once more, "
+        "visits: 0: each of 100 samples 1 time, 1: each of 50 samples 2 times, 25 once more, "
         "2: a different 20 of 80 samples each round"
     )
-    assert "that is 2 round(s) and 10 visits of the next" in describe_epoch(layout, 500, 20)
+    assert "that is 2 rounds and 10 visits of the next" in describe_epoch(layout, 500, 20)

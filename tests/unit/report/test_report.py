@@ -269,7 +269,7 @@ def test_broken_results_and_galleries_are_named(tmp_path):
 
 
 def test_not_a_run_folder(tmp_path):
-    with pytest.raises(UserError, match="not a run folder: it does not exist"):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
         load_runs([tmp_path / "nowhere"])
     with pytest.raises(UserError, match=r"not a run folder: it has no config\.yaml"):
         load_runs([tmp_path])

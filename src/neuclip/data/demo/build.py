@@ -29,7 +29,7 @@ from pathlib import Path
 from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces, names_by_shared_image
 from neuclip.data.progress import Progress
 from neuclip.data.shard_writer import write_shards
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.files import folder_when_complete
 
 CAPTIONS = ("{c}, {style}", "{c} in {style}", "{style} {c}", "the character {c} in {style} type")
@@ -71,7 +71,7 @@ class DemoSummary:
             f"{split} {self.pairs[split]:,} pairs of {self.classes[split]:,} names"
             for split in SPLITS
         )
-        return f"{self.path}: {did}: {len(self.faces)} faces; {splits}"
+        return f"{self.path}: {did}: {quantity(len(self.faces), 'face')}; {splits}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from neuclip.data.remote.transport import PIPE, FetchError, check_scheme
 from neuclip.data.samples import Damage, Sample, SampleError
 from neuclip.data.sources.shards import ShardIndex, build_index
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.files import replacing
 
 WINDOW = 16
@@ -189,7 +189,9 @@ def open_remote(
     shards = [result.shard for result in counted]
     if not any(shard.samples for shard in shards):
         reasons = "".join(f"\n  {found}" for found in damage[:5])
-        raise UserError(f"no samples in {len(urls)} remote shard(s), {urls[0]} first:{reasons}")
+        raise UserError(
+            f"no samples in {quantity(len(urls), 'remote shard')}, {urls[0]} first:{reasons}"
+        )
     source = RemoteShards(shards, cache, reading, damage)
     _check_room(shards, cache, source.shuffle_window)
     return source

@@ -9,7 +9,7 @@ import numpy as np
 from neuclip.data.order import Layout, SourceSpan
 from neuclip.data.samples import Damage, Sample
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 
 class Mixture(Source):
@@ -109,8 +109,8 @@ def parse_factors(text: str, sources: int) -> list[float]:
         raise UserError(f"{flag}: expected numbers joined by '::', for example 1::2") from None
     if len(factors) != sources:
         raise UserError(
-            f"{flag}: {len(factors)} factor(s) for {sources} source(s); --train-data needs one "
-            "source per factor, joined by '::'"
+            f"{flag}: {quantity(len(factors), 'factor')} for {quantity(sources, 'source')}; "
+            "--train-data needs one source per factor, joined by '::'"
         )
     if not all(0 < factor <= 1_000_000 for factor in factors):
         raise UserError(f"{flag}: a factor must be above 0 (to skip a source, leave it out)")

@@ -32,7 +32,7 @@ from neuclip.data.sources.tar_index import (
     index_shard,
     key_of,
 )
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 _OPEN_SHARDS = 128  # file handles kept open by each process
 _log = logging.getLogger(__name__)
@@ -113,8 +113,8 @@ def build_index(
     if not any(len(index.blocks) for index in indexes):
         reasons = "".join(f"\n  {found}" for found in damage[:5])
         raise UserError(
-            f"no samples in {len(shards)} shard(s), {shards[0]} first: expected tar files with "
-            f"members like 000000000.jpg and 000000000.txt{reasons}"
+            f"no samples in {quantity(len(shards), 'shard')}, {shards[0]} first: expected tar "
+            f"files with members like 000000000.jpg and 000000000.txt{reasons}"
         )
     joined = ShardIndex(shards, indexes, captions, tuple(damage))
     if data_size is not None:

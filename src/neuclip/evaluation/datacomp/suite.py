@@ -26,13 +26,14 @@ class SampleGroups:
         column: column of the metadata (`.npy`) with the number of the group.
         field: name of that column.
         measure: top-1 (`acc`) or top-5 (`acc_top5`) accuracy of each group.
-        left_out: groups to ignore.
+        ignored: groups that the metric's definition ignores. DataComp's code counts them, and so
+            does the main metric; `<metric>_as_defined` does not.
     """
 
     column: int
     field: str
     measure: Literal["acc", "acc_top5"]
-    left_out: tuple[int, ...] = ()
+    ignored: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

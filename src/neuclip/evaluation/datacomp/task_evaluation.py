@@ -198,7 +198,11 @@ def _counts(task_set: TaskSet, images: EncodedImages) -> dict[str, float]:
 def _grouped(
     choices: Choices, images: EncodedImages, groups: SampleGroups, metric: str
 ) -> dict[str, float]:
-    """Accuracy and size of each group, and the accuracy of the worst."""
+    """Accuracy and size of each group, and the accuracy of the worst.
+
+    FMoW's definition ignores the region `Other`. DataComp's code looks for that name among groups
+    that it names by number, never finds it, and counts the region.
+    """
     right = choices.right_at(5 if groups.measure == "acc_top5" else 1)
     number = _column(images, groups.column)
     found = group_accuracies(right, number)
@@ -206,12 +210,10 @@ def _grouped(
     for group, value in found.items():
         metrics[f"{groups.measure}_{groups.field}:{group}"] = value
         metrics[f"count_{groups.field}:{group}"] = float((number == group).sum())
-    if groups.left_out:
-        metrics[f"{metric}_of_all"] = worst_group(found)
-    try:
-        return metrics | {metric: worst_group(found, groups.left_out)}
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    metrics[metric] = worst_group(found)
+    if groups.ignored and not found.keys() <= set(groups.ignored):
+        metrics[f"{metric}_as_defined"] = worst_group(found, groups.ignored)
+    return metrics
 
 
 def _outcomes(choices: Choices, images: EncodedImages, task: Task) -> Outcomes:
@@ -224,8 +226,7 @@ def _outcomes(choices: Choices, images: EncodedImages, task: Task) -> Outcomes:
         return outcomes_of(statistic, choices.right_at(1), choices.target if by_class else None)
     group = _column(images, task.groups.column)
     right = choices.right_at(5 if task.groups.measure == "acc_top5" else 1)
-    counts = torch.tensor([number not in task.groups.left_out for number in group.tolist()])
-    return outcomes_of("worst_group", right[counts], group[counts])
+    return outcomes_of("worst_group", right, group)
 
 
 def _column(images: EncodedImages, column: int) -> Int64[Tensor, " samples"]:

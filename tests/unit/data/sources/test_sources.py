@@ -373,7 +373,7 @@ def test_factors(tars, window):
     loader = TrainLoader(source, transform, tokenize, LoaderSettings(6, window=window))
     assert loader.description == (
         "an epoch is 12 samples: 2 steps of 6; that is 12 visits of a round; a round is 13 visits: "
-        f"{tars}/a/0.tar: each of 5 samples 1 time(s), {tars}/b: each of 4 samples 2 time(s)"
+        f"{tars}/a/0.tar: each of 5 samples 1 time, {tars}/b: each of 4 samples 2 times"
     )
 
 
@@ -401,7 +401,7 @@ def test_sources_of_different_kinds(tars, images, rows):
 @pytest.mark.parametrize(
     ("factors", "message"),
     [
-        ("1", r"1 factor\(s\) for 2 source\(s\)"),
+        ("1", "1 factor for 2 sources"),
         ("1::x", "expected numbers joined by '::'"),
         ("1::0", "must be above 0"),
         ("1::-2", "must be above 0"),

@@ -32,7 +32,7 @@ def test_folders_and_sources_as_published():
     assert tasks["vtab/cifar100"].source == "djghosh/wds_vtab-cifar100_test"
     assert tasks["fairness/dollar_street"].source == "djghosh/wds_dollar_street_test"
     assert tasks["misc/winogavil"].source == "nlphuji/winogavil"
-    assert tasks["wilds/fmow"].groups.left_out == (5,)
+    assert tasks["wilds/fmow"].groups.ignored == (5,)
 
 
 def test_members_of_the_averages():
