@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[2] / "src" / "neuclip"
 
 LEVELS = [
     ["errors"],
-    ["files", "first_bytes", "templates"],
+    ["files", "first_bytes", "templates", "console"],
     ["run_folder", "parallel"],
     ["method"],
     ["catalogue"],
@@ -91,13 +91,14 @@ DOORS = {
     "tyro": {"cli"},
     "triton": {"method.softmax.fused"},
     "jinja2": {"templates"},
-    "rich": {"cli", "training.records.sinks"},
+    "rich": {"cli", "console"},
     "matplotlib": {"report.figures", "report.panels", "data.demo.fonts"},
 }
 TORCH_FREE = [
     "errors",
     "files",
     "first_bytes",
+    "console",
     "run_folder",
     "catalogue",
     "config",

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from neuclip import __version__
+from neuclip import __version__, console
 from neuclip.catalogue.registry import check_outside
 from neuclip.cli import terminal
 from neuclip.cli.data import Bench, Inspect, Pack, bench_data, inspect_data, pack_data
@@ -33,9 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: tyro printed a help (0) or refused a flag (2).
     """
+    with console.logging_shown():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> int:
+    """Runs a command line; every error that a user can fix is one message and an exit code."""
     try:
         check_outside()
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(argv)
         sys.stdout.flush()
         return code
     except UserError as error:

@@ -189,9 +189,7 @@ def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:
     from neuclip.model.load import load_pretrained
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
-    from neuclip.training.records.run_log import log_to
 
-    log_to(None)
     # The ranks only share work and gather features, for which gloo serves any device.
     with open_process_group(torch.device("cpu")) as launch:
         sets = open_tasks(data_dir, tasks)

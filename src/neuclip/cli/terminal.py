@@ -2,44 +2,26 @@
 
 import sys
 import textwrap
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from neuclip import console
 from neuclip.evaluation.datacomp.suite import Average, Task
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.evaluation.results import read_eval_results
 from neuclip.run_folder import RunFolder
 
+progress = console.progress
+
 
 def say(message: str) -> None:
     """Prints a message on standard error."""
     first, *rest = message.splitlines() or [""]
-    print("\n".join([f"neuclip: {first}", *(f"  {line}" for line in rest)]), file=sys.stderr)
-
-
-@contextmanager
-def progress() -> Generator[Callable[[str, int, int], None] | None]:
-    """Shows a progress bar on a terminal.
-
-    Yields:
-        A function of (activity, parts done, total parts); none if the output is piped.
-    """
-    if not sys.stdout.isatty():
-        yield None
-        return
-    with Progress(console=_console(), transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield advance
+    console.write("\n".join([f"neuclip: {first}", *(f"  {line}" for line in rest)]))
 
 
 def print_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
@@ -119,17 +101,17 @@ def print_demo(run: RunFolder, epoch: int, page: Path) -> None:
 
 def print_line(text: str, *, bold: int = 0, hang: int = 0) -> None:
     """Prints a paragraph with its first `bold` characters bold; wraps it on a terminal only."""
-    console = _console()
-    if console.is_terminal:
+    out = _console()
+    if out.is_terminal:
         body = text.lstrip("\n")
         indent = " " * (len(body) - len(body.lstrip()))
         wrapped = textwrap.wrap(
-            body.lstrip(), console.width, initial_indent=indent, subsequent_indent=" " * hang
+            body.lstrip(), out.width, initial_indent=indent, subsequent_indent=" " * hang
         )
         text = text[: len(text) - len(body)] + "\n".join(wrapped)
     styled = Text(text)
     styled.stylize("bold", 0, bold)
-    console.print(styled, soft_wrap=True)
+    out.print(styled, soft_wrap=True)
 
 
 def print_plain(text: str) -> None:

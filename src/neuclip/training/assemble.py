@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from neuclip import console
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.method_settings import MixingSettings
@@ -58,13 +59,13 @@ def train(config: RunConfig) -> Path:
         Preempted: a signal asked to stop; a checkpoint is written.
     """
     config.check()
-    log_to(None)
-    try:
-        if config.optim.epochs == 0 and config.resume is not None:
-            return _evaluate_only(config)
-        return _join_and_train(config)
-    finally:
-        log_to(None)  # closes the run's out.log
+    with console.logging_shown():
+        try:
+            if config.optim.epochs == 0 and config.resume is not None:
+                return _evaluate_only(config)
+            return _join_and_train(config)
+        finally:
+            log_to(None)  # closes the run's out.log
 
 
 def _join_and_train(config: RunConfig) -> Path:

@@ -1,32 +1,42 @@
-"""The package's log messages: to the terminal, and to a run's `out.log`."""
+"""A run's `out.log`: the log messages of this package, warnings, and messages of other packages."""
 
 import logging
-import sys
 from pathlib import Path
-from typing import TextIO
 
-log = logging.getLogger("neuclip")
+from neuclip import console
+from neuclip.files import describe
 
-
-class _TerminalHandler(logging.StreamHandler[TextIO]):
-    """Writes to the current `sys.stderr`, which a progress bar replaces to keep lines above it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)
+_LOGGERS = (logging.getLogger("neuclip"), logging.getLogger())
 
 
 def log_to(file: Path | None) -> None:
-    """Sends the package's messages to the terminal (standard error), and to a file if given."""
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    terminal = _TerminalHandler()
-    terminal.setFormatter(logging.Formatter("%(message)s"))
-    log.addHandler(terminal)
+    """Appends log messages to a file, and closes the file before; `None` only closes it."""
+    for logger in _LOGGERS:
+        for handler in [each for each in logger.handlers if isinstance(each, _LogFile)]:
+            logger.removeHandler(handler)
+            handler.close()
     if file is not None:
-        to_file = logging.FileHandler(file, encoding="utf-8")
-        to_file.setFormatter(logging.Formatter("%(asctime)s | %(levelname)s | %(message)s"))
-        log.addHandler(to_file)
+        handler = _LogFile(file)
+        for logger in _LOGGERS:
+            logger.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; if it cannot be written, the terminal shows it once and the run goes on."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, encoding="utf-8", errors="backslashreplace", delay=True)
+        self._failed = False
+        self.setFormatter(console.MessageFormatter("%(asctime)s | %(levelname)s | %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        try:
+            if self.stream is None:
+                self.stream = self._open()
+            self.stream.write(self.format(record) + self.terminator)
+            self.flush()
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                console.write(f"cannot write {self.baseFilename}: {describe(error)}")

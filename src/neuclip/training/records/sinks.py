@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
+from neuclip.console import ProgressBar
 from neuclip.errors import UserError
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.files import write_whole
@@ -69,41 +67,25 @@ class ConsoleSink:
     """
 
     def __init__(self, total_steps: int, done: int) -> None:
-        console = Console(stderr=True)
         self._total = total_steps
-        self._progress: Progress | None = None
-        if console.is_terminal:
-            self._progress = Progress(
-                TextColumn("[bold]{task.completed}/{task.total}"),
-                BarColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=console,
-                transient=True,
-            )
-            self._task = self._progress.add_task("", total=total_steps, completed=done)
-            self._progress.start()
+        self._bar = ProgressBar(total_steps, done)
 
     def advance(self, step: int) -> None:
         """Moves the bar."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=step)
+        self._bar.advance(step)
 
     def __call__(self, record: Record) -> None:
         """Logs a record."""
         if record["kind"] == "eval":
             log.info("%s", evaluation_line(record))
             return
-        line = training_line(record)
-        if self._progress is not None:
-            short = f"loss {record['loss']:.4f}  {record['samples_per_second']:.0f} samples/s"
-            self._progress.update(self._task, completed=record["step"], description=short)
-        log.info("%6d/%d  %s", record["step"], self._total, line)
+        speed = f"{record['samples_per_second']:.0f} samples/s"
+        self._bar.note([f"loss {record['loss']:.4f}", speed, f"epoch {record['epoch']:.2f}"])
+        log.info("%6d/%d  %s", record["step"], self._total, training_line(record))
 
     def close(self) -> None:
         """Removes the bar."""
-        if self._progress is not None:
-            self._progress.stop()
+        self._bar.close()
 
 
 def training_line(record: Record) -> str:
