@@ -6,6 +6,7 @@ of the cells' counts: the same distribution at a fraction of the cost. Otherwise
 resampled.
 """
 
+import statistics
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,17 +34,21 @@ class Difference:
         low: lower end of the interval; none without an interval.
         high: upper end.
         over: what the bootstrap resampled.
+        seeds_agree: whether every seed of one method is above every seed of the other, with at
+            least two seeds each.
     """
 
     value: float
     low: float | None = None
     high: float | None = None
     over: Over | None = None
+    seeds_agree: bool = False
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low is not None and self.high is not None and self.low * self.high > 0
+        """Whether the interval excludes 0 and the seeds agree on the sign."""
+        excludes = self.low is not None and self.high is not None and self.low * self.high > 0
+        return excludes and self.seeds_agree
 
 
 def over_samples(
@@ -89,9 +94,21 @@ def over_tasks(differences: Sequence[float], key: str) -> Draws | None:
     return np.asarray(differences)[chosen].mean(axis=1)
 
 
-def difference(value: float, draws: Draws | None, over: Over) -> Difference:
-    """A difference with the interval from its draws."""
+def difference(
+    ours: Sequence[float], theirs: Sequence[float], draws: Draws | None, over: Over
+) -> Difference:
+    """The difference of two means over seeds, with the interval from its draws.
+
+    Args:
+        ours: scores of a method, one per seed.
+        theirs: scores of the baseline, one per seed.
+        draws: draws of the difference; none: no interval.
+        over: what the bootstrap resampled.
+    """
+    value = statistics.fmean(ours) - statistics.fmean(theirs)
+    apart = min(ours) > max(theirs) or max(ours) < min(theirs)
+    agree = apart and min(len(ours), len(theirs)) > 1
     if draws is None:
-        return Difference(value)
+        return Difference(value, seeds_agree=agree)
     low, high = np.percentile(draws, _LEVELS)
-    return Difference(value, float(low), float(high), over)
+    return Difference(value, float(low), float(high), over, agree)

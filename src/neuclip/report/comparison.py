@@ -1,11 +1,14 @@
 """Runs side by side: the best result of each split, and the table of metrics."""
 
 import math
+import statistics
 from dataclasses import dataclass, replace
 
 from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.evaluation.metric_names import MAIN_METRICS, METRICS, Better, Metric
+from neuclip.report.entries import Entry
 from neuclip.report.runs import LoadedRun
+from neuclip.report.scoreboard import Scoreboard
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,29 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class BestResult:
-    """The best result of a split."""
+    """The best result of a split, or of one of the benchmark's averages.
+
+    Attributes:
+        split: name of the split or average.
+        measure: the metric in words.
+        value: the mean over seeds, formatted.
+        best: the run, or the entry of several seeds; ties are counted.
+        seeds: number of runs that `value` is the mean of.
+        rivals: number of entries compared.
+        chance: score of guessing, formatted; empty if unknown.
+        times_chance: value / chance, formatted; empty if unknown.
+        scale: numbers of images and classes.
+    """
 
     split: str
     measure: str
     value: str
-    run: str
-    method: str
-    chance: str
-    times_chance: str
-    scale: str
+    best: str
+    seeds: int
+    rivals: int
+    chance: str = ""
+    times_chance: str = ""
+    scale: str = ""
 
 
 def _cost(key: str, label: str, better: Better, *, percent: bool = False) -> Metric:
@@ -76,22 +92,54 @@ def main_splits(runs: list[LoadedRun]) -> list[str]:
     return own or [split for split in splits if split == "imagenet1k"]
 
 
-def best_results(runs: list[LoadedRun]) -> list[BestResult]:
-    """The best top-1 accuracy of each split; recall@1 for a split without classes."""
+def best_averages(board: Scoreboard) -> list[BestResult]:
+    """The best of the benchmark's averages; empty without benchmark results."""
     found: list[BestResult] = []
-    for split in main_splits(runs):
-        for metric in MAIN_METRICS:
-            scored = [run for run in runs if metric.key in run.final(split)]
-            if scored:
-                best = max(scored, key=lambda run: run.final(split)[metric.key])
-                found.append(_best_result(split, metric, best))
-                break
+    for panel in board.panels if board.of_benchmark else ():
+        scored = [bar for bar in panel.bars if bar.color >= 0 and bar.mean is not None]
+        if scored:
+            means = [bar.mean or 0.0 for bar in scored]
+            best = scored[means.index(max(means))]
+            found.append(
+                BestResult(
+                    split=panel.title,
+                    measure="mean of the tasks' main metrics",
+                    value=percent(max(means)),
+                    best=_named(best.label, means),
+                    seeds=len(best.values),
+                    rivals=len(scored),
+                )
+            )
     return found
 
 
-def _best_result(split: str, metric: Metric, run: LoadedRun) -> BestResult:
-    final = run.final(split)
-    value, chance = final[metric.key], final.get("chance") if metric.key == "acc1" else None
+def best_results(runs: list[LoadedRun], found: list[Entry]) -> list[BestResult]:
+    """The best top-1 accuracy of each split; recall@1 for a split without classes.
+
+    Entries with several seeds are compared by their means.
+    """
+    results: list[BestResult] = []
+    for split in main_splits(runs):
+        for metric in MAIN_METRICS:
+            scored = [
+                entry
+                for entry in found
+                if all(metric.key in run.final(split) for run in entry.runs)
+            ]
+            if scored:
+                results.append(_best_result(split, metric, scored))
+                break
+    return results
+
+
+def _best_result(split: str, metric: Metric, scored: list[Entry]) -> BestResult:
+    means = [
+        statistics.fmean(run.final(split)[metric.key] for run in entry.runs) for entry in scored
+    ]
+    value = max(means)
+    entry = scored[means.index(value)]
+    final, seeds = entry.runs[0].final(split), len(entry.runs)
+    chance = final.get("chance") if metric.key == "acc1" else None
     scale = [
         f"{number(final[key])} {noun}"
         for key, noun in (("num_samples", "images"), ("num_classes", "classes"))
@@ -101,12 +149,19 @@ def _best_result(split: str, metric: Metric, run: LoadedRun) -> BestResult:
         split=split,
         measure=metric.phrase,
         value=percent(value),
-        run=run.label,
-        method=run.method,
+        best=_named(entry.label if seeds > 1 else entry.runs[0].label, means),
+        seeds=seeds,
+        rivals=len(scored),
         chance="" if chance is None else percent(chance),
         times_chance="" if not chance else number(value / chance),
         scale=", ".join(scale),
     )
+
+
+def _named(label: str, means: list[float]) -> str:
+    """The best entry, with the number of entries that share its value."""
+    others = means.count(max(means)) - 1
+    return f"{label} and {others} other{'s' if others > 1 else ''}" if others else label
 
 
 def comparison(runs: list[LoadedRun]) -> list[RowGroup]:
@@ -139,8 +194,10 @@ def _row(metric: Metric, values: list[float | None]) -> MetricRow:
     texts = ["" if v is None else (percent(v) if metric.percent else number(v)) for v in values]
     known = [value for value in values if value is not None and math.isfinite(value)]
     best = None
-    if metric.better != "neither" and len(known) > 1 and len(set(known)) > 1:
+    if metric.better != "neither" and len(known) > 1:
         best = max(known) if metric.better == "high" else min(known)
+        if known.count(best) > len(known) / 2:  # a mark on most values marks nothing
+            best = None
     cells = [
         MetricCell(text, best is not None and value == best)
         for text, value in zip(texts, values, strict=True)

@@ -29,11 +29,14 @@ class Entry:
 
     Attributes:
         label: the method, with the settings that distinguish it from entries of the same method.
-        runs: the runs.
+        runs: the runs, one per seed.
+        repeats: further runs with the seed of one of them; comparisons leave them out, because
+            they say nothing about the spread over seeds.
     """
 
     label: str
     runs: list[LoadedRun]
+    repeats: list[LoadedRun] = field(default_factory=list["LoadedRun"])
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,29 @@ class CheckpointScores:
 
 
 def entries(runs: Sequence[LoadedRun]) -> list[Entry]:
-    """Groups runs by method and settings, in the order given."""
+    """Groups runs by method, settings and data, in the order given.
+
+    Of several runs with one seed, the first counts; the others are added to their runs' gaps.
+    """
     alike: dict[tuple[tuple[str, str], ...], list[LoadedRun]] = {}
     for run in runs:
         alike.setdefault(tuple(sorted(_experiment(run).items())), []).append(run)
     groups = list(alike.values())
-    return [Entry(_label(group, groups), group) for group in groups]
+    return [_entry(_label(group, groups), group) for group in groups]
+
+
+def _entry(label: str, group: list[LoadedRun]) -> Entry:
+    first: dict[str, LoadedRun] = {}
+    repeats: list[LoadedRun] = []
+    for run in group:
+        seed = run.config.get("seed", "")
+        if first.setdefault(seed, run) is not run:
+            repeats.append(run)
+            run.gaps.append(
+                f"the comparison leaves this run out: it repeats {first[seed].label} "
+                f"(same settings, same data, seed {seed})"
+            )
+    return Entry(label, list(first.values()), repeats)
 
 
 def _experiment(run: LoadedRun) -> dict[str, str]:

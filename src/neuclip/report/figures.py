@@ -6,6 +6,7 @@ on a light and on a dark page. Equal data give equal bytes.
 
 import io
 import re
+import textwrap
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ SERIES = tuple(f"#0a000{number}" for number in range(1, 7))
 MARKERS = "osD^vP"
 POINTS_PER_CURVE = 200
 WIDTH = 5.0
+ROUND_STEPS = (1, 2, 5, 10)
 
 STYLE = {
     "svg.fonttype": "none",
@@ -52,11 +54,20 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A line; `color` is the run's index. Dotted lines are references, not in the legend."""
+    """A line.
+
+    Attributes:
+        label: the run, for the text that describes the drawing.
+        color: index of the colour; runs that differ in the seed alone share it.
+        points: (x, y).
+        legend: name in the legend; empty: not in the legend.
+        dotted: a reference, drawn dotted and not in the legend.
+    """
 
     label: str
     color: int
     points: list[tuple[float, float]]
+    legend: str = ""
     dotted: bool = False
 
 
@@ -69,7 +80,14 @@ class Bars:
     values: list[float]
 
 
-def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool = False) -> str:
+def curves(
+    name: str,
+    lines: list[Curve],
+    *,
+    percent: bool = False,
+    marked: bool = False,
+    from_zero: bool = False,
+) -> str:
     """Draws lines over samples seen; long lines are averaged to `POINTS_PER_CURVE` points.
 
     Args:
@@ -77,6 +95,7 @@ def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool
         lines: the lines.
         percent: the values are fractions, shown as percentages.
         marked: mark every point.
+        from_zero: the vertical axis starts at 0; with `percent` it always does.
     """
     with drawing_style(name):
         figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
@@ -87,8 +106,8 @@ def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool
                 [x for x, _ in points],
                 [y for _, y in points],
                 color=SERIES[line.color % len(SERIES)],
-                label="_reference" if line.dotted else clip_label(line.label),
-                linestyle=":" if line.dotted else "-",
+                label=clip_label(line.legend, 40) or "_hidden",
+                linestyle=":" if line.dotted else _line_style(line.color),
                 marker=MARKERS[(line.color + line.color // len(SERIES)) % len(MARKERS)],
                 markersize=4.5,
                 markevery=1 if marked else max(1, len(points) // 6),
@@ -96,10 +115,12 @@ def curves(name: str, lines: list[Curve], *, percent: bool = False, marked: bool
         axes.set_xlabel("samples seen")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        if percent:
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
+        if percent or from_zero:
             axes.set_ylim(bottom=0)
+        if percent:
+            axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         _legend(figure, axes)
         return as_inline(figure, name)
@@ -116,7 +137,7 @@ def stacked(name: str, labels: list[str], parts: list[Bars]) -> str:
             color = SERIES[part.color % len(SERIES)] if part.color >= 0 else FAINT
             axes.barh(places, part.values, 0.62, left=left, color=color, label=part.label)
             left = [a + b for a, b in zip(left, part.values, strict=True)]
-        axes.set_yticks(places, [clip_label(label) for label in labels])
+        axes.set_yticks(places, [wrap_label(label) for label in labels])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
@@ -137,8 +158,8 @@ def grouped(name: str, labels: list[str], groups: list[Bars]) -> str:
             color = SERIES[group.color] if group.color >= 0 else FAINT
             bars = axes.barh(places, group.values, thick * 0.9, color=color, label=group.label)
             axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=9)
-        axes.set_yticks(range(len(labels)), [clip_label(label) for label in labels])
-        axes.invert_yaxis()
+        axes.set_yticks(range(len(labels)), [wrap_label(label) for label in labels])
+        axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.margins(x=0.12)
         _legend(figure, axes)
         return as_inline(figure, name)
@@ -178,11 +199,22 @@ def _legend(figure: Figure, axes: Axes) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns))
 
 
-def clip_label(label: str, most: int = 24) -> str:
-    """A label for matplotlib, cut after `most` letters."""
+def clip_label(label: str, most: int) -> str:
+    """A label for matplotlib, shortened in its middle to `most` letters."""
+    half = (most - 2) // 2
+    short = label if len(label) <= most else f"{label[: most - 2 - half]}..{label[-half:]}"
     # An unescaped "$" would start a formula.
-    short = label if len(label) <= most else f"{label[: most - 2]}.."
     return short.replace("$", r"\$")
+
+
+def wrap_label(label: str) -> str:
+    """A label for an axis, on two lines of 24 letters; longer ones are shortened in the middle."""
+    return "\n".join(textwrap.wrap(clip_label(label, 46), 24, max_lines=2, placeholder=".."))
+
+
+def _line_style(color: int) -> str:
+    """Solid for the first colours, dashed and dash-dotted once they repeat."""
+    return ("-", "--", "-.")[color // len(SERIES) % 3]
 
 
 def as_inline(figure: Figure, name: str) -> str:

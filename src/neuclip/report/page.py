@@ -11,6 +11,7 @@ from neuclip.evaluation.results import Gallery
 from neuclip.report import ReportOptions
 from neuclip.report.comparison import (
     all_metrics,
+    best_averages,
     best_results,
     comparison,
     different_settings,
@@ -18,12 +19,12 @@ from neuclip.report.comparison import (
     number,
     splits_of,
 )
-from neuclip.report.entries import choose_baseline, entries
+from neuclip.report.entries import Entry, choose_baseline, entries
 from neuclip.report.figures import Bars, Curve, curves, grouped, stacked
 from neuclip.report.panels import inline_panels
 from neuclip.report.quoted import MEASURES, load_quoted, quoted_for
 from neuclip.report.runs import LoadedRun, load_runs
-from neuclip.report.scoreboard import PANELS, Scoreboard, average_series, scoreboard
+from neuclip.report.scoreboard import PANELS, PanelBar, Scoreboard, average_series, scoreboard
 from neuclip.templates import render
 
 PARTS = ("data", "encode", "loss", "normalizer", "backward", "optimizer")
@@ -39,6 +40,21 @@ class Plot:
     svg: Markup
     summary: str
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """How curves show a run: runs that differ in the seed alone share colour and legend."""
+
+    run: LoadedRun
+    color: int
+    legend: str
+
+    def curve(self, points: list[tuple[float, float]], *, batch: bool = False) -> Curve:
+        """A curve of this run; `batch`: the mini-batch estimate, drawn dotted."""
+        if batch:
+            return Curve(f"{self.run.label}, mini-batch estimate", self.color, points, dotted=True)
+        return Curve(self.run.label, self.color, points, self.legend)
 
 
 @dataclass(frozen=True)
@@ -69,38 +85,52 @@ def compose(run_dirs: list[Path], options: ReportOptions) -> Page:
     found = entries(runs)
     board = scoreboard(found, choose_baseline(found, options.baseline), quoted)
     shown = board if board.panels and (len(runs) > 1 or board.of_benchmark) else None
+    lines = _lines(runs, found)
     html = render(
         "report.html.j2",
         board=shown,
-        panels=None if shown is None else _panels(shown),
+        panels=[] if shown is None else _panels(shown),
         quoted=quoted,
         all_quoted=load_quoted(),
         measures=MEASURES,
         runs=runs,
         title=_title(runs),
-        best_results=best_results(runs),
+        best_results=best_averages(board) or best_results(runs, found),
         groups=comparison(runs),
         all_groups=all_metrics(runs),
-        plots=_main_plots(runs, board),
-        more_plots=_more_plots(runs),
+        plots=_main_plots(lines, board),
+        more_plots=_more_plots(lines),
         galleries=[(split, _galleries(runs, split)) for split in _gallery_splits(runs)],
         different=different_settings(runs),
     )
     return Page(html, shown)
 
 
-def _panels(board: Scoreboard) -> Plot:
-    """The figure of the comparison; its text describes every bar."""
-    described = [
-        f"{panel.title}: "
-        + "; ".join(
-            f"{bar.label} {bar.why or 'no value'}" if bar.mean is None
-            else f"{bar.label} {bar.mean:.1%}"
-            for bar in panel.bars
+def _panels(board: Scoreboard) -> list[Plot]:
+    """The drawings of the comparison; the text of each describes its bars."""
+    return [
+        Plot(panel.title, Markup(svg), f"{panel.title}: {'; '.join(map(_described, panel.bars))}.")
+        for panel, svg in zip(board.panels, inline_panels(board.panels), strict=True)
+    ]
+
+
+def _described(bar: PanelBar) -> str:
+    return f"{bar.label} {bar.why or 'no value' if bar.mean is None else format(bar.mean, '.1%')}"
+
+
+def _lines(runs: list[LoadedRun], found: list[Entry]) -> list[Line]:
+    """The runs in order, with the colour of their entry; the first run of an entry names it."""
+    lines: list[Line] = []
+    for run in runs:
+        color, entry = next(
+            (number, entry)
+            for number, entry in enumerate(found)
+            if run in entry.runs or run in entry.repeats
         )
-        for panel in board.panels
-    ]  # fmt: skip
-    return Plot("Comparison", Markup(inline_panels(board.panels)), ". ".join(described) + ".")
+        several = len(entry.runs) + len(entry.repeats) > 1
+        first = run is entry.runs[0]
+        lines.append(Line(run, color, (entry.label if first else "") if several else run.label))
+    return lines
 
 
 def _title(runs: list[LoadedRun]) -> str:
@@ -112,47 +142,57 @@ def _title(runs: list[LoadedRun]) -> str:
     return ", ".join(methods) if len(methods) <= 4 else f"{len(methods)} methods, {len(runs)} runs"
 
 
-def _main_plots(runs: list[LoadedRun], board: Scoreboard) -> list[Plot]:
+def _main_plots(lines: list[Line], board: Scoreboard) -> list[Plot]:
+    runs = [line.run for line in lines]
     return [
         *_train_plot(
-            runs, "loss", "Training loss",
+            lines, "loss", "Training loss",
             "Different methods have different losses: compare the shapes of the curves here, and "
             "the methods by accuracy.",
         ),
-        *_average_plots(runs, board),
-        *_accuracy_plots(runs, main_splits(runs)),
-        *_normalizer_plots(runs),
-        *_train_plot(runs, "temperature", "Temperature"),
-        *_diagnostic_plots(runs, main=True),
+        *_average_plots(lines, board),
+        *_accuracy_plots(lines, main_splits(runs)),
+        *_normalizer_plots(lines),
+        *_train_plot(lines, "temperature", "Temperature"),
+        *_diagnostic_plots(lines, main=True),
         *_share_plot(runs),
     ]  # fmt: skip
 
 
-def _more_plots(runs: list[LoadedRun]) -> list[Plot]:
+def _more_plots(lines: list[Line]) -> list[Plot]:
     """Curves of benchmark tasks evaluated during training, and of the remaining records."""
+    runs = [line.run for line in lines]
     tasks = [split for split in splits_of(runs) if split not in main_splits(runs)]
     along = [
         task
         for task in tasks
         if any(len({e.epoch for e in r.evaluations if e.split == task}) > 1 for r in runs)
     ]
-    return [*_accuracy_plots(runs, along), *_diagnostic_plots(runs, main=False)]
+    return [*_accuracy_plots(lines, along), *_diagnostic_plots(lines, main=False)]
 
 
-def _train_plot(runs: list[LoadedRun], key: str, title: str, note: str = "") -> list[Plot]:
-    lines = [Curve(run.label, color, run.series(key)) for color, run in enumerate(runs)]
-    return _curve_plot(f"train-{key}", lines, title, note)
+def _train_plot(lines: list[Line], key: str, title: str, note: str = "") -> list[Plot]:
+    drawn = [line.curve(line.run.series(key)) for line in lines]
+    return _curve_plot(f"train-{key}", drawn, title, note)
 
 
 def _curve_plot(
-    name: str, lines: list[Curve], title: str, note: str = "", *, percent: bool = False
+    name: str,
+    curved: list[Curve],
+    title: str,
+    note: str = "",
+    *,
+    percent: bool = False,
+    from_zero: bool = False,
 ) -> list[Plot]:
     """One plot; none if no line has a point."""
-    drawn = [line for line in lines if line.points]
+    drawn = [line for line in curved if line.points]
     if not drawn:
         return []
     marked = max(len(line.points) for line in drawn) <= 40
-    svg = Markup(curves(_identifier(name), drawn, percent=percent, marked=marked))
+    svg = Markup(
+        curves(_identifier(name), drawn, percent=percent, marked=marked, from_zero=from_zero)
+    )
     ends = "; ".join(_ends(line, percent=percent) for line in drawn)
     return [Plot(title, svg, f"{title} over samples seen. {ends}.", note)]
 
@@ -166,56 +206,48 @@ def _tips(points: list[tuple[float, float]]) -> tuple[float, float]:
     return points[0][1], points[-1][1]
 
 
-def _average_plots(runs: list[LoadedRun], board: Scoreboard) -> list[Plot]:
+def _average_plots(lines: list[Line], board: Scoreboard) -> list[Plot]:
     """The benchmark's averages over samples seen, if several checkpoints were evaluated."""
     plots: list[Plot] = []
     for group in PANELS:
-        lines = [
-            Curve(run.label, color, average_series(board, run, group))
-            for color, run in enumerate(runs)
-        ]
-        if any(len(line.points) > 1 for line in lines):
-            plots += _curve_plot(f"average-{group}", lines, MEASURES[group], percent=True)
+        drawn = [line.curve(average_series(board, line.run, group)) for line in lines]
+        if any(len(line.points) > 1 for line in drawn):
+            plots += _curve_plot(f"average-{group}", drawn, MEASURES[group], percent=True)
     return plots
 
 
-def _accuracy_plots(runs: list[LoadedRun], splits: list[str]) -> list[Plot]:
+def _accuracy_plots(lines: list[Line], splits: list[str]) -> list[Plot]:
     plots: list[Plot] = []
     for split in splits:
         for metric in MAIN_METRICS:
-            lines = [
-                Curve(run.label, color, run.eval_series(split, metric.key))
-                for color, run in enumerate(runs)
-            ]
+            drawn = [line.curve(line.run.eval_series(split, metric.key)) for line in lines]
             title = f"{metric.label}: {split}"
-            plot = _curve_plot(f"{metric.key}-{split}", lines, title, percent=True)
+            plot = _curve_plot(f"{metric.key}-{split}", drawn, title, percent=True)
             if plot:
                 plots += plot
                 break
     return plots
 
 
-def _normalizer_plots(runs: list[LoadedRun]) -> list[Plot]:
+def _normalizer_plots(lines: list[Line]) -> list[Plot]:
     """Curves if the error was measured during training, bars if only at its end."""
-    plots: list[Plot] = []
+    runs, plots = [line.run for line in lines], list[Plot]()
     for split in splits_of(runs):
         title = f"Error of the log-normalizers: {split}"
-        lines = [
-            Curve(
-                f"{run.label}, mini-batch estimate" if batch else run.label,
-                color,
-                run.eval_series(split, f"{'minibatch_' if batch else ''}normalizer_mae"),
-                dotted=batch,
+        drawn = [
+            line.curve(
+                line.run.eval_series(split, f"{'minibatch_' if batch else ''}normalizer_mae"),
+                batch=batch,
             )
-            for color, run in enumerate(runs)
+            for line in lines
             for batch in (False, True)
         ]
-        if any(len(line.points) > 1 for line in lines):
+        if any(len(line.points) > 1 for line in drawn):
             note = (
                 "Mean absolute error against the exact values. Solid: predicted by the method; "
                 "dotted: the mini-batch estimate at the same temperature."
             )
-            plots += _curve_plot(f"normalizer-{split}", lines, title, note)
+            plots += _curve_plot(f"normalizer-{split}", drawn, title, note, from_zero=True)
         else:
             plots += _normalizer_bars(runs, split, title)
     return plots
@@ -242,13 +274,13 @@ def _normalizer_bars(runs: list[LoadedRun], split: str, title: str) -> list[Plot
     return [Plot(title, Markup(svg), f"{title}. {summary}.", note)]
 
 
-def _diagnostic_plots(runs: list[LoadedRun], *, main: bool) -> list[Plot]:
+def _diagnostic_plots(lines: list[Line], *, main: bool) -> list[Plot]:
     """Other keys of the records: log-normalizers and gamma (`main`), or the rest."""
-    keys = dict.fromkeys(key for run in runs for record in run.train for key in record)
+    keys = dict.fromkeys(key for line in lines for record in line.run.train for key in record)
     plots: list[Plot] = []
     for key in keys:
         if key not in NO_DIAGNOSTICS and _is_main(key) == main:
-            plots += _train_plot(runs, key, _words(key))
+            plots += _train_plot(lines, key, _words(key))
     return plots
 
 

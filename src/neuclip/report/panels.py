@@ -1,4 +1,7 @@
-"""Draws the scoreboard: one panel per measure, one bar per entry, one dot per seed."""
+"""Draws the scoreboard: one panel per measure, one bar per entry, one dot per seed.
+
+The page has one drawing per panel. The files for papers and slides have all panels in a row.
+"""
 
 import io
 from collections.abc import Sequence
@@ -8,7 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from neuclip.report.figures import FAINT, INK, SERIES, as_inline, clip_label, drawing_style
+from neuclip.report.figures import (
+    FAINT,
+    INK,
+    ROUND_STEPS,
+    SERIES,
+    as_inline,
+    clip_label,
+    drawing_style,
+    wrap_label,
+)
 from neuclip.report.scoreboard import Panel, PanelBar
 
 _PAPER = ("#1f5fd0", "#d9581a", "#0f8a5f", "#9333b0", "#a87900", "#c2255c")
@@ -25,17 +37,20 @@ class PanelFiles:
     svg: str
 
 
-def inline_panels(panels: Sequence[Panel]) -> str:
-    """The figure as SVG in the colours of the page."""
+def inline_panels(panels: Sequence[Panel]) -> list[str]:
+    """One SVG per panel, in the colours of the page, so that a narrow page can stack them."""
     with drawing_style(_NAME, grid="x"):
-        return as_inline(_draw(panels), _NAME)
+        return [
+            as_inline(_draw([panel], _labels(panels)), f"{_NAME}-{number}")
+            for number, panel in enumerate(panels)
+        ]
 
 
 def panel_files(panels: Sequence[Panel]) -> PanelFiles:
     """The figure as PNG and SVG on white. Equal inputs give equal bytes."""
     with drawing_style(_NAME, grid="x"):
         svg = io.StringIO()
-        figure = _draw(panels)
+        figure = _draw(panels, _labels(panels))
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(svg, format="svg", metadata=nothing, facecolor="white")
     text = svg.getvalue()
@@ -43,18 +58,24 @@ def panel_files(panels: Sequence[Panel]) -> PanelFiles:
         text = text.replace(placeholder, color)
     with drawing_style(_NAME, grid="x", colors=_LIGHT):
         png = io.BytesIO()
-        figure = _draw(panels, _LIGHT)
+        figure = _draw(panels, _labels(panels), _LIGHT)
         figure.savefig(
             png, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None}
         )
     return PanelFiles(png.getvalue(), text)
 
 
-def _draw(panels: Sequence[Panel], colors: dict[str, str] | None = None) -> Figure:
+def _labels(panels: Sequence[Panel]) -> list[str]:
+    """The rows of every panel."""
+    return list(dict.fromkeys(bar.label for panel in panels for bar in panel.bars))
+
+
+def _draw(
+    panels: Sequence[Panel], labels: list[str], colors: dict[str, str] | None = None
+) -> Figure:
     colors = colors or {name: name for name in _LIGHT}
-    labels = list(dict.fromkeys(bar.label for panel in panels for bar in panel.bars))
     height = 1.15 + 0.42 * max(1, len(labels))
-    figure = Figure(figsize=(3.6 * len(panels) + 1.4, height), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(panels) + 1.4, height), layout="constrained")
     first: Axes | None = None
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number, sharey=first)
@@ -74,11 +95,13 @@ def _draw_panel(axes: Axes, panel: Panel, labels: list[str], colors: dict[str, s
         ends.append(_draw_bar(axes, bar, place, colors))
     if panel.chance is not None:
         axes.axvline(100 * panel.chance, color=ink, linestyle=":", linewidth=1)
-    axes.set_yticks(range(len(labels)), [clip_label(label, 36) for label in labels])
+    axes.set_yticks(range(len(labels)), [wrap_label(label) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     spread = any(bar.deviation is not None for bar in panel.bars)
-    axes.set_xlim(0, max(ends) * (1.38 if spread else 1.2) or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    end = max(ends)
+    axes.set_xlim(0, end * (1.42 if spread else 1.22) or 1)  # room for the values
+    ticks = MaxNLocator(5, steps=ROUND_STEPS).tick_values(0, end or 1)
+    axes.set_xticks([tick for tick in ticks if 0 <= tick <= min(100, axes.get_xlim()[1])])
     axes.set_xlabel("%")
     drawn = {bar.label for bar in panel.bars}
     for place, label in enumerate(labels):

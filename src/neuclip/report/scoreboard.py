@@ -116,12 +116,10 @@ class _TaskScores:
     metric: str
     scores: list[list[TaskScore | None]]
 
-    def means(self) -> list[float | None]:
-        """Mean of each entry over its runs; none if a run was not evaluated."""
+    def values(self) -> list[list[float] | None]:
+        """The scores of each entry, one per seed; none if a run was not evaluated."""
         return [
-            statistics.fmean([score.value for score in found if score is not None])
-            if all(found)
-            else None
+            [score.value for score in found if score is not None] if all(found) else None
             for found in self.scores
         ]
 
@@ -134,7 +132,11 @@ def scoreboard(entries: list[Entry], baseline: Entry, quoted: Sequence[Quoted] =
         baseline: one of the entries.
         quoted: published results to show beside them.
     """
-    benchmark = {run.folder: benchmark_results(run) for entry in entries for run in entry.runs}
+    benchmark = {
+        run.folder: benchmark_results(run)
+        for entry in entries
+        for run in (*entry.runs, *entry.repeats)
+    }
     any_benchmark = any(benchmark.values())
     of_benchmark = any_benchmark or bool(quoted)
     tasks = _benchmark_tasks(entries, benchmark) if any_benchmark else _split_tasks(entries)
@@ -207,14 +209,14 @@ def _rows(
     rows: list[ScoreRow] = []
     draws: dict[str, list[Draws | None]] = {}
     for task in tasks:
-        means, base = task.means(), task.means()[place]
+        values, base = task.values(), task.values()[place]
         drawn = [
             None if number == place else _draws(found, task.scores[place], task.key)
             for number, found in enumerate(task.scores)
         ]
         cells = [
-            ScoreCell(mean, _difference(mean, base, each) if number != place else None)
-            for number, (mean, each) in enumerate(zip(means, drawn, strict=True))
+            ScoreCell(_mean(own), _difference(own, base, each) if number != place else None)
+            for number, (own, each) in enumerate(zip(values, drawn, strict=True))
         ]
         rows.append(ScoreRow(task.name, task.metric, cells))
         draws[task.key] = drawn
@@ -232,10 +234,16 @@ def _draws(ours: list[TaskScore | None], theirs: list[TaskScore | None], key: st
     )
 
 
-def _difference(mean: float | None, base: float | None, draws: Draws | None) -> Difference | None:
-    if mean is None or base is None:
+def _difference(
+    ours: list[float] | None, base: list[float] | None, draws: Draws | None
+) -> Difference | None:
+    if ours is None or base is None:
         return None
-    return difference(mean - base, draws, "samples")
+    return difference(ours, base, draws, "samples")
+
+
+def _mean(values: list[float] | None) -> float | None:
+    return None if values is None else statistics.fmean(values)
 
 
 def _average_row(
@@ -245,32 +253,37 @@ def _average_row(
     members = load_suite().members[group]
     own = [task for task in tasks if task.key in members.tasks]
     complete = len(own) == len(members.tasks)
-    means = [[task.means()[number] for task in own] for number in range(len(_first(tasks).scores))]
-    base = _known(means[place]) if complete else None
+    entries = range(len(tasks[0].scores)) if tasks else range(0)
+    by_entry = [_known([task.values()[number] for task in own]) for number in entries]
+    base = by_entry[place] if complete else None
     cells: list[ScoreCell] = []
-    for number, found in enumerate(means):
-        known = _known(found) if complete else None
-        value = None if known is None else statistics.fmean(known)
+    for number, known in enumerate(by_entry if complete else [None] * len(entries)):
+        value = None if known is None else statistics.fmean(map(statistics.fmean, known))
         if number == place or known is None or base is None:
             cells.append(ScoreCell(value))
             continue
-        differences = [ours - theirs for ours, theirs in zip(known, base, strict=True)]
+        differences = [
+            statistics.fmean(ours) - statistics.fmean(theirs)
+            for ours, theirs in zip(known, base, strict=True)
+        ]
         drawn = [draws[task.key][number] for task in own]
         sampled = [one for one in drawn if one is not None]
         over = "samples" if len(sampled) == len(drawn) else "tasks"
         resampled = (
             np.mean(sampled, axis=0) if over == "samples" else over_tasks(differences, group)
         )
-        cells.append(ScoreCell(value, difference(statistics.fmean(differences), resampled, over)))
+        found = difference(_over_tasks(known), _over_tasks(base), resampled, over)
+        cells.append(ScoreCell(value, found))
     why = "" if complete else f"{len(own)} of {len(members.tasks)} tasks"
     return ScoreRow(members.name, f"mean of {len(members.tasks)}", cells, why)
 
 
-def _first(tasks: list[_TaskScores]) -> _TaskScores:
-    return tasks[0] if tasks else _TaskScores("", "", "", [])
+def _over_tasks(values: list[list[float]]) -> list[float]:
+    """Mean over tasks for each seed, from the scores of each task."""
+    return [statistics.fmean(seed) for seed in zip(*values, strict=True)]
 
 
-def _known(values: list[float | None]) -> list[float] | None:
+def _known(values: list[list[float] | None]) -> list[list[float]] | None:
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else None
 

@@ -53,7 +53,7 @@ def test_pairing_takes_the_common_noise_away():
 
 def test_equal_outcomes_differ_by_nothing():
     same = outcomes([1, 0, 1, 1])
-    found = difference(0.0, over_samples([same], [same], "k"), "samples")
+    found = difference([0.75, 0.75], [0.75, 0.75], over_samples([same], [same], "k"), "samples")
     assert (found.low, found.high, found.clear) == (0.0, 0.0, False)
 
 
@@ -76,9 +76,27 @@ def test_over_tasks():
     assert draws.mean() == pytest.approx(0.15, abs=0.01)
     assert draws.std() == pytest.approx(np.std(differences) / 2, rel=0.1)
     assert over_tasks([0.1], "k") is None
-    found = difference(0.15, draws, "tasks")
+    found = difference([0.35, 0.37], [0.21, 0.21], draws, "tasks")
+    assert found.value == pytest.approx(0.15)
     assert found.low < 0.15 < found.high and found.over == "tasks" and found.clear
-    assert difference(0.1, None, "tasks").low is None
+    assert difference([0.1], [0.0], None, "tasks").low is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "clear"),
+    [
+        ([0.5, 0.6], [0.2, 0.3], True),
+        ([0.2, 0.3], [0.5, 0.6], True),
+        ([0.5, 0.6], [0.2, 0.55], False),  # a seed of theirs is above one of ours
+        ([0.5], [0.2], False),  # one seed does not show the spread
+        ([0.5, 0.6], [0.2], False),
+        ([0.5, 0.6], [0.5, 0.1], False),
+    ],
+)
+def test_a_difference_is_clear_only_if_seeds_agree(ours, theirs, clear):
+    draws = np.linspace(0.1, 0.2, 100)
+    assert difference(ours, theirs, draws, "samples").clear == clear
+    assert not difference(ours, theirs, draws - 0.15, "samples").clear  # the interval includes 0
 
 
 def test_equal_keys_give_equal_draws():

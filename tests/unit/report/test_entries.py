@@ -16,9 +16,17 @@ def test_runs_that_differ_in_the_seed_are_one_entry(runs):
         runs.make("a", seed=1, **same),
         runs.make("b", "openclip"),
         runs.make("c", seed=2, data={"workers": 0, "train_data": "/there/shards"}),
-        runs.make("d", seed=2, output={"logs": "/elsewhere"}, **same),
+        runs.make("d", seed=3, output={"logs": "/elsewhere"}, **same),
     ]
     assert labels(folders) == [("neuclip", 3), ("openclip", 1)]
+
+
+def test_equal_seeds_are_repeats(runs):
+    folders = [runs.make(name, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    (entry,) = entries(load_runs(folders))
+    assert [run.label for run in entry.runs] == ["a", "c"]
+    assert [run.label for run in entry.repeats] == ["b"]
+    assert "it repeats a (same settings, same data, seed 1)" in entry.repeats[0].gaps[-1]
 
 
 def test_other_settings_or_data_are_another_entry(runs):

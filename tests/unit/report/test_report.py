@@ -19,6 +19,7 @@ from neuclip.evaluation.results import (
 )
 from neuclip.report import write_report
 from neuclip.report.comparison import all_metrics, best_results, comparison, number, percent
+from neuclip.report.entries import entries
 from neuclip.report.figures import POINTS_PER_CURVE, Curve, curves
 from neuclip.report.runs import load_runs
 from neuclip.run_folder import RunFolder
@@ -139,8 +140,9 @@ def test_equal_inputs_give_equal_bytes(two_runs, tmp_path):
 
 def test_best_results_and_table(two_runs):
     runs = load_runs(two_runs)
-    best = {result.split: result for result in best_results(runs)}
-    assert (best["unseen_face"].run, best["unseen_face"].value) == ("base", "50.0 %")
+    best = {result.split: result for result in best_results(runs, entries(runs))}
+    assert (best["unseen_face"].best, best["unseen_face"].value) == ("base", "50.0 %")
+    assert (best["unseen_face"].rivals, best["other"].rivals) == (2, 1)
     assert (best["unseen_face"].chance, best["unseen_face"].times_chance) == ("0.1 %", "500")
     assert best["unseen_face"].scale == "1,000 images, 1,000 classes"
     groups = {group.title: group for group in comparison(runs)}
@@ -190,9 +192,12 @@ def test_captions_cannot_break_the_page(tmp_path):
 
 def test_a_label_that_looks_like_a_formula(tmp_path):
     run = make_run(tmp_path / "a$b_$_of_a_very_long_name_indeed")
-    other = make_run(tmp_path / "b")
+    other = make_run(tmp_path / "b", "rgcl_batch")
     page = write_report([run, other], tmp_path / "report.html").read_text()
-    assert "a$b_$_of_a_very_long_n.." in page
+    assert "a$b_$_of_a_very_long_name_indeed" in re.findall(r">([^<]*)</text>", page)
+    long = make_run(tmp_path / f"c$_{'very_' * 10}long_name", "openclip")
+    page = write_report([other, long], tmp_path / "report.html").read_text()
+    assert "c$_very_very_very_v..very_very_long_name" in page  # both ends are kept
 
 
 def test_a_run_killed_while_writing(tmp_path):

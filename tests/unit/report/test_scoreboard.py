@@ -8,6 +8,7 @@ from PIL import Image
 from neuclip.cli.app import main
 from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.report import write_report
+from neuclip.report.comparison import best_averages, best_results
 from neuclip.report.entries import choose_baseline, entries
 from neuclip.report.panels import inline_panels, panel_files
 from neuclip.report.quoted import quoted_for
@@ -147,6 +148,25 @@ def test_curves_of_the_averages(three, runs):
     assert average_series(board, board.entries[2].runs[0], "datacomp") == []
 
 
+def test_the_headline_is_the_benchmarks_average_of_the_best_entry(three):
+    folders, scores = three
+    first, variants, _ = best_averages(board_of(folders))
+    mean = statistics.fmean([scores["neuclip-1"], scores["neuclip-2"]])
+    assert (first.split, first.best, first.seeds) == ("DataComp average (38)", "neuclip", 2)
+    assert first.value == f"{100 * mean:.1f} %"
+    assert (first.rivals, variants.rivals) == (2, 3)  # siglip lacks tasks of the average over 38
+
+
+def test_the_headline_of_splits_is_a_mean_over_seeds_and_counts_ties(runs):
+    folders = [runs.make("a", "openclip"), runs.make("b"), runs.make("c", seed=1)]
+    for run, acc1 in zip(folders, (0.3, 0.1, 0.5), strict=True):
+        runs.evaluate_split(run, acc1)
+    loaded = load_runs(folders)
+    assert best_averages(board_of(folders)) == []
+    (best,) = best_results(loaded, entries(loaded))
+    assert (best.best, best.value, best.seeds) == ("a and 1 other", "30.0 %", 1)
+
+
 class TestFigure:
     def test_files_are_whole_and_equal_for_equal_input(self, three):
         board = board_of(three[0], quoted=quoted_for("CC3M"))
@@ -157,12 +177,22 @@ class TestFigure:
         assert "#0a0001" not in one.svg and "#1f5fd0" in one.svg
 
     def test_what_it_says(self, three):
-        svg = inline_panels(board_of(three[0], quoted=quoted_for("CC3M")).panels)
+        drawings = inline_panels(board_of(three[0], quoted=quoted_for("CC3M")).panels)
+        assert len(drawings) == 3
+        svg = "".join(drawings)
         assert "7 of 38 tasks" in svg and "not published" in svg and "±" in svg
         assert "var(--series-1)" in svg
         assert (
             svg.count("fill: url(#panels-") >= 9
         )  # hatched: five in the first panel, four in others
+
+    @pytest.mark.parametrize(("best", "last"), [(0.97, "100"), (0.6, "60"), (0.031, "4")])
+    def test_no_tick_is_above_100_per_cent(self, runs, best, last):
+        folders = [runs.make("a", "openclip"), runs.make("b"), runs.make("c", seed=1)]
+        for run, acc1 in zip(folders, (best / 2, best, best), strict=True):
+            runs.evaluate_split(run, acc1)
+        (svg,) = inline_panels(board_of(folders).panels)
+        assert re.findall(r">(\d+)</text>", svg)[-1] == last
 
     def test_a_page_has_the_figure_beside_it(self, three, tmp_path, capsys):
         folders, _ = three
@@ -174,7 +204,7 @@ class TestFigure:
         page = out.read_text()
         assert page.count("second-hand") > 20 and "Hatched bars are quoted" in page
         assert re.search(r"neuclip.*?2 seeds", page, re.DOTALL)
-        text = re.sub(r"<[^>]*>", " ", page)
+        text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
         assert re.search(r"\+\d+\.\d\d \[\+\d+\.\d\d, \+\d+\.\d\d\]", text)
 
     def test_one_run_with_splits_of_its_own_has_nothing_to_compare(self, runs, tmp_path):
