@@ -12,14 +12,30 @@ class UserError(ValueError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM) and has written a checkpoint.
+    """A signal asked the run to stop, and what it has done is in a checkpoint.
+
+    Args:
+        message: where it stopped.
+        name: of the run.
+        interrupted: Ctrl-C asked; a scheduler must not start the run again.
 
     Attributes:
-        exit_code: what the command line exits with, for scripts that put the job back in the queue
-            (EX_TEMPFAIL: not finished, start it again).
+        argv: the command line that started the run, if it is not that of the process.
     """
 
-    exit_code = 75
+    def __init__(self, message: str, name: str, *, interrupted: bool = False) -> None:
+        super().__init__(message)
+        self.name, self._interrupted = name, interrupted
+        self.argv: list[str] | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with: 130 after Ctrl-C, as shells count; otherwise 75.
+
+        75 is EX_TEMPFAIL, for scripts that put the job back in the queue: not finished, start it
+        again.
+        """
+        return 130 if self._interrupted else 75
 
 
 class OtherProcessFailed(Exception):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import signal
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from neuclip.cli.app import main
 from neuclip.config.recipes import read_yaml
 from neuclip.model.load import CheckpointChoice, load_run
 from neuclip.run_folder import read_records
+from neuclip.training import evaluating
+from neuclip.training.device_prefetch import DevicePrefetcher
 
 from .conftest import kill_group, wait_for
 
@@ -92,6 +95,39 @@ def test_asked_to_stop_and_resumed(demo, whole):
     assert step >= 3
     assert main(["train", *flags, "--resume", "latest"]) == 0
     assert_same_checkpoint(whole / "checkpoints/epoch_2.pt", folder / "checkpoints/epoch_2.pt")
+
+
+INTERRUPTED = {
+    "before the first step": (DevicePrefetcher, "next_step"),
+    "after step 2,": (storage, "save"),  # at the end of the epoch
+    "after step 2, ": (evaluating, "evaluate_sets"),
+}
+
+
+@pytest.mark.parametrize("where", INTERRUPTED)
+def test_interrupted_and_continued_as_printed(demo, monkeypatch, capsys, where):
+    """Ctrl-C at the start, in a save and in an evaluation: 130, and how to go on."""
+    place, name = INTERRUPTED[where]
+    work = getattr(place, name)
+
+    def interrupted(*given, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        return work(*given, **named)
+
+    flags = demo.flags("given", "--method", "openclip", "--train-num-samples", "32")
+    flags += ["--name=a name", "--epochs", "1", "--resume", "latest", "--workers", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, interrupted)
+        assert main(["train", *flags]) == 130
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"stopped by Ctrl-C {where.strip()}" in message
+    command = shlex.split(message.partition("to continue: ")[2])
+    assert command[0] == "neuclip"
+    assert command[-4:] == ["--name", "a name", "--resume", "auto"]
+    assert command.count("--name") == command.count("--resume") == 1
+    assert main(command[1:]) == 0
+    records = read_records(demo.logs / "a name" / "metrics.jsonl")
+    assert {(r["kind"], r["step"]) for r in records} == {("train", 1), ("eval", 2)}
 
 
 def test_a_killed_judging_is_made_up_for(demo, whole):

@@ -15,7 +15,7 @@ SRC = Path(__file__).parents[2] / "src" / "neuclip"
 
 LEVELS = [
     ["errors"],
-    ["files", "first_bytes", "templates", "console"],
+    ["files", "first_bytes", "templates", "console", "interrupts"],
     ["run_folder", "parallel"],
     ["method"],
     ["catalogue"],
@@ -99,13 +99,14 @@ TORCH_FREE = [
     "files",
     "first_bytes",
     "console",
+    "interrupts",
     "run_folder",
     "catalogue",
     "config",
     "report",
     "cli",
 ]
-LOOSE_MODULES = 7
+LOOSE_MODULES = 8
 
 
 def modules():

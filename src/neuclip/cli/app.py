@@ -20,10 +20,11 @@ from neuclip.cli.export import ExportCommand, export
 from neuclip.cli.method_help import Methods, show_methods
 from neuclip.cli.report import Report, report
 from neuclip.cli.search import Search, search
-from neuclip.cli.train import TrainCommand, parse_train
+from neuclip.cli.train import TrainCommand, parse_train, resume_command
 from neuclip.config.batch_size import describe_step
 from neuclip.config.resolve import derived, resolve
 from neuclip.errors import OtherProcessFailed, Preempted, UserError, nearest
+from neuclip.interrupts import INTERRUPTED, second_interrupt_ends
 from neuclip.parallel.launch import launch_environment
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: tyro printed a help (0) or refused a flag (2).
     """
-    with console.logging_shown():
+    with second_interrupt_ends(), console.logging_shown():
         return _run(list(sys.argv[1:] if argv is None else argv))
 
 
@@ -48,13 +49,13 @@ def _run(argv: list[str]) -> int:
         terminal.say(str(error))
         return 2
     except Preempted as stop:
-        terminal.say(str(stop))
+        terminal.say(f"{stop}\nto continue: {resume_command(stop.argv or argv, stop.name)}")
         return stop.exit_code
     except OtherProcessFailed:
         return 1  # the log names the process and the cause
     except KeyboardInterrupt:
         terminal.say("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader left (`neuclip methods | head`): let the flush at exit find an open stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ from neuclip.cli import terminal
 from neuclip.cli.options import Switch
 from neuclip.cli.train import parse_train
 from neuclip.config.recipes import recipe_names
-from neuclip.errors import quantity
+from neuclip.errors import Preempted, quantity
 from neuclip.run_folder import RunFolder
 
 
@@ -83,7 +83,8 @@ def demo(command: Demo) -> int:
     from neuclip.report import write_report
 
     data, runs = command.out / "data", command.out / "runs"
-    config = parse_train(train_flags(command, data, runs)).config
+    flags = train_flags(command, data, runs)
+    config = parse_train(flags).config
     print(f"1/3  demo data in {data}", flush=True)
     if command.smoke:
         tiny_demo(data)
@@ -95,7 +96,11 @@ def demo(command: Demo) -> int:
     )
     from neuclip.training.assemble import train
 
-    folder = RunFolder(train(config))
+    try:
+        folder = RunFolder(train(config))
+    except Preempted as stop:
+        stop.argv = ["train", *flags]
+        raise
     print("3/3  report", flush=True)
     page = write_report([folder.path], folder.report)
     terminal.print_demo(folder, config.optim.stop_epochs or config.optim.epochs, page)

@@ -5,6 +5,8 @@ over that of the configuration files, and both over the recipe's. `neuclip.cli.p
 reads the switches of published command lines.
 """
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache
@@ -125,6 +127,28 @@ def flag_names() -> dict[str, str]:
     for name in PublishedFlags.__dataclass_fields__:
         names[f"--{name.replace('_', '-')}"] = ".".join(SAME_AS.get(name, ("published",)))
     return names
+
+
+def resume_command(argv: Sequence[str], name: str) -> str:
+    """The command line that continues a run, as one types it in a shell.
+
+    Args:
+        argv: the command line that started the run, from `train` on.
+        name: of the run.
+    """
+    kept = [
+        word
+        for before, word in zip(["", *argv], argv, strict=False)
+        if before not in _REPLACED and word not in _REPLACED
+    ]
+    kept = [word for word in kept if not word.startswith(tuple(f"{flag}=" for flag in _REPLACED))]
+    command = shlex.join(["neuclip", *kept, "--name", name, "--resume", "auto"])
+    if "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ:
+        return f"start all processes again with: {command}"
+    return command
+
+
+_REPLACED = ("--name", "--resume")
 
 
 def parse_train(argv: Sequence[str]) -> TrainCommand:

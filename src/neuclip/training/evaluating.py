@@ -3,7 +3,7 @@
 All ranks evaluate together, each on its share of the samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from neuclip.config.run_config import RunConfig
@@ -76,10 +76,15 @@ class Evaluator:
         done = {r["split"] for r in records if r["kind"] == "eval" and r["step"] == step}
         return {one.key for one in self._due(step)} <= done
 
-    def evaluate(self, step: int) -> None:
+    def evaluate(self, step: int, between_sets: Callable[[], None]) -> None:
         """Evaluates, writes `eval_results/` and records the metrics.
 
         The towers must be full and equal on all ranks.
+
+        Args:
+            step: steps done.
+            between_sets: called on all ranks after each set; an error that it raises ends the
+                evaluation.
         """
         run = self._run
         model = EvaluatedModel(
@@ -92,6 +97,7 @@ class Evaluator:
         results = run.folder.results(step // run.loader.steps_per_epoch)
         for done in evaluate_sets(model, self._due(step), settings, results):
             self._recorder.evaluation(run.position(step), done.data.key, done.result.metrics)
+            between_sets()
         self._recorder.start_period()
 
     def _due(self, step: int) -> Sequence[EvaluationSet]:

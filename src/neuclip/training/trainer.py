@@ -6,9 +6,8 @@ It names no method. Epoch and position in the data follow from the number of ste
 import logging
 import signal
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import torch
 from neuclip.checkpoint.saver import Saver
 from neuclip.data.batch import Batch
 from neuclip.errors import Preempted
+from neuclip.interrupts import StopRequest, stop_requests
 from neuclip.parallel import collectives, fsdp, process_group
 from neuclip.training.components import Components
 from neuclip.training.device_prefetch import DevicePrefetcher
@@ -28,9 +28,6 @@ from neuclip.training.run_state import RunState
 from neuclip.training.step import StepResult, TrainingStep
 
 log = logging.getLogger("neuclip")
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Schedulers send SIGTERM before they kill a job; Slurm's `--signal` can ask for SIGUSR1."""
 
 
 class Trainer:
@@ -67,7 +64,8 @@ class Trainer:
             sharded=fsdp.is_sharded(run.clip.towers),
             keep_step_checkpoints=config.output.keep_step_checkpoints,
         )
-        self._stop_asked = False
+        self._stop = StopRequest()
+        self._saved_step = 0
         self._rate = 0.0
 
     # --- the run ----------------------------------------------------------------------------
@@ -77,13 +75,13 @@ class Trainer:
 
         Raises:
             UserError: too many steps are not finite, or too many samples are corrupt.
-            Preempted: a signal asked to stop; a checkpoint is written.
+            Preempted: a signal asked to stop; a checkpoint has all steps.
         """
         run, steps = self._run, self._run.loader.steps_per_epoch
-        start = self.state.step
+        start = self._saved_step = self.state.step
         with (
             self._recorder.open(start, run.last_epoch * steps),
-            self._listening_to_signals(),
+            stop_requests(self._stop_at_once) as self._stop,
             self._saver.open(),
             self._data.reporting(run.folder),
             self._profiler() as profiler,
@@ -111,7 +109,7 @@ class Trainer:
         """
         state = self.state
         self._rate = self._run.optimizer.set_rates(state.step)
-        result = self._update(batches, self._stop_asked)
+        result = self._update(batches, self._stop.asked)
         state.step += 1
         self._monitor.add(state.step, self._rate, batches, result.readback)
         return result
@@ -126,7 +124,7 @@ class Trainer:
             self._record(result)
         if step % self._run.loader.steps_per_epoch == 0:
             return  # the end of the epoch saves
-        if self._monitor.stop if collectives.is_active() else self._stop_asked:
+        if self._monitor.stop if collectives.is_active() else self._stop.asked:
             self._save_step()
             raise self._preempted()
         if every and step % every == 0:
@@ -140,8 +138,7 @@ class Trainer:
             self._save(run.folder.epoch_checkpoint(epoch))
         else:
             self._save_step()
-        if collectives.any_rank(self._stop_asked):
-            raise self._preempted()
+        self._stop_if_asked()
         if self._evaluator.is_due(step):
             self._evaluate()
 
@@ -152,7 +149,7 @@ class Trainer:
             nullcontext() if average is None else average.applied(),
             fsdp.gathered(self._run.clip.towers),
         ):
-            self._evaluator.evaluate(self.state.step)
+            self._evaluator.evaluate(self.state.step, self._stop_if_asked)
 
     def _timed(self, batches: Iterator[Batch]) -> Generator[list[Batch]]:
         """Yields the micro-batches of each step; the time spent waiting counts as `data`."""
@@ -197,27 +194,32 @@ class Trainer:
     def _save(self, path: Path) -> None:
         self._monitor.read_all()
         self._saver.save(path, self.state.state_dict())
+        self._saved_step = self.state.step
+
+    # --- stopping ---------------------------------------------------------------------------
+
+    def _stop_if_asked(self) -> None:
+        """Stops all ranks if a signal asked one of them to; nothing is unsaved here."""
+        if collectives.any_rank(self._stop.asked):
+            raise self._preempted()
+
+    def _stop_at_once(self, request: StopRequest) -> None:
+        """Stops at a signal where no step would be lost: in an evaluation, before a first step.
+
+        Several ranks must stop at the same place, and agree on it in their next step.
+        """
+        if self.state.step == self._saved_step and not collectives.is_active():
+            self._stop = request
+            raise self._preempted()
 
     def _preempted(self) -> Preempted:
+        step, folder = self.state.step, self._run.folder.path
+        saved = f"after step {step}, which is saved" if step else "before the first step"
         return Preempted(
-            f"stopped by a signal after step {self.state.step}; --resume auto continues "
-            f"{self._run.folder.path}"
+            f"stopped by {self._stop.name} {saved}; --resume auto continues {folder}",
+            folder.name,
+            interrupted=self._stop.signal is signal.SIGINT,
         )
-
-    @contextmanager
-    def _listening_to_signals(self) -> Generator[None]:
-        """Lets a stop signal only set a flag: the running step ends, and a checkpoint is saved."""
-
-        def ask(signum: int, frame: FrameType | None) -> None:
-            log.info("received %s: saving after this step", signal.Signals(signum).name)
-            self._stop_asked = True
-
-        before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class _NoProfiler:
