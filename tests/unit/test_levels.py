@@ -36,10 +36,11 @@ INSIDE = {
         ["work_sharing", "rank_consistency", "fsdp"],
     ],
     "data": [
-        ["samples", "order", "progress", "shard_writer"],
+        ["samples", "order", "progress", "shard_writer", "folder_contents"],
         ["captions", "decode", "damage"],
         ["sources"],
         ["remote"],
+        ["recognition"],
         ["opening"],
         ["batch"],
         ["loader"],
@@ -47,8 +48,9 @@ INSIDE = {
     ],
     "data.sources": [
         ["source", "tar_headers"],
+        ["columns", "delimited"],
         ["folders", "tables", "mixture", "tar_index"],
-        ["class_folders", "arrow", "shards"],
+        ["class_folders", "arrow", "json_lines", "shards"],
     ],
     "data.remote": [
         ["manifest", "transport"],

@@ -18,7 +18,7 @@ from neuclip.config.sections import DataConfig, ReadingConfig
 from neuclip.errors import quantity
 
 if TYPE_CHECKING:
-    from neuclip.data.sources.source import Source
+    from neuclip.data.sources.source import Captions, Source
 
 READING = tuple(
     key
@@ -47,11 +47,12 @@ class ReadingFlags:
         """
         return checked_section("data", self.reading)
 
-    def open(self, pattern: str) -> "Source":
-        """Opens a source.
+    def open(self, pattern: str, captions: "Captions" = "if_any") -> "Source":
+        """Opens a source, and prints what was recognised and what is not read.
 
         Args:
             pattern: as for `--train-data`.
+            captions: what a missing caption is.
 
         Raises:
             UserError: the source cannot be opened.
@@ -60,7 +61,11 @@ class ReadingFlags:
         from neuclip.data.opening import open_source
 
         with terminal.progress() as progress:
-            return open_source(pattern, config, progress)
+            source = open_source(pattern, config, progress, captions=captions)
+        terminal.say(source.opened)
+        for line in source.unused:
+            terminal.say(f"not read: {line}")
+        return source
 
 
 @dataclass(frozen=True, kw_only=True)

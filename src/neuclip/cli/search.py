@@ -62,7 +62,7 @@ def search(command: Search) -> int:
     from neuclip.search.server import HOST, About, make_server
 
     model = load_pretrained(command.choice(command.run), command.device)
-    source = command.open(command.images)
+    source = command.open(command.images, captions="optional")
     try:
         engine = _engine(command, model, source)
         found = engine.embeddings

@@ -2,7 +2,8 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section, setting
 from neuclip.errors import UserError
@@ -180,8 +181,8 @@ class ReadingConfig(Section):
     )
     csv_separator: str | None = Field(
         default=None,
-        description="column separator of a table; none: a tab if the first line contains one, "
-        "otherwise a comma",
+        description="column separator of a table, a character or tab; none: the first of tab, "
+        "comma, semicolon and | that gives known columns",
     )
     csv_img_key: str | None = Field(
         default=None,
@@ -189,7 +190,8 @@ class ReadingConfig(Section):
     )
     csv_caption_key: str | None = Field(
         default=None,
-        description="caption column of a table; none: the first of title, caption, ... that exists",
+        description="caption column of a table, or several joined by commas, each with a caption; "
+        "none: the first of title, caption, ... that exists",
     )
     cache_dir: str | None = Field(
         default=None,
@@ -200,6 +202,17 @@ class ReadingConfig(Section):
         default=50.0, gt=0, description="maximum size of the downloaded shards in GiB"
     )
     allow_pipe: bool = Field(default=False, description="run the shell commands of 'pipe:' sources")
+
+    @field_validator("csv_separator")
+    @classmethod
+    def _one_character(cls, value: str | None) -> str | None:
+        r"""The separator; `tab` and `\t`, as typed in a shell, are a tab."""
+        value = {r"\t": "\t", "tab": "\t"}.get(value or "", value)
+        if value is None or (len(value) == 1 and value.isascii() and value not in '"\r\n'):
+            return value
+        raise PydanticCustomError(
+            "separator", "must be one character other than a quote, such as , or ; or the word tab"
+        )
 
 
 class DataConfig(ReadingConfig):

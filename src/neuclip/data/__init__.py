@@ -8,7 +8,9 @@ In reading order:
 - `decode`: decodes images (JPEG, PNG, ...) to RGB;
 - `sources`: samples by position, from shards, tables and folders;
 - `remote`: shards on other machines, downloaded into a cache;
-- `opening`: opens the source that `--train-data` names;
+- `folder_contents`: which files of a folder are read;
+- `recognition`: what a source is, by names and first bytes;
+- `opening`: opens the source that `--train-data` names, and every other one;
 - `batch`: fills one batch, in a worker process;
 - `loader`: the batches of an epoch, over worker processes and ranks;
 - `damage`: counts corrupt samples and stops the run if they are too many;

@@ -1,32 +1,29 @@
-"""Opens the data that `--train-data` names, in whatever format they are."""
+"""Opens data in whatever format they are: for training, evaluation, search, and `neuclip data`."""
 
-import os
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-from braceexpand import braceexpand
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.captions import CaptionRule
+from neuclip.data.folder_contents import TRAINING_SPLITS, Recognised
 from neuclip.data.progress import Progress
+from neuclip.data.recognition import recognise
 from neuclip.data.remote.cache import GIB, ShardCache
 from neuclip.data.remote.fetch import RetryPolicy
 from neuclip.data.remote.remote_shards import open_remote
-from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.arrow import DatasetSource, open_parquet
 from neuclip.data.sources.folders import FolderSource
+from neuclip.data.sources.json_lines import read_json_lines
 from neuclip.data.sources.mixture import Mixture, parse_factors
-from neuclip.data.sources.shards import build_index, expand_patterns
-from neuclip.data.sources.source import Source
-from neuclip.data.sources.tables import open_tables
+from neuclip.data.sources.shards import ShardIndex, build_index, expand_patterns
+from neuclip.data.sources.source import Captions, Source, captions_required
+from neuclip.data.sources.tables import TableSource, read_delimited
 from neuclip.errors import UserError
 from neuclip.files import cache_home
 
-_Format = Literal["webdataset", "remote", "csv", "parquet", "folder", "huggingface"]
-
-_TABLES: dict[str, _Format] = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_log = logging.getLogger(__name__)
 
 
 def open_source(
@@ -34,130 +31,119 @@ def open_source(
     reading: ReadingConfig | None = None,
     progress: Progress | None = None,
     retry: RetryPolicy | None = None,
+    *,
+    captions: Captions = "required",
+    splits: Sequence[str] = TRAINING_SPLITS,
 ) -> Source:
     """Opens the data that a pattern such as `--train-data` names: one source, or several.
+
+    What was recognised, and what is there but not read, is logged.
 
     Args:
         pattern: paths, patterns with braces, addresses or `pipe:` commands, joined by `::`.
         reading: how to open and read them.
         progress: called for each shard, source by source.
         retry: retries and timeouts of downloads.
+        captions: what a missing caption is.
+        splits: of a folder with several splits, the first that it has is read; FOLDER/SPLIT names
+            another one.
 
     Raises:
         UserError: a source cannot be opened; the message names the remedy.
     """
     reading, retry = reading or ReadingConfig(), retry or RetryPolicy()
     parts = [part for part in pattern.split("::") if part] or [pattern]
-    formats: list[_Format] = [_detect(part, reading) for part in parts]
-    if reading.data_size is not None and not set(formats) <= {"webdataset", "remote"}:
+    found = [recognise(part, reading, splits) for part in parts]
+    kinds = {each.kind for each in found}
+    if reading.data_size is not None and not kinds <= {"webdataset", "remote"}:
         raise UserError(
             f"data_size {reading.data_size} takes the keys of tar shards as sample ids; "
             f"{pattern!r} has no such keys: leave data_size out"
         )
-    opener = _Opener(reading, retry, progress)
+    opener = _Opener(reading, retry, progress, captions)
     factors = reading.train_data_upsampling_factors
-    if factors is None and len(set(formats)) == 1:
-        return opener.open(formats[0], parts)
-    return Mixture(
-        [opener.open(each, [part]) for each, part in zip(formats, parts, strict=True)],
-        [1.0] * len(parts) if factors is None else parse_factors(factors, len(parts)),
-        ids_are_keys=reading.data_size is not None,
+    if factors is None and len(kinds) == 1:
+        source = opener.open(_together(found))
+    else:
+        source = Mixture(
+            [opener.open(each) for each in found],
+            [1.0] * len(parts) if factors is None else parse_factors(factors, len(parts)),
+            ids_are_keys=reading.data_size is not None,
+        )
+    if captions == "required" and not source.has_captions:
+        raise UserError(f"{pattern}: no captions")
+    _log.info("%s", source.opened)
+    for line in source.unused:
+        _log.info("not read: %s", line)
+    return source
+
+
+def _together(found: Sequence[Recognised]) -> Recognised:
+    """Sources of one kind as one."""
+    return replace(
+        found[0],
+        name="::".join(each.name for each in found),
+        paths=tuple(path for each in found for path in each.paths),
+        unused=tuple(line for each in found for line in each.unused),
     )
-
-
-def _detect(part: str, reading: ReadingConfig) -> _Format:
-    """The format of one source; raises `UserError` for a source that cannot be read."""
-    if part.startswith(PIPE) and not reading.allow_pipe:
-        raise UserError(f"{part!r} runs a shell command: allow it with --allow-pipe")
-    path, suffix = Path(part).expanduser(), os.path.splitext(part)[1].lower()  # noqa: PTH122
-    if part.startswith(PIPE) or "://" in part:
-        if reading.data_format not in {"auto", "webdataset"} or suffix in _TABLES:
-            raise UserError(
-                f"{part!r}: only tar shards can be read remotely: copy the data to a local disk"
-            )
-        return "remote"
-    if reading.data_format != "auto":
-        return reading.data_format
-    return _detect_in_folder(path) if path.is_dir() else _TABLES.get(suffix, "webdataset")
-
-
-def _detect_in_folder(folder: Path) -> _Format:
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(path.parent for path in folder.glob("*/state.json"))
-        named = ", ".join(str(split) for split in splits)
-        raise UserError(f"{folder} holds several splits: give the folder of one: {named}")
-    if (folder / "state.json").is_file():
-        return "huggingface"
-    suffixes = {path.suffix.lower() for path in folder.iterdir()}
-    if ".tar" in suffixes:
-        return "webdataset"
-    for suffix, table in _TABLES.items():
-        if suffix in suffixes:
-            return table
-    return "folder"
 
 
 @dataclass(frozen=True)
 class _Opener:
-    """Opens sources of known format."""
+    """Opens sources of known kind."""
 
     reading: ReadingConfig
     retry: RetryPolicy
     progress: Progress | None
+    captions: Captions
 
-    def open(self, data_format: _Format, parts: Sequence[str]) -> Source:
+    def open(self, found: Recognised) -> Source:
         """One source; folders and datasets are opened one by one and joined."""
-        reading = self.reading
-        if data_format == "webdataset":
-            return build_index(
-                expand_patterns("::".join(parts)),
-                captions=CaptionRule.for_key(reading.caption_key),
-                data_size=reading.data_size,
-                progress=self.progress,
-            )
-        if data_format == "remote":
-            urls = [url for part in parts for url in _braces(part)]
-            return open_remote(urls, self._cache(), reading, self.progress)
-        if data_format == "csv":
-            return open_tables(_files(parts, (".csv", ".tsv")), reading)
-        if data_format == "parquet":
-            return open_parquet(_files(parts, (".parquet",)), reading)
+        source = self._open(found)
+        details = f"; {source.opened}" if source.opened else ""
+        source.opened = f"{found.words}, {len(source):,} samples{details}"
+        source.unused = (*found.unused, *source.unused)
+        return source
+
+    def _open(self, found: Recognised) -> Source:
+        reading, paths = self.reading, [Path(path).expanduser() for path in found.paths]
+        if found.kind == "webdataset":
+            return self._shards(found)
+        if found.kind == "remote":
+            return open_remote(list(found.paths), self._cache(), reading, self.progress)
+        if found.kind == "parquet":
+            return open_parquet(paths, reading, self.captions)
+        if found.kind in {"csv", "jsonl"}:
+            read = read_delimited if found.kind == "csv" else read_json_lines
+            rows = [read(path, reading, self.captions) for path in paths]
+            has_captions = any(each.captions for each in rows)
+            required = captions_required(self.captions, has_captions=has_captions)
+            return TableSource(rows, CaptionRule(required=required))
         sources = [
-            DatasetSource(folder, reading)
-            if data_format == "huggingface"
-            else FolderSource(_existing(folder), reading.caption_key)
-            for folder in (Path(path).expanduser() for part in parts for path in _braces(part))
+            DatasetSource(folder, reading, self.captions)
+            if found.kind == "huggingface"
+            else FolderSource(folder, reading.caption_key, self.captions)
+            for folder in paths
         ]
         return sources[0] if len(sources) == 1 else Mixture(sources, [1.0] * len(sources))
+
+    def _shards(self, found: Recognised) -> Source:
+        shards = [shard for path in found.paths for shard in expand_patterns(path)]
+        index = self._index(shards, required=self.captions != "optional")
+        if self.captions == "if_any" and not index.has_captions:
+            index = self._index(shards, required=False)
+        return index
+
+    def _index(self, shards: Sequence[Path], *, required: bool) -> ShardIndex:
+        return build_index(
+            shards,
+            captions=replace(CaptionRule.for_key(self.reading.caption_key), required=required),
+            data_size=self.reading.data_size,
+            progress=self.progress,
+        )
 
     def _cache(self) -> ShardCache:
         """The cache of downloaded shards."""
         own = self.reading.cache_dir
         folder = Path(own).expanduser() if own else cache_home() / "shards"
         return ShardCache(folder, int(self.reading.cache_size_gb * GIB), self.retry)
-
-
-def _files(parts: Sequence[str], endings: tuple[str, ...]) -> list[Path]:
-    """The files named by patterns and folders."""
-    files: list[Path] = []
-    for part in parts:
-        for name in _braces(part):
-            path = Path(name).expanduser()
-            inside = sorted(path.iterdir()) if path.is_dir() else [_existing(path)]
-            files += [each for each in inside if path == each or each.suffix.lower() in endings]
-    if not files:
-        raise UserError(f"{'::'.join(parts)}: no file ending in {' or '.join(endings)}")
-    return files
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    return path
-
-
-def _braces(part: str) -> list[str]:
-    try:
-        return list(braceexpand(part))
-    except ValueError:  # braceexpand's UnbalancedBracesError
-        raise UserError(f"unbalanced braces in the pattern {part!r}") from None

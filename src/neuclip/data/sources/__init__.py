@@ -6,7 +6,10 @@ In reading order:
 - `tar_headers`: the members of a tar file, from its headers;
 - `tar_index`: the index of one tar shard, kept in a file;
 - `shards`: local tar shards;
+- `columns`: which columns of a table hold images and captions, and where paths lead;
+- `delimited`: csv and tsv, cut into slices of the file;
 - `tables`: csv and tsv tables of image paths and captions;
+- `json_lines`: the same in JSON;
 - `arrow`: parquet tables and Hugging Face datasets;
 - `folders`: a folder of images with captions beside them;
 - `class_folders`: a folder of images with one folder per class;

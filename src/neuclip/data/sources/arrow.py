@@ -1,25 +1,53 @@
 """Parquet tables and Hugging Face datasets on disk. Needs pyarrow, imported on first use.
 
-An image is a path, as in csv tables, or the bytes of an image file, alone or in a struct with its
-path. pyarrow's threads are not used: they do not survive the fork of a worker process.
+An image is a path, as in csv tables, or the bytes of an image file, alone, as base64 text, or in a
+struct with its path. pyarrow's threads are not used: they do not survive the fork of a worker
+process.
 """
 
+import base64
 import importlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neuclip.config.sections import ReadingConfig
-from neuclip.data.captions import clean_caption
+from neuclip.data.captions import CaptionRule, captions_of
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample, Unusable
-from neuclip.data.sources.source import Source, Texts, even_blocks, read_image_file
-from neuclip.data.sources.tables import TableSource, find_columns
-from neuclip.errors import UserError
+from neuclip.data.sources.columns import base64_image, columns_note, find_columns, image_root
+from neuclip.data.sources.source import (
+    Captions,
+    Offsets,
+    Slices,
+    Source,
+    TextLists,
+    captions_required,
+    even_blocks,
+    read_image_file,
+)
+from neuclip.data.sources.tables import TableRows, TableSource
+from neuclip.errors import UserError, printable
 
 _WINDOW = 4  # row groups shuffled together, and kept in memory, if images are in the table
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that are read, by name; a sample has the captions of all caption columns."""
+
+    image: str
+    captions: tuple[str, ...]
+    images_are_paths: bool
+
+    @property
+    def names(self) -> list[str]:
+        return [self.image, *self.captions]
 
 
 class ParquetSource(Source):
@@ -29,15 +57,22 @@ class ParquetSource(Source):
     last few in memory.
     """
 
-    def __init__(self, tables: Sequence[Path], columns: tuple[str, str], kept: int | None) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Path],
+        columns: Sequence[_Columns],
+        captions: CaptionRule,
+        kept: int | None,
+    ) -> None:
         """Reads the tables' footers.
 
         Args:
             tables: parquet files.
-            columns: names of the image and the caption column.
+            columns: the columns of each.
+            captions: whether captions are required.
             kept: row groups that each process keeps in memory; 0: all.
         """
-        self._tables, self._columns = tuple(tables), columns
+        self._tables, self._columns, self._captions = tuple(tables), tuple(columns), captions
         self.shuffle_window = _WINDOW
         self._groups: list[tuple[int, int]] = []
         sizes: list[int] = []
@@ -49,6 +84,7 @@ class ParquetSource(Source):
         self._kept = len(sizes) if kept == 0 else kept or _WINDOW
         name = str(tables[0]) if len(tables) == 1 else str(tables[0].parent)
         self.layout = Layout.of(name, sizes)
+        self.has_captions = any(each.captions for each in columns)
         self._loaded: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:
@@ -58,7 +94,7 @@ class ParquetSource(Source):
         block = self.layout.block(position)
         table, key = self.locate(position)
         row = position - int(self.layout.starts[block])
-        return _sample(key, self._rows(block), row, Path(table).parent)
+        return _sample(key, self._rows(block), row, Path(table).parent, self._captions)
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The table, and the row number in it."""
@@ -67,17 +103,18 @@ class ParquetSource(Source):
         first = block - group  # row groups of a table follow each other
         return self._tables[table], str(position - int(self.layout.starts[first]))
 
-    def _rows(self, block: int) -> tuple[Any, Any]:
+    def _rows(self, block: int) -> tuple[Any, ...]:
         rows = self._loaded.pop(block, None)
         if rows is None:
             table, group = self._groups[block]
+            names = self._columns[table].names
             try:
                 read = _open_parquet(self._tables[table]).read_row_group(
-                    group, columns=list(self._columns), use_threads=False
+                    group, columns=names, use_threads=False
                 )
             except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds
                 raise Unusable("shard", f"row group {group} cannot be read: {error}") from error
-            rows = tuple(read.column(name) for name in self._columns)
+            rows = tuple(read.column(name) for name in names)
         self._loaded[block] = rows
         if len(self._loaded) > self._kept:
             self._loaded.popitem(last=False)
@@ -87,18 +124,29 @@ class ParquetSource(Source):
 class DatasetSource(Source):
     """A Hugging Face dataset written by `save_to_disk`: memory-mapped Arrow files."""
 
-    def __init__(self, folder: Path, reading: ReadingConfig) -> None:
+    def __init__(
+        self, folder: Path, reading: ReadingConfig, captions: Captions = "required"
+    ) -> None:
         """Maps the files.
 
+        Args:
+            folder: the folder of one split.
+            reading: may name the columns.
+            captions: what a missing caption is.
+
         Raises:
-            UserError: the folder is incomplete or lacks a column.
+            UserError: the folder is incomplete, or lacks a column of a readable type.
         """
         self._folder, self._files = folder, _dataset_files(folder)
         table = self._map()
-        image, caption = find_columns(table.column_names, reading, folder)
-        self._columns = table.column_names[image], table.column_names[caption]
-        self._rows: tuple[Any, Any] | None = None
+        self._columns = _columns(table.schema, reading, folder, captions)
+        self._rows: tuple[Any, ...] | None = None
         self.layout = Layout.of(str(folder), even_blocks(table.num_rows))
+        self.has_captions = bool(self._columns.captions)
+        self._captions = CaptionRule(
+            required=captions_required(captions, has_captions=self.has_captions)
+        )
+        self.opened = columns_note([self._columns.image], self._columns.captions)
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_rows": None}
@@ -106,8 +154,8 @@ class DatasetSource(Source):
     def _content(self, position: int) -> Sample[bytes]:
         if self._rows is None:
             table = self._map()
-            self._rows = table.column(self._columns[0]), table.column(self._columns[1])
-        return _sample(str(position), self._rows, position, self._folder)
+            self._rows = tuple(table.column(name) for name in self._columns.names)
+        return _sample(str(position), self._rows, position, self._folder, self._captions)
 
     def files(self) -> list[Path]:
         """The Arrow files."""
@@ -129,41 +177,174 @@ class DatasetSource(Source):
         return arrow.concat_tables(parts)
 
 
-def open_parquet(tables: Sequence[Path], reading: ReadingConfig) -> Source:
+def open_parquet(
+    tables: Sequence[Path], reading: ReadingConfig, captions: Captions = "required"
+) -> Source:
     """Opens parquet tables with images as paths or as bytes.
 
     Args:
-        tables: parquet files with the same columns.
+        tables: parquet files.
         reading: names the columns, and how many row groups are shuffled together.
+        captions: what a missing caption is.
 
     Raises:
-        UserError: pyarrow is missing, a table cannot be read, or a column is missing.
+        UserError: pyarrow is missing, a table cannot be read, or a column is missing or of a type
+            that holds no images or captions.
     """
-    schema = _open_parquet(tables[0]).schema_arrow
-    columns = find_columns(schema.names, reading, tables[0])
-    image, caption = (schema.names[number] for number in columns)
-    types = _pyarrow(tables[0]).types
-    kind = schema.field(image).type
-    if not (types.is_string(kind) or types.is_large_string(kind)):
-        return ParquetSource(tables, (image, caption), reading.shuffle_window)
-    rows: list[tuple[Texts, Texts]] = []
-    for table in tables:
-        read = _open_parquet(table).read(columns=[image, caption], use_threads=False)
-        rows.append((_texts(read.column(image)), _texts(read.column(caption))))
-    return TableSource(tables, rows)
+    columns = [_columns(_open_parquet(t).schema_arrow, reading, t, captions) for t in tables]
+    has_captions = any(each.captions for each in columns)
+    rule = CaptionRule(required=captions_required(captions, has_captions=has_captions))
+    note = columns_note([columns[0].image], columns[0].captions)
+    if all(each.images_are_paths for each in columns) and not _holds_base64(tables[0], columns[0]):
+        source: Source = TableSource(
+            [_table_rows(*each) for each in zip(tables, columns, strict=True)], rule
+        )
+    else:
+        source = ParquetSource(tables, columns, rule, reading.shuffle_window)
+    source.opened = note
+    return source
 
 
-def _texts(column: Any) -> Texts:  # noqa: ANN401  a pyarrow.ChunkedArray
-    texts = Texts()
-    for chunk in column.chunks:
-        for value in chunk:
-            texts.append(_text(value.as_py()))
-    return texts
+# columns and their types -------------------------------------------------------------------------
 
 
-def _sample(key: str, rows: tuple[Any, Any], row: int, folder: Path) -> Sample[bytes]:
-    """One row of an image column and a caption column; raises `Unusable`."""
-    image, caption = rows[0][row].as_py(), _text(rows[1][row].as_py())
+def _columns(schema: Any, reading: ReadingConfig, where: Path, captions: Captions) -> _Columns:  # noqa: ANN401  a pyarrow.Schema
+    """The columns that are read; raises `UserError` for types that hold no images or captions."""
+    found = find_columns(schema.names, reading, where, captions)
+    types = _pyarrow(where).types
+    image = schema.field(found.image)
+    as_path = _is_text(types, image.type)
+    if not (as_path or _is_image(types, image.type)):
+        raise UserError(
+            f"{where}: column {image.name!r} holds {_type(image.type)}, not images: paths, bytes, "
+            "or a struct {bytes, path}; name another one with --csv-img-key"
+        )
+    names: list[str] = []
+    for index in found.captions:
+        caption = schema.field(index)
+        if not _is_caption(types, caption.type):
+            others = [each.name for each in schema if _is_text(types, each.type)]
+            known = f" (text columns: {', '.join(map(repr, others[:8]))})" if others else ""
+            raise UserError(
+                f"{where}: column {caption.name!r} holds {_type(caption.type)}, not captions: a "
+                f"text or a list of texts; name another one with --csv-caption-key{known}"
+            )
+        names.append(caption.name)
+    return _Columns(image.name, tuple(names), as_path)
+
+
+def _is_text(types: Any, kind: Any) -> bool:  # noqa: ANN401  pyarrow.types and a DataType
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    view = getattr(types, "is_string_view", None)
+    return bool(
+        types.is_string(kind) or types.is_large_string(kind) or (view is not None and view(kind))
+    )
+
+
+def _is_bytes(types: Any, kind: Any) -> bool:  # noqa: ANN401
+    view = getattr(types, "is_binary_view", None)
+    return bool(
+        types.is_binary(kind) or types.is_large_binary(kind) or (view is not None and view(kind))
+    )
+
+
+def _is_image(types: Any, kind: Any) -> bool:  # noqa: ANN401
+    """Whether a type is that of image files: bytes, or a struct that has them or a path."""
+    if types.is_struct(kind):
+        fields = {kind.field(number).name: kind.field(number).type for number in range(len(kind))}
+        has_bytes = "bytes" in fields and _is_bytes(types, fields["bytes"])
+        return has_bytes or ("path" in fields and _is_text(types, fields["path"]))
+    return _is_bytes(types, kind)
+
+
+def _is_caption(types: Any, kind: Any) -> bool:  # noqa: ANN401
+    if _is_list(types, kind):
+        return _is_text(types, kind.value_type)
+    return _is_text(types, kind) or bool(types.is_null(kind))
+
+
+def _is_list(types: Any, kind: Any) -> bool:  # noqa: ANN401
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def _type(kind: Any) -> str:  # noqa: ANN401
+    hint = " (labels?)" if "int" in str(kind) and "<" not in str(kind) else ""
+    return f"values of type {printable(str(kind))}{hint}"
+
+
+# rows --------------------------------------------------------------------------------------------
+
+
+def _holds_base64(table: Path, columns: _Columns) -> bool:
+    """Whether the first image of a table is an image file as base64 text."""
+    file = _open_parquet(table)
+    for group in range(file.num_row_groups):
+        column = file.read_row_group(group, columns=[columns.image], use_threads=False)[0]
+        for value in column:
+            if value.is_valid:
+                return base64_image(value.as_py()) is not None
+    return False
+
+
+def _table_rows(table: Path, columns: _Columns) -> TableRows:
+    """A table of paths, read by row group, without a Python object per value."""
+    file = _open_parquet(table)
+    chunks: list[list[Any]] = [[] for _ in columns.names]
+    for group in range(file.num_row_groups):
+        read = file.read_row_group(group, columns=columns.names, use_threads=False)
+        for column, name in zip(chunks, columns.names, strict=True):
+            column += read.column(name).chunks
+    images, *captions = (_strings(table, column) for column in chunks)
+    assert isinstance(images, Slices)
+    return TableRows(table, image_root(table, images), images, tuple(captions))
+
+
+def _strings(table: Path, chunks: Sequence[Any]) -> Slices | TextLists:
+    """A column of texts, or of lists of texts; a missing text is empty."""
+    arrow = _pyarrow(table)
+    lists: list[Offsets] = []
+    texts: list[Any] = []
+    for chunk in chunks:
+        if _is_list(arrow.types, chunk.type):
+            compute = importlib.import_module("pyarrow.compute")
+            lengths = compute.fill_null(compute.list_value_length(chunk), 0)
+            lists.append(np.asarray(lengths, dtype=np.int64))
+            chunk = chunk.flatten()
+        texts.append(chunk)
+    slices = _slices(arrow, texts)
+    return TextLists(slices, np.cumsum(np.concatenate(lists))) if lists else slices
+
+
+def _slices(arrow: Any, chunks: Sequence[Any]) -> Slices:  # noqa: ANN401  the module
+    """The buffers of arrays of texts, joined."""
+    content: list[memoryview] = []
+    starts: list[Offsets] = []
+    ends: list[Offsets] = []
+    size = 0
+    for chunk in chunks:
+        texts = chunk.cast(arrow.large_string())
+        _, offsets, data = texts.buffers()
+        if not len(texts) or offsets is None:
+            continue
+        numbers = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        first, last = int(numbers[0]), int(numbers[-1])
+        content.append(memoryview(data)[first:last] if data is not None else memoryview(b""))
+        starts.append(numbers[:-1] + (size - first))
+        ends.append(numbers[1:] + (size - first))
+        size += last - first
+    nothing = np.zeros(0, dtype=np.int64)
+    return Slices(
+        b"".join(content), np.concatenate([nothing, *starts]), np.concatenate([nothing, *ends])
+    )
+
+
+def _sample(
+    key: str, rows: tuple[Any, ...], row: int, folder: Path, rule: CaptionRule
+) -> Sample[bytes]:
+    """One row of an image column and of caption columns; raises `Unusable`."""
+    image, *values = (column[row].as_py() for column in rows)
+    captions = rule.checked(tuple(text for value in values for text in captions_of(value)))
     path = None
     if isinstance(image, dict):
         image, path = image.get("bytes"), image.get("path")
@@ -172,22 +353,16 @@ def _sample(key: str, rows: tuple[Any, Any], row: int, folder: Path) -> Sample[b
     if image is None:
         raise Unusable("image_missing", "no image")
     if isinstance(image, str):
-        image = read_image_file(folder, image)
-    if not isinstance(image, bytes):
-        raise Unusable("image", f"the image column holds {type(image).__name__}, not an image file")
-    return Sample(key, image, (clean_caption(caption),))
+        encoded = base64_image(image) is not None
+        image = _decoded(image) if encoded else read_image_file(folder, image)
+    return Sample(key, image, captions)
 
 
-def _text(value: object) -> str:
-    """A caption, or the first of several."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    if value is not None and not isinstance(value, str):
-        raise UserError(
-            f"the caption column holds {type(value).__name__}, not text: name another column with "
-            "--csv-caption-key"
-        )
-    return value or ""
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except ValueError as error:
+        raise Unusable("image", f"not base64: {error}") from error
 
 
 def _dataset_files(folder: Path) -> list[str]:

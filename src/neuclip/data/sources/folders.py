@@ -2,12 +2,20 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample, Unusable
-from neuclip.data.sources.source import Source, Texts, even_blocks, read_image_file
+from neuclip.data.sources.source import (
+    Captions,
+    Source,
+    Texts,
+    captions_required,
+    even_blocks,
+    read_image_file,
+)
 from neuclip.errors import UserError
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -17,18 +25,23 @@ _CHECKED = 100  # at least one of the first images must have a caption
 class FolderSource(Source):
     """Images below a folder, sorted by path; the key of a sample is its path without extension."""
 
-    def __init__(self, folder: Path, caption_key: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, caption_key: str | None = None, captions: Captions = "required"
+    ) -> None:
         """Lists the folder; captions are read with their samples.
 
         Args:
             folder: searched recursively.
             caption_key: take captions from this key of the `.json` file instead of the `.txt` file.
 
+            captions: what a missing caption is.
+
         Raises:
-            UserError: there are no images, or none of the first images has a caption.
+            UserError: there are no images, or none of the first images has a caption although
+                captions are required.
         """
-        self._folder, self._captions = folder, CaptionRule.for_key(caption_key)
-        self._suffix = ".json" if self._captions.json_keys else ".txt"
+        rule = CaptionRule.for_key(caption_key)
+        self._folder, self._suffix = folder, ".json" if rule.json_keys else ".txt"
         self._images = Texts()
         for image in images_below(folder):
             self._images.append(image)
@@ -37,11 +50,17 @@ class FolderSource(Source):
                 f"{folder} contains no .tar shards, tables or images ({' '.join(IMAGE_EXTENSIONS)})"
             )
         first = [self._images[row] for row in range(min(len(self._images), _CHECKED))]
-        if not any(self._caption_path(image).is_file() for image in first):
+        self.has_captions = any(self._caption_path(image).is_file() for image in first)
+        if captions == "required" and not self.has_captions:
             raise UserError(
                 f"{folder}: images without captions: {first[0]} needs "
                 f"{self._caption_path(first[0]).name} beside it"
             )
+        required = captions_required(captions, has_captions=self.has_captions)
+        self._captions = replace(rule, required=required)
+        self.opened = (
+            f"captions in {self._suffix} beside them" if self.has_captions else "no captions"
+        )
         self.layout = Layout.of(str(folder), even_blocks(len(self._images)))
 
     def _content(self, position: int) -> Sample[bytes]:
@@ -65,6 +84,8 @@ class FolderSource(Source):
         try:
             content = path.read_bytes()
         except OSError as error:
+            if not self._captions.required and isinstance(error, FileNotFoundError):
+                return ()
             raise Unusable("caption_missing", f"{path.name}: {error.strerror or error}") from error
         return self._captions.read(content)
 

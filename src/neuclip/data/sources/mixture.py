@@ -47,6 +47,9 @@ class Mixture(Source):
         blocks = np.cumsum([0, *(span.blocks for span in spans)])
         self._block_ends, self._block_starts = blocks[1:], blocks[:-1].tolist()
         self.damage: tuple[Damage, ...] = tuple(d for source in sources for d in source.damage)
+        self.has_captions = any(source.has_captions for source in sources)
+        self.opened = "; ".join(source.opened for source in sources if source.opened)
+        self.unused = tuple(line for source in sources for line in source.unused)
         self.shuffle_window = max(source.shuffle_window for source in sources)
 
     def _content(self, position: int) -> Sample[bytes]:

@@ -157,6 +157,7 @@ class ShardIndex(Source):
         # The last columns belong to evaluation splits: they take no memory in training.
         used = [c for c in (_CLASS, _METADATA) if any(each.blocks[:, c].any() for each in indexes)]
         columns = slice(max(used, default=_CAPTION) + 1)
+        self.has_captions = any(bool(each.blocks[:, _CAPTION].any()) for each in indexes)
         self._blocks = np.concatenate([index.blocks[:, columns] for index in indexes])
         self._sizes = np.concatenate([index.sizes[:, columns] for index in indexes])
         self.layout = Layout.of(_name(shards), [len(index.blocks) for index in indexes])

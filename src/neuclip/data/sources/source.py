@@ -1,5 +1,6 @@
 """The interface of all data sources: samples by position, wherever they are stored."""
 
+import codecs
 import contextlib
 import hashlib
 from abc import ABC, abstractmethod
@@ -8,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from neuclip.data.decode import decode_image
@@ -17,6 +20,9 @@ from neuclip.data.samples import Damage, Sample, SampleError, Unusable
 ROWS_PER_BLOCK = 1000  # for sources without blocks of their own
 
 ImageT = TypeVar("ImageT")
+Offsets = NDArray[np.int64]
+
+_CHECKED_AT_A_TIME = 2**22  # bytes
 
 Captions = Literal["required", "if_any", "optional"]
 """What a missing caption is.
@@ -25,6 +31,11 @@ Captions = Literal["required", "if_any", "optional"]
 - `if_any`: damage if the source has captions at all;
 - `optional`: an empty caption.
 """
+
+
+def captions_required(captions: Captions, *, has_captions: bool) -> bool:
+    """Whether a sample without a caption is corrupt, in a source with or without captions."""
+    return captions == "required" or (captions == "if_any" and has_captions)
 
 
 class Source(ABC):
@@ -147,12 +158,30 @@ def read_image_file(folder: Path, name: str) -> bytes:
         raise Unusable("image_missing", f"{folder / name}: {reason}") from error
 
 
-class Texts:
-    """A list of strings in two buffers.
+class Strings(ABC):
+    """Strings by index, in buffers.
 
     Python keeps a reference count inside each object: reading a list of millions of strings in a
     forked process would copy it page by page.
     """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """One string in UTF-8; invalid bytes are kept."""
+
+    def __getitem__(self, index: int) -> str:
+        return self.encoded(index).decode("utf-8", "surrogateescape")
+
+    def count_invalid(self) -> int:
+        """Number of strings that are not UTF-8."""
+        return sum(not _is_utf8(self.encoded(index)) for index in range(len(self)))
+
+
+class Texts(Strings):
+    """Strings in two buffers, which grow."""
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         self._content, self._ends = bytearray(), array("q", [0])
@@ -167,6 +196,68 @@ class Texts:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index: int) -> str:
-        part = self._content[self._ends[index] : self._ends[index + 1]]
-        return part.decode("utf-8", "surrogateescape")
+    def encoded(self, index: int) -> bytes:
+        """One string in UTF-8; invalid bytes are kept."""
+        return bytes(self._content[self._ends[index] : self._ends[index + 1]])
+
+
+class Slices(Strings):
+    """Strings as slices of one buffer, which need not follow each other."""
+
+    def __init__(
+        self, content: bytes, starts: Offsets, ends: Offsets, *, doubled_quotes: bool = False
+    ) -> None:
+        """Keeps the buffer; nothing is copied.
+
+        Args:
+            content: UTF-8; invalid bytes are kept.
+            starts: [strings] first byte of each string.
+            ends: [strings] end of each string.
+            doubled_quotes: a quote in a string is written twice.
+        """
+        self._content, self._starts, self._ends = content, starts, ends
+        self._doubled_quotes = doubled_quotes
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def encoded(self, index: int) -> bytes:
+        """One string in UTF-8; invalid bytes are kept."""
+        part = self._content[self._starts[index] : self._ends[index]]
+        return part.replace(b'""', b'"') if self._doubled_quotes else part
+
+    def count_invalid(self) -> int:
+        """Number of strings that are not UTF-8; fast if the whole buffer is."""
+        return 0 if _is_utf8(self._content) else super().count_invalid()
+
+
+class TextLists:
+    """Lists of strings."""
+
+    def __init__(self, texts: Strings, ends: Offsets) -> None:
+        """Cuts strings into lists.
+
+        Args:
+            texts: the strings of all lists.
+            ends: [lists] end of each list.
+        """
+        self._texts, self._ends = texts, ends
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> list[str]:
+        start = int(self._ends[index - 1]) if index else 0
+        return [self._texts[number] for number in range(start, int(self._ends[index]))]
+
+
+def _is_utf8(content: bytes) -> bool:
+    """Whether bytes are UTF-8, checked in pieces: no text as long as the content is made."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(content), _CHECKED_AT_A_TIME):
+            decoder.decode(content[start : start + _CHECKED_AT_A_TIME])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True

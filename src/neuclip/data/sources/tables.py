@@ -1,136 +1,204 @@
-"""Tables of image paths and captions (csv, tsv), as open_clip reads them."""
+"""Tables of image paths and captions: csv, tsv, and JSON lines."""
 
-import csv
+import gzip
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
-from neuclip.data.captions import clean_caption
+from neuclip.data.captions import CaptionRule, captions_of
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample
-from neuclip.data.sources.source import Source, Texts, even_blocks, read_image_file
-from neuclip.errors import UserError
+from neuclip.data.sources.columns import columns_note, find_columns, image_root
+from neuclip.data.sources.delimited import DelimitedColumns, QuoteError, first_row, parse
+from neuclip.data.sources.source import (
+    Captions,
+    Source,
+    Strings,
+    TextLists,
+    even_blocks,
+    read_image_file,
+)
+from neuclip.errors import UserError, printable
+from neuclip.files import describe
 
-IMAGE_COLUMNS = ("filepath", "image", "image_path", "img", "jpg", "png", "webp", "path", "file")
-CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions")
-
-_LONGEST_FIELD = 2**27  # characters; a caption can exceed csv's default of 131,072
+SEPARATORS = "\t,;|"
 
 
-def find_columns(names: Sequence[str], reading: ReadingConfig, where: Path) -> tuple[int, int]:
-    """The indices of the image column and the caption column.
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of one table.
 
-    Args:
-        names: columns of the table, in order.
-        reading: may name the columns; otherwise the first of the known names is taken.
-        where: the table, for messages.
-
-    Raises:
-        UserError: there is no such column; the message lists the existing ones.
+    Attributes:
+        table: path of the table.
+        root: folder that image paths are relative to.
+        images: image path of each row.
+        captions: caption columns.
+        note: what was recognised: columns, separator, encoding.
+        unused: rows that are not read, in one line per reason.
     """
-    found: list[int] = []
-    for what, flag, wanted, known in (
-        ("image", "--csv-img-key", reading.csv_img_key, IMAGE_COLUMNS),
-        ("caption", "--csv-caption-key", reading.csv_caption_key, CAPTION_COLUMNS),
-    ):
-        name = next((name for name in ((wanted,) if wanted else known) if name in names), None)
-        if name is None:
-            lacks = f"no column {wanted!r}" if wanted else f"none of the columns {', '.join(known)}"
-            raise UserError(
-                f"{where}: {lacks} for the {what}; its columns are {', '.join(map(repr, names))}: "
-                f"name one with {flag} (and the separator with --csv-separator if these look "
-                "joined)"
-            )
-        found.append(names.index(name))
-    return found[0], found[1]
+
+    table: Path
+    root: Path
+    images: Strings
+    captions: tuple[Strings | TextLists, ...]
+    note: str = ""
+    unused: tuple[str, ...] = ()
 
 
 class TableSource(Source):
-    """Rows of image path and caption; the key of a sample is its path as written.
+    """Rows of image path and captions; the key of a sample is its path as written."""
 
-    Paths are relative to the folder of their table.
-    """
-
-    def __init__(self, tables: Sequence[Path], rows: Sequence[tuple[Texts, Texts]]) -> None:
+    def __init__(self, rows: Sequence[TableRows], captions: CaptionRule | None = None) -> None:
         """Joins the rows of several tables.
 
         Args:
-            tables: paths of the tables.
-            rows: image paths and captions of each table.
+            rows: the tables.
+            captions: whether captions are required; by default they are.
+
+        Raises:
+            UserError: there are no rows.
         """
-        self._tables, self._rows = tuple(tables), tuple(rows)
-        self._sizes = [len(images) for images, _ in rows]
+        self._rows, self._captions = tuple(rows), captions or CaptionRule()
+        self._sizes = [len(each.images) for each in rows]
         self._starts = [sum(self._sizes[:number]) for number in range(len(rows))]
-        name = str(tables[0]) if len(tables) == 1 else str(tables[0].parent)
+        if not sum(self._sizes):
+            raise UserError(f"{rows[0].table}: no rows below the column names")
+        name = str(rows[0].table) if len(rows) == 1 else str(rows[0].table.parent)
         self.layout = Layout.of(name, even_blocks(sum(self._sizes)))
+        self.has_captions = any(each.captions for each in rows)
+        self.opened = rows[0].note
+        self.unused = tuple(line for each in rows for line in each.unused)
 
     def _content(self, position: int) -> Sample[bytes]:
-        table, row = self._row(position)
-        images, captions = self._rows[table]
-        caption = (clean_caption(captions[row]),)
-        return Sample(
-            images[row], read_image_file(self._tables[table].parent, images[row]), caption
-        )
+        number, row = self._row(position)
+        rows = self._rows[number]
+        captions = self._captions.checked(captions_of(_values(rows.captions, row)))
+        name = rows.images[row]
+        return Sample(name, read_image_file(rows.root, name), captions)
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """Table and key of a sample."""
-        table, row = self._row(position)
-        return self._tables[table], self._rows[table][0][row]
+        number, row = self._row(position)
+        return self._rows[number].table, self._rows[number].images[row]
 
     def files(self) -> Iterator[Path]:
         """The images."""
-        for table, (images, _) in zip(self._tables, self._rows, strict=True):
-            yield from (table.parent / images[row] for row in range(len(images)))
+        for rows in self._rows:
+            yield from (rows.root / rows.images[row] for row in range(len(rows.images)))
 
     def _row(self, position: int) -> tuple[int, int]:
-        for table, start in enumerate(self._starts):
-            if position < start + self._sizes[table]:
-                return table, position - start
+        for number, start in enumerate(self._starts):
+            if position < start + self._sizes[number]:
+                return number, position - start
         raise IndexError(position)
 
 
-def open_tables(tables: Sequence[Path], reading: ReadingConfig) -> TableSource:
-    """Reads csv or tsv tables whose first line names the columns.
+def _values(columns: Sequence[Strings | TextLists], row: int) -> object:
+    """The captions of a row: a text, or a list of those of all columns."""
+    if len(columns) == 1:
+        return columns[0][row]
+    values: list[str] = []
+    for column in columns:
+        value = column[row]
+        values += [value] if isinstance(value, str) else value
+    return values
+
+
+# csv and tsv -------------------------------------------------------------------------------------
+
+
+def read_delimited(table: Path, reading: ReadingConfig, captions: Captions) -> TableRows:
+    """Reads a csv or tsv table whose first line names the columns.
 
     A row with too few columns is a corrupt sample: its image or caption is missing.
 
     Raises:
-        UserError: a table cannot be read, lacks a column, or there are no rows.
+        UserError: the table cannot be read, lacks a column, has quotes that would swallow rows, or
+            none of its images exists.
     """
-    rows = [_read(table, reading) for table in tables]
-    if not any(len(images) for images, _ in rows):
-        raise UserError(f"{tables[0]}: no rows below the column names")
-    return TableSource(tables, rows)
-
-
-def _read(table: Path, reading: ReadingConfig) -> tuple[Texts, Texts]:
-    images, captions = Texts(), Texts()
-    before = csv.field_size_limit(_LONGEST_FIELD)
+    content, encoding = text_of(table)
+    separator, names = _header(content, table, reading, captions)
+    found = find_columns(names, reading, table, captions)
     try:
-        # Invalid UTF-8 is kept, and reported when the row is read.
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            first = file.readline()
-            separator = reading.csv_separator or ("\t" if "\t" in first else ",")
-            file.seek(0)
-            lines = csv.reader(file, delimiter=separator)
-            image, caption = find_columns(next(lines, []), reading, table)
-            for row in _with_content(lines):
-                images.append(row[image] if image < len(row) else "")
-                captions.append(row[caption] if caption < len(row) else "")
-    except OSError as error:
-        raise UserError(f"{table} cannot be read: {error.strerror or error}") from None
-    except csv.Error as error:
-        raise UserError(f"{table} is not a csv table: {error}") from None
-    except TypeError:
+        rows = parse(content, DelimitedColumns(separator, len(names), found.image, found.captions))
+    except QuoteError as error:
         raise UserError(
-            f"--csv-separator {reading.csv_separator!r} must be one character, such as a comma or "
-            "a tab"
+            f"{table}, {error}: rows would be lost. Write quotes inside of quoted fields twice, or "
+            "remove them"
         ) from None
-    finally:
-        csv.field_size_limit(before)
-    return images, captions
+    return TableRows(
+        table,
+        image_root(table, rows.images),
+        rows.images,
+        rows.captions,
+        _join(
+            columns_note([names[found.image]], [names[index] for index in found.captions]),
+            "" if separator in "\t," else f"separator '{printable(separator)}'",
+            encoding,
+            rows.note,
+        ),
+        _not_utf8(table, rows.captions),
+    )
 
 
-def _with_content(rows: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Rows without empty lines."""
-    return (row for row in rows if row)
+def _header(
+    content: bytes, table: Path, reading: ReadingConfig, captions: Captions
+) -> tuple[str, list[str]]:
+    """Separator and column names; without `--csv-separator`, the first that gives known columns."""
+    if reading.csv_separator is not None:
+        return reading.csv_separator, first_row(content, reading.csv_separator)
+    for separator in SEPARATORS:
+        names = first_row(content, separator)
+        try:
+            find_columns(names, reading, table, captions)
+        except UserError:
+            continue
+        return separator, names
+    separator = "\t" if len(first_row(content, "\t")) > 1 else ","
+    return separator, first_row(content, separator)
+
+
+def text_of(table: Path) -> tuple[bytes, str]:
+    """The content of a table as UTF-8, and a word on its encoding if it has another one.
+
+    Raises:
+        UserError: the file cannot be read, or is not valid in its encoding.
+    """
+    try:
+        content = table.read_bytes()
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+    except (OSError, EOFError) as error:
+        raise UserError(f"{table} cannot be read: {describe(error)}") from None
+    head = content[:1000]
+    for encoding, mark in (("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff")):
+        if head.startswith(mark):
+            return _decoded(table, content, encoding), "UTF-16"
+    if head.count(0) > len(head) // 4:
+        return _decoded(table, content, "utf-16-be" if head[:1] == b"\0" else "utf-16-le"), "UTF-16"
+    return content.removeprefix(b"\xef\xbb\xbf"), ""
+
+
+def _decoded(table: Path, content: bytes, encoding: str) -> bytes:
+    try:
+        return content.decode(encoding).encode()
+    except UnicodeError as error:
+        raise UserError(f"{table} is not valid {encoding.upper()}: {describe(error)}") from None
+
+
+def _not_utf8(table: Path, captions: Sequence[Strings]) -> tuple[str, ...]:
+    """A line about captions that are not UTF-8; each is damage when it is read."""
+    bad = sum(column.count_invalid() for column in captions)
+    return (
+        (
+            f"{bad} captions of {table} are not UTF-8: convert the table, for example with "
+            f"iconv -f latin1 -t utf8 {table} > utf8{table.suffix}",
+        )
+        if bad
+        else ()
+    )
+
+
+def _join(*notes: str) -> str:
+    return ", ".join(note for note in notes if note)

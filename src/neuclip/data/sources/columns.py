@@ -1,0 +1,167 @@
+"""Which columns of a table hold images and captions, and which folder image paths are relative to.
+
+Everything is decided when a table is opened, so that a mistake costs no sample.
+"""
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neuclip.config.sections import ReadingConfig
+from neuclip.data.sources.source import Captions, Strings
+from neuclip.errors import UserError, printable
+from neuclip.first_bytes import describe
+
+IMAGE_COLUMNS = (
+    "filepath", "image", "image_path", "img", "jpg", "png", "webp", "path", "file", "file_name",
+    "filename",
+)  # fmt: skip
+CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions")
+
+_CHECKED = 100  # paths looked for, spread over the table
+_SHOWN = 12  # columns in a message
+_SHORTEST = 64  # characters of an image file as base64 text
+
+
+@dataclass(frozen=True)
+class ColumnIndices:
+    """The columns that are read.
+
+    Attributes:
+        image: index of the image column.
+        captions: indices of the caption columns; a sample has the captions of all of them.
+    """
+
+    image: int
+    captions: tuple[int, ...]
+
+
+def find_columns(
+    names: Sequence[str], reading: ReadingConfig, where: Path, captions: Captions = "required"
+) -> ColumnIndices:
+    """The columns of images and of captions.
+
+    Args:
+        names: columns of the table, in order.
+        reading: may name the columns, caption columns joined by commas; otherwise the first of the
+            known names is taken, in any case.
+        where: the table, for messages.
+        captions: whether a table without captions is accepted.
+
+    Raises:
+        UserError: there is no such column; the message lists the existing ones.
+    """
+    image = _find(names, reading.csv_img_key, IMAGE_COLUMNS)
+    if image is None:
+        raise _no_column("image", names, reading.csv_img_key, where)
+    wanted = reading.csv_caption_key
+    keys = [wanted] if wanted is None or _find(names, wanted, ()) is not None else wanted.split(",")
+    found = [_find(names, key and key.strip(), CAPTION_COLUMNS) for key in keys]
+    present = tuple(index for index in found if index is not None)
+    if len(present) < len(found) and (wanted is not None or captions == "required"):
+        missing = next(key for key, index in zip(keys, found, strict=True) if index is None)
+        raise _no_column("caption", names, missing, where)
+    return ColumnIndices(image, present)
+
+
+def columns_note(images: Sequence[str], captions: Sequence[str]) -> str:
+    """The columns that are read, in words."""
+    words = f"images from column {_quoted(images)}"
+    return f"{words}, captions from {_quoted(captions)}" if captions else f"{words}, no captions"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{printable(name, 40)}'" for name in names)
+
+
+def _find(names: Sequence[str], wanted: str | None, known: Sequence[str]) -> int | None:
+    """The index of the wanted column, or of the first of the known ones."""
+    if wanted is not None and wanted in names:
+        return names.index(wanted)
+    plain = [name.strip().lower() for name in names]
+    candidates = known if wanted is None else (wanted.strip().lower(),)
+    return next((plain.index(name) for name in candidates if name in plain), None)
+
+
+def _no_column(what: str, names: Sequence[str], wanted: str | None, where: Path) -> UserError:
+    known, flag = IMAGE_COLUMNS, "--csv-img-key"
+    if what == "caption":
+        known, flag = CAPTION_COLUMNS, "--csv-caption-key"
+    lacks = f"none of the columns {', '.join(known)}" if wanted is None else f"no column {wanted!r}"
+    shown = _quoted(names[:_SHOWN])
+    if len(names) > _SHOWN:
+        shown += f" and {len(names) - _SHOWN} more"
+    remedy = f"name one with {flag} (and the separator with --csv-separator if these look joined)"
+    if what == "image" and any(name.strip().lower() in {"url", "image_url"} for name in names):
+        remedy = f"the images are {DOWNLOAD}; if another column holds paths, name it with {flag}"
+    elif any(name.startswith(("http://", "https://")) for name in names):
+        remedy = f"the first line must hold the names of the columns; the images are {DOWNLOAD}"
+    return UserError(f"{where}: {lacks} for the {what}; its columns are {shown}: {remedy}")
+
+
+DOWNLOAD = (
+    "addresses: download them first, for example with img2dataset --output_format webdataset, and "
+    "give its output folder"
+)
+
+
+def image_root(table: Path, images: Strings) -> Path:
+    """The folder that the image paths of a table are relative to.
+
+    It is the table's folder or the current folder, whichever has more of a hundred images, spread
+    over the table.
+
+    Args:
+        table: the table.
+        images: the image paths.
+
+    Raises:
+        UserError: neither has any of them; the message says what the paths are and where they were
+            looked for.
+    """
+    step = max(1, len(images) // _CHECKED)
+    names = [images[row] for row in range(0, len(images), step)]
+    names = [name for name in names if name.strip()]
+    if not names:
+        return table.parent
+    _check_paths(table, names)
+    roots = [table.parent]
+    if Path.cwd() != table.parent.resolve() and not all(map(os.path.isabs, names)):
+        roots.append(Path.cwd())
+    found = [sum(os.path.isfile(root / name) for name in names) for root in roots]  # noqa: PTH113
+    if not any(found):
+        places = " and in the current folder ".join(map(str, roots))
+        slashes = "; they contain backslashes, which must be /" if "\\" in names[0] else ""
+        raise UserError(
+            f"{table}: none of the {len(names)} image paths tried exists; the first is "
+            f"'{printable(names[0])}', looked for in {places}{slashes}: paths must be absolute, or "
+            "relative to one of these folders"
+        )
+    return roots[found.index(max(found))]
+
+
+def _check_paths(table: Path, names: Sequence[str]) -> None:
+    """Raises `UserError` for values that are addresses or images instead of paths."""
+    first = names[0]
+    if first.startswith(("http://", "https://", "s3://", "gs://")):
+        raise UserError(f"{table}: the image column holds {DOWNLOAD} (first: {printable(first)})")
+    kind = base64_image(first)
+    if kind is not None:
+        raise UserError(
+            f"{table}: the image column holds images as base64 text ({kind}), which is read from "
+            "parquet tables only: convert the table to parquet, or write the images as files"
+        )
+
+
+def base64_image(text: str) -> str | None:
+    """What image a text is in base64, for example "a PNG image"; None if it is none."""
+    if len(text) < _SHORTEST:
+        return None
+    try:
+        kind = describe(base64.b64decode(text[:64], validate=True))
+    except (binascii.Error, ValueError):
+        return None
+    return kind if kind is not None and kind.endswith("image") else None
