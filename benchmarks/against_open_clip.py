@@ -38,7 +38,7 @@ from recorded import RESULTS, check_version, save
 import neuclip
 from neuclip.data.demo.build import tiny_demo
 from neuclip.errors import UserError
-from neuclip.model.clip import model_names
+from neuclip.model.architecture import model_names
 from neuclip.model.device import choose_device
 from neuclip.run_folder import read_records
 

@@ -14,6 +14,7 @@ from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import OptimConfig
 from neuclip.data.batch import Batch
+from neuclip.model.architecture import Architecture
 from neuclip.model.clip import Clip
 from neuclip.training.optim import Optimizer
 
@@ -103,7 +104,15 @@ class Bench:
         if not loss.learns_temperature:
             model.logit_scale.requires_grad_(False)
         optimizer = KeepingOptimizer(model, resolve(RunConfig(), 1).optim)
-        clip = Clip("stub", model, torch.tensor, torch.tensor, torch.tensor, DIM, "fp32")
+        clip = Clip(
+            Architecture("stub", {}, {}),
+            model,
+            torch.tensor,
+            torch.tensor,
+            torch.tensor,
+            DIM,
+            "fp32",
+        )
         return cls(clip, model, loss, optimizer)
 
 

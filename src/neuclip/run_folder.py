@@ -162,6 +162,13 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def open_clip_flags(path: Path) -> dict[str, str]:
+    """The flags of a run of open_clip, from its `params.txt`; without those that were not set."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = dict(line.split(": ", 1) for line in lines if ": " in line)
+    return {key: value for key, value in found.items() if value != "None"}
+
+
 def outcomes_path(results: Path, key: str) -> Path:
     """Outcomes per sample of a task, in a folder beside the results file.
 

@@ -87,7 +87,7 @@ ENTRY_POINTS = {"training.main", "evaluation.datacomp.__main__"}
 
 # Who alone may import what.
 DOORS = {
-    "open_clip": {"model.clip", "model.export_info"},
+    "open_clip": {"model.architecture", "model.clip", "model.export_info"},
     "torch.distributed": {"parallel", "checkpoint.sharded"},
     "huggingface_hub": {"evaluation.datacomp.download"},
     "tyro": {"cli"},

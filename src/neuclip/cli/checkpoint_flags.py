@@ -1,17 +1,29 @@
 """The flags that choose a checkpoint, shared by several commands. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
+from neuclip.cli.flag_table import settings_flags
 from neuclip.cli.options import Switch
+from neuclip.cli.train import checked_section
 from neuclip.errors import UserError
 
 if TYPE_CHECKING:
     from neuclip.model.load import CheckpointChoice
 
+GivenChanges = dict[str, Any]
+"""Values of the flags given, by setting of the `model` section."""
+
+_CHANGES = (
+    "force_image_size",
+    "image_mean",
+    "image_std",
+    "image_interpolation",
+    "image_resize_mode",
+)
 _LATEST = arg(metavar="INT", help_behavior_hint="(default: the latest)")
 _RECORDED = arg(metavar="NAME", help_behavior_hint="(default: as recorded)")
 
@@ -26,6 +38,9 @@ class CheckpointFlags:
     """checkpoint after this step"""
     arch: Annotated[str | None, _RECORDED] = None
     """architecture, for a checkpoint that does not record it"""
+    model: Annotated[GivenChanges, OmitArgPrefixes, settings_flags("model", _CHANGES)] = field(
+        default_factory=GivenChanges
+    )
     no_ema: Switch = False
     """use the weights themselves, even if the run kept their moving average"""
 
@@ -33,12 +48,14 @@ class CheckpointFlags:
         """The checkpoint chosen by the flags.
 
         Raises:
-            UserError: an epoch or step below -1.
+            UserError: an epoch or step below -1, or a size that no image has.
         """
+        changes = checked_section("model", self.model)
+        changes.check()
         from neuclip.model.load import CheckpointChoice
 
         epoch, step = counted(self.epoch), counted(self.iter)
-        return CheckpointChoice(path, epoch, step, self.arch, ema=not self.no_ema)
+        return CheckpointChoice(path, epoch, step, self.arch, ema=not self.no_ema, changes=changes)
 
 
 def counted(value: int | None) -> int | None:

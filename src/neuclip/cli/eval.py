@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
-from neuclip.cli.checkpoint_flags import CheckpointFlags, counted
+from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.options import Switch, check_range
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
@@ -114,8 +114,7 @@ def evaluate(command: Eval) -> int:
         )
     for flag, value in (
         ("tasks", command.tasks), ("groups", command.groups), ("partial", command.partial),
-        ("iter", counted(command.iter)), ("arch", command.arch), ("out", command.out),
-        ("track", command.track),
+        ("out", command.out), ("track", command.track),
     ):  # fmt: skip
         if value:
             raise UserError(f"--{flag} needs --data-dir, the folder of DataComp's evaluation sets")
@@ -146,22 +145,24 @@ def _own_splits(command: Eval, run: Path) -> int:
     with open_process_group(torch.device("cpu")) as launch:
         restored = load_run(command.choice(run), command.device, launch.local_rank)
         checkpoint = restored.checkpoint
-        folders = command.val_data or restored.config.evaluation.val_data
+        config = restored.config
+        folders = command.val_data or (config and config.evaluation.val_data)
         if not folders:
             raise UserError(
-                f"run {run} was trained without evaluation splits: give some with --val-data, or "
-                "DataComp's sets with --data-dir"
+                f"{run} records no evaluation splits: give some with --val-data, or DataComp's "
+                "sets with --data-dir"
             )
         splits = open_splits(folders)
         settings = EvaluationSettings(
             batch_size=command.batch_size,
             workers=command.workers,
-            seed=restored.config.seed,  # repeats the numbers of training
+            seed=config.seed if config else 0,  # repeats the numbers of training
             allow_damage=command.allow_damage,
         )
-        model = EvaluatedModel(
-            restored.encoder, restored.loss, restored.clip.logit_scale, checkpoint.global_batch_size
-        )
+        model = EvaluatedModel(restored.encoder)
+        if restored.loss is not None:
+            scale, batch = restored.clip.logit_scale, checkpoint.global_batch_size
+            model = EvaluatedModel(restored.encoder, restored.loss, scale, batch)
         if collectives.is_main():
             names = ", ".join(split.name for split in splits)
             _announce(checkpoint.path, checkpoint.averaged, names)

@@ -127,8 +127,15 @@ def _union(types: Iterable[object]) -> object:
 
 def _metavar(kind: object) -> str | None:
     """Placeholder of a value in the help; none for a switch."""
-    plain = next((part for part in get_args(kind) if part is not type(None)), kind)
-    return {int: "INT", float: "FLOAT", str: "TEXT"}.get(cast(type, plain))
+    parts = [part for part in get_args(kind) if part is not type(None)] or [kind]
+    names = {int: "INT", float: "FLOAT", str: "TEXT"}
+    if all(get_origin(part) is tuple or part in names for part in parts):
+        shown = [[names[word] for word in get_args(part) or (part,)] for part in parts]
+        first, *rest = shown
+        return " ".join([*first, *(f"[{' '.join(more[len(first) :])}]" for more in rest)])
+    if get_origin(parts[0]) is Literal:
+        return "{" + ",".join(get_args(parts[0])) + "}"
+    return None
 
 
 def _default(field: FieldInfo) -> str:

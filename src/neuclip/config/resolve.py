@@ -66,7 +66,7 @@ def smoke(config: RunConfig) -> RunConfig:
 
 def derived(config: RunConfig) -> RunConfig:
     """The same settings with the defaults that depend on the model and on the run's length."""
-    vit = "vit" in config.model.name.lower()
+    vit = "vit" in config.model.short_name.lower()
     optim = config.optim.model_copy(
         update={
             "beta2": _default(config.optim.beta2, 0.98 if vit else 0.999),

@@ -15,7 +15,9 @@ class ModelConfig(Section):
     """The towers."""
 
     name: str = Field(
-        default="ViT-B-32", description="an open_clip model, or glyph-tiny for the embedded data"
+        default="ViT-B-32",
+        description="an open_clip model; a JSON file in the form of its model_configs; local-dir: "
+        "and the path of a repository on disk; or glyph-tiny, for the demo data",
     )
     precision: Precision = Field(
         default="auto", description="auto: amp_bf16 on a GPU that has bfloat16, fp32 elsewhere"
@@ -53,6 +55,27 @@ class ModelConfig(Section):
         lt=1,
         description="fraction of an image's patches dropped in training; none: the model's own",
     )
+    force_image_size: int | tuple[int, int] | None = Field(
+        default=None,
+        description="side of the input image in pixels, or height and width; position embeddings "
+        "of loaded weights are resized; none: the model's own",
+    )
+    image_mean: tuple[float, float, float] | None = Field(
+        default=None,
+        description="mean of each colour channel; none: that of the weights, else open_clip's",
+    )
+    image_std: tuple[float, float, float] | None = Field(
+        default=None,
+        description="standard deviation of each colour channel; none: as for the mean",
+    )
+    image_interpolation: Literal["bicubic", "bilinear"] | None = Field(
+        default=None, description="how images are resized; none: as for the mean"
+    )
+    image_resize_mode: Literal["shortest", "longest", "squash"] | None = Field(
+        default=None,
+        description="what becomes the input image in evaluation: a crop (shortest), a padded image "
+        "(longest) or the whole image distorted (squash); none: as for the mean",
+    )
     grad_checkpointing: bool = Field(
         default=False,
         description="recompute activations in the backward pass instead of storing them",
@@ -68,6 +91,12 @@ class ModelConfig(Section):
         description="also keep a moving average of the weights with this decay, and evaluate it; "
         "none: no average",
     )
+
+    @property
+    def short_name(self) -> str:
+        """The name of the model without the folders of a path."""
+        last = self.name.rstrip("/").rpartition("/")[2].removeprefix("local-dir:")
+        return last.removesuffix(".json")
 
     @property
     def begins_trained(self) -> tuple[bool, bool]:
@@ -96,6 +125,11 @@ class ModelConfig(Section):
                     f"unlocking or freezing parts of a tower needs the lock: add --{tower}, or "
                     f"leave the --{tower}-... flags out"
                 )
+        sides = self.force_image_size
+        if sides is not None and min(sides if isinstance(sides, tuple) else (sides,)) < 1:
+            raise UserError(f"--force-image-size {sides} is not a size in pixels, such as 224")
+        if self.image_std is not None and min(self.image_std) <= 0:
+            raise UserError(f"--image-std {self.image_std}: standard deviations are above 0")
 
     def tiny(self) -> "ModelConfig":
         """The same settings for a tiny model, without those that only fit the original model."""
@@ -106,6 +140,7 @@ class ModelConfig(Section):
             "pretrained_text_path": None,
             "lock_image_unlocked_groups": 0,
             "force_patch_dropout": None,
+            "force_image_size": None,
         }
         return self.model_copy(update=update)
 

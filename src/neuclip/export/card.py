@@ -53,7 +53,7 @@ def write_card(path: Path, model: Pretrained, text: CardText) -> None:
     card = render(
         "model_card.md.j2",
         name=checkpoint.name or checkpoint.path.stem,
-        arch=Path(checkpoint.arch.removeprefix("local-dir:")).name,
+        arch=checkpoint.architecture.short_name,
         sha256=model.sha256,
         text=text,
         config=config,

@@ -13,14 +13,15 @@ from torch import Tensor
 from neuclip.errors import UserError
 from neuclip.export import transformers_clip
 from neuclip.export.card import CardText, write_card
+from neuclip.model.architecture import REPOSITORY_CONFIG, Architecture, model_names
+from neuclip.model.clip import fits_as_designed
 from neuclip.model.export_info import (
-    is_published,
-    model_config,
+    DEFAULT_PREPROCESSING,
     preprocessing,
     save_tokenizer,
     vocabulary,
 )
-from neuclip.model.load import REPOSITORY_CONFIG, Pretrained
+from neuclip.model.load import Pretrained
 
 Form = Literal["open_clip", "hf", "safetensors"]
 
@@ -94,6 +95,12 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
         for name, value in model.clip.towers.state_dict().items()
     }
     config, bias = _config(model, weights), "logit_bias" in weights
+    designed = fits_as_designed(model.clip)
+    if form == "hf" and not designed:
+        raise UserError(
+            f"--format hf: open_clip cannot load this image tower at {_size(model)} pixels from a "
+            "repository; --format open_clip prints code that can"
+        )
     weights_file = staging / _FILES[form]
     if form == "open_clip":
         known = {"epoch": model.checkpoint.epoch, "name": model.checkpoint.name}
@@ -108,14 +115,18 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
         notes = _write_transformers(model, config, weights, staging)
         both = (staging / transformers_clip.CONFIG).is_file()
         return _repository_usage(out.name, both=both), notes
-    name, notes = _model_name(model), list[str]()
-    own = bias or not is_published(name)
+    architecture, notes = model.clip.architecture, list[str]()
+    name, own = architecture.short_name, bias or not architecture.published
     if own:
-        name = f"{name}-logit-bias" if bias else name
+        name = _own_name(architecture, bias=bias)
+        if architecture.repository is not None and vocabulary(model.clip) is None:
+            save_tokenizer(model.clip, staging)
+            config["text_cfg"] = {**config["text_cfg"], "hf_tokenizer_name": out.name}
         _write_json(staging / f"{name}.json", config)
         why = "has a logit bias" if bias else "is not one of open_clip's own models"
         notes.append(f"the model {why}: open_clip needs {name}.json (open_clip.add_model_config)")
-    return _file_usage(name, f"{out.name}/{weights_file.name}", out.name if own else None), notes
+    file, folder = f"{out.name}/{weights_file.name}", out.name if own else None
+    return _file_usage(name, file, folder, _arguments(model, designed=designed)), notes
 
 
 def _write_transformers(
@@ -145,27 +156,55 @@ def _write_transformers(
 
 def _config(model: Pretrained, weights: dict[str, Tensor]) -> dict[str, Any]:
     """The architecture, with the loss's logit bias if there is one."""
-    config = dict(model_config(model.checkpoint.arch))
+    config = dict(model.clip.architecture.config)
     if "logit_bias" in weights:
         config.setdefault("init_logit_bias", 0.0)
     return config
 
 
-def _model_name(model: Pretrained) -> str:
-    """The name of the architecture; for a repository on disk, the name of its folder."""
-    return Path(model.checkpoint.arch.removeprefix("local-dir:")).name
+def _own_name(architecture: Architecture, *, bias: bool) -> str:
+    """A name that none of open_clip's models has."""
+    name = architecture.short_name
+    if architecture.resized is not None:
+        name = f"{name}-{architecture.resized}".replace(", ", "x").translate({40: None, 41: None})
+    name = f"{name}-logit-bias" if bias else name
+    return f"{name}-neuclip" if name in model_names() and not architecture.known else name
 
 
-def _file_usage(name: str, file: str, config_folder: str | None) -> str:
+def _size(model: Pretrained) -> str:
+    return " x ".join(str(side) for side in _pair(preprocessing(model.clip)["size"]))
+
+
+def _pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _arguments(model: Pretrained, *, designed: bool) -> dict[str, Any]:
+    """What open_clip must be given: image size and preprocessing, where its own differ."""
+    found = preprocessing(model.clip)
+    given = {} if designed else {"force_image_size": model.clip.architecture.resized}
+    for key in ("mean", "std", "interpolation", "resize_mode"):
+        value = tuple(found[key]) if key in ("mean", "std") else found[key]
+        if value != DEFAULT_PREPROCESSING[key]:
+            given[f"image_{key}"] = value
+    return given
+
+
+def _file_usage(name: str, file: str, config_folder: str | None, arguments: dict[str, Any]) -> str:
     lines = ["import open_clip", ""]
     if config_folder is not None:
         lines.append(f'open_clip.add_model_config("{config_folder}")')
+    after = "force_image_size" in arguments  # open_clip resizes such towers after it loads weights
+    first = [f'"{name}"'] if after else [f'"{name}"', f'pretrained="{file}"']
+    given = [*first, *(f"{key}={value!r}" for key, value in arguments.items())]
     lines += [
         "model, _, preprocess = open_clip.create_model_and_transforms(",
-        f'    "{name}", pretrained="{file}"',
+        *(f"    {each}," for each in given),
         ")",
-        f'tokenizer = open_clip.get_tokenizer("{name}")',
     ]
+    if after:
+        lines.append(f'open_clip.load_checkpoint(model, "{file}")')
+    lines.append(f'tokenizer = open_clip.get_tokenizer("{name}")')
     return "\n".join(lines)
 
 

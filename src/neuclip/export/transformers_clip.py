@@ -74,7 +74,7 @@ def obstacle(config: dict[str, Any]) -> str | None:
     if text.get("hf_tokenizer_name"):
         return f"its tokenizer is {text['hf_tokenizer_name']}, CLIPModel's is OpenAI's"
     for key in ("image_size", "patch_size"):
-        if isinstance(vision.get(key), list):
+        if isinstance(vision.get(key), list | tuple):
             return f"its {key} is not square, CLIPModel's is"
     pools = {"vision_cfg": "tok", "text_cfg": "argmax"}
     for part, known in (("", _TOP), ("vision_cfg", _VISION), ("text_cfg", _TEXT)):

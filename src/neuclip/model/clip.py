@@ -1,23 +1,32 @@
-"""open_clip's towers, transforms and tokenizers; only this and `export_info` import open_clip.
+"""open_clip's towers, transforms and tokenizers.
 
-Models are built from their configuration files; nothing is downloaded. The temperature is kept as
+Models are built from their architecture; nothing is downloaded. The temperature is kept as
 open_clip does, in `logit_scale` = log(1 / temperature), so checkpoints load in open_clip unchanged.
 """
 
+import json
 import logging
 import math
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import open_clip
 import torch
+from open_clip.tokenizer import HFTokenizer
 from PIL import Image
 from torch import Tensor, nn
 
-from neuclip.errors import UserError, nearest
+from neuclip.errors import UserError, printable
+from neuclip.model.architecture import (
+    LOCAL,
+    REPOSITORY_CONFIG,
+    Architecture,
+    find_architecture,
+)
 from neuclip.model.device import Precision
 
 Transform = Callable[[Image.Image], Tensor]
@@ -26,18 +35,13 @@ Tokenize = Callable[[list[str]], Tensor]
 MAX_LOG_SCALE = math.log(100.0)
 """open_clip's bound, a temperature of 0.01."""
 
-_LISTING = "python -c 'import open_clip; print(*open_clip.list_models())'"
-
-OWN_CONFIGS = Path(__file__).parent / "model_configs"
-open_clip.add_model_config(OWN_CONFIGS)
-
 
 @dataclass(frozen=True)
 class Clip:
     """A model with its transforms and tokenizer.
 
     Attributes:
-        name: as in `build_clip`.
+        architecture: what the towers were built from.
         towers: called with images [batch, 3, height, width] and tokens [batch, length]; returns
             open_clip's dict: `image_features` and `text_features` [batch, dim], `logit_scale`, and
             `logit_bias` if the model has one.
@@ -48,13 +52,18 @@ class Clip:
         precision: arithmetic of the towers.
     """
 
-    name: str
+    architecture: Architecture
     towers: nn.Module
     train_transform: Transform
     eval_transform: Transform
     tokenize: Tokenize
     embed_dim: int
     precision: Precision
+
+    @property
+    def name(self) -> str:
+        """The name of the architecture."""
+        return self.architecture.name
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
@@ -72,8 +81,8 @@ class Clip:
     @property
     def image_size(self) -> int:
         """Longer side of the image tower's input, in pixels."""
-        size = cast(int | tuple[int, int], self.towers.visual.image_size)  # type: ignore[union-attr]
-        return max(size) if isinstance(size, tuple) else size
+        size = cast(int | Sequence[int], self.towers.visual.image_size)  # type: ignore[union-attr]
+        return size if isinstance(size, int) else max(size)
 
     @property
     def input_dtype(self) -> torch.dtype:
@@ -81,13 +90,8 @@ class Clip:
         return torch.bfloat16 if self.precision == "bf16" else torch.get_default_dtype()
 
 
-def model_names() -> list[str]:
-    """The models that can be built by name."""
-    return open_clip.list_models()
-
-
 def build_clip(
-    name: str,
+    architecture: str | Architecture,
     precision: Precision,
     device: torch.device,
     init: dict[str, float] | None = None,
@@ -96,8 +100,7 @@ def build_clip(
     """Builds a model with random weights.
 
     Args:
-        name: a model of open_clip or `model_configs`, or `local-dir:` and the path of a Hugging
-            Face repository on disk.
+        architecture: what to build, or its name as in `find_architecture`.
         precision: arithmetic of the towers.
         device: where the parameters are.
         init: initial `temperature`, and `logit_bias` for losses that learn one.
@@ -108,8 +111,8 @@ def build_clip(
         UserError: unknown model (names the nearest), files that are not on this machine, or patch
             dropout for a model that has none.
     """
-    if name not in model_names() and not name.startswith("local-dir:"):
-        raise UserError(f"unknown model {name!r}; {nearest(name, model_names(), _LISTING)}")
+    if isinstance(architecture, str):
+        architecture = find_architecture(architecture)
     init = init or {}
     keywords: dict[str, Any] = {}
     if "temperature" in init:
@@ -118,33 +121,99 @@ def build_clip(
         keywords["init_logit_bias"] = init["logit_bias"]
     if patch_dropout is not None:
         keywords["force_patch_dropout"] = patch_dropout
-    lowered = "bf16" if precision == "bf16" else "fp32"
+    name = architecture.name
     try:
         with _quiet():
-            towers, train_transform, eval_transform = open_clip.create_model_and_transforms(
-                name, precision=lowered, device=device, output_dict=True, **keywords
+            tokenize = _tokenizer(architecture)
+            towers, train_transform, eval_transform = _create(
+                architecture, precision, device, keywords
             )
-            tokenize = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ImportError, ValueError) as error:
-        raise UserError(
-            f"model {name!r} needs files that are not on this machine (its text tower or tokenizer "
-            f"comes from a hub): {str(error).splitlines()[0]}"
-        ) from None
+        raise _not_built(architecture, error) from None
+    except (TypeError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
+        if architecture.known:
+            raise
+        raise _not_built(architecture, error) from None
     if patch_dropout and not _drops_patches(towers):
         raise UserError(
             f"--force-patch-dropout {patch_dropout:g}: the image tower of {name} "
             f"({type(towers.visual).__name__}) has no patch dropout; remove the flag"
         )
-    config = open_clip.get_model_config(name)
-    assert config is not None
     return Clip(
-        name=name,
+        architecture=architecture,
         towers=towers,
         train_transform=cast(Transform, train_transform),
         eval_transform=cast(Transform, eval_transform),
         tokenize=tokenize,
-        embed_dim=int(config["embed_dim"]),
+        embed_dim=int(architecture.config["embed_dim"]),
         precision=precision,
+    )
+
+
+def _create(
+    architecture: Architecture, precision: Precision, device: torch.device, keywords: dict[str, Any]
+) -> tuple[Any, Any, Any]:
+    """Towers and transforms. open_clip builds them from a repository without weights."""
+    if architecture.resized is not None:
+        keywords["force_image_size"] = architecture.resized  # towers of timm need it said
+    with TemporaryDirectory(prefix="neuclip-") as folder:
+        tree = {"model_cfg": architecture.config, "preprocess_cfg": architecture.all_preprocessing}
+        (Path(folder) / REPOSITORY_CONFIG).write_text(json.dumps(tree), encoding="utf-8")
+        return open_clip.create_model_and_transforms(
+            f"{LOCAL}{folder}",
+            load_weights=False,
+            precision="bf16" if precision == "bf16" else "fp32",
+            device=device,
+            output_dict=True,
+            **keywords,
+        )
+
+
+def _tokenizer(architecture: Architecture) -> Tokenize:
+    text = architecture.config["text_cfg"]
+    length = text.get("context_length")
+    if architecture.repository is not None and architecture.repository.is_dir():
+        return open_clip.get_tokenizer(architecture.name, context_length=length)
+    if architecture.known:
+        return open_clip.get_tokenizer(architecture.name, context_length=length)
+    keywords = text.get("tokenizer_kwargs") or {}
+    if length is not None:
+        keywords = {**keywords, "context_length": length}
+    files = text.get("hf_tokenizer_name")
+    if files:
+        mode = text.get("tokenizer_mode")
+        return HFTokenizer(files, tokenizer_mode=mode, **keywords)
+    return open_clip.SimpleTokenizer(**keywords)
+
+
+def _not_built(architecture: Architecture, error: Exception) -> UserError:
+    name = architecture.name
+    why = printable(str(error) or type(error).__name__, 200)
+    config = architecture.config
+    hub = [config[part].get(key) for part, key in _HUB_PARTS if isinstance(config[part], dict)]
+    if any(hub) or architecture.known:
+        return UserError(
+            f"model {name!r} needs files that are not on this machine (its text tower or tokenizer "
+            f"comes from a hub): {why}"
+        )
+    size = architecture.resized
+    which = "this configuration" if size is None else f"it with --force-image-size {size}"
+    return UserError(f"model {name!r}: open_clip cannot build {which}: {why}")
+
+
+_HUB_PARTS = (("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"))
+
+
+def fits_as_designed(clip: Clip) -> bool:
+    """Whether open_clip's towers without a forced image size have weights of the same shapes."""
+    if clip.architecture.resized is None:
+        return True
+    designed = replace(clip.architecture, resized=None)
+    other = build_clip(designed, "fp32", torch.device("meta")).towers.state_dict()
+    return all(
+        other[name].shape == value.shape
+        for name, value in clip.towers.state_dict().items()
+        if name in other
     )
 
 

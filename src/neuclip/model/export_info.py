@@ -1,28 +1,16 @@
 """Facts about a model that an export needs: configuration, preprocessing, tokenizer."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import open_clip
+from open_clip.transform import PreprocessCfg
 
-from neuclip.model.clip import OWN_CONFIGS, Clip
+from neuclip.model.clip import Clip
 
-
-def model_config(name: str) -> dict[str, Any]:
-    """The content of open_clip's configuration file: `embed_dim`, `vision_cfg`, `text_cfg`, ...
-
-    Args:
-        name: as in `build_clip`.
-    """
-    config = open_clip.get_model_config(name)
-    assert config is not None
-    return config
-
-
-def is_published(name: str) -> bool:
-    """Whether open_clip ships a model of this name."""
-    return not name.startswith("local-dir:") and not (OWN_CONFIGS / f"{name}.json").is_file()
+DEFAULT_PREPROCESSING = asdict(PreprocessCfg())
+"""What open_clip does with images where nothing else is asked for."""
 
 
 def preprocessing(clip: Clip) -> dict[str, Any]:

@@ -6,9 +6,8 @@ and search; `load_run` makes towers and the loss that trained them.
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,24 @@ from neuclip.checkpoint import storage
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.checkpoint.sharded import is_sharded
 from neuclip.config.run_config import RunConfig
+from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.model.architecture import (
+    LOCAL,
+    REPOSITORY_CONFIG,
+    Architecture,
+    changes_of_flags,
+    find_architecture,
+    recorded,
+)
 from neuclip.model.clip import Clip, build_clip, init_for
 from neuclip.model.device import Precision, choose_device, choose_precision
 from neuclip.model.ema import AVERAGES
 from neuclip.model.encoder import Encoder
-from neuclip.run_folder import RunFolder
+from neuclip.run_folder import RunFolder, open_clip_flags
 
-REPOSITORY_CONFIG = "open_clip_config.json"
 _REPOSITORY_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _WEIGHT_FILES = {".pt", ".pth", ".bin", ".safetensors"}
 
@@ -49,6 +56,7 @@ class CheckpointChoice:
         arch: architecture; none: the one that the checkpoint records.
         ema: take the moving average of the weights if the checkpoint holds one, as evaluation
             during training does.
+        changes: image size and preprocessing that are asked for; none: as recorded.
     """
 
     path: Path
@@ -56,6 +64,7 @@ class CheckpointChoice:
     step: int | None = None
     arch: str | None = None
     ema: bool = True
+    changes: ModelConfig = field(default_factory=ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -110,27 +119,56 @@ class Checkpoint:
         return self.config
 
     @cached_property
+    def architecture(self) -> Architecture:
+        """What the towers are built from: as recorded, with the changes that were asked for.
+
+        Raises:
+            UserError: it is neither recorded nor asked for, or cannot be built.
+        """
+        asked, found = self.choice.arch, self.recorded_architecture
+        if asked is None and found is None:
+            raise UserError(
+                f"{self.path} does not record its architecture; name it, such as --arch ViT-B-32"
+            )
+        if found is None or asked not in (None, found.name):
+            named = find_architecture(str(asked))
+            found = named if found is None else named.preprocessed(found.preprocessing)
+        return found.changed(self.choice.changes)
+
+    @property
     def arch(self) -> str:
-        """The architecture.
+        """The name of the architecture.
 
         Raises:
             UserError: it is neither recorded nor asked for.
         """
+        return self.architecture.name
+
+    @cached_property
+    def recorded_architecture(self) -> Architecture | None:
+        """The architecture that comes with the weights; None if nothing records one.
+
+        Raises:
+            UserError: the record is damaged, or of an architecture that cannot be built.
+        """
+        if self.own is not None and "architecture" in self.own:
+            return recorded(self.own["architecture"])
         if _is_repository(self.choice.path):
-            return f"local-dir:{self.choice.path}"
-        found = self.choice.arch or (self.config and self.config.model.name) or self._flag_model
-        if found is None:
-            raise UserError(
-                f"{self.path} does not record its architecture; name it, such as --arch ViT-B-32"
-            )
-        return found
+            return find_architecture(f"{LOCAL}{self.choice.path}")
+        if self.own is not None:  # an earlier version recorded the name alone
+            return find_architecture(yaml.safe_load(self.own["config"])["model"]["name"])
+        if _is_repository(self.path.parent):
+            return find_architecture(f"{LOCAL}{self.path.parent}")
+        return self._flags_architecture
 
     @property
-    def _flag_model(self) -> str | None:
-        flags = self.folder.open_clip_flags
-        text = flags.read_text(encoding="utf-8") if flags.is_file() else ""
-        found = re.search(r"^model: (\S+)$", text, re.MULTILINE)
-        return found and found[1]
+    def _flags_architecture(self) -> Architecture | None:
+        """The architecture in the record of flags that a run of open_clip has."""
+        file = self.folder.open_clip_flags
+        flags = open_clip_flags(file) if file.is_file() else {}
+        if "model" not in flags:
+            return None
+        return find_architecture(flags["model"]).changed(changes_of_flags(flags))
 
     @property
     def step(self) -> int:
@@ -163,7 +201,7 @@ class Checkpoint:
         Raises:
             UserError: the architecture is unknown, or the weights belong to another one.
         """
-        clip = build_clip(self.arch, precision, device, init_for(self.weights))
+        clip = build_clip(self.architecture, precision, device, init_for(self.weights))
         storage.load_weights(clip.towers, self.weights, self.path)
         return clip
 
@@ -295,12 +333,12 @@ class RestoredRun(Pretrained):
     """The model and the loss of a run, ready to use.
 
     Attributes:
-        config: the run's settings.
-        loss: the loss with its state, which may predict log-normalizers.
+        config: the run's settings; none if neuclip did not write the checkpoint.
+        loss: the loss with its state, which may predict log-normalizers; none as for `config`.
     """
 
-    config: RunConfig
-    loss: PairLoss
+    config: RunConfig | None
+    loss: PairLoss | None
 
 
 def load_pretrained(
@@ -325,19 +363,22 @@ def load_pretrained(
 def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0) -> RestoredRun:
     """Loads a run's towers, in the precision of the run, and its loss.
 
+    Of a checkpoint that neuclip did not write, the towers alone are loaded, in float32.
+
     Args:
         choice: which checkpoint and which weights.
         device: `auto`, `cpu` or `cuda`.
         local_rank: index of the GPU on this machine.
 
     Raises:
-        UserError: no such checkpoint, or neuclip did not write it.
+        UserError: no such checkpoint, no architecture known, or weights of another architecture.
     """
     place = choose_device(device, local_rank)
     checkpoint = open_checkpoint(choice)
-    config = checkpoint.run_config()
-    clip = checkpoint.build_clip(choose_precision(config.model.precision, place), place)
-    loss = checkpoint.build_loss(clip, place)
+    config = checkpoint.config
+    precision = choose_precision("fp32" if config is None else config.model.precision, place)
+    clip = checkpoint.build_clip(precision, place)
+    loss = None if config is None else checkpoint.build_loss(clip, place)
     return RestoredRun(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place), config, loss)
 
 

@@ -29,6 +29,7 @@ from neuclip.errors import UserError
 from neuclip.evaluation.splits import open_splits
 from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
+from neuclip.model.architecture import find_architecture
 from neuclip.model.clip import Clip, build_clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.starting_weights import load_starting_weights
@@ -95,7 +96,7 @@ def _wait_limits(config: RunConfig) -> WaitLimits:
 
 
 def _new_name(config: RunConfig) -> str:
-    return f"{config.method.method}-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return f"{config.method.method}-{config.model.short_name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
@@ -163,7 +164,7 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
         if key in {"temperature", "logit_bias"}
     }
     clip = build_clip(
-        config.model.name,
+        find_architecture(config.model.name).changed(config.model),
         choose_precision(config.model.precision, device),
         device,
         init,

@@ -57,7 +57,7 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
             "--imagenet-val, --imagenet-v2, --eval-tasks or --val-data, with a frequency above 0"
         )
     folder, start, config = _open_folder(config)
-    choice = CheckpointChoice(start.path, arch=config.model.name)
+    choice = CheckpointChoice(start.path, arch=config.model.name, changes=config.model)
     checkpoint = open_checkpoint(choice, verified=True)
     precision = choose_precision(config.model.precision, device)
     clip = checkpoint.build_clip(precision, device)
@@ -85,7 +85,7 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
 def _open_folder(config: RunConfig) -> tuple[RunFolder, VerifiedCheckpoint, RunConfig]:
     """The folder for the results, the checkpoint, and the settings with the folder's name."""
     assert config.resume is not None
-    now = f"eval-{config.model.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    now = f"eval-{config.model.short_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     name, resume = config.name or from_main(lambda: now), config.resume
     folder, start = from_main(lambda: open_run_folder(config.output.logs, name, resume))
     if start is None:

@@ -29,6 +29,7 @@ def resume_identity(run: Components) -> dict[str, Any]:
     return {
         "method": run.config.method.method,
         "model": run.clip.name,
+        "force_image_size": run.clip.architecture.resized,
         "seed": run.config.seed,
         "global_batch_size": run.loader.global_batch_size,
         "steps_per_epoch": run.loader.steps_per_epoch,
@@ -75,6 +76,7 @@ class RunState:
                 "skipped": self._monitor.skipped,
                 "fingerprint": self._data.fingerprint(),
                 "config": run.config.to_yaml(),
+                "architecture": run.clip.architecture.record(),
                 "loss": run.loss.state_dict(),
                 "damage": self._data.damage(),
                 **random_state(run.device),

@@ -5,7 +5,6 @@ from PIL import Image
 
 from neuclip.cli.app import main
 from neuclip.export.transformers_clip import obstacle
-from neuclip.model.export_info import model_config
 
 transformers = pytest.importorskip("transformers")
 
@@ -64,7 +63,7 @@ def test_its_processor_reads_pictures_and_texts_as_open_clip_does(make_repositor
     "name", ["ViT-B-32", "ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14-336", "ViT-H-14"]
 )
 def test_openai_architectures_have_a_counterpart(name):
-    assert obstacle(model_config(name)) is None
+    assert obstacle(dict(open_clip.get_model_config(name))) is None
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_openai_architectures_have_a_counterpart(name):
     ],
 )
 def test_others_say_why_they_have_none(name, words):
-    assert words in (obstacle(model_config(name)) or "")
+    assert words in (obstacle(dict(open_clip.get_model_config(name))) or "")
 
 
 @pytest.mark.parametrize(
@@ -97,6 +96,6 @@ def test_others_say_why_they_have_none(name, words):
     ],
 )
 def test_what_clip_model_does_not_compute(section, key, value):
-    config = model_config("ViT-B-32")
+    config = open_clip.get_model_config("ViT-B-32")
     config[section] = {**config[section], key: value}
     assert f"CLIPModel has no {section}.{key} = {value!r}" in (obstacle(config) or "")

@@ -7,6 +7,7 @@ from PIL import Image
 
 from neuclip.errors import UserError
 from neuclip.model import clip as model
+from neuclip.model.architecture import model_names
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.encoder import Encoder
 
@@ -43,7 +44,7 @@ def test_a_logit_bias_is_made_when_asked_for():
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "glyph-tiny"])
 def test_models_exist_by_name(name):
-    assert name in model.model_names()
+    assert name in model_names()
 
 
 def test_an_unknown_model_names_the_nearest():

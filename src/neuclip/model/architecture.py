@@ -1,0 +1,217 @@
+"""Architectures: what towers are built from, by name, from a JSON file, or as recorded.
+
+An architecture is the content of a repository's `open_clip_config.json`: the configuration of the
+towers, and the preprocessing of images. Checkpoints and exports record it whole.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+from neuclip.config.sections import ModelConfig
+from neuclip.errors import UserError, nearest, printable
+
+REPOSITORY_CONFIG = "open_clip_config.json"
+LOCAL = "local-dir:"
+_HUB = "hf-hub:"
+_SECTIONS = ("embed_dim", "vision_cfg", "text_cfg")
+
+_LISTING = "python -c 'import open_clip; print(*open_clip.list_models())'"
+
+OWN_CONFIGS = Path(__file__).parent / "model_configs"
+open_clip.add_model_config(OWN_CONFIGS)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What towers are built from.
+
+    Attributes:
+        name: as in `find_architecture`.
+        config: `embed_dim`, `vision_cfg`, `text_cfg`, ... as in open_clip's configuration files.
+        preprocessing: `mean`, `std`, `interpolation` and `resize_mode`, as far as they are known;
+            open_clip's defaults stand for the rest.
+        resized: the image size, if it is not the one the towers were designed for.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    preprocessing: Mapping[str, Any]
+    resized: int | tuple[int, int] | None = None
+
+    @property
+    def repository(self) -> Path | None:
+        """The folder of the repository on disk that the name is; None for other names."""
+        return Path(self.name.removeprefix(LOCAL)) if self.name.startswith(LOCAL) else None
+
+    @property
+    def short_name(self) -> str:
+        """The name without the folders of a path."""
+        return ModelConfig(name=self.name).short_name
+
+    @cached_property
+    def known(self) -> bool:
+        """Whether open_clip builds exactly these towers by the name."""
+        return self.name in open_clip.list_models() and self.config == _configuration(self.name)
+
+    @property
+    def published(self) -> bool:
+        """Whether open_clip ships exactly these towers under the name."""
+        return self.known and not (OWN_CONFIGS / f"{self.name}.json").is_file()
+
+    @property
+    def all_preprocessing(self) -> dict[str, Any]:
+        """The preprocessing with open_clip's defaults where nothing else is known."""
+        return merge_preprocess_dict(PreprocessCfg(), dict(self.preprocessing))
+
+    def changed(self, settings: ModelConfig) -> "Architecture":
+        """The architecture with the image size and the preprocessing that flags ask for."""
+        size = settings.force_image_size
+        asked = {
+            "mean": settings.image_mean,
+            "std": settings.image_std,
+            "interpolation": settings.image_interpolation,
+            "resize_mode": settings.image_resize_mode,
+        }
+        found = self.preprocessed({k: v for k, v in asked.items() if v is not None})
+        if size is None:
+            return found
+        config = deepcopy(dict(self.config))
+        config["vision_cfg"] = {**config["vision_cfg"], "image_size": size}
+        return replace(found, config=config, resized=size)
+
+    def preprocessed(self, preprocessing: Mapping[str, Any]) -> "Architecture":
+        """The architecture with this preprocessing laid over its own."""
+        known = {k: v for k, v in preprocessing.items() if k in _PREPROCESSING and v is not None}
+        return replace(self, preprocessing={**self.preprocessing, **known})
+
+    def record(self) -> dict[str, Any]:
+        """The architecture as plain values, for a checkpoint; see `recorded`."""
+        values = {
+            "name": self.name,
+            "model_cfg": self.config,
+            "preprocess_cfg": self.all_preprocessing,
+            "resized": self.resized,
+        }
+        return json.loads(json.dumps(values))
+
+
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+def recorded(record: Mapping[str, Any]) -> Architecture:
+    """The architecture that `Architecture.record` was written of."""
+    size = record["resized"]
+    size = (size[0], size[1]) if isinstance(size, list) else size
+    empty = Architecture(record["name"], record["model_cfg"], {}, size)
+    return empty.preprocessed(record["preprocess_cfg"])
+
+
+def changes_of_flags(flags: Mapping[str, str]) -> ModelConfig:
+    """Image size and preprocessing from open_clip's record of a run's flags."""
+    numbers = {key: _NUMBER.findall(flags.get(key, "")) for key in _LISTS}
+    given: dict[str, Any] = {key: tuple(map(float, found)) for key, found in numbers.items()}
+    size = tuple(int(number) for number in numbers["force_image_size"])
+    given["force_image_size"] = size[0] if len(size) == 1 else size
+    given |= {key: flags.get(key) for key in ("image_interpolation", "image_resize_mode")}
+    return ModelConfig(**{key: value for key, value in given.items() if value})
+
+
+_LISTS = ("force_image_size", "image_mean", "image_std")
+_NUMBER = re.compile(r"[\d.]+")
+
+
+def find_architecture(name: str) -> Architecture:
+    """Finds an architecture.
+
+    Args:
+        name: a model of open_clip or of `model_configs`; a JSON file in the form of open_clip's
+            configuration files; or `local-dir:` and the path of a Hugging Face repository on disk.
+
+    Raises:
+        UserError: no such architecture (names the nearest ones), or one that cannot be trained.
+    """
+    if name.startswith(LOCAL):
+        found = _of_file(name, Path(name.removeprefix(LOCAL)) / REPOSITORY_CONFIG)
+    elif name.endswith(".json"):
+        found = _of_file(name, Path(name))
+    else:
+        known = name.replace("/", "-")  # OpenAI's ViT-B/32, as open_clip reads it
+        config = _configuration(known)
+        if config is None:
+            raise UserError(f"unknown model {printable(name)!r}; {_advice(name)}")
+        found = Architecture(known, config, {})
+    if "multimodal_cfg" in found.config:
+        plain = name.removeprefix("coca_")
+        raise UserError(
+            f"model {printable(name)} is a CoCa model, which also generates captions; neuclip "
+            f"trains pairs of towers, such as {plain if plain in model_names() else 'ViT-B-32'}"
+        )
+    return found
+
+
+def model_names() -> list[str]:
+    """The models that can be built by name."""
+    return [name for name in open_clip.list_models() if not _is_coca(name)]
+
+
+def published_preprocessing(name: str) -> dict[str, Any] | None:
+    """The preprocessing of a model's published weights, if all of them have the same."""
+    found = list[dict[str, Any]]()
+    for tag in open_clip.list_pretrained_tags_by_model(name):
+        settings = open_clip.get_pretrained_cfg(name, tag)
+        merged = merge_preprocess_dict(PreprocessCfg(), settings)
+        found.append({key: merged[key] for key in _PREPROCESSING})
+    return found[0] if found and all(other == found[0] for other in found) else None
+
+
+def _configuration(name: str) -> dict[str, Any] | None:
+    """The configuration that open_clip or this package has under a name."""
+    return open_clip.get_model_config(name) if name in open_clip.list_models() else None
+
+
+def _is_coca(name: str) -> bool:
+    return "multimodal_cfg" in (_configuration(name) or {})
+
+
+def _of_file(name: str, path: Path) -> Architecture:
+    """The architecture in a JSON file: a repository's, or one in the form of open_clip's files."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--model {name}: cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--model {name}: {path} is not JSON: {printable(str(error))}") from None
+    whole = tree if isinstance(tree, dict) else {}
+    config = whole.get("model_cfg", whole)
+    missing = [key for key in _SECTIONS if not isinstance(config, dict) or key not in config]
+    if missing:
+        raise UserError(
+            f"--model {name}: {path} is not a model configuration of open_clip (no "
+            f"{', '.join(missing)}); its model_configs/ViT-B-32.json is an example"
+        )
+    preprocessing = whole.get("preprocess_cfg")
+    found = Architecture(name, config, {})
+    return found.preprocessed(preprocessing if isinstance(preprocessing, dict) else {})
+
+
+def _advice(name: str) -> str:
+    """What to give instead of a name that no model has."""
+    path = Path(name)
+    if (path / REPOSITORY_CONFIG).is_file():
+        return f"the repository on disk is --model {LOCAL}{name}"
+    if name.startswith(_HUB):
+        hub = name.removeprefix(_HUB)
+        return (
+            f"nothing is downloaded: run `hf download {hub} --local-dir DIR`, and give "
+            f"--model {LOCAL}DIR"
+        )
+    return nearest(name, model_names(), _LISTING)
