@@ -65,7 +65,7 @@ def address(trained):
         said = []
         for line in process.stdout:
             said.append(line)
-            if found := re.match(r"(http://127\.0\.0\.1:\d+/) ", line):
+            if found := re.match(r"(http://127\.0\.0\.1:\d+/[\w-]+/) ", line):
                 break
         else:
             pytest.fail("".join(said))
@@ -176,8 +176,13 @@ def test_more_results_and_the_way_by_keys(page, names):
 def test_what_cannot_be_searched_is_said(window, address, tmp_path):
     window.get("about:blank")
     window.get(address)
+    ask(window, "letter")
+    browser.wait(window, "document.querySelectorAll('#grid .hit').length")
+    assert browser.texts(window, "#grid .score")[0].startswith("cosine 0.")
+    browser.find(window, "#text").clear()
     ask(window, "  ")
     assert "Type a few words" in browser.texts(window, "#error")[0]
+    assert browser.texts(window, "#grid .hit") == []  # old results are not the answer
     (tmp_path / "bad.png").write_bytes(b"no picture")
     browser.find(window, "#file").send_keys(str(tmp_path / "bad.png"))
     wait_for_error(window, "cannot be read as an image")

@@ -3,6 +3,7 @@
 Imports torch only when it runs.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,7 +27,8 @@ class Search(CheckpointFlags, ReadingFlags):
     """Search images by text or by image, on a local web page.
 
     Images are embedded once; their features are kept on disk, by checkpoint and data. The page is
-    served on 127.0.0.1 only and needs no network. Ctrl-C stops the server.
+    served on 127.0.0.1 only, at an address that nobody can guess, and needs no network. Ctrl-C
+    stops the server.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
@@ -59,23 +61,22 @@ def search(command: Search) -> int:
     command.data_config()
 
     from neuclip.model.load import load_pretrained
-    from neuclip.search.server import HOST, About, make_server
+    from neuclip.search.local_server import LocalServer
+    from neuclip.search.server import About, page_answers
 
-    model = load_pretrained(command.choice(command.run), command.device)
-    source = command.open(command.images, captions="optional")
-    try:
-        engine = _engine(command, model, source)
-        found = engine.embeddings
-        name = model.checkpoint.name or model.checkpoint.path.stem
-        about = About(name, command.images, len(found), found.damaged, found.damage)
-        with make_server(engine, about, command.port) as server:
-            print(f"http://{HOST}:{server.server_port}/  (Ctrl-C stops it)", flush=True)
+    with LocalServer(command.port) as server:  # takes the port before the images are embedded
+        model = load_pretrained(command.choice(command.run), command.device)
+        with contextlib.closing(command.open(command.images, captions="optional")) as source:
+            engine = _engine(command, model, source)
+            found = engine.embeddings
+            name = model.checkpoint.name or model.checkpoint.path.stem
+            about = About(name, command.images, len(found), found.damaged, found.damage)
+            server.start(page_answers(engine, about))
+            print(f"{server.address}  (Ctrl-C stops it)", flush=True)
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
                 print("stopped")
-    finally:
-        source.close()
     return 0
 
 

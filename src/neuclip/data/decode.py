@@ -125,14 +125,18 @@ decode_image: Decode = ImageDecoder()
 """Decodes at full scale, with the default limit."""
 
 
-def decode_upload(content: bytes) -> Image.Image:
+def decode_upload(content: bytes, decode: Decode = decode_image) -> Image.Image:
     """Decodes an image file that a user gave.
+
+    Args:
+        content: content of the file.
+        decode: the decoder.
 
     Raises:
         UserError: the file cannot be decoded.
     """
     try:
-        return decode_image(content)
+        return decode(content)
     except Unusable as error:
         raise UserError(
             f"This file cannot be read as an image ({error.detail}). "

@@ -4,5 +4,6 @@ In reading order:
 
 - `embeddings`: computes image features once and keeps them on disk.
 - `engine`: finds the nearest images of a query.
-- `server`: serves the page.
+- `local_server`: serves one user of this machine, behind limits.
+- `server`: answers the requests of the page.
 """

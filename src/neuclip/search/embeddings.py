@@ -4,13 +4,15 @@ A folder holds `features.npy` [images, dim] in float16, `positions.npy` [images]
 image's position in the source, ascending), and `damage.json`. It appears when it is complete.
 """
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,19 +28,59 @@ from neuclip.files import cache_home, folder_when_complete
 _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
 
 
+class FeatureRows:
+    """The rows of `features.npy`, read as they are asked for.
+
+    A memory map would end the process if the file shrank while it is open.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        shape: rows and dimension.
+    """
+
+    shape: tuple[int, int]
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            npy.read_magic(file)
+            rows, dim = npy.read_array_header_1_0(file)[0]
+            self._start = file.tell()
+        self.shape = rows, dim
+
+    def __getitem__(self, rows: slice) -> NDArray[np.float16]:
+        """Rows of a slice of step 1, [rows, dim].
+
+        Raises:
+            UserError: the file has been changed since it was opened.
+        """
+        first, last, _ = rows.indices(self.shape[0])
+        row_bytes = self.shape[1] * np.dtype(np.float16).itemsize
+        size = max(0, last - first) * row_bytes
+        content = b""
+        with contextlib.suppress(OSError), self._path.open("rb") as file:
+            file.seek(self._start + first * row_bytes)
+            content = file.read(size)
+        if len(content) < size:
+            raise UserError(f"{self._path} was changed while in use: start the search again")
+        return np.frombuffer(content, np.float16).reshape(-1, self.shape[1])
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """Unit-norm features of the images of a source.
 
     Attributes:
-        features: [images, dim], memory-mapped.
+        features: [images, dim], on disk; may have further rows, which are unused.
         positions: [images] position of each image in the source, ascending.
         damaged: number of corrupt samples.
         damage: summary of the corrupt samples.
         reused: whether the features were already on disk.
     """
 
-    features: NDArray[np.float16]
+    features: FeatureRows
     positions: NDArray[np.int64]
     damaged: int
     damage: str
@@ -119,46 +161,51 @@ def _compute(
     damage.add(source.damage)
     requests = evaluation_requests(np.arange(len(source)), settings.batch_size)
     batches = evaluation_loader(source, encoder.transform, _no_tokens, requests, settings.workers)
-    features: NDArray[np.float16] | None = None
     positions = np.empty(len(source), dtype=np.int64)
     done = 0
-    for batch in batches:
-        damage.add(batch.damage)
-        if isinstance(batch, Unreadable):
-            continue
-        with torch.no_grad():
-            found = encoder.encode_image(batch.images).to("cpu")
-        if not bool(found.isfinite().all()):
-            raise UserError(
-                "the image tower returns features that are not finite: the model has diverged, or "
-                "its weights are corrupt"
-            )
-        if features is None:
-            features = open_memmap(
-                folder / _FEATURES, "w+", dtype=np.float16, shape=(len(source), found.shape[1])
-            )
-        end = done + len(found)
-        features[done:end] = found.numpy()
-        positions[done:end] = batch.sample_ids.numpy()
-        done = end
-        if progress is not None:
-            progress("embedding images", end, len(source))
-    if features is None:
+    with (folder / _FEATURES).open("wb") as features:
+        for batch in batches:
+            damage.add(batch.damage)
+            if isinstance(batch, Unreadable):
+                continue
+            found = _encode(encoder, batch.images)
+            if not done:
+                _write_header(features, len(source), found.shape[1])
+            end = done + len(found)
+            features.write(found.tobytes())
+            positions[done:end] = batch.sample_ids.numpy()
+            done = end
+            if progress is not None:
+                progress("embedding images", end, len(source))
+    if not done:
         raise UserError(f"none of {len(source)} images could be read: {damage.summary()}")
-    features.flush()
     np.save(folder / _POSITIONS, positions[:done])
     corrupt = {"total": damage.total, "summary": damage.summary()}
     (folder / _DAMAGE).write_text(json.dumps(corrupt) + "\n", encoding="utf-8")
 
 
+def _encode(encoder: ImageTextEncoder, images: Tensor) -> NDArray[np.float16]:
+    with torch.no_grad():
+        found = encoder.encode_image(images).to("cpu")
+    if not bool(found.isfinite().all()):
+        raise UserError(
+            "the image tower returns features that are not finite: the model has diverged, or "
+            "its weights are corrupt"
+        )
+    return found.numpy().astype(np.float16)
+
+
+def _write_header(file: BinaryIO, rows: int, dim: int) -> None:
+    """Announces a row per sample; the file has none for corrupt samples, which are the last."""
+    header = {"descr": npy.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
+    npy.write_array_header_1_0(file, {**header, "shape": (rows, dim)})
+
+
 def _open(folder: Path, *, reused: bool) -> Embeddings:
     positions: NDArray[np.int64] = np.load(folder / _POSITIONS)
-    features: NDArray[np.float16] = np.load(folder / _FEATURES, mmap_mode="r")
     corrupt = json.loads((folder / _DAMAGE).read_text(encoding="utf-8"))
-    # The file has a row for each sample; the last rows, one per corrupt sample, are unused.
-    return Embeddings(
-        features[: len(positions)], positions, corrupt["total"], corrupt["summary"], reused
-    )
+    features = FeatureRows(folder / _FEATURES)
+    return Embeddings(features, positions, corrupt["total"], corrupt["summary"], reused)
 
 
 def _no_tokens(texts: list[str]) -> Tensor:

@@ -18,6 +18,7 @@ from neuclip.evaluation.interfaces import ImageTextEncoder
 from neuclip.search.embeddings import Embeddings
 
 _ROWS_AT_ONCE = 2**16  # features in float32 at a time
+_UPLOAD = ImageDecoder(max_pixels=48_000_000)  # 144 MB decoded
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Found:
 
 
 class Engine:
-    """Answers queries, one at a time: towers and sources are not thread-safe.
+    """Answers queries. Towers and sources are not thread-safe: a lock guards each.
+
+    One image is decoded at a time, which bounds the memory.
 
     Args:
         encoder: the towers.
@@ -62,7 +65,8 @@ class Engine:
     def __init__(self, encoder: ImageTextEncoder, source: Source, embeddings: Embeddings) -> None:
         self.embeddings = embeddings
         self._encoder, self._source = encoder, source
-        self._lock = threading.Lock()
+        self._towers = threading.Lock()
+        self._reading = threading.Lock()
 
     def by_text(self, text: str, number: int) -> Found:
         """Images nearest to a text.
@@ -73,12 +77,12 @@ class Engine:
         text = text.strip()
         if not text:
             raise UserError("Type a few words that describe an image.")
-        with self._lock:
+        with self._towers:
             tokens = self._encoder.tokenize([text, f"{text} x"])
             # If another word does not change the tokens, the text fills the context.
             cut = bool((tokens[0] == tokens[1]).all())
             query = self._encoder.encode_text(tokens[:1])
-            hits = self._nearest(query[0], number)
+        hits = self._nearest(query[0], number)
         return Found(hits, "The text exceeds the model's context length: its end is ignored." * cut)
 
     def by_image(self, content: bytes, number: int) -> Found:
@@ -89,10 +93,12 @@ class Engine:
         """
         if not content:
             raise UserError("The file is empty: choose an image file.")
-        image = decode_upload(content)
-        with self._lock:
+        with self._reading:
+            image = decode_upload(content, _UPLOAD)
             images = self._encoder.transform(image).unsqueeze(0)
-            return Found(self._nearest(self._encoder.encode_image(images)[0], number))
+        with self._towers:
+            query = self._encoder.encode_image(images)
+        return Found(self._nearest(query[0], number))
 
     def like(self, position: int, number: int) -> Found:
         """Images nearest to an image of the source, without the image itself.
@@ -103,9 +109,8 @@ class Engine:
         row = self.embeddings.row_of(position)
         if row is None:
             raise UserError(f"There is no image {position}.")
-        query = torch.from_numpy(self.embeddings.features[row].astype(np.float32))
-        with self._lock:
-            hits = self._nearest(query, number + 1)
+        query = torch.from_numpy(self.embeddings.features[row : row + 1].astype(np.float32))
+        hits = self._nearest(query[0], number + 1)
         return Found([hit for hit in hits if hit.position != position][:number])
 
     def thumbnail(self, position: int, side: int) -> bytes:
@@ -117,12 +122,11 @@ class Engine:
         if self.embeddings.row_of(position) is None:
             raise UserError(f"There is no image {position}.")
         try:
-            with self._lock:
-                sample = self._source.read_with(position, ImageDecoder(smallest=side))
+            with self._reading:
+                image = self._source.read_with(position, ImageDecoder(smallest=side)).image
+                image.thumbnail((side, side), Image.Resampling.LANCZOS)
         except SampleError as error:
             raise UserError(f"The image is no longer readable: {error}") from None
-        image = sample.image
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         return buffer.getvalue()
@@ -131,8 +135,9 @@ class Engine:
         values, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
         query = query.to("cpu")
         features = self.embeddings.features
-        for start in range(0, len(features), _ROWS_AT_ONCE):
-            block = torch.from_numpy(features[start : start + _ROWS_AT_ONCE].astype(np.float32))
+        for start in range(0, len(self.embeddings), _ROWS_AT_ONCE):
+            end = min(start + _ROWS_AT_ONCE, len(self.embeddings))
+            block = torch.from_numpy(features[start:end].astype(np.float32))
             values = torch.cat([values, block @ query])
             rows = torch.cat([rows, torch.arange(start, start + len(block))])
             best = values.topk(min(number, len(values)))
@@ -142,7 +147,8 @@ class Engine:
 
     def _hit(self, position: int, score: float) -> Hit:
         try:
-            content = self._source.content(position)
+            with self._reading:
+                content = self._source.content(position)
         except SampleError as error:  # the data have changed since they were embedded
             return Hit(position, score, "(no longer readable)", error.damage.key)
         return Hit(position, score, content.caption, content.key)

@@ -1,14 +1,19 @@
 import http.client
+import io
 import json
+import socket
 import threading
+import time
 
 import pytest
+from PIL import Image
 
 from datacomp_sets import picture
 from neuclip.data.opening import open_source
 from neuclip.errors import UserError
 from neuclip.search.engine import Engine
-from neuclip.search.server import About, make_server
+from neuclip.search.local_server import Limits, LocalServer
+from neuclip.search.server import About, page_answers
 
 
 @pytest.fixture
@@ -17,16 +22,25 @@ def engine(pictures, embed, towers):
 
 
 @pytest.fixture
-def ask(engine):
+def server(engine):
     about = About("model & <co>", "data", 7, 2, "2 image")
-    server = make_server(engine, about, 0)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    with LocalServer(0, Limits(connections=4, seconds=1, body=2**20, bodies=1)) as server:
+        server.start(page_answers(engine, about))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def ask(server):
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
 
     def request(path, body=None, **headers):
         """One connection for all requests: an answer of a wrong length would break the next."""
-        connection.request("GET" if body is None else "POST", path, body, headers)
+        address = path if path.startswith("//") else f"/{server.secret}{path}"
+        connection.request("GET" if body is None else "POST", address, body, headers)
         reply = connection.getresponse()
         content = reply.read()
         kind = reply.headers["Content-Type"]
@@ -34,9 +48,6 @@ def ask(engine):
 
     yield request
     connection.close()
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def places(answer):
@@ -92,16 +103,114 @@ def test_a_name_of_another_site_gets_nothing(ask):
     assert ask("/", Host="localhost:1")[0] == 200
 
 
-def test_an_image_that_is_too_large(ask, monkeypatch):
-    monkeypatch.setattr("neuclip.search.server._LARGEST_UPLOAD", 2**20)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Host": "127.0.0.1.evil.example"},
+    ],
+)
+def test_a_page_of_another_site_gets_nothing(ask, headers):
+    status, answer, _ = ask("/search", picture((10, 11, 12)), **headers)
+    assert status == 403 and "hits" not in answer
+
+
+@pytest.mark.parametrize("path", ["//", "//search?text=a", f"//{'x' * 22}/", "//%00", "//[/"])
+def test_without_the_secret_nobody_gets_anything(ask, path):
+    assert ask(path)[0] in {400, 403}
+
+
+def test_this_machines_names(ask):
+    for origin in ("http://127.0.0.1:8765", "http://localhost:9"):
+        assert ask("/search?number=1", picture((10, 11, 12)), Origin=origin)[0] == 200
+
+
+def test_an_image_that_is_too_large(ask):
     status, answer, _ = ask("/search", b"x" * (2**20 + 1))
     assert status == 413 and "at most 1 MB" in answer["error"]
 
 
-def test_a_port_that_is_taken(engine):
-    about = About("m", "d", 7, 0, "")
+def test_an_image_of_too_many_pixels(ask):
+    content = io.BytesIO()
+    Image.new("1", (12_000, 5_000)).save(content, "PNG")
+    status, answer, _ = ask("/search", content.getvalue())
+    assert status == 400 and "12000 x 5000 pixels" in answer["error"]
+
+
+def raw(server, text, *, wait=5.0):
+    """The server's answer to bytes as they are; empty if it closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=wait) as one:
+        one.sendall(text.replace("SECRET", server.secret).encode("latin-1"))
+        found = b""
+        try:
+            while part := one.recv(2**16):
+                found += part
+        except ConnectionError:
+            pass
+        return found
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("Content-Length: -1", b"400"),
+        ("Content-Length: abc", b"400"),
+        (f"Content-Length: {'9' * 5000}", b"400"),
+        ("Content-Length: 999999999999", b"413"),
+        ("Transfer-Encoding: chunked", b"411"),
+        ("X: y", b"411"),
+    ],
+)
+def test_a_length_that_is_none(server, ask, headers, status):
+    found = raw(server, f"POST /SECRET/search HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n")
+    # A body that never comes is not waited for longer than the limit.
+    assert found.split()[1:2] == [status] or (status == b"413" and not found)
+    assert b"Python" not in found
+    assert ask("/search?text=number%209")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "GET ", "GET /SECRET/ HTTP/1.1\r\nHost: loc", "GET http://[/ HTTP/1.1\r\n\r\n", "\0" * 99],
+)
+def test_idle_and_broken_connections_end(server, ask, text, capfd):
+    begun = time.monotonic()
+    raw(server, text, wait=10)
+    assert time.monotonic() - begun < 8
+    assert ask("/search?text=number%209")[0] == 200
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_bytes_that_trickle_do_not_keep_a_connection_open(server):
+    address = ("127.0.0.1", server.server_port)
+    with socket.create_connection(address) as one, pytest.raises(ConnectionError):
+        for _ in range(100):
+            one.sendall(b"G")
+            time.sleep(0.1)
+
+
+def test_connections_beyond_the_limit_wait_or_are_refused(server, ask):
+    idle = [socket.create_connection(("127.0.0.1", server.server_port)) for _ in range(12)]
+    try:
+        assert ask("/search?text=number%209")[0] in {200, 503}
+    finally:
+        for one in idle:
+            one.close()
+
+
+def test_a_fault_is_an_answer(engine, server, ask, monkeypatch, caplog):
+    monkeypatch.setattr(engine, "by_text", lambda *_: 1 / 0)
+    status, answer, _ = ask("/search?text=a")
+    assert (status, answer["error"]) == (500, "Internal error: ZeroDivisionError.")
+    assert "a request failed" in caplog.text
+
+
+def test_a_port_that_is_taken():
     with (
-        make_server(engine, about, 0) as server,
+        LocalServer(0) as server,
         pytest.raises(UserError, match=r"--port \d+ is in use; choose another"),
     ):
-        make_server(engine, about, server.server_port)
+        server.server_activate()
+        LocalServer(server.server_port)
