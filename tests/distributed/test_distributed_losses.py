@@ -47,6 +47,14 @@ TASKS = {name: task(name) for name in METHODS} | {
     "pool-union-small": task("neuclip_pool", pool_size=4, gradient="union"),
     "untrained": task("neuclip", gradient="union", inner_steps=0),
     "adagrad": task("neuclip", prototype_optimizer="adagrad"),
+    "other-readings": task(
+        "neuclip",
+        restart_from="current",
+        restart_fill="batch",
+        restart_optimizer=False,
+        restart_steps=2,
+        mixing="none",
+    ),
     "rolling-adam-weights": task(
         "neuclip", refresh="rolling", prototype_optimizer="adam", log_weights=True
     ),
@@ -54,6 +62,7 @@ TASKS = {name: task(name) for name in METHODS} | {
         "neuclip", gradient="union", prototype_optimizer="sgd", log_weights=True, num_prototypes=4
     ),
     "fastclip-gradient": task("fastclip_v3", temperature_gradient="fastclip"),
+    "scent-drrho": task("scent", objective_scale="drrho", first_rate_offset=1.0, rate_offset=3.0),
     "amorlip-js": task("amorlip", amortization="js_div", fit_previous=False),
     "amorlip-kl": task("amorlip", amortization="kl_div_asym"),
 }

@@ -141,7 +141,7 @@ def test_amorlip_equals_the_recipe(build, kind, fit_previous, monkeypatch):
             fit(kind, answer(nets, features), features, scale, target).backward()
             nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
             adam.step()
-        if (step + 1) % 2 == 0:
+        if step % per_epoch % 2 == 0:
             blend(ema, nets, 0.92 if fit_previous else share)
         same, t = features.clone().requires_grad_(), scale.clone().requires_grad_()
         positives = (same[0] * same[1]).sum(-1)

@@ -28,6 +28,7 @@ def robust_objective(settings: GlobalContrastiveSettings) -> "Objective":
         epsilon=settings.epsilon,
         rho=settings.rho,
         temperature_gradient=settings.temperature_gradient,
+        scale=settings.objective_scale,
     )
 
 
@@ -67,7 +68,7 @@ def gamma_schedule(settings: MixingSettings, run: RunFacts) -> "Gamma":
 
 
 def temperature_rule(
-    settings: IndividualTemperatureSettings, optimizer: "TemperatureOptimizer"
+    settings: IndividualTemperatureSettings, optimizer: "TemperatureOptimizer", run: RunFacts
 ) -> "TemperatureRule":
     """The optimiser of individual temperatures.
 
@@ -89,6 +90,7 @@ def temperature_rule(
         high=high,
         rho=settings.rho,
         optimizer=optimizer,
+        adam=run.adam,
     )
 
 

@@ -36,6 +36,8 @@ PAPER = (
 )
 DOUBLED: dict[str, object] = {"temperature_gradient": "fastclip"}
 """What the published code computes: its rho and lr_tau were tuned with this gradient."""
+DRRHO: dict[str, object] = {"objective_scale": "drrho"}
+"""What DRRho-CLIP's code computes. Its lines have `--nu_update`, a flag of SCENT's patch."""
 
 
 class RGCLBatchSettings(GlobalContrastiveSettings):
@@ -63,7 +65,10 @@ class FastCLIPv2Settings(MixingSettings, IndividualTemperatureSettings):
     name: Literal["fastclip_v2"] = "fastclip_v2"
     temperature: float = setting(0.03, "individual temperatures at the start", gt=0, le=1)
     temperature_gradient: TemperatureGradient = setting(
-        "exact", "exact: Adam; fastclip: Adam without its square root, as the published code steps"
+        "exact",
+        "how the temperatures are stepped: exact: Adam, its moments started at the first gradient; "
+        "fastclip: Adam as the published code corrects its moments, by the epoch. Both take the "
+        "betas and eps of the model's optimiser",
     )
 
 
@@ -111,7 +116,7 @@ def _v2(settings: FastCLIPv2Settings, run: RunFacts) -> "PairLoss":
     gamma = gamma_schedule(settings, run)
     published = settings.temperature_gradient == "fastclip"
     rule = replace(
-        temperature_rule(settings, "fastclip" if published else "adam"),
+        temperature_rule(settings, "fastclip" if published else "adam", run),
         clip=5.0,
         steps_per_epoch=gamma.steps_per_epoch,
     )
@@ -181,7 +186,8 @@ METHODS = (
         formula=WITHOUT_TAU
         + AVERAGE
         + """
-  tau_i    : an Adam step on the gradient of tau_i (log(eps + g_i) + rho) at every visit""",
+  tau_i    : an Adam step on the gradient of tau_i (log(eps + g_i) + rho) at every visit, with the
+             betas and eps of the model's optimiser""",
         paper=PAPER,
         needs_sample_ids=True,
         spelling={"fastclip": True, "temperature_scheme": "individual_learnable"},
@@ -203,6 +209,7 @@ METHODS = (
             "temperature_scheme": "global_learnable",
         },
         published=DOUBLED,
+        published_with={"nu_update": DRRHO},
         cost=lambda setup: softmax_loss(setup) + table(setup, 2),
     ),
 )

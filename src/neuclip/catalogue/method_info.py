@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuclip.catalogue.cost import Cost, Setup
 from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.method.choices import AdamRates
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -23,6 +24,7 @@ class RunFacts:
         steps_per_epoch: training steps in an epoch, for schedules in epochs.
         num_samples: bound of the sample ids, for methods with a state per sample.
         global_batch_size: pairs in a training step, over all ranks.
+        adam: rates of the model's optimiser, for temperatures that are stepped as its weights are.
         sharded: whether each rank keeps only its shard of the prototypes; if not, every rank
             keeps all of them and predicts by itself.
     """
@@ -32,6 +34,7 @@ class RunFacts:
     num_samples: int | None = None
     global_batch_size: int | None = None
     sharded: bool = True
+    adam: AdamRates = field(default_factory=AdamRates)
 
 
 def unchanged(settings: Any, global_batch_size: int | None, before: object) -> Any:
@@ -57,6 +60,8 @@ class MethodInfo:
             a new run).
         spelling: switches of the published trainers that select the method.
         published: settings of the published form, for command lines that are spelled that way.
+        published_with: further settings of the published form, by a switch that tells which code a
+            command line is for.
         aliases: flags of other settings that mean one of this method's, by setting name.
         without_effect: published flags that change nothing here, each with the reason.
         cost: what a step costs each rank, for the table of docs/scaling.md.
@@ -73,6 +78,9 @@ class MethodInfo:
     resolve: Callable[[Any, int | None, MethodSettings | None], Any] = unchanged
     spelling: Mapping[str, object] | None = None
     published: Mapping[str, object] = field(default_factory=dict[str, object])
+    published_with: Mapping[str, Mapping[str, object]] = field(
+        default_factory=dict[str, Mapping[str, object]]
+    )
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
     cost: Callable[[Setup], Cost] | None = None

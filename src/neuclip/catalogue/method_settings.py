@@ -7,7 +7,7 @@ from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section, setting
-from neuclip.method.choices import GammaSchedule, TemperatureGradient
+from neuclip.method.choices import GammaSchedule, ObjectiveScale, TemperatureGradient
 
 
 class MethodSettings(Section):
@@ -59,6 +59,11 @@ class GlobalContrastiveSettings(GlobalTemperatureSettings, StabilisedSettings):
     """The robust global contrastive objective with one learnable temperature (RGCL-g)."""
 
     rho: float = setting(6.5, "temperature regulariser: rho * tau is added to the loss", ge=0)
+    objective_scale: ObjectiveScale = setting(
+        "fastclip",
+        "fastclip: half the sum of the two sides, means over B - 1 negatives; drrho: as the code "
+        "of DRRho-CLIP and SCENT, the sum of the two sides, and a normalizer that averages over B",
+    )
 
 
 class MixingSettings(MethodSettings):

@@ -25,9 +25,12 @@ from neuclip.catalogue.method_settings import (
 )
 from neuclip.errors import UserError
 from neuclip.method.choices import (
+    Mixing,
     NetworkRefresh,
     PredictionGradient,
     PrototypeOptimizer,
+    RestartFill,
+    RestartSource,
     TemperatureGradient,
 )
 
@@ -79,12 +82,30 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
     )
     prototype_lr: float = setting(1.0, "learning rate of the prototypes", flag="--npn-lr", gt=0)
     prototype_optimizer: PrototypeOptimizer = setting(
-        "adagrad_norm", "adagrad_norm keeps one scalar accumulator for each matrix of prototypes"
+        "adagrad_norm",
+        "adagrad_norm: AdaGrad with one scalar accumulator for each matrix of prototypes; adagrad: "
+        "one for each coordinate",
+        flag="--npn-optimizer",
     )
     refresh: NetworkRefresh = setting(
         "restart",
         "restart: all prototypes every restart_steps; rolling: a share of 1/restart_steps is "
         "replaced at every step",
+    )
+    restart_from: RestartSource = setting(
+        "earlier",
+        "earlier: prototypes restart from the batches before the current one; current: from the "
+        "newest, the current one included",
+    )
+    restart_fill: RestartFill = setting(
+        "pool",
+        "where m exceeds the batch: pool: a restart takes several batches; batch: it takes one and "
+        "replaces as many prototypes, the next ones in turn",
+    )
+    restart_optimizer: bool = setting(True, "a restart also resets the prototypes' optimiser")
+    mixing: Mixing = setting(
+        "gamma",
+        "gamma: the prediction is mixed with the batch estimate by gamma; none: it stands alone",
     )
     gradient: PredictionGradient = setting("detached", _GRADIENT)
     log_weights: bool = setting(False, "learn one log-weight per prototype")
@@ -104,11 +125,18 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
         return {key: value for key, value in values.items() if key != "gradient_prototypes"}
 
     def idle(self) -> dict[str, str]:
-        """Settings of prototypes that are trained, where none is."""
-        if self.inner_steps:
-            return {}
-        reason = "--inner-steps 0, which trains no prototypes: add --inner-steps 10"
-        return dict.fromkeys(("prototype_lr", "prototype_optimizer", "log_weights"), reason)
+        """Settings without effect: of training where none is, of mixing and restarts likewise."""
+        idle: dict[str, str] = {}
+        if not self.inner_steps:
+            reason = "--inner-steps 0, which trains no prototypes: add --inner-steps 10"
+            trained = ("prototype_lr", "prototype_optimizer", "log_weights", "restart_optimizer")
+            idle |= dict.fromkeys(trained, reason)
+        if self.mixing == "none":
+            reason = "--mixing none, which leaves out the batch estimate: add --mixing gamma"
+            idle |= dict.fromkeys(("gamma", "gamma_schedule", "gamma_decay_epochs"), reason)
+        if self.refresh == "rolling":
+            idle["restart_fill"] = "--refresh rolling: add --refresh restart"
+        return idle
 
 
 def recorded_method(record: Mapping[str, Any]) -> str:
@@ -190,7 +218,7 @@ def _neuclip(settings: NeuCLIPSettings, run: RunFacts) -> "PairLoss":
     normalizer = PrototypeNormalizer(
         run.embed_dim,
         network,
-        gamma_schedule(settings, run),
+        gamma_schedule(settings, run) if settings.mixing == "gamma" else None,
         settings.epsilon,
         shard=None if run.sharded else Slice(0, network.num_prototypes),
     )

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from neuclip.catalogue.building import moving_average, robust_objective
+from neuclip.catalogue.building import moving_average, robust_objective, steps_per_epoch
 from neuclip.catalogue.cost import softmax_loss, table
-from neuclip.catalogue.fastclip import DOUBLED
+from neuclip.catalogue.fastclip import DOUBLED, DRRHO
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.formulas import AVERAGE_STATE, ROBUST
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
@@ -30,13 +30,22 @@ class ScentSettings(GlobalContrastiveSettings):
     rate_offset: float = setting(
         10.0, "c in the anchor's rate 1 / (1 + exp(-alpha_i - c)); published as --gamma"
     )
+    first_rate_offset: float | None = setting(
+        None,
+        "c in the first epoch, 1 in the published code; used for samples that this epoch meets "
+        "again; none: rate_offset",
+    )
 
 
 def _build(settings: ScentSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
     from neuclip.method.normalizers.moving_average import AnchorRate
 
-    normalizer = moving_average(settings, run, AnchorRate(settings.rate_offset))
+    rate = AnchorRate(settings.rate_offset, settings.rate_offset)
+    if settings.first_rate_offset is not None:
+        steps = steps_per_epoch(settings, run)
+        rate = AnchorRate(settings.rate_offset, settings.first_rate_offset, steps)
+    normalizer = moving_average(settings, run, rate)
     return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
 
 
@@ -50,8 +59,8 @@ METHODS = (
         formula=ROBUST
         + """\
   estimate : alpha_i = log( (1 - gamma_i) exp(alpha_i) + gamma_i (eps + g^_i) ),
-             gamma_i = 1 / (1 + exp(-alpha_i - c)), c = rate_offset; log(eps + g^_i) at the
-             first visit""",
+             gamma_i = 1 / (1 + exp(-alpha_i - c)), c = rate_offset (first_rate_offset in the
+             first epoch); log(eps + g^_i) at the first visit""",
         paper="SCENT: stochastic proximal mirror descent on the dual (arXiv 2602.02877)",
         needs_sample_ids=True,
         spelling={
@@ -60,7 +69,7 @@ METHODS = (
             "temperature_scheme": "global_learnable",
             "nu_update": "scent",
         },
-        published=DOUBLED,
+        published={**DOUBLED, **DRRHO, "first_rate_offset": 1.0},
         aliases={"gamma": "rate_offset"},
         without_effect={
             "gamma_schedule": "the rate's offset c is constant in scent",

@@ -55,7 +55,7 @@ def _isogclr(settings: ISogCLRSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.losses.individual import IndividualContrastiveLoss
     from neuclip.method.temperature import IndividualTemperature
 
-    rule = replace(temperature_rule(settings, "momentum"), beta=settings.temperature_beta)
+    rule = replace(temperature_rule(settings, "momentum", run), beta=settings.temperature_beta)
     return IndividualContrastiveLoss(
         run.embed_dim,
         moving_average(settings, run, settings.gamma),

@@ -271,7 +271,7 @@ def _lay_over(
         settings["gamma"] = 1.0
     tree = merge(tree, {**top, "optim": optim, "method": {"name": method, **settings}})
     if choice.published:
-        notes += _publish(tree["method"], method)
+        notes += _publish(tree["method"], method, published)
     config = validate(tree, _flag_of)
     for key, reason in config.method.idle().items():
         if key in settings and settings[key] is not False:
@@ -325,10 +325,13 @@ def _own_settings(
     return settings
 
 
-def _publish(settings: dict[str, Any], method: str) -> list[str]:
+def _publish(settings: dict[str, Any], method: str, switches: Mapping[str, object]) -> list[str]:
     """Gives a published line the published form, where neither it nor a file says otherwise."""
     info = METHODS[method]
-    added = {key: value for key, value in info.published.items() if key not in settings}
+    form = dict(info.published)
+    for switch in switches:
+        form |= info.published_with.get(switch, {})
+    added = {key: value for key, value in form.items() if key not in settings}
     settings |= added
     own = info.settings.model_fields
     shown = {key: value for key, value in added.items() if own[key].default != value}

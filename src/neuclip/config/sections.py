@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section, setting
 from neuclip.errors import UserError
+from neuclip.method.choices import AdamRates
 
 Precision = Literal["auto", "fp32", "amp_bf16", "bf16"]
 
@@ -344,6 +345,13 @@ class OptimConfig(Section):
         description="schedule of lr_tau: const, step_thresh (a third of lr_tau while the "
         "temperature is at most 0.03), or same (the towers' schedule)",
     )
+
+    @property
+    def adam(self) -> AdamRates:
+        """AdamW's rates, for a loss that steps temperatures of its own; resolved settings only."""
+        assert self.beta2 is not None
+        assert self.eps is not None
+        return AdamRates(self.beta1, self.beta2, self.eps)
 
 
 class EvaluationConfig(Section):

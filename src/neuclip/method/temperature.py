@@ -6,23 +6,24 @@
 Three optimisers; a temperature steps only when its sample is in the batch:
 
     momentum   m <- (1 - beta) m + beta grad;  tau <- tau - lr m                          iSogCLR
-    adam       m, v from the first gradient on with rates 0.9, 0.999;  - lr m / (sqrt(v) + 1e-8)
-    fastclip   the published FastCLIP-v2 code: the rates are 0 in the first epoch, moments are
-               divided by 1 - rate^(epoch + 1), and the step is lr m / (v + 1e-8), without a root
+    adam       tau <- tau - lr m / (sqrt(v) + e);  m and v start at the first gradient, squared
+    fastclip   the same step, as FastCLIP-v2's code corrects m and v: their rates are 0 in the first
+               epoch, and the step divides them by 1 - rate^(epoch + 1)
+
+`adam` and `fastclip` take the rates and e of the model's optimiser, as that code does. It has the
+root since October 2024 (commit c3ae1f5 of Optimization-AI/fast_clip).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from neuclip.method.choices import TemperatureOptimizer
+from neuclip.method.choices import AdamRates, TemperatureOptimizer
 from neuclip.method.notation import Anchors
 from neuclip.method.sample_table import SampleTable
-
-_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class TemperatureRule:
         optimizer: one of those above.
         beta: weight of the newest gradient (`momentum`).
         clip: bound of the absolute gradient.
+        adam: the rates of `adam` and `fastclip`.
         steps_per_epoch: training steps in an epoch (`fastclip`).
     """
 
@@ -49,6 +51,7 @@ class TemperatureRule:
     optimizer: TemperatureOptimizer
     beta: float = 0.9
     clip: float = math.inf
+    adam: AdamRates = field(default_factory=AdamRates)
     steps_per_epoch: int = 1
 
 
@@ -103,17 +106,19 @@ class IndividualTemperature(nn.Module):
             first = first + self.rule.beta * (grad - first)
             return first, [first]
         first, second = moments
+        beta1, beta2, eps = self.rule.adam.beta1, self.rule.adam.beta2, self.rule.adam.eps
         if self.rule.optimizer == "adam":
             new = second == 0
-            first = torch.where(new, grad, _BETA1 * first + (1 - _BETA1) * grad)
-            second = torch.where(new, grad**2, _BETA2 * second + (1 - _BETA2) * grad**2)
-            return first / (second.sqrt() + _EPS), [first, second]
+            first = torch.where(new, grad, beta1 * first + (1 - beta1) * grad)
+            second = torch.where(new, grad**2, beta2 * second + (1 - beta2) * grad**2)
+            return first / (second.sqrt() + eps), [first, second]
         epoch = self.step_count // self.rule.steps_per_epoch
-        beta1, beta2 = (_BETA1, _BETA2) if epoch > 0 else (0.0, 0.0)
+        if epoch == 0:
+            beta1 = beta2 = 0.0
         first = beta1 * first + (1 - beta1) * grad
         second = beta2 * second + (1 - beta2) * grad**2
-        corrected = first / (1 - beta1 ** (epoch + 1)), second / (1 - beta2 ** (epoch + 1))
-        return corrected[0] / (corrected[1] + _EPS), [first, second]
+        mean, square = first / (1 - beta1 ** (epoch + 1)), second / (1 - beta2 ** (epoch + 1))
+        return mean / (square.sqrt() + eps), [first, second]
 
     def get_extra_state(self) -> dict[str, int]:
         """The step counter, for `state_dict`."""

@@ -219,6 +219,7 @@ class Checkpoint:
             self.own["num_samples"],
             self.global_batch_size,
             sharded=False,
+            adam=config.optim.adam,
         )
         loss = build_loss(config.method, run).to(device)
         storage.load_loss(loss, self.own["loss"], self.path)

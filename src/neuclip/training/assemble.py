@@ -113,7 +113,13 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     loader = _build_loader(config, index, clip)
     check_same_data(len(index), loader.order_digest)
     num_samples = config.data.data_size or len(index)
-    facts = RunFacts(clip.embed_dim, loader.steps_per_epoch, num_samples, loader.global_batch_size)
+    facts = RunFacts(
+        clip.embed_dim,
+        loader.steps_per_epoch,
+        num_samples,
+        loader.global_batch_size,
+        adam=config.optim.adam,
+    )
     loss = build_loss(config.method, facts).to(device)
     _prepare_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch

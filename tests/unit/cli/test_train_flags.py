@@ -99,6 +99,7 @@ def test_neuclip_line_shows_every_value():
         "rho": 11.0,
         "epsilon": 1e-6,
         "temperature_gradient": "fastclip",
+        "objective_scale": "fastclip",
         "gamma": 0.42,
         "gamma_schedule": "cosine",
         "gamma_decay_epochs": 24.0,
@@ -108,6 +109,10 @@ def test_neuclip_line_shows_every_value():
         "prototype_lr": 1.0,
         "prototype_optimizer": "adagrad_norm",
         "refresh": "restart",
+        "restart_from": "earlier",
+        "restart_fill": "pool",
+        "restart_optimizer": True,
+        "mixing": "gamma",
         "gradient": "detached",
         "log_weights": False,
     }
@@ -136,6 +141,24 @@ def test_neuclip_line_shows_every_value():
 )
 def test_published_recipe_is_the_published_line(recipe, title):
     assert parse(f"--recipe {recipe}") == parse(published_lines()[title])
+
+
+@pytest.mark.parametrize(
+    ("line", "scale", "first"),
+    [
+        ("--fastclip --multiply_tau --nu_update scent", "drrho", 1.0),
+        ("--fastclip --multiply_tau --nu_update scent --first-rate-offset none", "drrho", None),
+        ("--fastclip --multiply_tau --nu_update sox", "drrho", ...),
+        ("--fastclip --multiply_tau", "fastclip", ...),
+        ("--fastclip --multiply_tau --nu_update sox --objective-scale fastclip", "fastclip", ...),
+        ("--method scent", "fastclip", None),
+        ("--npn", "fastclip", ...),
+    ],
+)
+def test_lines_of_drrho_code_get_its_scale(line, scale, first):
+    method = parse(line).method
+    assert method.objective_scale == scale
+    assert getattr(method, "first_rate_offset", ...) == first
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
@@ -213,6 +236,8 @@ def test_published_spelling_has_the_published_network(line, changes):
     [
         ("--inner-steps 0 --npn-lr 1", "--prototype-lr has no effect with --inner-steps 0"),
         ("--inner-steps 0 --log-weights", "--log-weights has no effect with --inner-steps 0"),
+        ("--npn --mixing none --gamma 0.4", "--gamma has no effect with --mixing none"),
+        ("--npn --refresh rolling --restart-fill batch", "--restart-fill has no effect with --ref"),
     ],
 )
 def test_a_setting_without_effect_is_refused(flags, message):

@@ -10,15 +10,22 @@ a detached tau, adds tau (rho + mean alpha), and lets the scale enter both of it
 the gradient through g^ counts twice. Published values of rho and lr_tau were tuned with it. (That
 code uses log u in place of alpha = log(eps + u), which is the same for u >> eps.)
 FastCLIP-v0 and v1 leave out the factor tau and rho; v1 and SogCLR hold tau constant.
+
+The scale is `fastclip`, L as above, or `drrho`, as the code of DRRho-CLIP has it, with which SCENT
+was trained. There the normalizer takes the batch estimate as a mean over all B candidates (the
+positive counts as 0), while g^ itself stays the mean over B - 1; and the gradient by the embeddings
+is of the *sum* over the two sides. So embeddings get 2 B / (B - 1) times the gradient for
+eps << g, and the temperature's part through g^ is B / (B - 1) times its own.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip.method.choices import TemperatureGradient
+from neuclip.method.choices import ObjectiveScale, TemperatureGradient
 from neuclip.method.losses.pair_loss import PairLoss, anchors_of
 from neuclip.method.notation import Anchors, Normalizer, Pairs
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient, log_plus
@@ -32,6 +39,7 @@ class Objective:
         epsilon: stabiliser inside log(epsilon + g).
         rho: regulariser of the temperature.
         temperature_gradient: `exact`, or `fastclip` as the published code has it.
+        scale: `fastclip`, or `drrho` as DRRho-CLIP's code has it.
         times_temperature: whether the objective has the factor tau.
         learns_temperature: whether the temperature gets a gradient.
     """
@@ -39,6 +47,7 @@ class Objective:
     epsilon: float
     rho: float = 0.0
     temperature_gradient: TemperatureGradient = "exact"
+    scale: ObjectiveScale = "fastclip"
     times_temperature: bool = True
     learns_temperature: bool = True
 
@@ -70,18 +79,25 @@ class GlobalContrastiveLoss(PairLoss):
         """This rank's part of the loss above."""
         if not self.learns_temperature:
             logit_scale = logit_scale.detach()
-        doubled = self.objective.temperature_gradient == "fastclip"
-        counted = count_gradient(logit_scale, 2.0 if doubled else 1.0)
-        anchors = anchors_of(pairs, counted)
+        through_inner = 2.0 if self.objective.temperature_gradient == "fastclip" else 1.0
+        sides = 2.0 if self.objective.scale == "drrho" else 1.0
+        anchors = anchors_of(pairs, count_gradient(logit_scale, through_inner / sides))
         with self.section("normalizer"):
-            log_normalizer = self.normalizer.estimate(anchors)
+            log_normalizer = self.normalizer.estimate(self._scaled(anchors))
         if self.normalizer.direct:
             surrogate = log_normalizer
         else:
             surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
         self._record(anchors, log_normalizer)
         means = pairs.layout.mean(torch.stack([surrogate, log_normalizer.detach()])).mean(-1)
-        return self._weigh(means[0], means[1], logit_scale)
+        return self._weigh(count_gradient(means[0], sides), means[1], logit_scale)
+
+    def _scaled(self, anchors: Anchors) -> Anchors:
+        """The anchors with the batch estimate that the normalizer takes."""
+        if self.objective.scale == "fastclip":
+            return anchors
+        over_batch = math.log1p(-1 / anchors.pairs.layout.total)
+        return replace(anchors, log_inner=anchors.log_inner + over_batch)
 
     def _weigh(self, surrogate: Tensor, log_normalizer: Tensor, logit_scale: Tensor) -> Tensor:
         """Applies the factor tau and adds the regulariser."""

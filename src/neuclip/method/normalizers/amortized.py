@@ -3,8 +3,9 @@
     Z_i = c exp(s_ii / tau) + sum over j != i of exp(s_ij / tau)      over the global batch
     log lambda(e) = w3 . ReLU(u + e) + b3,  u = LN(ReLU(W2 h)),  h = LN(ReLU(W1 e))
 
-There is one network per side, with an exponential moving average (EMA) of its weights; it restarts
-at the start of every `restart_epochs`-th epoch. The target z_i of the fit is
+There is one network per side, with an exponential moving average (EMA) of its weights, which moves
+at steps 0, `ema_steps`, 2 `ema_steps` ... of each epoch. The networks restart at the start of every
+`restart_epochs`-th epoch. The target z_i of the fit is
 
     z_i = beta_t lambda_before(e_i) + (1 - beta_t) Z_i       fit_previous: the EMA network at the
                                                              start of the epoch, beta_t by half a
@@ -184,7 +185,7 @@ class AmortizedNormalizer(nn.Module):
             self._inner_step(targets)
         predicted = self._log_lambda(self.average, features)
         self.step_count += 1
-        if self.step_count % settings.ema_steps == 0:
+        if within % settings.ema_steps == 0:
             rate = settings.ema_rate if settings.fit_previous else share
             for kept, weight in zip(
                 self.average.parameters(), self.network.parameters(), strict=True

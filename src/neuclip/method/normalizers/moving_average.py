@@ -25,9 +25,21 @@ from neuclip.method.schedule import Gamma
 
 @dataclass(frozen=True)
 class AnchorRate:
-    """SCENT's rate: the logistic function of the anchor's log-normalizer plus `offset`."""
+    """SCENT's rate: the logistic function of the anchor's log-normalizer plus an offset.
+
+    Attributes:
+        offset: c.
+        first: c in the first epoch.
+        steps_per_epoch: training steps in an epoch.
+    """
 
     offset: float
+    first: float
+    steps_per_epoch: int = 1
+
+    def at(self, step: int) -> float:
+        """The offset at a training step."""
+        return self.first if step < self.steps_per_epoch else self.offset
 
 
 Rate = float | Gamma | AnchorRate
@@ -89,7 +101,7 @@ class MovingAverageNormalizer(nn.Module):
     def _mix(self, remembered: Tensor, fresh: Tensor) -> Tensor:
         """Computes log((1 - gamma) u + gamma g^)."""
         if isinstance(self.rate, AnchorRate):
-            raised = log_plus(remembered, self.epsilon) + self.rate.offset
+            raised = log_plus(remembered, self.epsilon) + self.rate.at(self.step_count)
             self._last = {"gamma": torch.sigmoid(raised).mean()}
             old = remembered + functional.logsigmoid(-raised)
             return torch.logaddexp(old, fresh + functional.logsigmoid(raised))

@@ -6,6 +6,9 @@ with the batch estimate:
 
     normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
 
+The paper states this form; how it restarts, mixes and trains in detail are readings, each of which
+has a setting (`neuclip methods neuclip` lists them).
+
 An inner step has q_i = eps + g^_i, in the notation of `prototype_network`, and the gradient
 
     dL/dW_k = 1/|W_k| (I - w_k w_k^T) 1/B sum_i (1 - exp(-alpha_i) q_i) share_i p_ik e_i
@@ -22,7 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuclip.method.choices import NetworkRefresh, PredictionGradient, PrototypeOptimizer
+from neuclip.method.choices import (
+    NetworkRefresh,
+    PredictionGradient,
+    PrototypeOptimizer,
+    RestartFill,
+    RestartSource,
+)
 from neuclip.method.normalizers.embedding_ring import EmbeddingRing
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.normalizers.prototype_network import (
@@ -52,6 +61,9 @@ class NetworkSettings:
     prototype_lr: float
     prototype_optimizer: PrototypeOptimizer
     refresh: NetworkRefresh
+    restart_from: RestartSource
+    restart_fill: RestartFill
+    restart_optimizer: bool
     gradient: PredictionGradient
     log_weights: bool
 
@@ -62,7 +74,7 @@ class PrototypeNormalizer(nn.Module):
     Args:
         embed_dim: width of the embeddings.
         settings: see `NetworkSettings`.
-        gamma: weight of the batch estimate over time.
+        gamma: weight of the batch estimate over time; none: the prediction alone.
         epsilon: stabiliser of the objective.
         shard: the prototypes that this rank keeps; none: its share, `collectives.owned_slice`.
 
@@ -80,7 +92,7 @@ class PrototypeNormalizer(nn.Module):
         self,
         embed_dim: int,
         settings: NetworkSettings,
-        gamma: Gamma,
+        gamma: Gamma | None,
         epsilon: float,
         *,
         shard: Slice | None = None,
@@ -112,15 +124,16 @@ class PrototypeNormalizer(nn.Module):
         """Refreshes and trains the prototypes on the batch, and mixes their prediction with it."""
         batch = GlobalBatch.of(anchors, self.prototypes.dtype)
         is_first = self.ring.written == 0
-        if is_first:
-            self.ring.push(batch.candidates)
-        self._refresh(is_first)
+        at_once = is_first or self.settings.restart_from == "current"
+        if at_once:
+            self._remember(batch)
+        self._refresh(batch, is_first)
         for _ in range(self.settings.inner_steps):
             self._inner_step(batch)
         output = self._read(batch)
-        gamma = self.gamma.at(self.step_count)
+        gamma = 0.0 if self.gamma is None else self.gamma.at(self.step_count)
         self.step_count += 1
-        if not is_first:
+        if not at_once:
             self._remember(batch)
         self._last = diagnostics(output.log_mean, batch, self.epsilon, gamma)
         predicted = attach_gradient(output, anchors, self.settings.gradient, self.shard)
@@ -169,15 +182,18 @@ class PrototypeNormalizer(nn.Module):
     # --- refreshing -------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _refresh(self, is_first: bool) -> None:
-        """Renews prototypes from the embeddings of earlier batches, as the settings say.
+    def _refresh(self, batch: GlobalBatch, is_first: bool) -> None:
+        """Renews prototypes from recent embeddings, as the settings say.
 
-        Not from the batch to be read: an anchor's own positive is not a negative, and as one of m
-        prototypes it would hold alpha_i above -log(m). Only the first batch has no earlier one.
+        `restart_from` is `earlier` by default: an anchor's own positive is not a negative, and as
+        one of m prototypes it would hold alpha_i above -log(m). Only the first batch has no earlier
+        one.
         """
         period = self.settings.restart_steps
         due = self.settings.refresh == "restart" and self.step_count % period == 0
-        if is_first or due:
+        if due and not is_first and self.settings.restart_fill == "batch":
+            self._replace(batch.features.shape[1])
+        elif is_first or due:
             self._restart()
         elif self.settings.refresh == "rolling" and self.ring.is_full:
             self._roll(period)
@@ -187,7 +203,8 @@ class PrototypeNormalizer(nn.Module):
         """Pushes the batch's embeddings; restarts once, when the ring has just become full."""
         was_full = self.ring.is_full
         self.ring.push(batch.candidates)
-        if self.ring.is_full and not was_full:
+        by_batch = self.settings.refresh == "restart" and self.settings.restart_fill == "batch"
+        if self.ring.is_full and not was_full and not by_batch:
             self._restart()
 
     def _restart(self) -> None:
@@ -195,8 +212,26 @@ class PrototypeNormalizer(nn.Module):
         self.ring.fill_up()
         self.prototypes.copy_(self.ring.slots)
         self.log_weights.zero_()
-        self.optimizer.reset()
-        self.weight_optimizer.reset()
+        self._reset_optimizers()
+
+    def _replace(self, batch_size: int) -> None:
+        """Restarts as many prototypes as a batch has, the next ones in turn, from the newest."""
+        size = self.shard.size
+        count = min(batch_size, size)
+        end, device = self.ring.written, self.prototypes.device
+        newest = torch.arange(end - count, end, device=device) % size
+        taken = self.shard.gather(self.ring.slots)[:, newest]
+        restarts = self.step_count // self.settings.restart_steps
+        for first, rows in self.shard.window(restarts * count % size, count):
+            self.prototypes[:, rows] = taken[:, first : first + rows.stop - rows.start]
+            if self.settings.log_weights:
+                self.log_weights[:, rows] = 0
+        self._reset_optimizers()
+
+    def _reset_optimizers(self) -> None:
+        if self.settings.restart_optimizer:
+            self.optimizer.reset()
+            self.weight_optimizer.reset()
 
     def _roll(self, period: int) -> None:
         """Replaces a moving window of prototypes: each is renewed once in `period` steps."""
@@ -208,6 +243,8 @@ class PrototypeNormalizer(nn.Module):
             if self.settings.log_weights:
                 self.log_weights[:, rows] = 0
         for optimizer in (self.optimizer, self.weight_optimizer):
+            if not self.settings.restart_optimizer:
+                continue
             optimizer.forget(pieces, (stop - start) / size)
 
     # --- state ------------------------------------------------------------------------------
