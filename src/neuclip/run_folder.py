@@ -4,7 +4,7 @@
 config.yaml         the settings as given, with the sizes derived from them
 metrics.jsonl       one JSON record per line
 out.log             the terminal's output
-data_report.json    corrupt samples and shards
+data_report.json    identity of the training data, corrupt samples and shards
 nonfinite_step_N_rank_R.json    the batch of a step with NaN or infinity
 trace.json          the profiler's trace (--profile)
 report.html         the page of `neuclip report`, unless --out names another
@@ -62,7 +62,7 @@ class RunFolder:
 
     @property
     def data_report(self) -> Path:
-        """Corrupt samples and shards."""
+        """Identity of the training data, corrupt samples and shards."""
         return self.path / "data_report.json"
 
     def nonfinite_step(self, step: int, rank: int) -> Path:

@@ -25,7 +25,7 @@ def checks() -> dict[str, str | None]:
         "equal": lambda: program({"seed": 4}),
         "seed": lambda: program({"seed": 4 * rank}),
         "cache": lambda: program({"data": {"cache_dir": f"/scratch/{rank}"}}),
-        "data": lambda: check_same_data(10 - rank, "abc"),
+        "data": lambda: check_same_data(10 - rank, "abc", f"files {rank}"),
         "many": lambda: check_same({str(n): str(rank) for n in range(8)}),
     }
     return {name: _error(check) for name, check in cases.items()}

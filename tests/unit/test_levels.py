@@ -40,7 +40,7 @@ INSIDE = {
         ["captions", "decode", "damage"],
         ["sources"],
         ["remote"],
-        ["recognition"],
+        ["recognition", "identity"],
         ["opening"],
         ["batch"],
         ["loader"],

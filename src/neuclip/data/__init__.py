@@ -10,6 +10,7 @@ In reading order:
 - `remote`: shards on other machines, downloaded into a cache;
 - `folder_contents`: which files of a folder are read;
 - `recognition`: what a source is, by names and first bytes;
+- `identity`: what data a run reads, wherever they are;
 - `opening`: opens the source that `--train-data` names, and every other one;
 - `batch`: fills one batch, in a worker process;
 - `loader`: the batches of an epoch, over worker processes and ranks;

@@ -44,17 +44,24 @@ def check_same_program(tree: dict[str, Any]) -> None:
     check_same({**versions, **settings})
 
 
-def check_same_data(samples: int, order: str) -> None:
-    """Checks that all ranks have found the same samples.
+def check_same_data(samples: int, order: str, files: str) -> None:
+    """Checks that all ranks have found the same samples, in files of the same content.
 
     Args:
         samples: number of samples.
         order: the loader's digest of the samples' places and of their shuffling.
+        files: digest of the files' names, sizes and first bytes.
 
     Raises:
         UserError: on all ranks; names the differences.
     """
-    check_same({"number of samples": str(samples), "digest of the data's index": order})
+    check_same(
+        {
+            "number of samples": str(samples),
+            "digest of the data's index": order,
+            "digest of the data's files": files,
+        }
+    )
 
 
 def check_same(mine: Mapping[str, str]) -> None:

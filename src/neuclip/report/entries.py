@@ -94,8 +94,13 @@ def _entry(label: str, group: list[LoadedRun]) -> Entry:
 
 
 def _experiment(run: LoadedRun) -> dict[str, str]:
-    # The location of the data may differ; the folder's name identifies them.
-    data = run.config.get("data.train_data", "").rstrip("/").rpartition("/")[2]
+    """The settings of an experiment, and the identity of its data.
+
+    A copy of the data elsewhere is the same data. Without a recorded identity, as in runs of
+    earlier versions, the path as given stands for it.
+    """
+    read = run.data
+    data = run.config.get("data.train_data", "") if read is None else read.digest
     kept = {
         key: value
         for key, value in run.config.items()
@@ -113,8 +118,30 @@ def _label(group: list[LoadedRun], groups: list[list[LoadedRun]]) -> str:
     different = [key for key in own if any(rival.get(key) != own[key] for rival in rivals)]
     if not 0 < len(different) <= 2:
         return group[0].label
-    shown = ", ".join(f"{key.rpartition('.')[2]} {own[key]}" for key in different)
+    others = [g[0] for g in groups if g is not group and g[0].method == method]
+    shown = ", ".join(
+        f"data {_data_name(group[0], others)}" if key == "data"
+        else f"{key.rpartition('.')[2]} {own[key]}"
+        for key in different
+    )  # fmt: skip
     return f"{method} ({shown})"
+
+
+def _data_name(run: LoadedRun, others: list[LoadedRun]) -> str:
+    """The end of the data's path that no other run has; else with the identity of the data."""
+    parts = _path(run).split("/")
+    rivals = {
+        _path(other) for other in others if _experiment(other)["data"] != _experiment(run)["data"]
+    }
+    for length in range(1, len(parts) + 1):
+        name = "/".join(parts[-length:])
+        if not any(rival == name or rival.endswith(f"/{name}") for rival in rivals):
+            return name
+    return f"{parts[-1]}, {_experiment(run)['data'][:6]}"
+
+
+def _path(run: LoadedRun) -> str:
+    return run.config.get("data.train_data", "").rstrip("/")
 
 
 def choose_baseline(found: Sequence[Entry], wanted: str | None) -> Entry:

@@ -39,12 +39,24 @@ class DamagedSample:
 
 
 @dataclass(frozen=True)
+class DataRead:
+    """Identity of the training data, as `neuclip.data.identity` defines it."""
+
+    samples: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class DataReport:
-    """Corrupt samples of the training data: their number, by kind, with examples."""
+    """Corrupt samples of the training data: their number, by kind, with examples.
+
+    `data` is none in reports of earlier versions.
+    """
 
     total: int
     by_kind: dict[str, int]
     examples: list[DamagedSample]
+    data: DataRead | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,11 @@ class LoadedRun:
     galleries: dict[str, Gallery]
     damage: DataReport | None
     gaps: list[str]
+
+    @property
+    def data(self) -> DataRead | None:
+        """Identity of the training data; none if it was not recorded."""
+        return None if self.damage is None else self.damage.data
 
     def series(self, key: str) -> list[tuple[float, float]]:
         """(samples seen, value) of a training record's key, where both are finite numbers."""

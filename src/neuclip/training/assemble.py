@@ -22,6 +22,7 @@ from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
+from neuclip.data.identity import identify
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
@@ -111,7 +112,8 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     zero_shot = open_zero_shot(config.evaluation)
     clip = _build_clip(config, device)
     loader = _build_loader(config, index, clip)
-    check_same_data(len(index), loader.order_digest)
+    data = identify(index)
+    check_same_data(data.samples, loader.order_digest, data.digest)
     num_samples = config.data.data_size or len(index)
     facts = RunFacts(
         clip.embed_dim,
@@ -138,6 +140,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
         zero_shot=zero_shot,
         num_samples=num_samples,
         shard_damage=index.damage,
+        data=data,
     )
     trainer = Trainer(components)
     if start is not None:

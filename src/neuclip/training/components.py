@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from neuclip.config.run_config import RunConfig
+from neuclip.data.identity import DataIdentity
 from neuclip.data.loader import TrainLoader
 from neuclip.data.samples import Damage
 from neuclip.evaluation.datacomp.sets import TaskSet
@@ -31,6 +32,7 @@ class Components:
         zero_shot: task sets evaluated every `zeroshot_frequency` epochs.
         num_samples: rows of the loss's tables, indexed by sample id.
         shard_damage: what the index of the training data could not read.
+        data: identity of the training data.
     """
 
     config: RunConfig
@@ -44,6 +46,7 @@ class Components:
     zero_shot: list[TaskSet]
     num_samples: int
     shard_damage: tuple[Damage, ...]
+    data: DataIdentity
 
     @property
     def last_epoch(self) -> int:

@@ -1,4 +1,4 @@
-"""`content_digest` changes with the pictures of every kind of source."""
+"""Digests follow the pictures of every kind of source."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from datacomp_sets import picture
+from neuclip.data.identity import identify
 from neuclip.data.opening import open_source
 from neuclip.data.sources.source import content_digest
 
@@ -64,3 +65,31 @@ def test_it_follows_the_files(source):
     status = file.stat()
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     assert content_digest(open_source(spec)) != before
+
+
+def test_identity_is_that_of_copies_and_follows_the_content(source, tmp_path):
+    spec, file = source
+    before = identify(open_source(spec))
+    assert before.samples == len(open_source(spec))
+    copies = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-copy")
+    copied = spec.replace(str(tmp_path), str(copies))
+    for path in copies.rglob("*"):
+        os.utime(path, ns=(1, 1))
+    assert identify(open_source(copied)) == before
+    shutil.rmtree(copies)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 if file.suffix == ".png" else 600] ^= 1  # .tar: in an image
+    file.write_bytes(content)
+    assert identify(open_source(spec)) != before
+
+
+@pytest.mark.parametrize("samples", [1, 2, 63, 64, 65, 1000])
+def test_identity_looks_at_both_ends(tmp_path, samples):
+    def write(last):
+        rows = "".join(f"{number}.png,words\n" for number in range(samples - 1))
+        (tmp_path / "table.csv").write_text(f"filepath,title\n{rows}{last}.png,words\n")
+        for name in [*range(samples), last]:
+            (tmp_path / f"{name}.png").touch()
+        return identify(open_source(str(tmp_path / "table.csv")))
+
+    assert write("same") == write("same") != write("emas")

@@ -6,7 +6,7 @@ from neuclip.parallel import rank_consistency
 
 def test_one_process_agrees_with_itself():
     rank_consistency.check_same_program(RunConfig().model_dump(mode="json"))
-    rank_consistency.check_same_data(10, "abc")
+    rank_consistency.check_same_data(10, "abc", "def")
 
 
 def test_the_digest_follows_the_source(tmp_path):

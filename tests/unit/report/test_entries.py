@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from neuclip.errors import UserError
@@ -15,7 +17,7 @@ def test_runs_that_differ_in_the_seed_are_one_entry(runs):
     folders = [
         runs.make("a", seed=1, **same),
         runs.make("b", "openclip"),
-        runs.make("c", seed=2, data={"workers": 0, "train_data": "/there/shards"}),
+        runs.make("c", seed=2, data={"workers": 0, "train_data": "/here/shards"}),
         runs.make("d", seed=3, output={"logs": "/elsewhere"}, **same),
     ]
     assert labels(folders) == [("neuclip", 3), ("openclip", 1)]
@@ -42,6 +44,33 @@ def test_other_settings_or_data_are_another_entry(runs):
     ]
     folders = [runs.make(n, data={"train_data": f"/x/{n}"}) for n in ("cc3m", "cc12m")]
     assert labels(folders) == [("neuclip (data cc3m)", 1), ("neuclip (data cc12m)", 1)]
+
+
+def test_data_are_what_was_read_not_what_they_are_called(runs):
+    def make(name, path, digest, seed):
+        run = runs.make(name, data={"train_data": path}, seed=seed)
+        report = {"total": 0, "by_kind": {}, "examples": []}
+        read = {"samples": 10, "digest": digest}
+        (run / "data_report.json").write_text(json.dumps({"data": read, **report}))
+        return run
+
+    copies = [make("a", "/here/cc3m", "abcdef01", 1), make("b", "/there/copy", "abcdef01", 2)]
+    assert labels(copies) == [("neuclip", 2)]
+    other = make("c", "/there/coco/cc3m", "012345ff", 1)
+    assert labels([*copies, other]) == [
+        ("neuclip (data here/cc3m)", 2),
+        ("neuclip (data coco/cc3m)", 1),
+    ]
+    changed = make("d", "/here/cc3m", "99999999", 1)  # other files at the same place
+    assert labels([copies[0], changed]) == [
+        ("neuclip (data cc3m, abcdef)", 1),
+        ("neuclip (data cc3m, 999999)", 1),
+    ]
+
+
+def test_without_recorded_data_the_path_stands_for_them(runs):
+    folders = [runs.make(n, data={"train_data": f"/{n}/train"}, seed=s) for s, n in enumerate("ab")]
+    assert labels(folders) == [("neuclip (data a/train)", 1), ("neuclip (data b/train)", 1)]
 
 
 def test_the_name_of_the_run_where_many_settings_differ(runs):

@@ -161,6 +161,10 @@ class DatasetSource(Source):
         """The Arrow files."""
         return [self._folder / file for file in self._files]
 
+    def file_of(self, position: int) -> str | Path:
+        """The Arrow file at the position's share of all rows: files have about equal sizes."""
+        return self._folder / self._files[position * len(self._files) // len(self)]
+
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the row number."""
         return self._folder, str(position)

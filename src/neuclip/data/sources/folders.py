@@ -72,6 +72,10 @@ class FolderSource(Source):
         """The folder, and the key of a sample."""
         return self._folder, os.path.splitext(self._images[position])[0]  # noqa: PTH122  a text
 
+    def file_of(self, position: int) -> str | Path:
+        """The image."""
+        return self._folder / self._images[position]
+
     def files(self) -> Iterator[Path]:
         """The images."""
         return (self._folder / self._images[row] for row in range(len(self._images)))

@@ -61,6 +61,11 @@ class Mixture(Source):
         number = self._number(position)
         return self._sources[number].locate(position - self._starts[number])
 
+    def file_of(self, position: int) -> str | Path:
+        """The file of a sample in its source."""
+        number = self._number(position)
+        return self._sources[number].file_of(position - self._starts[number])
+
     def files(self) -> Iterator[str | Path]:
         """The files of all sources, in order."""
         return (file for source in self._sources for file in source.files())

@@ -108,6 +108,10 @@ class Source(ABC):
         """Files (or addresses) that hold the samples, without duplicates, in order."""
         return dict.fromkeys(self.locate(position)[0] for position in range(len(self)))
 
+    def file_of(self, position: int) -> str | Path:
+        """The file (or address) that holds the image of a sample."""
+        return self.locate(position)[0]
+
     def sample_id(self, position: int) -> int:
         """Stable id of one sample: its position, unless the source has other ids."""
         return position

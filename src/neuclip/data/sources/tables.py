@@ -82,6 +82,11 @@ class TableSource(Source):
         number, row = self._row(position)
         return self._rows[number].table, self._rows[number].images[row]
 
+    def file_of(self, position: int) -> str | Path:
+        """The image."""
+        number, row = self._row(position)
+        return self._rows[number].root / self._rows[number].images[row]
+
     def files(self) -> Iterator[Path]:
         """The images."""
         for rows in self._rows:

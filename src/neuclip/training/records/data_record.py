@@ -1,5 +1,6 @@
 """The record of the data that a run has read: a fingerprint of its samples, and corrupt samples."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Generator, Sequence
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 
 from neuclip.data.batch import Batch
 from neuclip.data.damage import DamageLog, DamageReport
+from neuclip.data.identity import DataIdentity
 from neuclip.data.samples import Damage
 from neuclip.files import write_whole
 from neuclip.parallel import collectives
@@ -22,10 +24,14 @@ class DataRecord:
     Args:
         max_bad_fraction: the largest fraction of corrupt samples before the run ends.
         shard_damage: what the index of the training data could not read.
+        data: identity of the training data.
     """
 
-    def __init__(self, max_bad_fraction: float, shard_damage: Sequence[Damage]) -> None:
+    def __init__(
+        self, max_bad_fraction: float, shard_damage: Sequence[Damage], data: DataIdentity
+    ) -> None:
         self._max_bad_fraction = max_bad_fraction
+        self._data = data
         self._fingerprint = 0
         self._seen = 0  # samples since this process started
         self._damage = DamageLog()
@@ -68,8 +74,10 @@ class DataRecord:
 
     @contextmanager
     def reporting(self, folder: RunFolder) -> Generator[None]:
-        """Writes `data_report.json` at the end of a `with` block, even if the block fails."""
+        """Writes `data_report.json` at the start and the end of a block, even if it fails."""
         report: DamageReport | None = None
+        if collectives.is_main():  # a killed run keeps the identity of its data
+            self._write(folder, self._with_earlier([self._damage.report()]))
         try:
             yield
             report = self.damage()
@@ -77,10 +85,14 @@ class DataRecord:
             if collectives.is_main():
                 # After a failure the other ranks may be gone: report this rank's own.
                 report = report or self._with_earlier([self._damage.report()])
-                write_whole(folder.data_report, json.dumps(report, indent=2) + "\n")
+                self._write(folder, report)
                 if report["total"]:
                     counts = DamageLog.from_report(report).summary()
                     log.warning("corrupt samples or shards: %s; see %s", counts, folder.data_report)
+
+    def _write(self, folder: RunFolder, report: DamageReport) -> None:
+        content = {"data": dataclasses.asdict(self._data), **report}
+        write_whole(folder.data_report, json.dumps(content, indent=2) + "\n")
 
     def _with_earlier(self, reports: Sequence[DamageReport]) -> DamageReport:
         total = DamageLog.from_report(self._before_resume.report())

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from neuclip.data.identity import DataIdentity
 from neuclip.data.samples import Damage
 from neuclip.errors import UserError
 from neuclip.run_folder import RunFolder
@@ -12,13 +13,14 @@ from neuclip.training.records.data_record import DataRecord
 from step_parts import batch
 
 CORRUPT = Damage("00000.tar", "5", "image", "truncated")
+DATA = DataIdentity(8, "abc")
 SHARD = Damage("00001.tar", "", "shard", "unexpected end")
 
 
 def test_a_resumed_record_equals_an_uninterrupted_one():
     batches = [batch(number) for number in range(4)]
     batches[1] = replace(batches[1], damage=(CORRUPT,))
-    whole, first, second = (DataRecord(0.5, [SHARD]) for _ in range(3))
+    whole, first, second = (DataRecord(0.5, [SHARD], DATA) for _ in range(3))
     whole.add(batches)
     first.add(batches[:2])
     second.resume(first.fingerprint(), first.damage())
@@ -29,17 +31,24 @@ def test_a_resumed_record_equals_an_uninterrupted_one():
 
 
 def test_too_many_corrupt_samples_end_the_run():
-    record = DataRecord(0.0, [SHARD])
+    record = DataRecord(0.0, [SHARD], DATA)
     record.add([batch(1)])  # the index's damage does not count as a corrupt sample
     with pytest.raises(UserError, match="--max-bad-fraction 0 allows"):
         record.add([replace(batch(2), damage=(CORRUPT,))])
 
 
 def test_the_report_is_written_even_if_the_run_fails(tmp_path):
-    record, folder = DataRecord(0.5, [SHARD]), RunFolder(tmp_path)
+    record, folder = DataRecord(0.5, [SHARD], DATA), RunFolder(tmp_path)
     with pytest.raises(RuntimeError), record.reporting(folder):
         record.add([replace(batch(1), damage=(CORRUPT,))])
         raise RuntimeError
     report = json.loads(folder.data_report.read_text())
-    assert report == record.damage()
+    assert report == {"data": {"samples": 8, "digest": "abc"}, **record.damage()}
     assert report["total"] == 2
+
+
+def test_the_report_is_there_before_the_run_ends(tmp_path):
+    record, folder = DataRecord(0.5, [SHARD], DATA), RunFolder(tmp_path)
+    with record.reporting(folder):
+        report = json.loads(folder.data_report.read_text())
+        assert (report["data"]["digest"], report["total"]) == ("abc", 1)
