@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from unittest import mock
 
@@ -19,10 +18,11 @@ from pydantic.fields import FieldInfo
 from neuclip import run_folder
 from neuclip.catalogue.fields import bounds, default_text
 from neuclip.catalogue.method_info import MethodInfo
-from neuclip.catalogue.registry import METHODS
+from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS
 from neuclip.cli.app import COMMANDS, main
-from neuclip.cli.flag_table import Flag, table
-from neuclip.cli.published_flags import SAME_AS, WITHOUT_EFFECT, PublishedFlags, flag_text
+from neuclip.cli.flag_table import REFUSED_VALUES, SYNONYMS, Flag, table
+from neuclip.cli.foreign_flags import ACCEPTED, OUT_OF_SCOPE, OUT_OF_SCOPE_PREFIXES
+from neuclip.cli.published_flags import SWITCHES, PublishedFlags, flag_text
 from neuclip.config.validation import sections
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +38,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "reference" / "flags.md": flags_page(),
         DOCS / "reference" / "methods.md": methods_page(),
+        DOCS / "reference" / "published_lines.md": published_lines_page(),
         DOCS / "reference" / "run_folder.md": run_folder_page(),
         DOCS / "architecture.md": with_tree((DOCS / "architecture.md").read_text("utf-8")),
     }
@@ -59,7 +60,11 @@ def flags_page() -> str:
         by_section.setdefault(flag.path[0], []).append(flag)
     for section, flags in by_section.items():
         parts += [f"### {_title(section)}", _table(("flag", "default", "meaning"), _rows(flags))]
-    parts += ["### Published spellings", _published()]
+    parts += [
+        "### Flags of published trainers",
+        "Further flags of open_clip, FastCLIP, SCENT, NeuCLIP and AmorLIP are accepted: see "
+        "[Published command lines](published_lines.md).",
+    ]
     for command in (name for name in COMMANDS if name != "train"):
         parts += [f"## neuclip {command}", f"```text\n{_help(command)}\n```"]
     return "\n\n".join(parts) + "\n"
@@ -92,28 +97,99 @@ def _by_method(
     return "; ".join(filter(None, [shown[most], *exceptions]))
 
 
-def _published() -> str:
-    """How published command lines spell a method, and their flags without effect."""
+def published_lines_page() -> str:
+    """What published command lines do: their flags, and the outcome of each tested line."""
     spelled = [
         (f"`{info.name}`", f"`{' '.join(flag_text(*item) for item in info.spelling.items())}`")
         for info in METHODS.values()
         if info.spelling
     ]
-    same = [
-        f"`--{name.replace('_', '-')}` is `--{key.replace('_', '-')}`."
-        for name, (_, key) in SAME_AS.items()
-    ]
-    idle = [f"`--{name.replace('_', '-')}`: {why}." for name, why in WITHOUT_EFFECT.items()]
-    known = ", ".join(f"`--{field.name.replace('_', '-')}`" for field in fields(PublishedFlags))
-    return "\n\n".join(
-        [
-            f"Accepted as published: {known}. A command line with one of them that selects no "
-            "method trains `openclip`, and a note says so. These select a method:",
-            _table(("method", "spelled"), spelled),
-            " ".join(same),
-            "Accepted without effect:\n\n" + "\n".join(f"- {text}" for text in idle),
-        ]
+    return (
+        "\n\n".join(
+            [
+                "# Published command lines",
+                "Generated from the flag tables and from `tests/data/published_commands.txt`.",
+                "## Which method a line trains",
+                "`--method`, a recipe, a configuration file or these switches choose the method. "
+                f"Every other line trains `{DEFAULT_METHOD}`; for open_clip's own objective add "
+                "`--method openclip`. Flags about data or processes choose nothing. The first line "
+                "printed says which method runs and why.",
+                _table(("method", "switches"), spelled),
+                "## What a line leaves out",
+                "A line with these switches gets its trainer's defaults for what it leaves out; "
+                "one note lists them. Lines without such switches, and `--npn`, whose code is not "
+                "public, keep the defaults of this project.",
+                _table(("trainer", "setting", "value"), _trainers()),
+                "Under `--lr-scheduler const` FastCLIP and SCENT have no warm-up. `--lr_tau` is "
+                "the towers' `--lr` where it is left out; its schedule is then `cosine`, down to "
+                "`--lr_min` (AmorLIP: `step_thresh`).",
+                "## Flags and values with another spelling here",
+                _table(("published", "here"), _spelled()),
+                "## Flags without effect",
+                "Each is accepted, and a note says what happens instead.",
+                _table(
+                    ("flag", "note"),
+                    ((f"`--{name}`", flag.note) for name, flag in ACCEPTED.items()),
+                ),
+                "## Out of scope",
+                "These flags are refused by name.",
+                _table(("flags", "feature"), _refused()),
+                "## Tested lines",
+                _table(("line", "outcome"), _tested_lines()),
+                "The models of CLIPA's lines (such as `ViT-B-16-CL16`) are not in open_clip 3.3: "
+                "their configurations come from CLIPA's repository. Sources `pipe:` need "
+                "`--allow-pipe`, since they run a shell command.",
+            ]
+        )
+        + "\n"
     )
+
+
+def _trainers() -> Iterable[tuple[str, str, str]]:
+    """The defaults of published trainers."""
+    trainers = {id(info.trainer): info.trainer for info in METHODS.values() if info.trainer}
+    for trainer in trainers.values():
+        run = {"model" if key == "name" else key: value for (_, key), value in trainer.run.items()}
+        for key, value in {**trainer.method, **run}.items():
+            yield trainer.name, f"`{key}`", f"`{value}`"
+
+
+def _spelled() -> Iterable[tuple[str, str]]:
+    """Published spellings of settings and values."""
+    help_lines = dict(
+        line.strip().split(": ", 1)
+        for line in (PublishedFlags.__doc__ or "").splitlines()
+        if ": " in line
+    )
+    for name in PublishedFlags.__dataclass_fields__:
+        if name not in SWITCHES:
+            yield f"`--{name.replace('_', '-')}`", help_lines[name]
+    for (_, key), words in SYNONYMS.items():
+        for word, value in words.items():
+            flag = f"--{key.replace('_', '-')}"
+            yield f"`{flag} {word or chr(39) * 2}`", f"`{flag} {value}`"
+    for (_, key), words in REFUSED_VALUES.items():
+        for word, why in words.items():
+            yield f"`--{key.replace('_', '-')} {word}`", f"refused: {why}"
+
+
+def _refused() -> Iterable[tuple[str, str]]:
+    """Features out of scope with their flags."""
+    flags: dict[str, list[str]] = {}
+    for name, why in OUT_OF_SCOPE.items():
+        flags.setdefault(why, []).append(f"`--{name}`")
+    for prefix, why in OUT_OF_SCOPE_PREFIXES.items():
+        flags.setdefault(why, []).append(f"`--{prefix}...`")
+    return ((", ".join(names), why) for why, names in flags.items())
+
+
+def _tested_lines() -> Iterable[tuple[str, str]]:
+    """The lines of the test and their outcomes."""
+    text = (ROOT / "tests" / "data" / "published_commands.txt").read_text("utf-8")
+    for block in text.strip().split("\n\n")[1:]:
+        title, outcome, _ = block.split("\n")
+        outcome = outcome.removeprefix("outcome: ")
+        yield title.removeprefix("# "), f"`{outcome}`" if outcome in METHODS else outcome
 
 
 def _help(command: str) -> str:

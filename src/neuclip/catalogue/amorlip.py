@@ -7,6 +7,7 @@ from neuclip.catalogue.cost import networks, softmax_loss
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.catalogue.published_trainers import AMORLIP
 from neuclip.method.choices import Amortization
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ class AmorLIPSettings(MethodSettings):
     positive_weight: float = setting(
         1e-3, "weight of the pair itself in the normalizer", flag="--pos-coef", gt=0, le=1
     )
-    amortization: Amortization = setting("log_l2", "what the networks minimise")
+    amortization: Amortization = setting(
+        "log_l2", "what the networks minimise", flag="--lambda-loss-type"
+    )
     divergence_weight: float = setting(
         0.1, "weight of log_l2 beside a divergence", flag="--div-reg-coef", ge=0
     )
@@ -107,6 +110,8 @@ METHODS = (
   loss     = tau~ * mean_i [ -2 s_ii/tau + Z1_i / z1_i + Z2_i / z2_i ] + rho tau
              tau~, z held constant; without fit_previous z is the EMA network's lambda""",
         paper="AmorLIP: Efficient Language-Image Pretraining via Amortization (arXiv 2505.18983)",
+        spelling={"scale_loss": True, "calculate_full": True, "learn_logit_scale": True},
+        trainer=AMORLIP,
         cost=lambda setup: softmax_loss(setup) + networks(setup),
     ),
 )

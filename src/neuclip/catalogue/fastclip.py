@@ -25,6 +25,7 @@ from neuclip.catalogue.method_settings import (
     MixingSettings,
     StabilisedSettings,
 )
+from neuclip.catalogue.published_trainers import FASTCLIP
 from neuclip.method.choices import TemperatureGradient
 
 if TYPE_CHECKING:
@@ -162,6 +163,7 @@ METHODS = (
         paper=PAPER,
         needs_sample_ids=True,
         spelling={"fastclip": True, "temperature_scheme": "global_learnable"},
+        trainer=FASTCLIP,
         published=DOUBLED,
         cost=lambda setup: softmax_loss(setup) + table(setup, 2),
     ),
@@ -175,6 +177,7 @@ METHODS = (
         paper=PAPER,
         needs_sample_ids=True,
         spelling={"fastclip": True, "temperature_scheme": "global_constant"},
+        trainer=FASTCLIP,
         cost=lambda setup: softmax_loss(setup) + table(setup, 2),
     ),
     MethodInfo(
@@ -191,6 +194,7 @@ METHODS = (
         paper=PAPER,
         needs_sample_ids=True,
         spelling={"fastclip": True, "temperature_scheme": "individual_learnable"},
+        trainer=FASTCLIP,
         published=DOUBLED,
         cost=lambda setup: softmax_loss(setup, sent=3) + table(setup, 2) + table(setup, 6),
     ),
@@ -208,6 +212,7 @@ METHODS = (
             "multiply_tau": True,
             "temperature_scheme": "global_learnable",
         },
+        trainer=FASTCLIP,
         published=DOUBLED,
         published_with={"nu_update": DRRHO},
         cost=lambda setup: softmax_loss(setup) + table(setup, 2),

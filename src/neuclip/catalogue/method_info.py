@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuclip.catalogue.cost import Cost, Setup
 from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.catalogue.published_trainers import PublishedTrainer
 from neuclip.method.choices import AdamRates
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class MethodInfo:
         published: settings of the published form, for command lines that are spelled that way.
         published_with: further settings of the published form, by a switch that tells which code a
             command line is for.
+        trainer: the published trainer, whose defaults such command lines get for what they leave
+            out.
         aliases: flags of other settings that mean one of this method's, by setting name.
         without_effect: published flags that change nothing here, each with the reason.
         cost: what a step costs each rank, for the table of docs/scaling.md.
@@ -81,6 +84,7 @@ class MethodInfo:
     published_with: Mapping[str, Mapping[str, object]] = field(
         default_factory=dict[str, Mapping[str, object]]
     )
+    trainer: PublishedTrainer | None = None
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     without_effect: Mapping[str, str] = field(default_factory=dict[str, str])
     cost: Callable[[Setup], Cost] | None = None

@@ -34,7 +34,6 @@ METHODS = (
              (the family's member with the batch normalizer and eps = 1/(B-1), without tau)""",
         paper="Radford et al., Learning Transferable Visual Models From Natural Language "
         "Supervision, ICML 2021 (arXiv 2103.00020)",
-        spelling={},
         cost=softmax_loss,
     ),
 )

@@ -10,6 +10,7 @@ from neuclip.catalogue.fields import setting
 from neuclip.catalogue.formulas import AVERAGE_STATE, ROBUST
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import GlobalContrastiveSettings
+from neuclip.catalogue.published_trainers import SCENT
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -69,6 +70,7 @@ METHODS = (
             "temperature_scheme": "global_learnable",
             "nu_update": "scent",
         },
+        trainer=SCENT,
         published={**DOUBLED, **DRRHO, "first_rate_offset": 1.0},
         aliases={"gamma": "rate_offset"},
         without_effect={

@@ -16,16 +16,28 @@ from pydantic.fields import FieldInfo
 from neuclip.catalogue.fields import bounds, default_text, published_flag
 from neuclip.catalogue.registry import METHODS
 from neuclip.config.run_config import RunConfig
-from neuclip.config.validation import sections
+from neuclip.config.validation import section_of, sections
 from neuclip.errors import UserError
 
 # Flags of fields whose name is unique only within their section.
 FLAG_NAMES: Mapping[tuple[str, str], str] = {("model", "name"): "model"}
 
-# Values that open_clip and FastCLIP spell differently.
+# Values that published trainers spell differently.
 SYNONYMS: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("model", "precision"): {"amp": "amp_bf16", "amp_bfloat16": "amp_bf16"},
-    ("optim", "lr_tau_scheduler"): {"cosine": "same"},
+    ("output", "report_to"): {
+        "": "none", "wandb,tensorboard": "all", "tensorboard,wandb": "all",
+    },
+}  # fmt: skip
+
+# Values of published trainers that do not work here, each with what does.
+REFUSED_VALUES: Mapping[tuple[str, str], Mapping[str, str]] = {
+    ("model", "precision"): {
+        "fp16": "there is no gradient scaler; amp_bf16 and fp32 train",
+        "pure_fp16": "there is no gradient scaler; amp_bf16 and fp32 train",
+        "pure_bf16": "it lowers the LayerNorms too; bf16 keeps them in float32",
+    },
+    ("optim", "lr_scheduler"): {"const-cooldown": "there is no cooldown; cosine and const work"},
 }
 
 
@@ -69,14 +81,25 @@ class Flag:
         """Whether `none` is a value."""
         return type(None) in get_args(self._kind)
 
+    @property
+    def holds_section(self) -> bool:
+        """Whether the value is a section of its own, given as words `key=value`."""
+        return any(section_of(field) for field in self.fields.values())
+
+    @property
+    def counts(self) -> bool:
+        """Whether the value is a whole number."""
+        return int in (self._kind, *get_args(self._kind))
+
     def annotation(self) -> object:
         """The field's type as tyro parses it."""
-        kind = self._kind
+        kind = tuple[str, ...] if self.holds_section else self._kind
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         metavar = "{" + ",".join(choices) + "}" if choices else _metavar(kind)
-        if synonyms := SYNONYMS.get(self.path):
-            kind = Literal[(*choices, *synonyms)]
-        if self.optional:
+        metavar = "KEY=VALUE ..." if self.holds_section else metavar
+        if words := {**SYNONYMS.get(self.path, {}), **REFUSED_VALUES.get(self.path, {})}:
+            kind = Literal[(*choices, *words)]
+        if self.optional and not self.holds_section:
             # The help writes none, as users do; tyro reads None.
             kind = cast(Any, kind) | Literal["none"]
         behaviour = self._behaviour()

@@ -1,10 +1,12 @@
 """The command line of `neuclip train`: argv to settings. Imports no torch.
 
-tyro reads the flags of `neuclip.cli.flag_table` into a tree of the values given. The tree is laid
-over that of the configuration files, and both over the recipe's. `neuclip.cli.published_flags`
-reads the switches of published command lines.
+`neuclip.cli.foreign_flags` takes out flags that change nothing. tyro reads the flags of
+`neuclip.cli.flag_table` into a tree of the values given. The tree is laid over that of the
+configuration files, and both over the recipe's. `neuclip.cli.published_flags` reads the switches of
+published command lines, `neuclip.cli.published_defaults` fills in what such lines leave out.
 """
 
+import ast
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,15 +18,16 @@ from typing import Annotated, Any, TypedDict, cast
 import tyro
 
 from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS
-from neuclip.cli.flag_table import SYNONYMS, table
+from neuclip.cli.flag_table import REFUSED_VALUES, SYNONYMS, table
+from neuclip.cli.foreign_flags import ACCEPTED, read_words
 from neuclip.cli.options import Switch
+from neuclip.cli.published_defaults import fill_in
 from neuclip.cli.published_flags import (
-    SAME_AS,
-    WITHOUT_EFFECT,
     MethodChoice,
     PublishedFlags,
     choose_method,
     flag_text,
+    translate,
 )
 from neuclip.config.recipes import merge, read_recipe, recipe_names, recipe_path
 from neuclip.config.resolve import smoke
@@ -124,9 +127,8 @@ def flag_names() -> dict[str, str]:
     for flag in table():
         target = ".".join(filter(None, flag.path))
         names |= dict.fromkeys(flag.names, target)
-    for name in PublishedFlags.__dataclass_fields__:
-        names[f"--{name.replace('_', '-')}"] = ".".join(SAME_AS.get(name, ("published",)))
-    return names
+    names |= {f"--{k.replace('_', '-')}": "published" for k in PublishedFlags.__dataclass_fields__}
+    return names | dict.fromkeys((f"--{name}" for name in ACCEPTED), "note")
 
 
 def resume_command(argv: Sequence[str], name: str) -> str:
@@ -158,9 +160,14 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         UserError: a flag, a file or their combination is wrong.
         SystemExit: tyro printed the help (0), or an unknown flag or a value of the wrong type (2).
     """
+    words = read_words(
+        argv,
+        {name: ".".join(flag.path) for flag in table() for name in flag.names},
+        (name for flag in table() if flag.counts for name in flag.names),
+    )
     parsed: object = tyro.cli(
         _parser(),
-        args=list(argv),
+        args=list(words.rest),
         prog="neuclip train",
         description="Train CLIP. The published flags of open_clip, FastCLIP and NeuCLIP work too.",
         config=(tyro.conf.OmitArgPrefixes,),
@@ -172,7 +179,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         **given.pop("run"),
         **{key: dict(value) for key, value in given.items() if value},
     }
-    notes = [*_translate_values(top), *_translate_published(published, top)]
+    notes = [*_translate_values(top), *translate(published, top), *words.notes]
     tree = _files(sources)
     below = tree["method"].get("name") if "method" in tree else None
     choice = choose_method(published, sources.method, below)
@@ -183,7 +190,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
             "--smoke puts glyph-tiny, batches of 16 and 2 epochs of 10 steps in place of the "
             "model, batch and length that were given"
         )
-    if config.optim.epochs > 0 or config.resume is None:  # otherwise nothing is trained
+    if not config.only_evaluates:
         notes = [*choice.notes, *notes]
     return TrainCommand(config, notes=tuple(notes), dry_run=sources.dry_run)
 
@@ -208,6 +215,8 @@ def _translate_values(top: dict[str, Any]) -> list[str]:
     for flag in table():
         section, key = flag.path
         values = top.get(section, {}) if section else top
+        if flag.holds_section and key in values:
+            values[key] = _mapping(flag.name, values[key])
         if flag.optional and values.get(key) == "none":
             values[key] = None
     notes: list[str] = []
@@ -216,25 +225,27 @@ def _translate_values(top: dict[str, Any]) -> list[str]:
         if value in words:
             top[section][key] = words[value]
             notes.append(f"--{key.replace('_', '-')} {value} is called {words[value]} here")
+    for (section, key), refused in REFUSED_VALUES.items():
+        value = top.get(section, {}).get(key)
+        if value in refused:
+            raise UserError(f"--{key.replace('_', '-')} {value}: out of scope: {refused[value]}")
     return notes
 
 
-def _translate_published(published: Mapping[str, object], top: dict[str, Any]) -> list[str]:
-    """Moves published flags that are settings into the tree, and names those without effect."""
-    for name, (section, key) in SAME_AS.items():
-        if name in published:
-            own = top.get(section, {}).get(key, published[name])
-            if own != published[name]:
-                raise UserError(
-                    f"{flag_text(name, published[name])} and {flag_text(key, own)} "
-                    "set the same thing: leave one out"
-                )
-            top.setdefault(section, {})[key] = own
-    return [
-        f"{flag_text(name, published[name])} has no effect: {reason}"
-        for name, reason in WITHOUT_EFFECT.items()
-        if name in published
-    ]
+def _mapping(flag: str, words: Sequence[str]) -> dict[str, object] | None:
+    """Words `key=value` as a mapping; values are Python literals, as in open_clip."""
+    if tuple(words) in {("none",), ("None",)}:
+        return None
+    values: dict[str, object] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or key in values:
+            raise UserError(f"--{flag} takes words like key=value, each key once (got {word!r})")
+        try:
+            values[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
 
 
 def _files(sources: Sources) -> dict[str, Any]:
@@ -271,7 +282,8 @@ def _lay_over(
         settings["gamma"] = 1.0
     tree = merge(tree, {**top, "optim": optim, "method": {"name": method, **settings}})
     if choice.published:
-        notes += _publish(tree["method"], method, published)
+        trains = not validate(tree, _flag_of).only_evaluates
+        notes += fill_in(tree, METHODS[method], published, trains=trains)
     config = validate(tree, _flag_of)
     for key, reason in config.method.idle().items():
         if key in settings and settings[key] is not False:
@@ -323,22 +335,6 @@ def _own_settings(
                 f"method {method} has {has}"
             )
     return settings
-
-
-def _publish(settings: dict[str, Any], method: str, switches: Mapping[str, object]) -> list[str]:
-    """Gives a published line the published form, where neither it nor a file says otherwise."""
-    info = METHODS[method]
-    form = dict(info.published)
-    for switch in switches:
-        form |= info.published_with.get(switch, {})
-    added = {key: value for key, value in form.items() if key not in settings}
-    settings |= added
-    own = info.settings.model_fields
-    shown = {key: value for key, value in added.items() if own[key].default != value}
-    if not shown:
-        return []
-    words = ", ".join(f"{k} {'none' if v is None else v}" for k, v in shown.items())
-    return [f"the published form: {words} (flags of these names override it)"]
 
 
 def _flag_of(section: str, key: str) -> str:

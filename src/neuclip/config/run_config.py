@@ -57,14 +57,18 @@ class RunConfig(Section):
         """
         optim, name = self.optim, self.name
         self.model.check()
+        self.data.check()
         self.parallel.check(self.model.precision)
         self.evaluation.check()
         if optim.lr_min > optim.lr:
             raise UserError(
                 f"lr_min {optim.lr_min:g} is above lr {optim.lr:g}; it must be at most lr"
             )
-        if optim.lr_tau is None and optim.lr_tau_scheduler == "step_thresh":
-            raise UserError("lr_tau_scheduler step_thresh needs lr_tau (for example --lr_tau 1e-4)")
+        if optim.lr_tau is None and optim.lr_tau_scheduler in {"step_thresh", "cosine"}:
+            raise UserError(
+                f"lr_tau_scheduler {optim.lr_tau_scheduler} needs lr_tau (for example "
+                "--lr_tau 1e-4)"
+            )
         if optim.stop_epochs is not None and optim.stop_epochs > optim.epochs:
             raise UserError(
                 f"stop_epochs {optim.stop_epochs} is beyond the schedule of "
@@ -76,6 +80,18 @@ class RunConfig(Section):
             )
         if name is None and self.resume in {"auto", "latest"}:
             raise UserError(f"--resume {self.resume} needs --name, the run to continue")
+
+    @property
+    def only_evaluates(self) -> bool:
+        """Whether nothing is trained.
+
+        So it is with `--epochs 0` and a checkpoint, and, as in open_clip, with weights and
+        evaluation data but no training data.
+        """
+        if self.resume is not None and self.optim.epochs == 0:
+            return True
+        weights = self.model.pretrained is not None or self.resume is not None
+        return weights and self.data.train_data is None and self.evaluation.given
 
     def to_yaml(self) -> str:
         """The tree as YAML, one key per setting."""

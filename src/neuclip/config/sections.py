@@ -251,13 +251,72 @@ class ReadingConfig(Section):
         )
 
 
+Range = tuple[float, float]
+Jitter = tuple[float, float, float, float]
+
+
+class AugmentationConfig(Section):
+    """Random changes of training images, by the names of open_clip's AugmentationCfg."""
+
+    scale: Range = Field(
+        default=(0.9, 1.0), description="area of the random crop, as a fraction of the image"
+    )
+    color_jitter: Jitter | float | None = Field(
+        default=None,
+        description="largest change of brightness, contrast, saturation and hue; one number only "
+        "with use_timm",
+    )
+    color_jitter_prob: float | None = Field(
+        default=None, ge=0, le=1, description="probability of color_jitter"
+    )
+    gray_scale_prob: float | None = Field(
+        default=None, ge=0, le=1, description="probability of grey"
+    )
+    use_timm: bool = Field(default=False, description="use timm's transforms")
+    ratio: Range | None = Field(
+        default=None, description="width over height of the random crop, with use_timm"
+    )
+    re_prob: float | None = Field(
+        default=None, ge=0, le=1, description="probability of random erasing, with use_timm"
+    )
+    re_count: int | None = Field(
+        default=None, ge=1, description="number of erased rectangles, with use_timm"
+    )
+
+    def given(self) -> dict[str, Any]:
+        """The values without those that are none, as open_clip takes them."""
+        return self.model_dump(exclude_none=True)
+
+    def check(self) -> None:
+        """Checks rules over several fields.
+
+        Raises:
+            UserError: a range is not one, or a value would have no effect.
+        """
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"aug_cfg scale {self.scale} must be a range within (0, 1]")
+        timm_only = [key for key in ("ratio", "re_prob", "re_count") if getattr(self, key)]
+        if timm_only and not self.use_timm:
+            raise UserError(f"aug_cfg {', '.join(timm_only)}: only use_timm=True reads them")
+        plain_only = [key for key in ("color_jitter_prob", "gray_scale_prob") if getattr(self, key)]
+        if plain_only and self.use_timm:
+            raise UserError(f"aug_cfg {', '.join(plain_only)}: use_timm=True does not read them")
+        four = isinstance(self.color_jitter, tuple)
+        if not self.use_timm and four != bool(self.color_jitter_prob):
+            raise UserError(
+                "aug_cfg color_jitter takes four numbers and goes together with color_jitter_prob, "
+                "as in color_jitter='(0.32, 0.32, 0.32, 0.08)' color_jitter_prob=0.8"
+            )
+
+
 class DataConfig(ReadingConfig):
     """Training data, batches and corrupt samples."""
 
     train_data: str | None = Field(
         default=None,
         description="training data: tar shards (a folder, a brace pattern, an address), a table, "
-        "or a folder of images; :: joins several",
+        "or a folder of images; synthetic:N: N random pairs; :: joins several",
     )
     caption_choice: Literal["random", "first"] = Field(
         default="random",
@@ -268,8 +327,14 @@ class DataConfig(ReadingConfig):
     )
     max_image_pixels: int = Field(
         default=MAX_IMAGE_PIXELS,
-        ge=1,
-        description="an image with more pixels counts as corrupt and is not decoded",
+        ge=0,
+        description="an image with more pixels counts as corrupt and is not decoded; 0: no limit",
+    )
+    aug_cfg: AugmentationConfig | None = Field(
+        default=None,
+        description="random changes of training images, by the names of open_clip's "
+        "AugmentationCfg, as in scale='(0.4, 1.0)' gray_scale_prob=0.2; none: crops of 90 to 100 % "
+        "of the area",
     )
     full_decode: bool = Field(
         default=False,
@@ -297,6 +362,15 @@ class DataConfig(ReadingConfig):
         le=1,
         description="stop if more than this fraction of the samples read is corrupt",
     )
+
+    def check(self) -> None:
+        """Checks rules over several fields.
+
+        Raises:
+            UserError: a setting would have no effect.
+        """
+        if self.aug_cfg is not None:
+            self.aug_cfg.check()
 
 
 class OptimConfig(Section):
@@ -340,10 +414,11 @@ class OptimConfig(Section):
         ge=0,
         description="number of steps with a non-finite loss or gradient to skip before stopping",
     )
-    lr_tau_scheduler: Literal["const", "step_thresh", "same"] = Field(
+    lr_tau_scheduler: Literal["const", "step_thresh", "same", "cosine"] = Field(
         default="same",
         description="schedule of lr_tau: const, step_thresh (a third of lr_tau while the "
-        "temperature is at most 0.03), or same (the towers' schedule)",
+        "temperature is at most 0.03), same (the towers' schedule, scaled), or cosine (warm-up, "
+        "then a cosine from lr_tau to lr_min, whatever lr_scheduler is)",
     )
 
     @property
@@ -410,6 +485,11 @@ class EvaluationConfig(Section):
             )
 
     @property
+    def given(self) -> bool:
+        """Whether anything is evaluated."""
+        return self.val_data is not None or self.zero_shot
+
+    @property
     def zero_shot(self) -> bool:
         """Whether anything besides `val_data` is evaluated."""
         return any(x is not None for x in (self.imagenet_val, self.imagenet_v2, self.eval_tasks))
@@ -439,4 +519,9 @@ class OutputConfig(Section):
     report_to: Literal["none", "tensorboard", "wandb", "all"] = Field(
         default="none", description="also log to TensorBoard or Weights & Biases"
     )
+    wandb_project_name: str | None = Field(
+        default=None,
+        description="project in Weights & Biases; none: $WANDB_PROJECT, or neuclip",
+    )
+    wandb_notes: str | None = Field(default=None, description="notes in Weights & Biases")
     profile: bool = Field(default=False, description="save a torch profiler trace of ten steps")

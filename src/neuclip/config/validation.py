@@ -1,7 +1,7 @@
 """Trees of plain values become settings; an error names the place, the value and the remedy."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -54,12 +54,13 @@ def sections() -> dict[str, type[Section]]:
 
 def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
     """One wrong value: where it is, what it is, and what would be right."""
-    section, key = (["", *(str(part) for part in problem["loc"])])[-2:]
-    value, kind = problem["input"], problem["type"]
-    if section == "" and (key == "method" or key in sections()):
-        section, key = key, ""
+    path, value, kind = [str(part) for part in problem["loc"]], problem["input"], problem["type"]
+    grouped = path[0] == "method" or path[0] in sections()
+    section, key, *inside = [*path, ""] if grouped else ["", *path]
     where = called(section, key)
     fields = _fields(section, method)
+    if grouped and len(path) > 2 and (parts := section_of(fields[key])):
+        where, fields, key = f"{where} {inside[0]}", parts.model_fields, inside[0]
     if key in fields and kind.startswith(("greater_than", "less_than")):
         return f"{where}: {value:g} is out of range; it must be {bounds(fields[key])}"
     if kind == "extra_forbidden":
@@ -71,6 +72,12 @@ def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
     if kind.startswith("model_"):
         return f"{where}: a section is expected, with keys of its own (got {value!r})"
     return f"{where}: {problem['msg']} (got {value!r})"
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a setting holds, or none if it holds a plain value."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
 
 
 def _fields(section: str, method: str) -> Mapping[str, FieldInfo]:

@@ -6,6 +6,7 @@ Pillow clips to white: its upper eight bits are taken instead.
 """
 
 import io
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class ImageDecoder:
     """Decodes image files.
 
     Attributes:
-        max_pixels: images with more pixels are refused before decoding.
+        max_pixels: images with more pixels are refused before decoding; 0: none are.
         smallest: smallest useful length of the shorter side in pixels. A JPEG at least twice as
             large is decoded at 1/2, 1/4 or 1/8 of its scale, which skips most of the work. None:
             always at full scale.
@@ -61,17 +62,26 @@ class ImageDecoder:
 
     @classmethod
     def for_model(
-        cls, image_size: int, *, max_pixels: int = MAX_IMAGE_PIXELS, full: bool = False
+        cls,
+        image_size: int,
+        *,
+        max_pixels: int = MAX_IMAGE_PIXELS,
+        full: bool = False,
+        smallest_crop: float = 0.9,
     ) -> "ImageDecoder":
         """A decoder for a model's input size.
 
-        It keeps a seventh more than the model needs, so that random crops are seldom enlarged.
+        At the default crop it keeps a seventh more than the model needs, so that random crops are
+        seldom enlarged; at smaller crops accordingly more.
 
         Args:
             image_size: input size of the model in pixels.
-            max_pixels: images with more pixels are refused before decoding.
+            max_pixels: images with more pixels are refused before decoding; 0: none are.
             full: decode at full scale.
+            smallest_crop: smallest area of a random crop, as a fraction of the image.
         """
+        if smallest_crop != 0.9:
+            image_size = math.ceil(image_size * math.sqrt(0.9 / smallest_crop))
         return cls(max_pixels, None if full else -(-image_size * 8 // 7))
 
     def __call__(self, content: bytes) -> Image.Image:
@@ -114,7 +124,7 @@ class ImageDecoder:
 
     def _check_size(self, size: tuple[int, int]) -> None:
         width, height = size
-        if width * height > self.max_pixels:
+        if 0 < self.max_pixels < width * height:
             raise Unusable(
                 "image_too_large",
                 f"{width} x {height} pixels are more than --max-image-pixels {self.max_pixels}",

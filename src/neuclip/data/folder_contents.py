@@ -8,7 +8,9 @@ from typing import Literal
 
 from neuclip.errors import UserError
 
-Kind = Literal["webdataset", "remote", "csv", "jsonl", "parquet", "folder", "huggingface"]
+Kind = Literal[
+    "webdataset", "remote", "csv", "jsonl", "parquet", "folder", "huggingface", "synthetic"
+]
 
 TRAINING_SPLITS = ("train",)
 EVALUATION_SPLITS = ("test", "validation")
@@ -21,6 +23,7 @@ WORDS: dict[Kind, str] = {
     "parquet": "parquet table",
     "folder": "folder of images",
     "huggingface": "Hugging Face dataset",
+    "synthetic": "random images and captions",
 }
 _ENDINGS: dict[str, Kind] = {
     ".tar": "webdataset",

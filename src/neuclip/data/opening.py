@@ -19,6 +19,7 @@ from neuclip.data.sources.json_lines import read_json_lines
 from neuclip.data.sources.mixture import Mixture, parse_factors
 from neuclip.data.sources.shards import ShardIndex, build_index, expand_patterns
 from neuclip.data.sources.source import Captions, Source, captions_required
+from neuclip.data.sources.synthetic import SyntheticSource
 from neuclip.data.sources.tables import TableSource, read_delimited
 from neuclip.errors import UserError
 from neuclip.files import cache_home
@@ -88,6 +89,11 @@ def _together(found: Sequence[Recognised]) -> Recognised:
     )
 
 
+def _joined(sources: Sequence[Source]) -> Source:
+    """Sources of one kind as one, each sample once."""
+    return sources[0] if len(sources) == 1 else Mixture(sources, [1.0] * len(sources))
+
+
 @dataclass(frozen=True)
 class _Opener:
     """Opens sources of known kind."""
@@ -106,6 +112,8 @@ class _Opener:
         return source
 
     def _open(self, found: Recognised) -> Source:
+        if found.kind == "synthetic":
+            return _joined([SyntheticSource(name) for name in found.paths])
         reading, paths = self.reading, [Path(path).expanduser() for path in found.paths]
         if found.kind == "webdataset":
             return self._shards(found)
@@ -125,7 +133,7 @@ class _Opener:
             else FolderSource(folder, reading.caption_key, self.captions)
             for folder in paths
         ]
-        return sources[0] if len(sources) == 1 else Mixture(sources, [1.0] * len(sources))
+        return _joined(sources)
 
     def _shards(self, found: Recognised) -> Source:
         shards = [shard for path in found.paths for shard in expand_patterns(path)]

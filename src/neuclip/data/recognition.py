@@ -23,6 +23,7 @@ from neuclip.data.folder_contents import (
 )
 from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.columns import DOWNLOAD
+from neuclip.data.sources.synthetic import SYNTHETIC
 from neuclip.data.sources.tar_headers import BLOCK, parse_header
 from neuclip.errors import UserError, printable
 from neuclip.first_bytes import describe, first_bytes
@@ -41,13 +42,15 @@ def recognise(
     """Recognises one source.
 
     Args:
-        part: a path, a pattern with braces, an address or a `pipe:` command.
+        part: a path, a pattern with braces, an address, a `pipe:` command or `synthetic:N`.
         reading: may name the format, and allows `pipe:`.
         splits: names of splits; of a folder with several, the first that it has is read.
 
     Raises:
         UserError: the source does not exist or cannot be read; the message says what it is.
     """
+    if part.startswith(SYNTHETIC):
+        return Recognised("synthetic", part, (part,))
     if part.startswith(PIPE) and not reading.allow_pipe:
         raise UserError(f"{part!r} runs a shell command: allow it with --allow-pipe")
     if part.startswith(PIPE) or "://" in part:

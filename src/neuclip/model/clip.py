@@ -7,6 +7,7 @@ open_clip does, in `logit_scale` = log(1 / temperature), so checkpoints load in 
 import json
 import logging
 import math
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any, cast
 import open_clip
 import torch
 from open_clip.tokenizer import HFTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torch import Tensor, nn
 
@@ -215,6 +217,21 @@ def fits_as_designed(clip: Clip) -> bool:
         for name, value in clip.towers.state_dict().items()
         if name in other
     )
+
+
+def augmented(clip: Clip, settings: Mapping[str, Any]) -> Clip:
+    """The model with another random transform of its training images.
+
+    Args:
+        clip: the model.
+        settings: by the names of open_clip's AugmentationCfg; only those that are not none.
+    """
+    own = cast(dict[str, Any], clip.towers.visual.preprocess_cfg)  # type: ignore[union-attr]
+    with warnings.catch_warnings():
+        # It counts color_jitter and gray_scale_prob as unused although it has applied them.
+        warnings.filterwarnings("ignore", "Unused augmentation cfg items")
+        transform = image_transform_v2(PreprocessCfg(**own), is_train=True, aug_cfg=dict(settings))
+    return replace(clip, train_transform=cast(Transform, transform))
 
 
 def _drops_patches(towers: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from neuclip.catalogue.method_settings import MixingSettings
 from neuclip.catalogue.registry import method_info
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
+from neuclip.config.sections import AugmentationConfig
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
 from neuclip.data.identity import identify
@@ -31,7 +32,7 @@ from neuclip.evaluation.splits import open_splits
 from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
 from neuclip.model.architecture import find_architecture
-from neuclip.model.clip import Clip, build_clip
+from neuclip.model.clip import Clip, augmented, build_clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.starting_weights import load_starting_weights
 from neuclip.parallel import collectives, fsdp
@@ -63,7 +64,7 @@ def train(config: RunConfig) -> Path:
     config.check()
     with console.logging_shown():
         try:
-            if config.optim.epochs == 0 and config.resume is not None:
+            if config.only_evaluates:
                 return _evaluate_only(config)
             return _join_and_train(config)
         finally:
@@ -180,7 +181,8 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
         config.model.force_patch_dropout,
     )
     torch.manual_seed(config.seed + collectives.rank())
-    return clip
+    augmentation = config.data.aug_cfg
+    return clip if augmentation is None else augmented(clip, augmentation.given())
 
 
 def _prepare_towers(
@@ -213,6 +215,7 @@ def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
             clip.image_size,
             max_pixels=config.data.max_image_pixels,
             full=config.data.full_decode,
+            smallest_crop=(config.data.aug_cfg or AugmentationConfig()).scale[0],
         ),
     )
     return TrainLoader(index, clip.train_transform, clip.tokenize, settings)

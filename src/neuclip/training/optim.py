@@ -42,10 +42,17 @@ class Schedule:
         return self.floor + 0.5 * (1 + math.cos(math.pi * progress)) * (self.peak - self.floor)
 
 
+def _own_tau_schedule(settings: OptimConfig, total_steps: int) -> Schedule | None:
+    """The schedule of `lr_tau` if it is a cosine of its own."""
+    if settings.lr_tau is None or settings.lr_tau_scheduler != "cosine":
+        return None
+    return Schedule(settings.lr_tau, settings.lr_min, settings.warmup, total_steps, "cosine")
+
+
 def temperature_rate(
     settings: OptimConfig, towers_rate: float, logit_scale: Tensor
 ) -> float | Tensor:
-    """The learning rate of `logit_scale` at a step.
+    """The learning rate of `logit_scale` at a step, unless it has a cosine of its own.
 
     Args:
         settings: hold `lr_tau` and its schedule.
@@ -107,6 +114,7 @@ class Optimizer:
         self._schedule = Schedule(
             settings.lr, settings.lr_min, settings.warmup, total_steps, settings.lr_scheduler
         )
+        self._tau_schedule = _own_tau_schedule(settings, total_steps)
         self.adamw = torch.optim.AdamW(
             [
                 {**group, "params": [fsdp.local_shard(p) for p in group["params"]]}
@@ -126,7 +134,10 @@ class Optimizer:
         rate = self._schedule.at(step)
         for group in self.adamw.param_groups:
             if group.get("is_temperature", False):
-                group["lr"] = temperature_rate(self._settings, rate, group["params"][0])
+                if self._tau_schedule is not None:
+                    group["lr"] = self._tau_schedule.at(step)
+                else:
+                    group["lr"] = temperature_rate(self._settings, rate, group["params"][0])
             else:
                 group["lr"] = rate
         return rate

@@ -1,9 +1,7 @@
-"""The command line of `neuclip train`: published lines, precedence, errors, the frozen table."""
+"""The command line of `neuclip train`: precedence, notes, errors, the frozen table."""
 
 import json
 import shlex
-from itertools import pairwise
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,224 +9,16 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from command_lines import DATA, parse, refusal
 from neuclip.catalogue.registry import METHODS
 from neuclip.cli.flag_table import table
-from neuclip.cli.published_flags import SWITCHES, spellings
 from neuclip.cli.train import flag_names, parse_train
-from neuclip.config.recipes import recipe_names, recipe_path
-from neuclip.config.resolve import resolve
-from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
-
-DATA = Path(__file__).parents[2] / "data"
-
-
-def published_lines() -> dict[str, str]:
-    lines = (DATA / "published_commands.txt").read_text().splitlines()
-    return {
-        title.removeprefix("# "): line
-        for title, line in pairwise(lines)
-        if title.startswith("# ") and line.startswith("--")
-    }
-
-
-# The method that each published line trains.
-PUBLISHED = {
-    "NeuCLIP on DFN-14M using 8 GPUs": "neuclip",
-    "FastCLIP-v3 on CC3M using 8 GPUs (2 nodes and 4 GPUs per node)": "fastclip_v3",
-    "OpenCLIP on CC3M using 8 GPUs": "openclip",
-    "FastCLIP-v0 on CC3M using 8 GPUs": "fastclip_v0",
-    "FastCLIP-v1 on CC3M using 8 GPUs": "fastclip_v1",
-    "FastCLIP-v2 on CC3M using 8 GPUs": "fastclip_v2",
-    "FastCLIP-v3 on CC12M using 8 GPUs": "fastclip_v3",
-    "FastCLIP-v3 on LAION400M using 16 GPUs": "fastclip_v3",
-    "Evaluation of a checkpoint on ImageNet-1k (0 epochs)": "neuclip_pool",  # trains nothing
-    "SCENT on DFN-14M using 4 GPUs": "scent",
-    "FastCLIP on DFN-14M using 4 GPUs": "fastclip_v3",
-}
-
-
-def parse(line: str) -> RunConfig:
-    """The settings of a line as asked for; their rules are checked too."""
-    config = parse_train(shlex.split(line)).config
-    resolve(config, 1)
-    return config
-
-
-def resolved(line: str) -> RunConfig:
-    return resolve(parse(line), 1)
-
-
-def refusal(line: str) -> str:
-    with pytest.raises(UserError) as caught:
-        parse(line)
-    return str(caught.value)
-
-
-def test_every_published_line_has_its_method():
-    assert published_lines().keys() == PUBLISHED.keys()
-
-
-@pytest.mark.parametrize("title", PUBLISHED)
-def test_published_line_parses_verbatim(title):
-    line, method = published_lines()[title], PUBLISHED[title]
-    config = parse(line)
-    assert config.method.name == method
-    line = line.replace("--gamma 10.0", "--gamma 1.0") if method == "fastclip_v3" else line
-    line = line.replace("--lr_tau 0.0133", "--temperature_lr 0.0133")
-    if method == "scent":
-        line = line.replace("--gamma 10.0", "--rate_offset 10.0")
-    words = shlex.split(line)
-    tree = config.model_dump()
-    flat = {
-        **tree,
-        **{k: v for part in tree.values() if isinstance(part, dict) for k, v in part.items()},
-    }
-    for flag, value in pairwise(words):
-        # every value of the line is in the tree
-        key = flag_names().get(flag.replace("_", "-"), "").rpartition(".")[2]
-        if flag.startswith("--") and not value.startswith("--") and key in flat and key != "name":
-            assert str(flat[key]) == value or float(flat[key]) == float(value), flag
-
-
-def test_neuclip_line_shows_every_value():
-    config = resolved(published_lines()["NeuCLIP on DFN-14M using 8 GPUs"])
-    assert config.method.model_dump() == {
-        "name": "neuclip",
-        "temperature": 0.07,
-        "rho": 11.0,
-        "epsilon": 1e-6,
-        "temperature_gradient": "fastclip",
-        "objective_scale": "fastclip",
-        "gamma": 0.42,
-        "gamma_schedule": "cosine",
-        "gamma_decay_epochs": 24.0,
-        "num_prototypes": 4096,
-        "inner_steps": 10,
-        "restart_steps": 500,
-        "prototype_lr": 1.0,
-        "prototype_optimizer": "adagrad_norm",
-        "refresh": "restart",
-        "restart_from": "earlier",
-        "restart_fill": "pool",
-        "restart_optimizer": True,
-        "mixing": "gamma",
-        "gradient": "detached",
-        "log_weights": False,
-    }
-    assert config.data.train_data == "./datasets/dfn2b/medium/shards/0000{0000..1926}.tar"
-    assert (config.data.train_num_samples, config.data.data_size) == (13710637, 19270000)
-    assert (config.data.batch_size, config.data.workers, config.seed) == (512, 6, 2026)
-    assert (config.optim.lr_tau, config.optim.lr_tau_scheduler) == (6.25e-5, "step_thresh")
-    assert (config.optim.lr, config.optim.wd, config.optim.warmup) == (5e-4, 0.2, 500)
-    assert (config.optim.beta2, config.optim.eps) == (0.98, 1e-6)  # ViT
-
-
-@pytest.mark.parametrize(
-    ("recipe", "title"),
-    [
-        ("neuclip-dfn14m", "NeuCLIP on DFN-14M using 8 GPUs"),
-        ("openclip-cc3m", "OpenCLIP on CC3M using 8 GPUs"),
-        ("fastclip_v0-cc3m", "FastCLIP-v0 on CC3M using 8 GPUs"),
-        ("fastclip_v1-cc3m", "FastCLIP-v1 on CC3M using 8 GPUs"),
-        ("fastclip_v2-cc3m", "FastCLIP-v2 on CC3M using 8 GPUs"),
-        ("fastclip_v3-cc3m", "FastCLIP-v3 on CC3M using 8 GPUs (2 nodes and 4 GPUs per node)"),
-        ("fastclip_v3-cc12m", "FastCLIP-v3 on CC12M using 8 GPUs"),
-        ("fastclip_v3-laion400m", "FastCLIP-v3 on LAION400M using 16 GPUs"),
-        ("fastclip_v3-dfn14m", "FastCLIP on DFN-14M using 4 GPUs"),
-        ("scent-dfn14m", "SCENT on DFN-14M using 4 GPUs"),
-    ],
-)
-def test_published_recipe_is_the_published_line(recipe, title):
-    assert parse(f"--recipe {recipe}") == parse(published_lines()[title])
-
-
-@pytest.mark.parametrize(
-    ("line", "scale", "first"),
-    [
-        ("--fastclip --multiply_tau --nu_update scent", "drrho", 1.0),
-        ("--fastclip --multiply_tau --nu_update scent --first-rate-offset none", "drrho", None),
-        ("--fastclip --multiply_tau --nu_update sox", "drrho", ...),
-        ("--fastclip --multiply_tau", "fastclip", ...),
-        ("--fastclip --multiply_tau --nu_update sox --objective-scale fastclip", "fastclip", ...),
-        ("--method scent", "fastclip", None),
-        ("--npn", "fastclip", ...),
-    ],
-)
-def test_lines_of_drrho_code_get_its_scale(line, scale, first):
-    method = parse(line).method
-    assert method.objective_scale == scale
-    assert getattr(method, "first_rate_offset", ...) == first
-
-
-@pytest.mark.parametrize("recipe", recipe_names())
-def test_recipes_cite_a_source_and_hold(recipe):
-    assert "# Source: " in recipe_path(recipe).read_text()
-    assert parse(f"--recipe {recipe}").name
 
 
 @pytest.mark.parametrize("recipe", ["demo-neuclip", "demo-neuclip_pool"])
 def test_demos_use_the_prediction(recipe):
     assert parse(f"--recipe {recipe}").method.gamma < 1
-
-
-@pytest.mark.parametrize("method", spellings())
-def test_published_switches_select_their_method(method):
-    switches = {k: v for k, v in {**SWITCHES, **spellings()[method]}.items() if v is not False}
-    line = " ".join(f"--{k}" if v is True else f"--{k} {v}" for k, v in switches.items())
-    assert parse(line).method.name == method
-
-
-@pytest.mark.parametrize(
-    ("line", "method", "gradient"),
-    [
-        ("", "neuclip_pool", "exact"),
-        ("--method neuclip_pool", "neuclip_pool", "exact"),
-        ("--method neuclip", "neuclip", "fastclip"),
-        ("--npn", "neuclip", "fastclip"),
-        ("--npn --temperature_gradient exact", "neuclip", "exact"),
-        ("--method neuclip_pool --local-loss", "neuclip_pool", "exact"),
-        ("--fastclip --multiply_tau", "fastclip_v3", "fastclip"),
-        ("--method fastclip_v3", "fastclip_v3", "exact"),
-        ("--method neuclip --fastclip --npn", "neuclip", "fastclip"),
-        ("--method rgcl_batch --gather-with-grad", "rgcl_batch", "exact"),
-        ("--recipe neuclip-dfn14m --local-loss", "neuclip", "fastclip"),
-        ("--recipe demo-neuclip --npn", "neuclip", "exact"),
-        ("--recipe demo-neuclip_pool --npn", "neuclip", "fastclip"),
-        ("--recipe openclip-cc3m --npn", "neuclip", "fastclip"),
-        ("--recipe neuclip-dfn14m --method rgcl_batch", "rgcl_batch", "exact"),
-    ],
-)
-def test_method_and_temperature_gradient(line, method, gradient):
-    config = parse(line)
-    assert (config.method.name, config.method.temperature_gradient) == (method, gradient)
-
-
-PUBLISHED_NETWORK = {
-    "num_prototypes": 4096,
-    "refresh": "restart",
-    "inner_steps": 10,
-    "gradient": "detached",
-    "gamma": 0.3368,  # by the rule
-}
-
-
-@pytest.mark.parametrize(
-    ("line", "changes"),
-    [
-        ("--npn", {}),
-        ("--method neuclip", {}),
-        ("--method neuclip --fastclip --npn", {}),
-        ("--npn --npn_num_protos 8", {"num_prototypes": 8}),
-        ("--npn --refresh rolling --gradient full", {"refresh": "rolling", "gradient": "full"}),
-        ("--recipe neuclip-paper", {}),
-        ("--recipe neuclip-dfn14m", {"gamma": 0.42}),
-        ("--npn --gamma 0.5", {"gamma": 0.5}),
-    ],
-)
-def test_published_spelling_has_the_published_network(line, changes):
-    settings = resolved(f"{line} --epochs 32").method.model_dump()
-    assert {key: settings[key] for key in PUBLISHED_NETWORK} == {**PUBLISHED_NETWORK, **changes}
 
 
 @pytest.mark.parametrize(
@@ -255,12 +45,8 @@ def test_a_gradient_size_without_gradient_is_refused():
     ("line", "note"),
     [
         ("", "method neuclip_pool, the default"),
-        ("--local-loss", "method openclip: --local-loss without --fastclip"),
-        (
-            "--local-loss",
-            "--local-loss has no effect: the gradient over the global batch is always",
-        ),
-        ("--gather_with_grad", "--gather-with-grad has no effect"),
+        ("", "(open_clip's own objective: --method openclip)"),
+        ("--local-loss", "--local-loss: no effect: the gradient over the global batch is always"),
         ("--npn", "method neuclip, selected by --npn"),
         ("--fastclip --multiply_tau", "temperature_gradient fastclip"),
         ("--method scent --gamma 4", "--gamma is rate_offset of scent: 4"),
@@ -268,10 +54,6 @@ def test_a_gradient_size_without_gradient_is_refused():
         ("--method scent --gamma-decay-epochs 5", "--gamma-decay-epochs 5.0 has no effect"),
         ("--precision amp", "--precision amp is called amp_bf16 here"),
         ("--precision amp_bfloat16", "--precision amp_bfloat16 is called amp_bf16 here"),
-        (
-            "--lr_tau 1e-4 --lr_tau_scheduler cosine",
-            "--lr-tau-scheduler cosine is called same here",
-        ),
     ],
 )
 def test_what_is_inferred_or_without_effect_is_said_once(line, note):
@@ -407,14 +189,6 @@ def test_yaml_round_trip(tmp_path_factory, flags):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--npn --temperature_scheme individual", "contradict each other; neuclip is selected by"),
-        ("--npn --temperature_scheme individual_learnable", "contradict each other"),
-        ("--fastclip --npn --temperature_scheme global_constant", "contradict each other"),
-        ("--npn --nu_update scent", "contradict each other"),
-        ("--method openclip --npn", "--npn contradicts --method openclip"),
-        ("--method rgcl_batch --fastclip", "--fastclip contradicts --method rgcl_batch"),
-        ("--method neuclip --siglip", "--siglip contradicts --method neuclip"),
-        ("--multiply_tau", "--multiply-tau selects no method; these do"),
         ("--method nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
         ("--recipe neuclip", "unknown recipe 'neuclip'; did you mean 'demo-neuclip'?"),
         (
@@ -422,7 +196,7 @@ def test_yaml_round_trip(tmp_path_factory, flags):
             "--num-prototypes is a setting of neuclip; method openclip has",
         ),
         ("--recipe openclip-cc3m --rho 4", "method openclip has --temperature"),
-        ("--local-loss --gamma 0.3", "neuclip_pool; method openclip has --temperature"),
+        ("--method openclip --gamma 0.3", "neuclip_pool; method openclip has --temperature"),
         ("--lr -1", "--lr: -1 is out of range; it must be > 0"),
         ("--lr inf", "--lr: Input should be a finite number"),
         ("--beta1 1.5", "--beta1: 1.5 is out of range; it must be >= 0 and < 1"),
@@ -435,7 +209,6 @@ def test_yaml_round_trip(tmp_path_factory, flags):
         ("--method scent --gamma inf", "--rate-offset: Input should be a finite number"),
         ("--batch-size 1", "--batch-size: 1 is out of range; it must be >= 2"),
         ("--temperature 0 --method openclip", "--temperature: 0 is out of range; it must be > 0"),
-        ("--data-format csv --dataset-type webdataset", "set the same thing: leave one out"),
         ("--lr_min 1", "lr_min 1 is above lr"),
         ("--lr_tau_scheduler step_thresh", "needs lr_tau"),
         ("--epochs 2 --stop_epochs 3", "stop_epochs 3 is beyond the schedule of 2 epochs"),
@@ -538,19 +311,6 @@ def test_every_setting_has_a_flag():
     assert keys == {flag.path for flag in table()}
 
 
-def test_fastclip_line_with_a_rate_above_one():
-    """`--gamma 10.0 --nu_update sox`, as published for DFN-14M: no moving average has that rate."""
-    command = parse_train(shlex.split(published_lines()["FastCLIP on DFN-14M using 4 GPUs"]))
-    assert command.config.method.model_dump()["gamma"] == 1.0
-    assert any("--gamma 10 is above 1" in note for note in command.notes)
-
-
-def test_individual_temperatures_take_lr_tau():
-    config = parse(published_lines()["FastCLIP-v2 on CC3M using 8 GPUs"])
-    assert config.method.model_dump()["temperature_lr"] == 0.0133
-    assert config.optim.lr_tau is None
-
-
 def test_open_clips_flags_for_tables():
     data = parse(
         "--train-data t.csv --dataset-type csv --csv-separator , --csv-img-key a "
@@ -560,19 +320,11 @@ def test_open_clips_flags_for_tables():
     assert (data.csv_caption_key, data.train_data_upsampling_factors) == ("b", "1")
     assert parse("--json-text-key long;short").data.caption_key == "long;short"
     assert parse("--dataset-type webdataset").data.data_format == "webdataset"
-    assert "set the same thing" in refusal("--dataset-type csv --data-format folder")
 
 
 def test_flags_are_frozen():
     """A flag is a promise to people's scripts: a change of one is a change of data/flags.json."""
     assert flag_names() == json.loads((DATA / "flags.json").read_text())
-
-
-def test_the_line_of_scent_sets_its_offset():
-    command = parse_train(shlex.split(published_lines()["SCENT on DFN-14M using 4 GPUs"]))
-    settings = command.config.method.model_dump()
-    assert settings["rate_offset"] == 10.0
-    assert not {"gamma", "gamma_schedule", "gamma_decay_epochs"} & settings.keys()
 
 
 OLD_POOL = """\

@@ -175,6 +175,14 @@ def test_decoder_of_a_model_keeps_a_seventh_more():
     assert ImageDecoder.for_model(224, full=True, max_pixels=9) == ImageDecoder(9, None)
 
 
+def test_the_decoder_keeps_enough_for_small_crops_and_may_have_no_limit():
+    for area in (0.9, 0.4, 0.08):
+        smallest = ImageDecoder.for_model(224, smallest_crop=area).smallest
+        assert smallest is not None
+        assert smallest * area**0.5 >= 224  # the smallest crop is not enlarged
+    assert ImageDecoder(max_pixels=0)(encode(Image.new("RGB", (4000, 4))))
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize(

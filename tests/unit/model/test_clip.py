@@ -1,5 +1,7 @@
 import math
+import random
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -96,3 +98,28 @@ def test_cuda_that_is_not_there_is_an_error(monkeypatch):
         choose_device("cuda")
     assert choose_device("auto").type == "cpu"
     assert choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
+AUGMENTATION = {
+    "scale": (0.4, 1.0),
+    "color_jitter": (0.32, 0.32, 0.32, 0.08),
+    "color_jitter_prob": 0.8,
+    "gray_scale_prob": 0.2,
+}
+
+
+@pytest.mark.parametrize("settings", [AUGMENTATION, {"use_timm": True, "re_prob": 1.0}])
+def test_augmentation_is_open_clips_and_follows_the_seed(tiny, settings):
+    picture = Image.effect_noise((64, 48), 90).convert("RGB")
+    ours = model.augmented(tiny, settings).train_transform
+
+    def drawn(transform, seed):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        return transform(picture)
+
+    assert drawn(ours, 1).shape == (3, 32, 32)
+    assert torch.equal(drawn(ours, 1), drawn(ours, 1))
+    assert len({drawn(ours, seed).sum().item() for seed in range(8)}) == 8
+    assert not torch.equal(drawn(ours, 1), drawn(tiny.train_transform, 1))

@@ -13,5 +13,6 @@ In reading order:
 - `arrow`: parquet tables and Hugging Face datasets;
 - `folders`: a folder of images with captions beside them;
 - `class_folders`: a folder of images with one folder per class;
+- `synthetic`: random images and captions;
 - `mixture`: several sources as one, with upsampling factors.
 """

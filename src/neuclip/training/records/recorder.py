@@ -49,7 +49,7 @@ class Recorder:
             yield
             return
         tree = self._config.model_dump(mode="json")
-        extra = extra_sinks(self._config.output.report_to, self._folder.path, tree)
+        extra = extra_sinks(self._config.output, self._folder.path, tree)
         lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done)
         self._console = ConsoleSink(total, done)
         self._sinks = [lines, self._console, *extra]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from neuclip.config.sections import OutputConfig
 from neuclip.console import ProgressBar
 from neuclip.errors import UserError
 from neuclip.evaluation.metric_names import METRICS
@@ -123,17 +124,22 @@ def evaluation_line(record: Record) -> str:
     return f"{record['split']} after epoch {record['epoch']:g}: " + "  ".join(parts)
 
 
-def extra_sinks(report_to: str, run_dir: Path, config: dict[str, Any]) -> list[Sink]:
+def extra_sinks(output: OutputConfig, run_dir: Path, config: dict[str, Any]) -> list[Sink]:
     """Opens TensorBoard and W&B as `--report-to` asks.
+
+    Args:
+        output: the settings of the run's output.
+        run_dir: the run folder.
+        config: the settings of the run, for W&B.
 
     Raises:
         UserError: the package is not installed.
     """
     sinks: list[Sink] = []
-    if report_to in {"tensorboard", "all"}:
+    if output.report_to in {"tensorboard", "all"}:
         sinks.append(_tensorboard(run_dir))
-    if report_to in {"wandb", "all"}:
-        sinks.append(_wandb(run_dir, config))
+    if output.report_to in {"wandb", "all"}:
+        sinks.append(_wandb(output, run_dir, config))
     return sinks
 
 
@@ -149,14 +155,15 @@ def _tensorboard(run_dir: Path) -> Sink:
     return sink
 
 
-def _wandb(run_dir: Path, config: dict[str, Any]) -> Sink:
+def _wandb(output: OutputConfig, run_dir: Path, config: dict[str, Any]) -> Sink:
     module = _optional("wandb", "wandb")
     # The id belongs to the run folder: a resumed run continues its curve, not one of the same name.
     id_file = run_dir / "run_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
     run = module.init(
-        project=os.environ.get("WANDB_PROJECT", "neuclip"),
+        project=output.wandb_project_name or os.environ.get("WANDB_PROJECT", "neuclip"),
+        notes=output.wandb_notes,
         name=run_dir.name,
         id=id_file.read_text(encoding="utf-8").strip(),
         resume="allow",

@@ -3,6 +3,7 @@ import math
 
 import pytest
 
+from neuclip.config.sections import OutputConfig
 from neuclip.errors import UserError
 from neuclip.run_folder import read_records, record_lines
 from neuclip.training.records import sinks
@@ -53,8 +54,8 @@ def test_a_missing_package_for_a_sink_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(sinks.importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"pip install 'neuclip\[wandb\]'"):
-        sinks.extra_sinks("wandb", tmp_path, {})
-    assert sinks.extra_sinks("none", tmp_path, {}) == []
+        sinks.extra_sinks(OutputConfig(report_to="wandb"), tmp_path, {})
+    assert sinks.extra_sinks(OutputConfig(), tmp_path, {}) == []
 
 
 def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
@@ -65,6 +66,7 @@ def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
         @staticmethod
         def init(**keywords):
             assert keywords["resume"] == "allow"
+            assert (keywords["project"], keywords["notes"]) == ("clips", "the first")
             ids.append(keywords["id"])
             return Wandb
 
@@ -76,6 +78,9 @@ def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
     monkeypatch.setattr(sinks.importlib, "import_module", lambda name: Wandb)
     for folder in ("a", "a", "b"):
         (tmp_path / folder / "run").mkdir(parents=True, exist_ok=True)
-        (sink,) = sinks.extra_sinks("wandb", tmp_path / folder / "run", {})
+        output = OutputConfig(
+            report_to="wandb", wandb_project_name="clips", wandb_notes="the first"
+        )
+        (sink,) = sinks.extra_sinks(output, tmp_path / folder / "run", {})
         sink({"kind": "train", "step": 3, "loss": 0.5})
     assert ids[0] == ids[1] != ids[2]
