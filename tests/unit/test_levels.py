@@ -43,6 +43,7 @@ INSIDE = {
         ["recognition", "identity"],
         ["opening"],
         ["batch"],
+        ["reading"],
         ["loader"],
         ["tools", "demo"],
     ],

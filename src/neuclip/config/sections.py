@@ -356,6 +356,12 @@ class DataConfig(ReadingConfig):
         "at a time; none: batch_size x accum_freq x ranks",
     )
     workers: int = Field(default=2, ge=0, description="data loading processes per rank")
+    data_timeout: float = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds without a batch from the data loading processes after which the run "
+        "stops; the wait is reported every 30",
+    )
     max_bad_fraction: float = Field(
         default=0.01,
         ge=0,

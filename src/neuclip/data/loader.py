@@ -33,6 +33,7 @@ from neuclip.data.batch import (
 )
 from neuclip.data.decode import Decode, decode_image
 from neuclip.data.order import Order, describe_epoch
+from neuclip.data.reading import STALL_LIMIT, WORD_AFTER, Passed, PassingReader, Reading
 from neuclip.data.samples import Damage
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
@@ -55,6 +56,7 @@ class LoaderSettings:
         num_samples: samples in an epoch; None: a round of the data.
         window: blocks (shards) shuffled together; 0: all; None: chosen for the source.
         pin_memory: return batches in page-locked memory.
+        stall_limit: seconds without a batch after which reading fails.
         decode: decodes image files.
         caption_choice: the caption of a sample that has several.
     """
@@ -68,6 +70,7 @@ class LoaderSettings:
     num_samples: int | None = None
     window: int | None = None
     pin_memory: bool = False
+    stall_limit: float = STALL_LIMIT
     decode: Decode = decode_image
     caption_choice: CaptionChoice = "random"
 
@@ -123,7 +126,7 @@ class TrainLoader:
             )
         self.description = describe_epoch(source.layout, length, global_batch)
         reader = BatchReader(source, transform, tokenize, order, settings.decode)
-        self._loader = _data_loader(reader, self._requests, settings)
+        self._reading = _reading(reader, self._requests, settings)
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -141,7 +144,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self._requests.epoch
-        for result in self._loader:
+        for result in self._reading.start():
             if isinstance(result, Unreadable):
                 raise _nothing_readable(result.damage)
             yield result
@@ -175,7 +178,7 @@ def evaluation_loader(
     workers = min(workers, len(requests))
     settings = LoaderSettings(1, workers=workers, pin_memory=pin_memory)
     reader = BatchReader(source, transform, tokenize, Order(source.layout, settings.seed))
-    return iter(_data_loader(reader, list(requests), settings, lasting=False))
+    return _reading(reader, list(requests), settings, lasting=False).start()
 
 
 def _nothing_readable(damage: Sequence[Damage]) -> UserError:
@@ -218,23 +221,25 @@ class _TrainRequests:
                 yield Request(epoch, place, positions, True, settings.caption_choice)
 
 
-def _data_loader(
+def _reading(
     reader: BatchReader,
     requests: _TrainRequests | list[Request],
     settings: LoaderSettings,
     lasting: bool = True,
-) -> DataLoader[Batch | Unreadable]:
-    return DataLoader(
-        reader,
+) -> Reading:
+    loader: DataLoader[Passed] = DataLoader(
+        PassingReader(reader),
         batch_size=None,  # a request is a full batch
         sampler=requests,
         collate_fn=_unchanged,
         num_workers=settings.workers,
+        timeout=WORD_AFTER if settings.workers else 0,
         worker_init_fn=_ignore_signals,
         persistent_workers=lasting and settings.workers > 0,
         pin_memory=settings.pin_memory,
         generator=torch.Generator(),  # the default would draw from the training's generator
     )
+    return Reading(loader, settings.stall_limit)
 
 
 def _unchanged(result: object) -> object:
@@ -252,7 +257,10 @@ def _ignore_signals(worker: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if sys.platform == "linux":  # elsewhere the sender of a signal is unknown
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_on_sigterm_of_parent, daemon=True).start()
+        try:
+            threading.Thread(target=_end_on_sigterm_of_parent, daemon=True).start()
+        except RuntimeError:  # no more threads are allowed: any SIGTERM ends the worker
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
 def _end_on_sigterm_of_parent() -> None:

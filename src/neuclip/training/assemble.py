@@ -210,6 +210,7 @@ def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
         num_samples=config.data.train_num_samples,
         window=config.data.shuffle_window,
         pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        stall_limit=config.data.data_timeout,
         caption_choice=config.data.caption_choice,
         decode=ImageDecoder.for_model(
             clip.image_size,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import pil_to_tensor
 
-from neuclip.data.batch import Batch, BatchReader, Unreadable, _random_state_kept
+from neuclip.data.batch import Batch, Unreadable, _random_state_kept
 from neuclip.data.captions import CaptionRule
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import (
@@ -289,7 +289,7 @@ def test_remembered_captions_are_bounded(index, monkeypatch):
     for _ in range(2):
         for batch in train:
             assert torch.equal(batch.tokens, tokenize(batch.captions))
-    (reader,) = (value for value in vars(train._loader).values() if isinstance(value, BatchReader))
+    reader = train._reading._batches.dataset.reader
     assert len(reader._cached_tokens) <= 10
 
 
