@@ -4,12 +4,13 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from neuclip.errors import UserError
 
@@ -22,7 +23,7 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
     """Opens a file that takes the name `path` when the block ends, and disappears if it fails.
 
     Readers see the old file or the new one, never a part. A killed process leaves the part behind
-    under `partial_name(path)`.
+    under a hidden name that ends in `.partial`. No link is followed: one at `path` is replaced.
 
     Args:
         path: the file; its folder is made if missing.
@@ -32,7 +33,7 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
     partial = partial_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:  # x: fails at a name that exists, links included
             yield file
             if durable:
                 file.flush()
@@ -45,8 +46,18 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
 
 
 def partial_name(path: Path) -> Path:
-    """The hidden name of a file while this process writes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """A hidden name for a file that is being written, unique over processes and machines."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.partial")
+
+
+def open_to_append(path: Path) -> TextIO:
+    """Opens a text file to append to; a link is not followed.
+
+    Raises:
+        OSError: it cannot be opened, or is a link.
+    """
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    return os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace")
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -55,24 +66,47 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
+    with writing(path), replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Reports a failed write in a `with` block in one line.
+
+    Args:
+        path: the file or folder that the block writes.
+
+    Raises:
+        UserError: the operating system refused a write, whatever error a library made of it.
+    """
     try:
-        with replacing(path) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-    except OSError as error:
+        yield
+    except (OSError, RuntimeError) as error:
+        if system_error(error) is None:
+            raise
         raise cannot_write(path, error) from None
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: Exception) -> UserError:
     """The error for a file that could not be written."""
     return UserError(f"cannot write {path}: {describe(error)}")
 
 
+def system_error(error: BaseException | None) -> OSError | None:
+    """The error of the operating system behind an error; none if there is none."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def describe(error: Exception) -> str:
     """The cause of an error in one line, in the operating system's words where it has any."""
-    if isinstance(error, OSError):
-        if error.errno == errno.ENOSPC:
+    cause = system_error(error)
+    if cause is not None:
+        if cause.errno == errno.ENOSPC:
             return "no space left on the device"
-        return error.strerror or str(error)
+        return cause.strerror or str(cause)
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -4,6 +4,7 @@
 config.yaml         the settings as given, with the sizes derived from them
 metrics.jsonl       one JSON record per line
 out.log             the terminal's output
+run.lock            the process that uses the folder now
 data_report.json    identity of the training data, corrupt samples and shards
 nonfinite_step_N_rank_R.json    the batch of a step with NaN or infinity
 trace.json          the profiler's trace (--profile)
@@ -87,15 +88,15 @@ class RunFolder:
     @property
     def latest(self) -> Path:
         """The newest checkpoint."""
-        return _newer_form(self.checkpoints / LATEST)
+        return _existing_form(self.checkpoints / LATEST)
 
     def epoch_checkpoint(self, epoch: int) -> Path:
         """The checkpoint after `epoch` full epochs."""
-        return _newer_form(self.checkpoints / f"epoch_{epoch}.pt")
+        return _existing_form(self.checkpoints / f"epoch_{epoch}.pt")
 
     def step_checkpoint(self, step: int) -> Path:
         """The checkpoint after `step` steps."""
-        return _newer_form(self.checkpoints / f"iter_{step}.pt")
+        return _existing_form(self.checkpoints / f"iter_{step}.pt")
 
     @property
     def eval_results(self) -> Path:
@@ -146,8 +147,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def record_lines(path: Path) -> list[dict[str, Any] | None]:
     """The records of `metrics.jsonl`, one entry per line.
 
-    A line that is not a JSON object is broken, such as the last line of a killed run: its entry
-    is None. Readers skip it, and a resumed run removes it from the file.
+    A line that is not a JSON object with a step is broken, such as the last line of a killed run:
+    its entry is None. Readers skip it, and a resumed run removes it from the file.
     """
     if not path.exists():
         return []
@@ -157,9 +158,10 @@ def record_lines(path: Path) -> list[dict[str, Any] | None]:
 def _parse_record(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) else None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if whole else None
 
 
 def open_clip_flags(path: Path) -> dict[str, str]:
@@ -179,10 +181,7 @@ def outcomes_path(results: Path, key: str) -> Path:
     return results.parent / "outcomes" / results.stem / f"{key.replace('/', '-')}.npz"
 
 
-def _newer_form(file: Path) -> Path:
-    """The file, or the folder of a sharded checkpoint, whichever is newer; else the file.
-
-    A run that was continued with or without --fsdp may have both.
-    """
-    found = [path for path in (file, file.with_suffix("")) if path.exists()]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=file)
+def _existing_form(file: Path) -> Path:
+    """The folder of a sharded checkpoint if only that exists; else the file."""
+    folder = file.with_suffix("")
+    return folder if folder.is_dir() and not file.exists() else file

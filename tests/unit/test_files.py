@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -86,14 +87,58 @@ def test_errors_have_one_line(tmp_path, monkeypatch):
         files.write_whole(tmp_path / "file" / "a", "x")
 
 
-def test_a_real_full_disk(tmp_path):
+@pytest.fixture
+def limited():
+    """Lets every write fail that would make a file longer than some bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("room", [0, 1, 4096])
+def test_a_real_full_disk(tmp_path, limited, room):
     path = tmp_path / "a.txt"
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    files.partial_name(path).symlink_to("/dev/full")
-    with pytest.raises(UserError, match="no space left on the device"):
-        files.write_whole(path, "x")
-    assert names(tmp_path) == []
+    path.write_text("old")
+    limited(room)
+    with pytest.raises(UserError, match=r"^cannot write .*a\.txt: File too large$"):
+        files.write_whole(path, "x" * 5000)
+    with pytest.raises(UserError, match="too large"), files.writing(path):
+        raise RuntimeError("what a library makes of it") from OSError(errno.EFBIG, "too large")
+    with pytest.raises(RuntimeError, match="a bug"), files.writing(path):
+        raise RuntimeError("a bug")
+    limited(resource.RLIM_INFINITY)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_no_link_is_followed(tmp_path, monkeypatch):
+    """Neither one in place of a file, nor one that somebody planted under the hidden name."""
+    target = tmp_path / "theirs"
+    target.write_text("theirs")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "guessed")
+    for planted in (tmp_path / "a.txt", files.partial_name(tmp_path / "b.txt")):
+        planted.symlink_to(target)
+    files.write_whole(tmp_path / "a.txt", "ours")
+    assert not (tmp_path / "a.txt").is_symlink()
+    with pytest.raises(UserError, match="cannot write"):
+        files.write_whole(tmp_path / "b.txt", "ours")
+    (tmp_path / "log").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"):
+        files.open_to_append(tmp_path / "log")
+    assert target.read_text() == "theirs"
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.replacing(path) as one, files.replacing(path) as other:
+        one.write(b"one")
+        other.write(b"other")
+    assert path.read_text() == "one"
+    assert names(tmp_path) == ["a.txt"]
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path):

@@ -74,7 +74,8 @@ INSIDE = {
         ["evaluate"],
     ],
     "training": [
-        ["records", "optim", "oom_advice", "open_run"],
+        ["records", "optim", "oom_advice", "folder_lock"],
+        ["open_run"],
         ["nonfinite", "components", "device_prefetch"],
         ["accumulation", "run_state", "evaluating"],
         ["step", "evaluate_only"],

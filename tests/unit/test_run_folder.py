@@ -18,7 +18,7 @@ def sharded(path, age=0):
     os.utime(path, (stamp, stamp))
 
 
-def test_the_form_that_was_written_last(tmp_path):
+def test_the_form_that_exists(tmp_path):
     folder = RunFolder(tmp_path)
     assert folder.epoch_checkpoint(1).name == "epoch_1.pt"
     sharded(folder.checkpoints / "epoch_1", age=5)

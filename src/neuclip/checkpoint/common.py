@@ -37,7 +37,7 @@ def neighbours(path: Path) -> str:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a folder: files, and complete sharded folders."""
-    files = folder.glob("*.pt")
+    files = (path for path in folder.glob("*.pt") if path.is_file())
     folders = (path.parent for path in folder.glob(f"[!.]*/{SUMS}"))
     return [*files, *(path for path in folders if not path.is_symlink())]
 

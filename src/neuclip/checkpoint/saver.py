@@ -1,14 +1,14 @@
 """When a checkpoint is written, which older ones are deleted, and which rank waits for which."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from neuclip.checkpoint import sharded, storage
-from neuclip.checkpoint.common import CheckpointError, not_written, remove_partial
+from neuclip.checkpoint.common import CheckpointError, not_written, remove, remove_partial
 from neuclip.parallel import collectives, fsdp
 
 log = logging.getLogger("neuclip")
@@ -24,9 +24,17 @@ class Saver:
     Args:
         sharded: whether the towers are sharded.
         keep_step_checkpoints: number of step checkpoints to keep.
+        before_save: called on the main process before a checkpoint is written.
     """
 
-    def __init__(self, *, sharded: bool, keep_step_checkpoints: int) -> None:
+    def __init__(
+        self,
+        *,
+        sharded: bool,
+        keep_step_checkpoints: int,
+        before_save: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before_save = before_save
         self._keep = keep_step_checkpoints
         self._group = fsdp.background_group() if sharded else None
         self._threads = ThreadPoolExecutor(1, "checkpoint")
@@ -63,6 +71,8 @@ class Saver:
             CheckpointError: this checkpoint, or the pending one, cannot be written.
         """
         self.finish()
+        if collectives.is_main():
+            self._before_save()
         if self._group is None:
             if collectives.is_main():
                 storage.save(path, content)
@@ -102,8 +112,13 @@ class Saver:
         self._announce(folder)
 
     def _announce(self, path: Path) -> None:
-        """Makes a complete checkpoint the latest one and tidies the folder."""
+        """Makes a complete checkpoint the latest one and tidies the folder.
+
+        The other form of the same checkpoint goes, which a run leaves that is continued with or
+        without --fsdp.
+        """
         try:
+            remove(path.with_suffix("") if path.suffix else path.with_suffix(".pt"))
             storage.point_latest_at(path)
             if path.name.startswith("iter_"):
                 storage.drop_old_step_checkpoints(path.parent, self._keep)

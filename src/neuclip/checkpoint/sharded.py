@@ -82,7 +82,8 @@ def begin(path: Path, content: dict[str, Any], group: dist.ProcessGroup) -> Futu
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            torch.save(values, partial / VALUES)
+            with (partial / VALUES).open("xb") as file:
+                torch.save(values, file)
             synchronize(partial / VALUES)
         except (OSError, RuntimeError) as error:
             problem = not_written(path, error)

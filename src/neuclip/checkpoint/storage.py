@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,13 +34,14 @@ from neuclip.checkpoint.common import (
     not_written,
     remove,
 )
-from neuclip.files import describe, partial_name, replacing, sha256
+from neuclip.files import describe, partial_name, replacing, sha256, system_error
 from neuclip.parallel import fsdp
 from neuclip.run_folder import LATEST
 
 log = logging.getLogger("neuclip")
 
-_STEP_NAME = re.compile(r"iter_(\d+)(\.pt)?$")
+_NAME = re.compile(r"(iter|epoch)_(\d+)(\.pt)?")
+_SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _SUMS_KEPT = 4
 """The newest lines stay even if their files are deleted: `epoch_latest.pt` is one of the files."""
 
@@ -59,7 +61,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
             torch.save(content, hashing)  # pyright: ignore[reportArgumentType]  it needs `write`
             _append_sum(path, hashing.digest())
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_write_failure(error):
+        if system_error(error) is None:
             raise
         raise not_written(path, error) from None
 
@@ -75,7 +77,6 @@ def point_latest_at(path: Path) -> None:
     file, folder = path.with_name(LATEST), path.with_name(Path(LATEST).stem)
     latest, other = (folder, file) if path.is_dir() else (file, folder)
     link = partial_name(latest)
-    link.unlink(missing_ok=True)
     try:
         if path.is_dir():
             link.symlink_to(path.name)
@@ -93,16 +94,16 @@ def point_latest_at(path: Path) -> None:
 def drop_old_step_checkpoints(folder: Path, keep: int) -> None:
     """Deletes all but the newest `keep` step checkpoints, and their lines in `SHA256SUMS`."""
     numbered = sorted(
-        (int(match[1]), path)
+        (int(match[2]), path)
         for path in folder.glob("iter_*")
-        if (match := _STEP_NAME.fullmatch(path.name))
+        if (match := _NAME.fullmatch(path.name))
     )
     for _, path in numbered[:-keep]:
         remove(path)
-    lines = _sum_lines(folder)
-    if lines is not None:
-        old = [line for line in lines[:-_SUMS_KEPT] if (folder / line.split()[-1]).exists()]
-        _write_sums(folder, [*old, *lines[-_SUMS_KEPT:]])
+    sums = _read_sums(folder)
+    if sums is not None:
+        old = [(digest, name) for digest, name in sums[:-_SUMS_KEPT] if (folder / name).exists()]
+        _write_sums(folder, [*old, *sums[-_SUMS_KEPT:]])
 
 
 class _HashingFile:
@@ -126,28 +127,26 @@ class _HashingFile:
         return self._hash.hexdigest()
 
 
-def _sum_lines(folder: Path) -> list[str] | None:
-    """The lines of `SHA256SUMS`; none if there is no such file."""
-    sums = folder / SUMS
-    if not sums.exists():
+def _read_sums(folder: Path) -> list[tuple[str, str]] | None:
+    """Digests and names in `SHA256SUMS`; none if there is no such file, or it cannot be read.
+
+    Other lines are left out, such as half of one that a killed process wrote.
+    """
+    try:
+        content = (folder / SUMS).read_bytes().decode("utf-8", "replace")
+    except OSError:
         return None
-    return [line for line in sums.read_text(encoding="utf-8").splitlines() if line]
+    matches = map(_SUM_LINE.fullmatch, content.splitlines())
+    return [(match[1], match[2]) for match in matches if match]
 
 
 def _append_sum(path: Path, digest: str) -> None:
-    _write_sums(path.parent, [*(_sum_lines(path.parent) or ()), f"{digest}  {path.name}"])
+    _write_sums(path.parent, [*(_read_sums(path.parent) or ()), (digest, path.name)])
 
 
-def _write_sums(folder: Path, lines: list[str]) -> None:
+def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
     with replacing(folder / SUMS) as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
-
-
-def _is_write_failure(error: RuntimeError) -> bool:
-    # torch reports a failed write of its zip archive as a RuntimeError instead of the OSError.
-    return any(
-        word in str(error) for word in ("PytorchStreamWriter", "file write failed", "iostream")
-    )
+        file.write("".join(f"{digest}  {name}\n" for digest, name in sums).encode())
 
 
 # --- verifying ------------------------------------------------------------------------------
@@ -176,31 +175,71 @@ def verify(path: Path) -> VerifiedCheckpoint:
         sharded.verify(path)
         return VerifiedCheckpoint(path)
     _check_exists(path)
-    lines = _sum_lines(path.parent)
-    # By content, not by name: `epoch_latest.pt` has no line of its own.
-    if lines is not None and sha256(path) not in {line.split()[0] for line in lines}:
+    sums = _read_sums(path.parent)
+    if sums is None:
+        return VerifiedCheckpoint(path)
+    # `epoch_latest.pt` has no line of its own: it is a second name of one of the files.
+    known = {digest for digest, name in sums if name == path.name} or {digest for digest, _ in sums}
+    try:
+        digest = sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {describe(error)}") from None
+    if digest not in known:
         raise _damaged(path, f"its SHA-256 is none of those in {SUMS}")
     return VerifiedCheckpoint(path)
 
 
-def newest_complete(folder: Path) -> VerifiedCheckpoint | None:
+def furthest_complete(folder: Path) -> VerifiedCheckpoint | None:
     """Finds the checkpoint of a run that went furthest; warns of damaged ones and skips them.
 
-    The content is hashed, not loaded. A file without sums is read through for the checksums of its
-    zip archive.
+    The step decides, not the file's time: a copied folder may have other times. The content is
+    hashed, not loaded. A file without sums is read through for the checksums of its zip archive.
+    Files that no run names so are left out.
     """
-    if not folder.is_dir():
-        return None
-    # Checkpoints are written in the order of steps: the newest complete one went furthest.
-    found = checkpoints_in(folder)
-    for path in sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+    kinds: dict[str, list[tuple[int, Path]]] = {}
+    for path in checkpoints_in(folder):
+        match = _NAME.fullmatch(path.name)
+        if match:
+            kinds.setdefault(match[1], []).append((int(match[2]), path))
+        elif path.stem == Path(LATEST).stem:
+            kinds["latest"] = [(0, path)]
+        else:
+            log.info("left out: %s is not named as a checkpoint of a run", path)
+    for numbered in kinds.values():
+        numbered.sort()
+    while kinds := {kind: numbered for kind, numbered in kinds.items() if numbered}:
+        kind = _furthest_kind(kinds)
+        path = kinds[kind][-1][1]
         try:
-            if path.is_file() and _sum_lines(folder) is None:
+            if path.is_file() and _read_sums(folder) is None:
                 _verify_zip(path)
             return verify(path)
         except CheckpointError as error:
             log.warning("left out: %s", error)
+            kinds[kind].pop()
     return None
+
+
+def _furthest_kind(kinds: Mapping[str, list[tuple[int, Path]]]) -> str:
+    """The kind of name whose last checkpoint went furthest."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return max(kinds, key=lambda kind: (_saved_step(*kinds[kind][-1]), kind != "latest"))
+
+
+def _saved_step(number: int, path: Path) -> int:
+    """The step in a checkpoint, whose tensors are not read; the number in its name if it has none.
+
+    A damaged one counts as the furthest, so that it is looked at, and reported.
+    """
+    file = path / sharded.VALUES if path.is_dir() else path
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+        return sys.maxsize
+    own = content.get("neuclip") if isinstance(content, dict) else None
+    step = own.get("step") if isinstance(own, dict) else None
+    return step if isinstance(step, int) else number
 
 
 def _verify_zip(path: Path) -> None:

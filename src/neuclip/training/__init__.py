@@ -13,6 +13,7 @@ In reading order:
 - `run_state`: the content of a checkpoint, and what an exact resume needs equal.
 - `evaluating`: evaluation during training.
 - `evaluate_only`: evaluation of a checkpoint without training.
+- `folder_lock`: one process at a time uses a run folder.
 - `open_run`: starts a run folder, or finds the checkpoint to resume from.
 - `oom_advice`: turns out-of-memory errors into advice.
 - `records`: metrics, times, logs and the record of the data.

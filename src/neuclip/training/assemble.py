@@ -43,6 +43,7 @@ from neuclip.parallel.work_sharing import from_main, in_turn
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluating import open_zero_shot
+from neuclip.training.folder_lock import FolderLock
 from neuclip.training.open_run import earlier_config, open_run_folder
 from neuclip.training.optim import Optimizer
 from neuclip.training.records.run_log import log_to
@@ -127,32 +128,35 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     _prepare_towers(config, clip, device, learns_temperature=loss.learns_temperature)
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
-    folder, start = from_main(lambda: open_run_folder(config.output.logs, name, config.resume))
-    log_to(folder.log if collectives.is_main() else None)
-    components = Components(
-        config=config,
-        folder=folder,
-        device=device,
-        clip=clip,
-        loss=loss,
-        optimizer=optimizer,
-        loader=loader,
-        splits=splits,
-        zero_shot=zero_shot,
-        num_samples=num_samples,
-        shard_damage=index.damage,
-        data=data,
-    )
-    trainer = Trainer(components)
-    if start is not None:
-        trainer.state.load(start)
-    if collectives.is_main():
-        write_whole(folder.config, _recorded_config(asked, components).to_yaml())
-        _announce(components, index)
-    try:
-        trainer.fit()
-    finally:
-        index.close()
+    with FolderLock() as lock:
+        folder, start = from_main(
+            lambda: open_run_folder(config.output.logs, name, config.resume, lock)
+        )
+        log_to(folder.log if collectives.is_main() else None)
+        components = Components(
+            config=config,
+            folder=folder,
+            device=device,
+            clip=clip,
+            loss=loss,
+            optimizer=optimizer,
+            loader=loader,
+            splits=splits,
+            zero_shot=zero_shot,
+            num_samples=num_samples,
+            shard_damage=index.damage,
+            data=data,
+        )
+        trainer = Trainer(components, lock.check)
+        if start is not None:
+            trainer.state.load(start)
+        if collectives.is_main():
+            write_whole(folder.config, _recorded_config(asked, components).to_yaml())
+            _announce(components, index)
+        try:
+            trainer.fit()
+        finally:
+            index.close()
     if collectives.is_main():
         log.info("finished: %s", folder.path)
     return folder.path

@@ -13,7 +13,7 @@ import torch
 from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
-from neuclip.evaluation.evaluate import evaluate_sets
+from neuclip.evaluation.evaluate import EvaluationSet, evaluate_sets
 from neuclip.evaluation.interfaces import EvaluatedModel
 from neuclip.evaluation.splits import open_splits
 from neuclip.files import write_whole
@@ -25,6 +25,7 @@ from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
 from neuclip.training.evaluating import evaluation_settings, open_zero_shot
+from neuclip.training.folder_lock import FolderLock
 from neuclip.training.open_run import open_run_folder
 from neuclip.training.records.recorder import Recorder
 from neuclip.training.records.run_log import log_to
@@ -56,7 +57,15 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
             "--epochs 0 with --resume only evaluates, and no evaluation data is given: add "
             "--imagenet-val, --imagenet-v2, --eval-tasks or --val-data, with a frequency above 0"
         )
-    folder, start, config = _open_folder(config)
+    with FolderLock() as lock:
+        return _evaluate(config, device, [*splits, *sets], lock)
+
+
+def _evaluate(
+    config: RunConfig, device: torch.device, sets: list[EvaluationSet], lock: FolderLock
+) -> Path:
+    """Evaluates into the run folder that the lock is acquired for."""
+    folder, start, config = _open_folder(config, lock)
     choice = CheckpointChoice(start.path, arch=config.model.name, changes=config.model)
     checkpoint = open_checkpoint(choice, verified=True)
     precision = choose_precision(config.model.precision, device)
@@ -76,18 +85,20 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
     model, settings = _model(checkpoint, clip, device), evaluation_settings(config)
     step, results = int(position["step"]), folder.results(int(position["epoch"]))
     with recorder.open(step, step, keep_later=True):
-        for done in evaluate_sets(model, [*splits, *sets], settings, results):
+        for done in evaluate_sets(model, sets, settings, results):
             recorder.evaluation(position, done.data.key, done.result.metrics)
     log.info("wrote %s", results)
     return folder.path
 
 
-def _open_folder(config: RunConfig) -> tuple[RunFolder, VerifiedCheckpoint, RunConfig]:
+def _open_folder(
+    config: RunConfig, lock: FolderLock
+) -> tuple[RunFolder, VerifiedCheckpoint, RunConfig]:
     """The folder for the results, the checkpoint, and the settings with the folder's name."""
     assert config.resume is not None
     now = f"eval-{config.model.short_name}-{time.strftime('%Y%m%d-%H%M%S')}"
     name, resume = config.name or from_main(lambda: now), config.resume
-    folder, start = from_main(lambda: open_run_folder(config.output.logs, name, resume))
+    folder, start = from_main(lambda: open_run_folder(config.output.logs, name, resume, lock))
     if start is None:
         raise UserError(f"--epochs 0 only evaluates, and {folder.checkpoints} has no checkpoint")
     return folder, start, config.model_copy(update={"name": name})

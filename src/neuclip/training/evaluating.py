@@ -73,7 +73,7 @@ class Evaluator:
     def is_done(self, step: int) -> bool:
         """Whether the evaluation after a step was recorded before the run was interrupted."""
         records = read_records(self._run.folder.metrics)
-        done = {r["split"] for r in records if r["kind"] == "eval" and r["step"] == step}
+        done = {r.get("split") for r in records if r.get("kind") == "eval" and r["step"] == step}
         return {one.key for one in self._due(step)} <= done
 
     def evaluate(self, step: int, between_sets: Callable[[], None]) -> None:

@@ -3,18 +3,21 @@
 import logging
 from pathlib import Path
 
-from neuclip.checkpoint.storage import VerifiedCheckpoint, newest_complete, verify
+from neuclip.checkpoint.common import checkpoints_in
+from neuclip.checkpoint.storage import VerifiedCheckpoint, furthest_complete, verify
 from neuclip.config.recipes import read_yaml
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
-from neuclip.run_folder import RunFolder
+from neuclip.files import describe
+from neuclip.run_folder import RunFolder, read_records
+from neuclip.training.folder_lock import FolderLock
 
 log = logging.getLogger("neuclip")
 
 
 def open_run_folder(
-    logs: str, name: str, resume: str | None
+    logs: str, name: str, resume: str | None, lock: FolderLock
 ) -> tuple[RunFolder, VerifiedCheckpoint | None]:
     """Makes the folder of a new run, or finds the checkpoint to resume from.
 
@@ -23,42 +26,59 @@ def open_run_folder(
     Args:
         logs: the folder of all runs.
         name: of the run.
-        resume: a checkpoint; `latest` or `auto` (the newest complete one) of this run; none: start
-            a new run.
+        resume: a checkpoint; `latest` or `auto` (the complete one that went furthest) of this run;
+            none: start a new run.
+        lock: acquired for the run folder.
 
     Returns:
         The run folder, and the checkpoint to resume from (none: start at step 0).
 
     Raises:
-        UserError: the folder holds a run and `resume` is not set, or is not writable; or the
-            checkpoint is missing or corrupt.
+        UserError: the folder holds a run and `resume` is not set, is in use, or is not writable; or
+            the checkpoint is missing or corrupt.
     """
-    folder = RunFolder(Path(logs) / name)
-    checkpoint: VerifiedCheckpoint | None = None
-    if resume in {"latest", "auto"}:
-        if resume == "auto":
-            checkpoint = newest_complete(folder.checkpoints)
-        elif folder.latest.exists():
-            checkpoint = verify(folder.latest)
-        if checkpoint is None:
-            log.info("nothing to resume in %s: starting a new run", folder.path)
-    elif resume is not None:
-        checkpoint = verify(Path(resume))
-    if resume is None and (folder.config.exists() or folder.metrics.exists()):
+    folder = run_folder(logs, name)
+    checkpoint = None if resume in {None, "latest", "auto"} else verify(Path(str(resume)))
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run folder {folder.path}: {describe(error)}; choose another --logs"
+        ) from None
+    lock.acquire(folder.path)
+    if resume is None and _has_begun(folder):
         raise UserError(
             f"{folder.path} already holds a run; continue it with --resume auto, or choose "
             "another --name"
         )
-    try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        probe = folder.path / ".write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write the run folder {folder.path}: {error.strerror}; choose another --logs"
-        ) from None
+    if resume in {"latest", "auto"}:
+        if resume == "auto":
+            checkpoint = furthest_complete(folder.checkpoints)
+        elif folder.latest.exists():
+            checkpoint = verify(folder.latest)
+        if checkpoint is None:
+            log.info("nothing to resume in %s: starting a new run", folder.path)
     return folder, checkpoint
+
+
+def run_folder(logs: str, name: str) -> RunFolder:
+    """The folder of a run.
+
+    Raises:
+        UserError: the name cannot be that of a folder.
+    """
+    if "\0" in name or len(name.encode(errors="surrogateescape")) > 200:
+        raise UserError(f"--name {name[:40]!r} cannot be the name of a folder: at most 200 bytes")
+    return RunFolder(Path(logs) / name)
+
+
+def _has_begun(folder: RunFolder) -> bool:
+    """Whether a folder holds the work of a run, more than what a failure before step 1 leaves."""
+    return bool(
+        checkpoints_in(folder.checkpoints)
+        or read_records(folder.metrics)
+        or any(folder.eval_results.glob("*"))
+    )
 
 
 def earlier_config(logs: str, name: str, resume: str | None) -> RunConfig | None:
@@ -74,8 +94,11 @@ def earlier_config(logs: str, name: str, resume: str | None) -> RunConfig | None
     """
     if resume is None:
         return None
-    this_run = RunFolder(Path(logs) / name)
-    folder = this_run if resume in {"latest", "auto"} else RunFolder(Path(resume).parent.parent)
+    folder = RunFolder(Path(resume).parent.parent)
+    if resume in {"latest", "auto"}:
+        folder = run_folder(logs, name)
+        if not checkpoints_in(folder.checkpoints):
+            return None  # there is nothing that these settings have made
     if not folder.config.exists():
         return None
     return validate(read_yaml(folder.config), str(folder.config))

@@ -5,7 +5,7 @@ It names no method. Epoch and position in the data follow from the number of ste
 
 import logging
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,14 @@ class Trainer:
 
     Args:
         run: the components of the run.
+        before_save: called on the main process before a checkpoint is written; an error that it
+            raises ends the run.
 
     Attributes:
         state: what a checkpoint holds.
     """
 
-    def __init__(self, run: Components) -> None:
+    def __init__(self, run: Components, before_save: Callable[[], None] = lambda: None) -> None:
         config = run.config
         self._run = run
         self._recorder = Recorder(config, run.folder, run.device)
@@ -63,6 +65,7 @@ class Trainer:
         self._saver = Saver(
             sharded=fsdp.is_sharded(run.clip.towers),
             keep_step_checkpoints=config.output.keep_step_checkpoints,
+            before_save=before_save,
         )
         self._stop = StopRequest()
         self._saved_step = 0

@@ -2,6 +2,9 @@ import errno
 import hashlib
 import os
 import pickle
+import re
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,6 @@ from torch import nn
 from neuclip.checkpoint import storage
 from neuclip.checkpoint.saver import Saver
 from neuclip.checkpoint.storage import CheckpointError
-from neuclip.files import partial_name
 
 
 def content():
@@ -98,13 +100,26 @@ def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):
     assert names(tmp_path) == ["SHA256SUMS", "epoch_latest.pt"]
 
 
-def test_a_real_full_disk(tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("no /dev/full here")
-    with pytest.raises(CheckpointError, match=r"no space left|cannot write"):
-        partial_name(tmp_path / "epoch_1.pt").symlink_to("/dev/full")
-        storage.save(tmp_path / "epoch_1.pt", content())
-    assert not (tmp_path / "epoch_1.pt").exists()
+@pytest.mark.parametrize("room", [0, 100, 2000, 50_000, 130_000])
+def test_a_disk_that_fills_at_any_write(tmp_path, room):
+    """One error in words, and every checkpoint that was whole stays whole; at 0 to all bytes."""
+    saved = {**content(), "weights": torch.zeros(40_000)}
+    saver = Saver(sharded=False, keep_step_checkpoints=2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(CheckpointError) as caught, saver.open():
+        saver.save(tmp_path / "iter_1.pt", saved)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            saver.save(tmp_path / "iter_2.pt", saved)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.fullmatch(
+        r"cannot write checkpoint .*iter_2\.pt: File too large; free some space .* complete",
+        str(caught.value),
+    )
+    assert names(tmp_path) == ["SHA256SUMS", "epoch_latest.pt", "iter_1.pt"]
+    for name in ("epoch_latest.pt", "iter_1.pt"):
+        assert storage.load(tmp_path / name)["weights"].shape == (40_000,)
 
 
 def test_latest_is_the_same_file_and_old_steps_go(tmp_path):
@@ -152,15 +167,67 @@ def test_sums_are_as_sha256sum_reads_them_and_do_not_pile_up(tmp_path):
     assert digest == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
 
 
-def test_the_newest_whole_checkpoint(tmp_path):
-    assert storage.newest_complete(tmp_path / "nothing") is None
-    assert storage.newest_complete(tmp_path) is None
-    for step in (1, 2, 3):
-        storage.save(tmp_path / f"iter_{step}.pt", content())
-        os.utime(tmp_path / f"iter_{step}.pt", (step, step))
-    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_3.pt"
-    (tmp_path / "iter_3.pt").write_bytes(b"half")
-    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_2.pt"
+def at_step(step):
+    return {**content(), "neuclip": {"step": step}}
+
+
+def test_the_furthest_whole_checkpoint(tmp_path):
+    """By its step: a copy without times, or a clock that jumps, changes nothing."""
+    assert storage.furthest_complete(tmp_path / "nothing") is None
+    assert storage.furthest_complete(tmp_path) is None
+    steps = {"iter_5.pt": 5, "epoch_1.pt": 10, "iter_15.pt": 15, "epoch_2.pt": 20, "iter_9.pt": 9}
+    for name, step in steps.items():
+        storage.save(tmp_path / name, at_step(step))
+    storage.point_latest_at(tmp_path / "iter_9.pt")
+    for order in (sorted(steps.values()), sorted(steps.values(), reverse=True)):
+        for name, time in zip(sorted(steps, key=steps.get), order, strict=True):
+            os.utime(tmp_path / name, (time, time))
+        assert storage.furthest_complete(tmp_path).path == tmp_path / "epoch_2.pt"
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path, copy, copy_function=shutil.copyfile)
+    for name in ("epoch_2.pt", "iter_15.pt", "epoch_1.pt"):
+        assert storage.furthest_complete(copy).path == copy / name
+        (copy / name).write_bytes(b"half")
+    assert storage.furthest_complete(copy).path.name in {"iter_9.pt", "epoch_latest.pt"}
+
+
+@pytest.mark.parametrize("what", ["foreign", "link", "folder", "unreadable", "sums", "no sums"])
+def test_trifles_do_not_block_a_resume(tmp_path, what):
+    for step in (1, 2):
+        storage.save(tmp_path / f"iter_{step}.pt", at_step(step))
+    storage.save(tmp_path / "epoch_1.pt", at_step(3))
+    sums = tmp_path / "SHA256SUMS"
+    if what == "foreign":
+        (tmp_path / "weights of a friend.pt").write_bytes(b"x")
+        torch.save({"state_dict": {}}, tmp_path / "best.pt")
+    elif what == "link":
+        (tmp_path / "iter_9.pt").symlink_to(tmp_path / "gone.pt")
+        (tmp_path / "epoch_9").symlink_to(tmp_path / "gone")
+    elif what == "folder":
+        (tmp_path / "epoch_9.pt").mkdir()
+        (tmp_path / "notes").mkdir()
+    elif what == "unreadable":
+        (tmp_path / "iter_3.pt").symlink_to("/proc/self/mem")
+    elif what == "sums":
+        sums.write_bytes(b"\n\xff\xfe\n  \nabc\n" + sums.read_bytes() + b"0123abc")
+    else:
+        sums.unlink()
+        sums.mkdir()
+    assert storage.furthest_complete(tmp_path).path == tmp_path / "epoch_1.pt"
+    if what != "no sums":
+        storage.save(tmp_path / "iter_4.pt", at_step(4))
+        storage.drop_old_step_checkpoints(tmp_path, keep=2)
+        assert storage.furthest_complete(tmp_path).path == tmp_path / "iter_4.pt"
+
+
+def test_a_sum_belongs_to_its_file(tmp_path):
+    """A checkpoint under the name of another one is not the one that was written there."""
+    for step in (1, 2):
+        storage.save(tmp_path / f"iter_{step}.pt", at_step(step))
+    shutil.copyfile(tmp_path / "iter_1.pt", tmp_path / "iter_2.pt")
+    with pytest.raises(CheckpointError, match=r"iter_2\.pt is damaged"):
+        storage.verify(tmp_path / "iter_2.pt")
+    assert storage.furthest_complete(tmp_path).path == tmp_path / "iter_1.pt"
 
 
 @pytest.mark.parametrize("kept", [0, 400, -1, None])
@@ -171,14 +238,14 @@ def test_without_sums_the_zip_archive_is_checked(tmp_path, kept):
         storage.save(tmp_path / f"iter_{step}.pt", saved)
         os.utime(tmp_path / f"iter_{step}.pt", (step, step))
     (tmp_path / "SHA256SUMS").unlink()
-    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_2.pt"
+    assert storage.furthest_complete(tmp_path).path == tmp_path / "iter_2.pt"
     damaged = bytearray((tmp_path / "iter_2.pt").read_bytes())
     if kept is None:
         damaged[len(damaged) // 2] ^= 1
     else:
         del damaged[kept:]
     (tmp_path / "iter_2.pt").write_bytes(damaged)
-    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_1.pt"
+    assert storage.furthest_complete(tmp_path).path == tmp_path / "iter_1.pt"
 
 
 def test_what_is_verified_is_hashed_once_and_not_loaded(tmp_path, monkeypatch):
@@ -187,7 +254,7 @@ def test_what_is_verified_is_hashed_once_and_not_loaded(tmp_path, monkeypatch):
     digest, load = hashlib.file_digest, torch.load
     monkeypatch.setattr(hashlib, "file_digest", lambda *a: hashed.append(a) or digest(*a))
     monkeypatch.setattr(torch, "load", lambda *a, **k: loaded.append(a) or load(*a, **k))
-    found = storage.newest_complete(tmp_path)
+    found = storage.furthest_complete(tmp_path)
     assert (len(hashed), len(loaded)) == (1, 0)
     storage.load(found)
     assert (len(hashed), len(loaded)) == (1, 1)
@@ -207,7 +274,7 @@ def test_leftovers_of_killed_saves_are_no_checkpoints_and_go_with_the_next(tmp_p
     (tmp_path / ".iter_2.pt.123.partial").write_bytes(b"half")
     (tmp_path / ".epoch_1.partial").mkdir()
     (tmp_path / ".epoch_1.partial" / "SHA256SUMS").write_text("")
-    assert storage.newest_complete(tmp_path).path == tmp_path / "iter_1.pt"
+    assert storage.furthest_complete(tmp_path).path == tmp_path / "iter_1.pt"
     saver = Saver(sharded=False, keep_step_checkpoints=2)
     with saver.open():
         saver.save(tmp_path / "iter_2.pt", content())

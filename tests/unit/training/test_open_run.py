@@ -1,34 +1,96 @@
 """Starting a run folder, and finding what to resume."""
 
-import pytest
+import json
 
+import pytest
+import torch
+
+from neuclip.checkpoint import storage
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
-from neuclip.training.open_run import earlier_config, open_run_folder
+from neuclip.run_folder import RunFolder
+from neuclip.training import open_run
+from neuclip.training.folder_lock import FolderLock
+from neuclip.training.open_run import earlier_config
 
 
-def test_an_existing_run_needs_resume(tmp_path):
-    folder, start = open_run_folder(str(tmp_path), "run", None)
-    assert start is None
-    folder.config.write_text("name: run\n")
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr("neuclip.training.folder_lock.GRACE", 0.1)
+
+
+def open_run_folder(logs, name, resume):
+    with FolderLock() as lock:
+        return open_run.open_run_folder(str(logs), name, resume, lock)
+
+
+def begin(path, what):
+    """A run folder after a failure, or with work in it."""
+    folder = RunFolder(path)
+    folder.checkpoints.mkdir(parents=True)
+    folder.config.write_text("data: {batch_size: 4096}\n")
+    folder.metrics.write_text("")
+    folder.log.write_text("out of memory\n")
+    if what == "a record":
+        folder.metrics.write_text(json.dumps({"kind": "train", "step": 1}) + "\n")
+    elif what == "a checkpoint":
+        folder.step_checkpoint(1).write_bytes(b"x")
+    elif what == "a result":
+        folder.results(1).parent.mkdir()
+        folder.results(1).write_text("{}")
+    elif what == "half a checkpoint":
+        (folder.checkpoints / ".iter_1.pt.0123.partial").write_bytes(b"x")
+    elif what == "half a record":
+        folder.metrics.write_text('{"kind": "tra')
+    return folder
+
+
+@pytest.mark.parametrize("what", ["nothing", "half a checkpoint", "half a record"])
+def test_what_a_failure_before_the_first_step_leaves_is_no_run(tmp_path, what):
+    """The corrected command runs, with or without --resume auto, and with other settings."""
+    folder = begin(tmp_path / "run", what)
+    assert earlier_config(str(tmp_path), "run", "auto") is None
+    for resume in (None, "auto", "latest"):
+        assert open_run_folder(tmp_path, "run", resume) == (folder, None)
+
+
+@pytest.mark.parametrize("what", ["a record", "a checkpoint", "a result"])
+def test_an_existing_run_needs_resume(tmp_path, what):
+    begin(tmp_path / "run", what)
     with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
-        open_run_folder(str(tmp_path), "run", None)
-    assert open_run_folder(str(tmp_path), "run", "latest") == (folder, None)
+        open_run_folder(tmp_path, "run", None)
+    assert not (tmp_path / "run" / "run.lock").exists()
+
+
+def test_latest_is_the_one_of_that_name(tmp_path):
+    folder = begin(tmp_path / "run", "nothing")
     folder.latest.write_bytes(b"x")
-    assert open_run_folder(str(tmp_path), "run", "latest")[1].path == folder.latest
+    assert open_run_folder(tmp_path, "run", "latest")[1].path == folder.latest
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write the run folder"):
-        open_run_folder(str(tmp_path / "file"), "run", None)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / "run.lock").symlink_to(tmp_path / "file")
+    for logs, name in ((tmp_path / "file", "run"), (tmp_path, "run"), (tmp_path, "link")):
+        with pytest.raises(UserError, match="cannot write the run folder") as caught:
+            open_run_folder(logs, name, None)
+        assert "\n" not in str(caught.value)
+    for name in ("x" * 300, "a\0b", "\u00fc" * 150):
+        with pytest.raises(UserError, match="cannot be the name of a folder"):
+            open_run_folder(tmp_path, name, "auto")
+        with pytest.raises(UserError, match="cannot be the name of a folder"):
+            earlier_config(str(tmp_path), name, "auto")
+    assert (tmp_path / "file").read_text() == ""
 
 
 def test_the_settings_of_the_run_to_resume(tmp_path):
-    folder, _ = open_run_folder(str(tmp_path), "run", None)
-    assert earlier_config(str(tmp_path), "run", "auto") is None
+    folder = begin(tmp_path / "run", "nothing")
     folder.config.write_text(RunConfig(seed=7).to_yaml())
     assert earlier_config(str(tmp_path), "run", None) is None
+    storage.save(folder.step_checkpoint(1), {"state_dict": {"a": torch.ones(1)}})
     for resume in ("auto", "latest", str(folder.checkpoints / "epoch_1.pt")):
         earlier = earlier_config(str(tmp_path), "run", resume)
         assert earlier is not None

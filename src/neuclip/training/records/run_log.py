@@ -1,10 +1,12 @@
 """A run's `out.log`: the log messages of this package, warnings, and messages of other packages."""
 
+import contextlib
 import logging
 from pathlib import Path
+from typing import TextIO
 
 from neuclip import console
-from neuclip.files import describe
+from neuclip.files import describe, open_to_append
 
 _LOGGERS = (logging.getLogger("neuclip"), logging.getLogger())
 
@@ -21,22 +23,31 @@ def log_to(file: Path | None) -> None:
             logger.addHandler(handler)
 
 
-class _LogFile(logging.FileHandler):
+class _LogFile(logging.Handler):
     """A log file; if it cannot be written, the terminal shows it once and the run goes on."""
 
-    def __init__(self, file: Path) -> None:
-        super().__init__(file, encoding="utf-8", errors="backslashreplace", delay=True)
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._file: TextIO | None = None
         self._failed = False
         self.setFormatter(console.MessageFormatter("%(asctime)s | %(levelname)s | %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record."""
         try:
-            if self.stream is None:
-                self.stream = self._open()
-            self.stream.write(self.format(record) + self.terminator)
-            self.flush()
+            if self._file is None:
+                self._file = open_to_append(self._path)
+            self._file.write(self.format(record) + "\n")
+            self._file.flush()
         except OSError as error:
             if not self._failed:
                 self._failed = True
-                console.write(f"cannot write {self.baseFilename}: {describe(error)}")
+                console.write(f"cannot write {self._path}: {describe(error)}")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+        super().close()

@@ -1,5 +1,6 @@
 """Sinks for a run's records: a JSON lines file, the console, TensorBoard and W&B."""
 
+import contextlib
 import importlib
 import json
 import logging
@@ -14,7 +15,7 @@ from neuclip.config.sections import OutputConfig
 from neuclip.console import ProgressBar
 from neuclip.errors import UserError
 from neuclip.evaluation.metric_names import METRICS
-from neuclip.files import write_whole
+from neuclip.files import open_to_append, write_whole, writing
 from neuclip.run_folder import read_records
 
 log = logging.getLogger("neuclip")
@@ -38,17 +39,21 @@ class JsonLines:
     def __init__(self, path: Path, from_step: int) -> None:
         kept = [record for record in read_records(path) if record["step"] <= from_step]
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        with writing(path):
+            self._file = open_to_append(path)
 
     def __call__(self, record: Record) -> None:
         """Writes a record at once, so that a killed run keeps it; NaN and infinity become null."""
         plain = {key: _plain(value) for key, value in record.items()}
-        self._file.write(json.dumps(plain) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(plain) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # reported when it was written
+            self._file.close()
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401  any JSON value
@@ -148,9 +153,10 @@ def _tensorboard(run_dir: Path) -> Sink:
     writer = module.SummaryWriter(run_dir / "tensorboard")
 
     def sink(record: Record) -> None:
-        for name, value in _scalars(record).items():
-            writer.add_scalar(name, value, record["step"])
-        writer.flush()
+        with writing(run_dir / "tensorboard"):
+            for name, value in _scalars(record).items():
+                writer.add_scalar(name, value, record["step"])
+            writer.flush()
 
     return sink
 
@@ -160,7 +166,7 @@ def _wandb(output: OutputConfig, run_dir: Path, config: dict[str, Any]) -> Sink:
     # The id belongs to the run folder: a resumed run continues its curve, not one of the same name.
     id_file = run_dir / "run_id"
     if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+        write_whole(id_file, uuid.uuid4().hex[:12] + "\n")
     run = module.init(
         project=output.wandb_project_name or os.environ.get("WANDB_PROJECT", "neuclip"),
         notes=output.wandb_notes,
