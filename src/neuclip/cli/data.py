@@ -168,6 +168,11 @@ def pack_data(command: Pack) -> int:
     shards = quantity(len(packed.shards), "shard")
     print(f"{quantity(samples, 'sample')} in {shards} ({size}){again}")
     print(f"written to {command.out}")
+    if packed.several_captions:
+        print(
+            f"{packed.several_captions:,} samples have several captions: train with --caption-key "
+            "captions to read all of them"
+        )
     if packed.log.total:
         print(f"left out: {packed.log.summary()}; see {command.out / 'pack_report.json'}")
     return 0

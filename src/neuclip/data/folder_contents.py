@@ -109,7 +109,7 @@ def _of_files(
     described = [path for path in files if _METADATA.fullmatch(path.name)]
     if described and given is None and "webdataset" not in by_kind:
         return Recognised(ending_of(described[0]) or "jsonl", str(folder), (str(described[0]),))
-    present = [each for each in _ORDER if each in by_kind]
+    present: list[Kind] = [each for each in _ORDER if each in by_kind]
     kind: Kind = given or (present[0] if present else "folder")
     unused += [
         _count(paths, f"{paths[0].suffix} file")

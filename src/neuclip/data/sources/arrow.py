@@ -294,53 +294,61 @@ def _holds_base64(table: Path, columns: _Columns) -> bool:
 def _table_rows(table: Path, columns: _Columns) -> TableRows:
     """A table of paths, read by row group, without a Python object per value."""
     file = _open_parquet(table)
-    chunks: list[list[Any]] = [[] for _ in columns.names]
+    texts = [_ArrowTexts(_pyarrow(table)) for _ in columns.names]
     for group in range(file.num_row_groups):
         read = file.read_row_group(group, columns=columns.names, use_threads=False)
-        for column, name in zip(chunks, columns.names, strict=True):
-            column += read.column(name).chunks
-    images, *captions = (_strings(table, column) for column in chunks)
-    assert isinstance(images, Slices)
-    return TableRows(table, image_root(table, images), images, tuple(captions))
+        for column, name in zip(texts, columns.names, strict=True):
+            for chunk in read.column(name).chunks:
+                column.add(chunk)
+    images, *captions = texts
+    paths = images.slices()
+    return TableRows(
+        table, image_root(table, paths), paths, tuple(each.values() for each in captions)
+    )
 
 
-def _strings(table: Path, chunks: Sequence[Any]) -> Slices | TextLists:
-    """A column of texts, or of lists of texts; a missing text is empty."""
-    arrow = _pyarrow(table)
-    lists: list[Offsets] = []
-    texts: list[Any] = []
-    for chunk in chunks:
-        if _is_list(arrow.types, chunk.type):
+class _ArrowTexts:
+    """A column of texts, or of lists of texts, copied from Arrow's buffers; nulls are empty."""
+
+    def __init__(self, arrow: Any) -> None:  # noqa: ANN401  the module
+        self._arrow = arrow
+        self._content = bytearray()
+        self._starts: list[Offsets] = []
+        self._ends: list[Offsets] = []
+        self._lengths: list[Offsets] = []
+
+    def add(self, chunk: Any) -> None:  # noqa: ANN401  a pyarrow.Array
+        """Adds an array."""
+        if _is_list(self._arrow.types, chunk.type):
             compute = importlib.import_module("pyarrow.compute")
             lengths = compute.fill_null(compute.list_value_length(chunk), 0)
-            lists.append(np.asarray(lengths, dtype=np.int64))
+            self._lengths.append(np.asarray(lengths, dtype=np.int64))
             chunk = chunk.flatten()
-        texts.append(chunk)
-    slices = _slices(arrow, texts)
-    return TextLists(slices, np.cumsum(np.concatenate(lists))) if lists else slices
-
-
-def _slices(arrow: Any, chunks: Sequence[Any]) -> Slices:  # noqa: ANN401  the module
-    """The buffers of arrays of texts, joined."""
-    content: list[memoryview] = []
-    starts: list[Offsets] = []
-    ends: list[Offsets] = []
-    size = 0
-    for chunk in chunks:
-        texts = chunk.cast(arrow.large_string())
+        texts = chunk.cast(self._arrow.large_string())
+        if not len(texts):
+            return
         _, offsets, data = texts.buffers()
-        if not len(texts) or offsets is None:
-            continue
         numbers = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        first, last = int(numbers[0]), int(numbers[-1])
-        content.append(memoryview(data)[first:last] if data is not None else memoryview(b""))
-        starts.append(numbers[:-1] + (size - first))
-        ends.append(numbers[1:] + (size - first))
-        size += last - first
-    nothing = np.zeros(0, dtype=np.int64)
-    return Slices(
-        b"".join(content), np.concatenate([nothing, *starts]), np.concatenate([nothing, *ends])
-    )
+        first, last, size = int(numbers[0]), int(numbers[-1]), len(self._content)
+        if data is not None:
+            self._content += memoryview(data)[first:last]
+        self._starts.append(numbers[:-1] + (size - first))
+        self._ends.append(numbers[1:] + (size - first))
+
+    def slices(self) -> Slices:
+        """The texts, of all lists."""
+        nothing = np.zeros(0, dtype=np.int64)
+        return Slices(
+            self._content,
+            np.concatenate([nothing, *self._starts]),
+            np.concatenate([nothing, *self._ends]),
+        )
+
+    def values(self) -> Slices | TextLists:
+        """The values of the column."""
+        if not self._lengths:
+            return self.slices()
+        return TextLists(self.slices(), np.cumsum(np.concatenate(self._lengths)))
 
 
 def _sample(

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from neuclip.data.sources.source import Offsets, Slices, Strings, Texts
 
 _NEWLINE, _RETURN, _QUOTE = b'\n\r"'
-_CHUNK = 2**24  # bytes searched at a time
+_BLOCK = 2**22  # bytes cut at a time
+_SWALLOWS = "a quote opens a field that spans further rows"
 _LONGEST_HEADER = 2**20  # bytes
 _LONGEST_FIELD = 2**27  # characters; a caption can exceed csv's default of 131,072
 
@@ -86,109 +87,135 @@ def parse(content: bytes, columns: DelimitedColumns) -> DelimitedRows:
     """
     if b"\n" not in content:  # files of old Macs
         content = content.replace(b"\r", b"\n")
-    data = np.frombuffer(content, np.uint8)
-    quotes = _positions(data, _QUOTE)
-    if _well_formed(data, quotes, columns.separator):
-        cut = _Cut.of(content, data, quotes, columns)
-        swallowed = cut.line_of_swallowed_row(quotes)
-        if swallowed is None:
-            return cut.rows(quoted=len(quotes) > 0)
-        problem = QuoteError(swallowed, "a quote opens a field that spans further rows")
-    else:
-        try:
-            return _parse_mixed(content, columns)
-        except QuoteError as error:
-            problem = error
-    return _parse_literally(content, data, columns, problem)
-
-
-def _parse_literally(
-    content: bytes, data: NDArray[np.uint8], columns: DelimitedColumns, problem: QuoteError
-) -> DelimitedRows:
-    """Reads quotes as text, if every line then has all columns."""
-    cut = _Cut.of(content, data, np.zeros(0, dtype=np.int64), columns)
-    if (cut.separators != columns.total - 1).any():
-        raise problem
-    return cut.rows(quoted=False, note=f"quotes are read as text ({problem})")
+    table = _Table(content, np.frombuffer(content, np.uint8), columns)
+    quotes = _positions(table.data, _QUOTE)
+    try:
+        if _well_formed(table.data, quotes, columns.separator):
+            return _parse_in_blocks(table, quotes)
+        return _parse_mixed(content, columns)
+    except QuoteError as error:
+        return _parse_in_blocks(table, quotes[:0], error)
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """A table cut at its line ends and separators; the column names are not among the rows.
-
-    Attributes:
-        content: the table.
-        data: the same bytes, as an array.
-        starts: [rows] first byte of each row.
-        ends: [rows] end of each row, without its line end.
-        cuts: positions of all separators, and the length of the table.
-        first: [rows] index in `cuts` of the first separator of each row.
-        separators: [rows] number of separators.
-        columns: the columns.
-    """
+class _Table:
+    """A table: its content, the same bytes as an array, and the columns that are read."""
 
     content: bytes
     data: NDArray[np.uint8]
+    columns: DelimitedColumns
+
+
+def _parse_in_blocks(
+    table: _Table, quotes: Offsets, problem: QuoteError | None = None
+) -> DelimitedRows:
+    """Cuts a table at its line ends and separators, block by block to keep the arrays small.
+
+    Args:
+        table: the table.
+        quotes: positions of the quotes; none to read quotes as text.
+        problem: raised if a line lacks a column or has more.
+    """
+    wanted = (table.columns.image, *table.columns.captions)
+    parts: list[list[tuple[Offsets, Offsets]]] = [[] for _ in wanted]
+    for begin, end in _blocks(table.content, quotes):
+        block = _Block.of(table, quotes, begin, end, skip=0 if parts[0] else 1)
+        if problem is not None and (block.separators != table.columns.total - 1).any():
+            raise problem
+        block.check(quotes)
+        for part, number in zip(parts, wanted, strict=True):
+            part.append(block.column(number, quoted=len(quotes) > 0))
+    images, *captions = (
+        Slices(
+            table.content,
+            np.concatenate([starts for starts, _ in part]),
+            np.concatenate([ends for _, ends in part]),
+            doubled_quotes=len(quotes) > 0,
+        )
+        for part in parts
+    )
+    note = "" if problem is None else f"quotes are read as text ({problem})"
+    return DelimitedRows(images, tuple(captions), note)
+
+
+def _blocks(content: bytes, quotes: Offsets) -> Iterator[tuple[int, int]]:
+    """Consecutive parts of a table that end with a row."""
+    begin = 0
+    while content[begin : begin + 1] in {b"\r", b"\n"}:
+        begin += 1
+    while begin < len(content):
+        end = content.find(b"\n", begin + _BLOCK)
+        while end >= 0 and np.searchsorted(quotes, end) % 2:
+            end = content.find(b"\n", end + 1)
+        end = end + 1 or len(content)
+        yield begin, end
+        begin = end
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some rows of a table, cut at their separators.
+
+    Attributes:
+        table: the table.
+        starts: [rows] first byte of each row.
+        ends: [rows] end of each row, without its line end.
+        cuts: positions of all separators, and of the end.
+        first: [rows] index in `cuts` of the first separator of each row.
+        separators: [rows] number of separators.
+    """
+
+    table: _Table
     starts: Offsets
     ends: Offsets
     cuts: Offsets
     first: Offsets
     separators: Offsets
-    columns: DelimitedColumns
 
     @classmethod
-    def of(
-        cls, content: bytes, data: NDArray[np.uint8], quotes: Offsets, columns: DelimitedColumns
-    ) -> "_Cut":
-        """Cuts a table outside of its quoted fields."""
-        newlines = _outside(_positions(data, _NEWLINE), quotes)
-        cuts = _outside(_positions(data, ord(columns.separator)), quotes)
-        starts = np.concatenate([[0], newlines + 1])
-        ends = np.concatenate([newlines, [len(data)]])
+    def of(cls, table: _Table, quotes: Offsets, begin: int, end: int, skip: int) -> "_Block":
+        """Cuts rows outside of their quoted fields, without empty lines and the first `skip`."""
+        data = table.data[begin:end]
+        newlines = _outside(_positions(data, _NEWLINE) + begin, quotes)
+        cuts = _outside(_positions(data, ord(table.columns.separator)) + begin, quotes)
+        starts = np.concatenate([[begin], newlines + 1])
+        ends = np.concatenate([newlines, [end]])
         has_content = ends > starts
-        ends[has_content] -= data[ends[has_content] - 1] == _RETURN
-        rows = np.flatnonzero(ends > starts)[1:]  # without empty lines and column names
+        ends[has_content] -= table.data[ends[has_content] - 1] == _RETURN
+        rows = np.flatnonzero(ends > starts)[skip:]
         starts, ends = starts[rows], ends[rows]
         first = np.searchsorted(cuts, starts)
         separators = np.searchsorted(cuts, ends) - first
-        cuts = np.append(cuts, len(data))
-        return cls(content, data, starts, ends, cuts, first, separators, columns)
+        return cls(table, starts, ends, np.append(cuts, end), first, separators)
 
-    def rows(self, *, quoted: bool, note: str = "") -> DelimitedRows:
-        """The columns that are read."""
-        captions = (self._column(number, quoted=quoted) for number in self.columns.captions)
-        return DelimitedRows(self._column(self.columns.image, quoted=quoted), tuple(captions), note)
-
-    def _column(self, number: int, *, quoted: bool) -> Slices:
-        last = len(self.cuts) - 1
-        starts, ends = self.starts, self.ends.copy()
+    def column(self, number: int, *, quoted: bool) -> tuple[Offsets, Offsets]:
+        """Start and end of a column's value in each row; empty if the row is too short."""
+        starts, ends = self.starts.copy(), self.ends.copy()
         if number:
-            before = self.cuts[np.minimum(self.first + number - 1, last)] + 1
+            before = self.cuts[np.minimum(self.first + number - 1, len(self.cuts) - 1)] + 1
             starts = np.where(self.separators >= number, before, self.ends)
         closed = self.separators > number
         ends[closed] = self.cuts[self.first[closed] + number]
         if quoted:
             wrapped = np.flatnonzero(ends - starts >= 2)
-            wrapped = wrapped[self.data[starts[wrapped]] == _QUOTE]
-            starts = starts.copy()
+            wrapped = wrapped[self.table.data[starts[wrapped]] == _QUOTE]
             starts[wrapped] += 1
             ends[wrapped] -= 1
-        return Slices(self.content, starts, ends, doubled_quotes=quoted)
+        return starts, ends
 
-    def line_of_swallowed_row(self, quotes: Offsets) -> int | None:
-        """The line on which a quoted field begins that looks as if it held further rows."""
-        if not len(quotes):
-            return None
-        newlines = _positions(self.data, _NEWLINE)
+    def check(self, quotes: Offsets) -> None:
+        """Raises `QuoteError` if a quoted field of several lines looks as if it held rows."""
+        if not len(quotes) or not len(self.starts):
+            return
+        begin, end = int(self.starts[0]), int(self.ends[-1])
+        newlines = _positions(self.table.data[begin:end], _NEWLINE) + begin
         inside = newlines[np.searchsorted(quotes, newlines) % 2 == 1]
         for row in np.unique(np.searchsorted(self.starts, inside, side="right") - 1).tolist():
-            if row < 0:  # a column name with a line end
-                continue
             start, end = int(self.starts[row]), int(self.ends[row])
-            text = self.content[start:end].decode("utf-8", "surrogateescape")
-            if _holds_rows(text.split("\n"), self.columns):
-                return int(np.searchsorted(newlines, start)) + 1
-        return None
+            text = self.table.content[start:end].decode("utf-8", "surrogateescape")
+            if _holds_rows(text.split("\n"), self.table.columns):
+                line = self.table.content.count(b"\n", 0, start) + 1
+                raise QuoteError(line, _SWALLOWS)
 
 
 def _parse_mixed(content: bytes, columns: DelimitedColumns) -> DelimitedRows:
@@ -207,7 +234,7 @@ def _parse_mixed(content: bytes, columns: DelimitedColumns) -> DelimitedRows:
         try:
             for number, row in enumerate(filter(None, rows)):
                 if len(read) > 1 and _holds_rows(read, columns):
-                    raise QuoteError(line, "a quote opens a field that spans further rows")
+                    raise QuoteError(line, _SWALLOWS)
                 line = rows.line_num + 1
                 read.clear()
                 if number:
@@ -255,10 +282,10 @@ def _outside(positions: Offsets, quotes: Offsets) -> Offsets:
 
 
 def _positions(data: NDArray[np.uint8], byte: int) -> Offsets:
-    """Where a byte occurs; in chunks, to keep the mask small."""
+    """Where a byte occurs, searched in pieces to keep the mask small."""
     found = [
-        np.flatnonzero(data[start : start + _CHUNK] == byte) + start
-        for start in range(0, len(data), _CHUNK)
+        np.flatnonzero(data[start : start + _BLOCK] == byte) + start
+        for start in range(0, len(data), _BLOCK)
     ]
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 

@@ -209,7 +209,12 @@ class Slices(Strings):
     """Strings as slices of one buffer, which need not follow each other."""
 
     def __init__(
-        self, content: bytes, starts: Offsets, ends: Offsets, *, doubled_quotes: bool = False
+        self,
+        content: bytes | bytearray,
+        starts: Offsets,
+        ends: Offsets,
+        *,
+        doubled_quotes: bool = False,
     ) -> None:
         """Keeps the buffer; nothing is copied.
 
@@ -227,7 +232,7 @@ class Slices(Strings):
 
     def encoded(self, index: int) -> bytes:
         """One string in UTF-8; invalid bytes are kept."""
-        part = self._content[self._starts[index] : self._ends[index]]
+        part = bytes(self._content[self._starts[index] : self._ends[index]])
         return part.replace(b'""', b'"') if self._doubled_quotes else part
 
     def count_invalid(self) -> int:
@@ -255,7 +260,7 @@ class TextLists:
         return [self._texts[number] for number in range(start, int(self._ends[index]))]
 
 
-def _is_utf8(content: bytes) -> bool:
+def _is_utf8(content: bytes | bytearray) -> bool:
     """Whether bytes are UTF-8, checked in pieces: no text as long as the content is made."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:

@@ -78,11 +78,13 @@ class Packed:
         shards: the entries of the manifest.
         reused: number of shards that an earlier start wrote.
         log: samples left out.
+        several_captions: number of samples with more than one caption.
     """
 
     shards: list[ShardEntry]
     reused: int
     log: DamageLog
+    several_captions: int = 0
 
 
 def pack(
@@ -91,8 +93,9 @@ def pack(
     """Writes a source as tar shards, or the shards that an earlier start did not finish.
 
     Keys are positions in the source, so they can serve as sample ids (`--data-size`); the `.json`
-    of a sample contains its original key. Image files are copied unchanged. Corrupt samples are
-    left out and reported.
+    of a sample contains its original key, and all captions; the `.txt` contains the first caption,
+    and is left out if there is none. Image files are copied unchanged. Corrupt samples are
+    left out and reported; a shard of which every sample is corrupt is not written.
 
     Args:
         source: the source to read.
@@ -102,7 +105,8 @@ def pack(
         progress: called for each shard.
 
     Raises:
-        UserError: the folder is used otherwise, is being filled, or is not writable.
+        UserError: no sample can be read, or the folder is used otherwise, is being filled, or is
+            not writable.
     """
     try:
         complete = _complete(plan, out)
@@ -135,12 +139,21 @@ def _pack(source: Source, plan: Plan, out: Path, workers: int, progress: Progres
     log.add(source.damage)
     for record in records.values():
         assert record is not None
-        entries.append(record.entry)
+        if record.entry.samples:
+            entries.append(record.entry)
         log.add(record.damage)
-    report = {**asdict(plan), "damage": log.report()}
+    if not entries:
+        shutil.rmtree(out / _STATE, ignore_errors=True)
+        first = log.report()["examples"][0]
+        raise UserError(
+            f"none of the {plan.samples} samples of {plan.source} can be read "
+            f"({log.summary()}), so there is nothing to pack; the first: {Damage(**first)}"
+        )
+    several = sum(record.several_captions for record in records.values() if record is not None)
+    report = {**asdict(plan), "several_captions": several, "damage": log.report()}
     _write_whole(out / REPORT, json.dumps(report, indent=2))
     _write_whole(out / MANIFEST, manifest_text(entries))
-    return Packed(entries, reused, log)
+    return Packed(entries, reused, log, several)
 
 
 # one shard --------------------------------------------------------------------------------------
@@ -153,6 +166,7 @@ class _Record:
     number: int
     entry: ShardEntry
     damage: list[Damage]
+    several_captions: int
 
 
 def _record(plan: Plan, out: Path, number: int) -> _Record | None:
@@ -165,10 +179,11 @@ def _record(plan: Plan, out: Path, number: int) -> _Record | None:
             Damage(each["shard"], each["key"], cast(DamageKind, each["kind"]), each["detail"])
             for each in stored["damage"]
         ]
-        complete = (out / entry.name).stat().st_size == entry.size
+        several = int(stored["several_captions"])
+        complete = not entry.samples or (out / entry.name).stat().st_size == entry.size
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return _Record(number, entry, damage) if complete else None
+    return _Record(number, entry, damage, several) if complete else None
 
 
 def _written(
@@ -216,7 +231,7 @@ def _write_shard_of_job(number: int) -> _Record:
 
 
 def _write_shard(source: Source, plan: Plan, out: Path, number: int) -> _Record:
-    name, damage, samples = plan.name(number), list[Damage](), 0
+    name, damage, samples, several = plan.name(number), list[Damage](), 0, 0
     partial = out / _STATE / f"{name}.{os.getpid()}.partial"
     with partial.open("wb") as file:
         hashing = _Hashing(file)
@@ -230,13 +245,21 @@ def _write_shard(source: Source, plan: Plan, out: Path, number: int) -> _Record:
                     continue
                 add_sample(tar, f"{position:09d}", _members(sample))
                 samples += 1
+                several += len(sample.captions) > 1
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(out / name)
+    if samples:
+        partial.replace(out / name)
+    else:
+        partial.unlink()
     entry = ShardEntry(name, hashing.size, hashing.digest.hexdigest(), samples)
-    stored = {"entry": asdict(entry), "damage": [asdict(found) for found in damage]}
+    stored = {
+        "entry": asdict(entry),
+        "damage": [asdict(found) for found in damage],
+        "several_captions": several,
+    }
     _write_whole(out / _STATE / f"{name}.json", json.dumps(stored))
-    return _Record(number, entry, damage)
+    return _Record(number, entry, damage, several)
 
 
 @dataclass(frozen=True)
@@ -260,10 +283,13 @@ def _packed_image(content: bytes) -> _PackedImage:
 
 def _members(sample: Sample[_PackedImage]) -> dict[str, bytes]:
     """Members of a sample by extension."""
-    members = {sample.image.extension: sample.image.content, "txt": sample.caption.encode()}
+    members = {sample.image.extension: sample.image.content}
+    if sample.captions:
+        members["txt"] = sample.caption.encode()
     if sample.class_index is not None:
         members["cls"] = str(sample.class_index).encode()
-    members["json"] = json.dumps({"source_key": sample.key}).encode()
+    facts = {"source_key": sample.key, "captions": sample.captions}
+    members["json"] = json.dumps(facts).encode()
     return members
 
 
@@ -313,7 +339,8 @@ def _complete(plan: Plan, out: Path) -> Packed | None:
     same = all(report.get(key) == value for key, value in asdict(plan).items())
     if not same or sizes != [entry.size for entry in entries]:
         return None
-    return Packed(entries, len(entries), DamageLog.from_report(report["damage"]))
+    log = DamageLog.from_report(report["damage"])
+    return Packed(entries, len(entries), log, report.get("several_captions", 0))
 
 
 def _check_folder(out: Path, plan: Plan) -> None:
