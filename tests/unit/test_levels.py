@@ -50,7 +50,7 @@ INSIDE = {
     "data.sources": [
         ["source", "tar_headers"],
         ["columns", "delimited"],
-        ["folders", "tables", "mixture", "tar_index", "synthetic"],
+        ["folders", "tables", "arrow_columns", "mixture", "tar_index", "synthetic"],
         ["class_folders", "arrow", "json_lines", "shards"],
     ],
     "data.remote": [

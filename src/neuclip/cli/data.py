@@ -120,9 +120,8 @@ def inspect_data(command: Inspect) -> int:
         source.close()
     rate = command.samples_per_second
     terminal.print_facts(facts(found, rate))
-    for damage in found.damage.report()["examples"][:20]:
-        where = f"{damage['shard']}, {damage['key']}" if damage["key"] else damage["shard"]
-        print(f"  {damage['kind']}: {where}: {damage['detail']}")
+    for damage in found.damage.examples[:20]:
+        print(f"  {damage}")
     if command.out is not None:
         write_whole(command.out, page(found, rate))
         print(f"written to {command.out}")
@@ -169,9 +168,10 @@ def pack_data(command: Pack) -> int:
     print(f"{quantity(samples, 'sample')} in {shards} ({size}){again}")
     print(f"written to {command.out}")
     if packed.several_captions:
+        have = "has" if packed.several_captions == 1 else "have"
         print(
-            f"{packed.several_captions:,} samples have several captions: train with --caption-key "
-            "captions to read all of them"
+            f"{quantity(packed.several_captions, 'sample')} {have} several captions: train with "
+            "--caption-key captions to read all of them"
         )
     if packed.log.total:
         print(f"left out: {packed.log.summary()}; see {command.out / 'pack_report.json'}")

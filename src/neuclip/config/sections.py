@@ -181,7 +181,7 @@ class ParallelConfig(Section):
             )
 
 
-DataFormat = Literal["auto", "webdataset", "csv", "parquet", "folder", "huggingface"]
+DataFormat = Literal["auto", "webdataset", "csv", "jsonl", "parquet", "folder", "huggingface"]
 MAX_IMAGE_PIXELS = 178_956_970
 """Pillow's own limit: as RGBA, such an image takes about 0.7 GB."""
 

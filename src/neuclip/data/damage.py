@@ -73,6 +73,11 @@ class DamageLog:
                 "or raise the limit"
             )
 
+    @property
+    def examples(self) -> list[Damage]:
+        """The first cases."""
+        return list(self._examples)
+
     def summary(self) -> str:
         """Counts by kind in a few words."""
         return ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 Kind = Literal[
     "webdataset", "remote", "csv", "jsonl", "parquet", "folder", "huggingface", "synthetic"
@@ -123,7 +123,7 @@ def _of_files(
     if len(groups) > 1:
         rest = [path for path in chosen if _split_of_file(path) is None]
         split, chosen = _chosen(folder, groups, splits)
-        unused += [*_others(groups, split), *([_count(rest, "file of no split")] if rest else [])]
+        unused += [*_others(groups, split), *([_count(rest, "undivided file")] if rest else [])]
     if not chosen:
         raise UserError(f"{folder}: no file of the format {given}")
     return Recognised(kind, str(folder), tuple(map(str, chosen)), split, tuple(unused))
@@ -154,8 +154,7 @@ def _is_metadata_of_shard(path: Path) -> bool:
 
 
 def _count(paths: Sequence[Path], what: str) -> str:
-    plural = "s" if len(paths) != 1 else ""
-    return f"{len(paths)} {what}{plural} ({paths[0].name}{', ...' if len(paths) > 1 else ''})"
+    return f"{quantity(len(paths), what)} ({paths[0].name}{', ...' if len(paths) > 1 else ''})"
 
 
 # splits ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from neuclip.data.sources.shards import ShardIndex, build_index, expand_patterns
 from neuclip.data.sources.source import Captions, Source, captions_required
 from neuclip.data.sources.synthetic import SyntheticSource
 from neuclip.data.sources.tables import TableSource, read_delimited
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.files import cache_home
 
 _log = logging.getLogger(__name__)
@@ -72,7 +72,10 @@ def open_source(
             ids_are_keys=reading.data_size is not None,
         )
     if captions == "required" and not source.has_captions:
-        raise UserError(f"{pattern}: no captions")
+        raise UserError(
+            f"{pattern} has no captions: they are read from the .txt of a sample, or with "
+            "--caption-key KEY from its .json"
+        )
     _log.info("%s", source.opened)
     for line in source.unused:
         _log.info("not read: %s", line)
@@ -107,7 +110,7 @@ class _Opener:
         """One source; folders and datasets are opened one by one and joined."""
         source = self._open(found)
         details = f"; {source.opened}" if source.opened else ""
-        source.opened = f"{found.words}, {len(source):,} samples{details}"
+        source.opened = f"{found.words}, {quantity(len(source), 'sample')}{details}"
         source.unused = (*found.unused, *source.unused)
         return source
 

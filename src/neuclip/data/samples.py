@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+from neuclip.errors import printable
+
 DamageKind = Literal[
     "image",
     "image_missing",
@@ -74,8 +76,8 @@ class Damage:
     detail: str
 
     def __str__(self) -> str:
-        where = f"{self.shard}, sample {self.key}" if self.key else self.shard
-        return f"{where}: {self.kind}: {self.detail}"
+        where = f"{self.shard}, sample {printable(self.key)}" if self.key else self.shard
+        return f"{where}: {self.kind}: {printable(self.detail, 300)}"
 
 
 class SampleError(Exception):

@@ -10,6 +10,7 @@ In reading order:
 - `delimited`: csv and tsv, cut into slices of the file;
 - `tables`: csv and tsv tables of image paths and captions;
 - `json_lines`: the same in JSON;
+- `arrow_columns`: columns of Arrow tables: their types, and texts from their buffers;
 - `arrow`: parquet tables and Hugging Face datasets;
 - `folders`: a folder of images with captions beside them;
 - `class_folders`: a folder of images with one folder per class;

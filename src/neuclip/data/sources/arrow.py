@@ -10,44 +10,26 @@ import importlib
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.captions import CaptionRule, captions_of
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample, Unusable
-from neuclip.data.sources.columns import base64_image, columns_note, find_columns, image_root
+from neuclip.data.sources.arrow_columns import ArrowColumns, ArrowTexts, arrow_columns, pyarrow
+from neuclip.data.sources.columns import base64_image, columns_note, image_root
 from neuclip.data.sources.source import (
     Captions,
-    Offsets,
-    Slices,
     Source,
-    TextLists,
     captions_required,
     even_blocks,
     read_image_file,
 )
 from neuclip.data.sources.tables import TableRows, TableSource
-from neuclip.errors import UserError, printable
+from neuclip.errors import UserError
 
 _WINDOW = 4  # row groups shuffled together, and kept in memory, if images are in the table
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The columns that are read, by name; a sample has the captions of all caption columns."""
-
-    image: str
-    captions: tuple[str, ...]
-    images_are_paths: bool
-
-    @property
-    def names(self) -> list[str]:
-        return [self.image, *self.captions]
 
 
 class ParquetSource(Source):
@@ -60,7 +42,7 @@ class ParquetSource(Source):
     def __init__(
         self,
         tables: Sequence[Path],
-        columns: Sequence[_Columns],
+        columns: Sequence[ArrowColumns],
         captions: CaptionRule,
         kept: int | None,
     ) -> None:
@@ -139,7 +121,7 @@ class DatasetSource(Source):
         """
         self._folder, self._files = folder, _dataset_files(folder)
         table = self._map()
-        self._columns = _columns(table.schema, reading, folder, captions)
+        self._columns = arrow_columns(table.schema, reading, folder, captions)
         self._rows: tuple[Any, ...] | None = None
         self.layout = Layout.of(str(folder), even_blocks(table.num_rows))
         self.has_captions = bool(self._columns.captions)
@@ -170,7 +152,7 @@ class DatasetSource(Source):
         return self._folder, str(position)
 
     def _map(self) -> Any:  # noqa: ANN401  a pyarrow.Table
-        arrow = _pyarrow(self._folder)
+        arrow = pyarrow(self._folder)
         try:
             parts = [
                 arrow.ipc.open_stream(arrow.memory_map(str(self._folder / file))).read_all()
@@ -195,7 +177,7 @@ def open_parquet(
         UserError: pyarrow is missing, a table cannot be read, or a column is missing or of a type
             that holds no images or captions.
     """
-    columns = [_columns(_open_parquet(t).schema_arrow, reading, t, captions) for t in tables]
+    columns = [arrow_columns(_open_parquet(t).schema_arrow, reading, t, captions) for t in tables]
     has_captions = any(each.captions for each in columns)
     rule = CaptionRule(required=captions_required(captions, has_captions=has_captions))
     note = columns_note([columns[0].image], columns[0].captions)
@@ -209,78 +191,10 @@ def open_parquet(
     return source
 
 
-# columns and their types -------------------------------------------------------------------------
-
-
-def _columns(schema: Any, reading: ReadingConfig, where: Path, captions: Captions) -> _Columns:  # noqa: ANN401  a pyarrow.Schema
-    """The columns that are read; raises `UserError` for types that hold no images or captions."""
-    found = find_columns(schema.names, reading, where, captions)
-    types = _pyarrow(where).types
-    image = schema.field(found.image)
-    as_path = _is_text(types, image.type)
-    if not (as_path or _is_image(types, image.type)):
-        raise UserError(
-            f"{where}: column {image.name!r} holds {_type(image.type)}, not images: paths, bytes, "
-            "or a struct {bytes, path}; name another one with --csv-img-key"
-        )
-    names: list[str] = []
-    for index in found.captions:
-        caption = schema.field(index)
-        if not _is_caption(types, caption.type):
-            others = [each.name for each in schema if _is_text(types, each.type)]
-            known = f" (text columns: {', '.join(map(repr, others[:8]))})" if others else ""
-            raise UserError(
-                f"{where}: column {caption.name!r} holds {_type(caption.type)}, not captions: a "
-                f"text or a list of texts; name another one with --csv-caption-key{known}"
-            )
-        names.append(caption.name)
-    return _Columns(image.name, tuple(names), as_path)
-
-
-def _is_text(types: Any, kind: Any) -> bool:  # noqa: ANN401  pyarrow.types and a DataType
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    view = getattr(types, "is_string_view", None)
-    return bool(
-        types.is_string(kind) or types.is_large_string(kind) or (view is not None and view(kind))
-    )
-
-
-def _is_bytes(types: Any, kind: Any) -> bool:  # noqa: ANN401
-    view = getattr(types, "is_binary_view", None)
-    return bool(
-        types.is_binary(kind) or types.is_large_binary(kind) or (view is not None and view(kind))
-    )
-
-
-def _is_image(types: Any, kind: Any) -> bool:  # noqa: ANN401
-    """Whether a type is that of image files: bytes, or a struct that has them or a path."""
-    if types.is_struct(kind):
-        fields = {kind.field(number).name: kind.field(number).type for number in range(len(kind))}
-        has_bytes = "bytes" in fields and _is_bytes(types, fields["bytes"])
-        return has_bytes or ("path" in fields and _is_text(types, fields["path"]))
-    return _is_bytes(types, kind)
-
-
-def _is_caption(types: Any, kind: Any) -> bool:  # noqa: ANN401
-    if _is_list(types, kind):
-        return _is_text(types, kind.value_type)
-    return _is_text(types, kind) or bool(types.is_null(kind))
-
-
-def _is_list(types: Any, kind: Any) -> bool:  # noqa: ANN401
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def _type(kind: Any) -> str:  # noqa: ANN401
-    hint = " (labels?)" if "int" in str(kind) and "<" not in str(kind) else ""
-    return f"values of type {printable(str(kind))}{hint}"
-
-
 # rows --------------------------------------------------------------------------------------------
 
 
-def _holds_base64(table: Path, columns: _Columns) -> bool:
+def _holds_base64(table: Path, columns: ArrowColumns) -> bool:
     """Whether the first image of a table is an image file as base64 text."""
     file = _open_parquet(table)
     for group in range(file.num_row_groups):
@@ -291,10 +205,10 @@ def _holds_base64(table: Path, columns: _Columns) -> bool:
     return False
 
 
-def _table_rows(table: Path, columns: _Columns) -> TableRows:
+def _table_rows(table: Path, columns: ArrowColumns) -> TableRows:
     """A table of paths, read by row group, without a Python object per value."""
     file = _open_parquet(table)
-    texts = [_ArrowTexts(_pyarrow(table)) for _ in columns.names]
+    texts = [ArrowTexts(pyarrow(table)) for _ in columns.names]
     for group in range(file.num_row_groups):
         read = file.read_row_group(group, columns=columns.names, use_threads=False)
         for column, name in zip(texts, columns.names, strict=True):
@@ -305,50 +219,6 @@ def _table_rows(table: Path, columns: _Columns) -> TableRows:
     return TableRows(
         table, image_root(table, paths), paths, tuple(each.values() for each in captions)
     )
-
-
-class _ArrowTexts:
-    """A column of texts, or of lists of texts, copied from Arrow's buffers; nulls are empty."""
-
-    def __init__(self, arrow: Any) -> None:  # noqa: ANN401  the module
-        self._arrow = arrow
-        self._content = bytearray()
-        self._starts: list[Offsets] = []
-        self._ends: list[Offsets] = []
-        self._lengths: list[Offsets] = []
-
-    def add(self, chunk: Any) -> None:  # noqa: ANN401  a pyarrow.Array
-        """Adds an array."""
-        if _is_list(self._arrow.types, chunk.type):
-            compute = importlib.import_module("pyarrow.compute")
-            lengths = compute.fill_null(compute.list_value_length(chunk), 0)
-            self._lengths.append(np.asarray(lengths, dtype=np.int64))
-            chunk = chunk.flatten()
-        texts = chunk.cast(self._arrow.large_string())
-        if not len(texts):
-            return
-        _, offsets, data = texts.buffers()
-        numbers = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        first, last, size = int(numbers[0]), int(numbers[-1]), len(self._content)
-        if data is not None:
-            self._content += memoryview(data)[first:last]
-        self._starts.append(numbers[:-1] + (size - first))
-        self._ends.append(numbers[1:] + (size - first))
-
-    def slices(self) -> Slices:
-        """The texts, of all lists."""
-        nothing = np.zeros(0, dtype=np.int64)
-        return Slices(
-            self._content,
-            np.concatenate([nothing, *self._starts]),
-            np.concatenate([nothing, *self._ends]),
-        )
-
-    def values(self) -> Slices | TextLists:
-        """The values of the column."""
-        if not self._lengths:
-            return self.slices()
-        return TextLists(self.slices(), np.cumsum(np.concatenate(self._lengths)))
 
 
 def _sample(
@@ -389,18 +259,8 @@ def _dataset_files(folder: Path) -> list[str]:
 
 
 def _open_parquet(table: Path) -> Any:  # noqa: ANN401  a pyarrow.parquet.ParquetFile
-    _pyarrow(table)
+    pyarrow(table)
     try:
         return importlib.import_module("pyarrow.parquet").ParquetFile(table, pre_buffer=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{table} cannot be read as a parquet table: {error}") from None
-
-
-def _pyarrow(where: Path) -> Any:  # noqa: ANN401  a module that may be missing
-    try:
-        return importlib.import_module("pyarrow")
-    except ImportError:
-        raise UserError(
-            f"{where}: pyarrow is needed to read this; install it with "
-            "pip install 'neuclip[parquet]'"
-        ) from None

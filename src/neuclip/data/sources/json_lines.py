@@ -12,7 +12,7 @@ from neuclip.config.sections import ReadingConfig
 from neuclip.data.sources.columns import columns_note, find_columns, image_root
 from neuclip.data.sources.source import Captions, TextLists, Texts
 from neuclip.data.sources.tables import TableRows, text_of
-from neuclip.errors import UserError, printable
+from neuclip.errors import UserError, printable, quantity
 
 _EXPECTED = "expected one JSON object a line, or a list of objects"
 
@@ -80,8 +80,8 @@ def _parsed(text: bytes) -> object:
 def _left_out(table: Path, bad: list[int]) -> tuple[str, ...]:
     if not bad:
         return ()
-    lines = "1 line is" if len(bad) == 1 else f"{len(bad)} lines are"
-    return (f"{table}: {lines} not a JSON object (first: line {bad[0]})",)
+    lines = quantity(len(bad), "line")
+    return (f"{lines} of {table} without a JSON object (first: line {bad[0]})",)
 
 
 def _image(value: object, key: str, where: str) -> str:

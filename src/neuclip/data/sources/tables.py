@@ -19,7 +19,7 @@ from neuclip.data.sources.source import (
     even_blocks,
     read_image_file,
 )
-from neuclip.errors import UserError, printable
+from neuclip.errors import UserError, printable, quantity
 from neuclip.files import describe
 
 SEPARATORS = "\t,;|"
@@ -197,8 +197,8 @@ def _not_utf8(table: Path, captions: Sequence[Strings]) -> tuple[str, ...]:
     bad = sum(column.count_invalid() for column in captions)
     return (
         (
-            f"{bad} captions of {table} are not UTF-8: convert the table, for example with "
-            f"iconv -f latin1 -t utf8 {table} > utf8{table.suffix}",
+            f"{quantity(bad, 'caption')} of {table}, not in UTF-8: convert the table, for example "
+            f"with iconv -f latin1 -t utf8 {table} > utf8{table.suffix}",
         )
         if bad
         else ()

@@ -144,10 +144,9 @@ def _pack(source: Source, plan: Plan, out: Path, workers: int, progress: Progres
         log.add(record.damage)
     if not entries:
         shutil.rmtree(out / _STATE, ignore_errors=True)
-        first = log.report()["examples"][0]
         raise UserError(
             f"none of the {plan.samples} samples of {plan.source} can be read "
-            f"({log.summary()}), so there is nothing to pack; the first: {Damage(**first)}"
+            f"({log.summary()}), so there is nothing to pack; the first: {log.examples[0]}"
         )
     several = sum(record.several_captions for record in records.values() if record is not None)
     report = {**asdict(plan), "several_captions": several, "damage": log.report()}

@@ -73,7 +73,7 @@ LONE = {
     "unclosed": ({4: '"Be yourself'}, "line 6: .* is not closed"),
     "twice": ({4: '"27 inch', 7: '"13 inch'}, "line 6: .* is closed in the middle of a field"),
     "closed by the end of another": ({4: '"27 inch', 7: 'a 13"'}, "line 6: .* further rows"),
-    "many": ({n: '"open' for n in range(9)}, "line 2: "),
+    "many": (dict.fromkeys(range(9), '"open'), "line 2: "),
 }
 
 

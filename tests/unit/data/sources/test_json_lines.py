@@ -59,7 +59,8 @@ def test_a_folder_of_images_with_metadata(write, tmp_path):
 def test_lines_that_are_not_objects_are_counted(write):
     source = open_source(write("t.jsonl", f"{LINES}\n[1]\n{{broken\n"))
     assert len(source) == 4
-    assert source.unused[0].endswith("t.jsonl: 2 lines are not a JSON object (first: line 5)")
+    assert source.unused[0].startswith("2 lines of ")
+    assert source.unused[0].endswith("without a JSON object (first: line 5)")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Tables, folders, mixtures, and what opens them."""
 
+import base64
 import csv
 import json
 import pickle
@@ -12,7 +13,7 @@ from neuclip.config.sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.samples import SampleError
-from neuclip.data.sources import arrow
+from neuclip.data.sources import arrow_columns
 from neuclip.data.sources.folders import FolderSource
 from neuclip.data.sources.mixture import Mixture
 from neuclip.data.sources.shards import ShardIndex
@@ -172,6 +173,106 @@ def test_table_flags_that_are_wrong(tmp_path, images, rows):
         open_source(path, ReadingConfig(data_size=12))
 
 
+@pytest.mark.parametrize("given", ["\t", r"\t", "tab", ";", "|"])
+def test_separators_as_typed_in_a_shell(tmp_path, images, rows, given):
+    separator = {r"\t": "\t", "tab": "\t"}.get(given, given)
+    path = write_table(tmp_path / "t.csv", rows, separator=separator)
+    check(open_source(str(path), ReadingConfig(csv_separator=given)))
+    check(open_source(str(path)))  # found without the flag, too
+
+
+@pytest.mark.parametrize("given", ["::", "", r"\n", "\n", '"', "é"])
+def test_separators_that_are_not_one_character(given):
+    with pytest.raises(ValueError, match="must be one character other than a quote"):
+        ReadingConfig(csv_separator=given)
+
+
+def test_paths_relative_to_the_table_or_to_where_the_user_stands(
+    tmp_path, images, rows, monkeypatch
+):
+    (tmp_path / "data" / "csv").mkdir(parents=True)
+    table = write_table(tmp_path / "data" / "csv" / "t.csv", rows)
+    monkeypatch.chdir(tmp_path)
+    check(open_source("data/csv/t.csv"))
+    monkeypatch.chdir(tmp_path / "data")
+    message = (
+        rf"none of the 12 image paths tried exists; the first is 'images/0\.png', looked for in "
+        rf"{table.parent} and in the current folder {tmp_path / 'data'}: paths must be absolute"
+    )
+    with pytest.raises(UserError, match=message):
+        open_source(str(table))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("https://host/a.jpg", "the image column holds addresses: download them first"),
+        ("imgs\\a.jpg", "they contain backslashes, which must be /"),
+        ("x" * 100_000, r"the first is 'x{77}\.\.\.', looked for in"),
+        (base64.b64encode(b"\xff\xd8\xff" * 99).decode(), "as base64 text .a JPEG image."),
+    ],
+)
+def test_values_that_are_not_paths(tmp_path, value, message):
+    path = write_table(tmp_path / "t.csv", [(value, "words")])
+    with pytest.raises(UserError, match=message):
+        open_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (("URL", "TEXT"), "the images are addresses: download them first"),
+        (("a dog", "https://host/a.jpg"), "the first line must hold the names of the columns"),
+        (("x" * 10_000, "y"), r"its columns are 'x{37}\.\.\.', 'y': name one"),
+        (tuple("abcdefghijklmnop"), "'l' and 4 more: name one with"),
+    ],
+)
+def test_columns_that_are_not_known(tmp_path, header, message):
+    path = write_table(tmp_path / "t.csv", [("x",) * len(header)], header)
+    with pytest.raises(UserError, match=message):
+        open_source(str(path))
+
+
+def test_names_of_columns_in_any_case(tmp_path, images, rows):
+    check(open_source(str(write_table(tmp_path / "t.csv", rows, ("Image", " Caption")))))
+
+
+def test_several_caption_columns(tmp_path, images, rows):
+    table = [(*row, f"{row[1]} again", "") for row in rows]
+    path = write_table(tmp_path / "t.csv", table, ("filepath", "a", "b", "c"))
+    source = open_source(str(path), ReadingConfig(csv_caption_key="a,b,c"))
+    assert source.read(3).captions == ("number 3", "number 3 again")
+    check(source)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_encodings(tmp_path, images, encoding):
+    text = "filepath,title\nimages/3.png,café\n"
+    (tmp_path / "t.csv").write_text(text, encoding=encoding)
+    source = open_source(str(tmp_path / "t.csv"))
+    assert source.read(0).caption == "café"
+    assert ("UTF-16" in source.opened) == encoding.startswith("utf-16")
+
+
+def test_latin1_is_named(tmp_path, images):
+    (tmp_path / "t.csv").write_bytes(b"filepath,title\nimages/3.png,caf\xe9\nimages/4.png,x\n")
+    source = open_source(str(tmp_path / "t.csv"))
+    assert "1 caption of " in source.unused[0]
+    assert "iconv -f latin1 -t utf8" in source.unused[0]
+
+
+def test_a_lone_quote_costs_no_row(tmp_path, images, rows):
+    rows[5] = (rows[5][0], '"number 5')
+    text = "\n".join("\t".join(row) for row in [("filepath", "title"), *rows])
+    (tmp_path / "t.tsv").write_text(text)
+    source = open_source(str(tmp_path / "t.tsv"))
+    assert [source.read(n).caption for n in range(COUNT)] == [row[1] for row in rows]
+    assert "quotes are read as text (line 7: a quote opens a field and is not clo" in source.opened
+    (tmp_path / "t.csv").write_text(text.replace("\t", ",") + '\nimages/1.png,"red, blue"\n')
+    with pytest.raises(UserError, match=r"t\.csv, line 7: .*: rows would be lost"):
+        open_source(str(tmp_path / "t.csv"))
+
+
 def test_field_limit_of_csv_is_left_alone(tmp_path, images, rows):
     before = csv.field_size_limit()
     open_source(str(write_table(tmp_path / "t.csv", rows)))
@@ -226,7 +327,7 @@ def test_without_pyarrow_the_message_names_the_package(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(arrow.importlib, "import_module", missing)
+    monkeypatch.setattr(arrow_columns.importlib, "import_module", missing)
     (tmp_path / "t.parquet").write_bytes(b"PAR1")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
@@ -279,6 +380,72 @@ def test_parquet_keeps_few_row_groups(pa, tmp_path, columns):
     source = open_source(str(tmp_path), ReadingConfig(shuffle_window=2))
     check(source)
     assert len(source._loaded) == 2
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "dictionary"])
+def test_parquet_of_paths_and_nulls(pa, tmp_path, images, rows, kind):
+    kind = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
+    paths = pa.array([row[0] for row in rows]).cast(kind)
+    captions = pa.array([None, *(row[1] for row in rows[1:])]).cast(kind)
+    table = pa.table({"filepath": paths, "title": captions})
+    pa.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=5)
+    source = open_source(str(tmp_path / "t.parquet"))
+    assert isinstance(source, TableSource)
+    assert [source.read(n).caption for n in range(1, COUNT)] == [row[1] for row in rows[1:]]
+    assert [source.read(n).key for n in range(1, COUNT)] == [row[0] for row in rows[1:]]
+    assert damage_of(source, 0).kind == "caption_empty"
+
+
+def test_parquet_of_paths_and_lists(pa, tmp_path, images, rows):
+    captions = [[row[1], "more"] for row in rows[:-2]] + [[], None]
+    table = pa.table({"filepath": [row[0] for row in rows], "title": captions})
+    pa.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=5)
+    source = open_source(str(tmp_path / "t.parquet"), captions="optional")
+    assert source.read(7).captions == ("number 7", "more")
+    assert [source.read(n).captions for n in (10, 11)] == [(), ()]
+
+
+def test_parquet_of_base64(pa, tmp_path, images, columns):
+    contents = [(images / f"{number}.png").read_bytes() for number in range(COUNT)]
+    encoded = [base64.b64encode(each).decode() for each in contents]
+    captions = [f"number {number}" for number in range(COUNT)]
+    pa.parquet.write_table(
+        pa.table({"image": encoded, "text": captions}), tmp_path / "t.parquet", row_group_size=5
+    )
+    source = open_source(str(tmp_path / "t.parquet"))
+    check(source)
+    assert source.read(4).key == "4"
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("text", [1, 2], r"'text' holds values of type int64 \(labels\?\), not captions"),
+        ("text", [{"raw": "x"}] * 2, "'text' holds values of type struct<raw: string>, not capt"),
+        ("text", [[{"raw": "x"}]] * 2, "not captions: a text or a list of texts; .*--csv-caption"),
+        ("image", [[1, 2]] * 2, "'image' holds values of type list<.*>, not images: paths, bytes"),
+        ("image", [1.5, 2.5], "holds values of type double, not images"),
+    ],
+)
+@pytest.mark.parametrize("way", ["parquet", "dataset"])
+def test_types_are_checked_when_a_source_is_opened(pa, tmp_path, column, values, message, way):
+    table = pa.table(
+        {"image": [b"x", b"y"], "text": ["a", "b"], "other": ["c", "d"]} | {column: values}
+    )
+    if way == "parquet":
+        pa.parquet.write_table(table, tmp_path / "set.parquet")
+    else:
+        write_dataset(pa, tmp_path / "set.parquet", [table])
+    with pytest.raises(UserError, match=message) as error:
+        open_source(str(tmp_path / "set.parquet"))
+    assert column == "image" or "text columns: 'other'" in str(error.value)
+
+
+def test_parquet_tables_with_other_names_of_columns(pa, tmp_path, columns):
+    for number, name in enumerate(("caption", "text")):
+        part = columns("bytes").slice(number * 6, 6).rename_columns(["image", name])
+        pa.parquet.write_table(part, tmp_path / f"{number}.parquet")
+    check(open_source(str(tmp_path)))
 
 
 def test_parquet_that_is_none(pa, tmp_path):

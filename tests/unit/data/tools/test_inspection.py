@@ -135,7 +135,7 @@ def test_command(shards, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "read         5 samples, 3 of them without error" in printed
     assert "1.0 seconds at 5 samples/s" in printed
-    assert f"image: {shards}, d: " in printed
+    assert f"{shards}, sample d: image: " in printed
     assert str(shards) in out.read_text()
 
 

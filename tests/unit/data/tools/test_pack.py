@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from neuclip.cli.app import main
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.opening import open_source
 from neuclip.data.remote.manifest import parse_manifest
 from neuclip.data.sources.shards import build_index, expand_patterns
@@ -183,6 +184,50 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
     assert kills >= 2
     assert main([*words, "--out", str(out), "--workers", "1"]) == 0  # waits for nobody
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_images_without_captions(tmp_path):
+    for number in range(3):
+        Image.new("RGB", (4, 4), (number, 0, 9)).save(tmp_path / f"{number}.png")
+    source = open_source(str(tmp_path), captions="if_any")
+    pack(source, Plan("x", 3, 2), tmp_path / "out")
+    index = open_source(str(tmp_path / "out"), captions="if_any")
+    assert [index.read(n).captions for n in range(3)] == [()] * 3
+    assert not index.has_captions
+
+
+def test_all_captions_are_kept(tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    rows = [{"image": "a.png", "text": text} for text in (["one", "two"], "three")]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    assert main(["data", "pack", str(tmp_path / "t.jsonl"), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "1 sample has several captions: train with --caption-key captions" in printed.out
+    assert "t.jsonl: JSON lines, 2 samples; images from column 'image'" in printed.err
+    index = open_source(str(out), ReadingConfig(caption_key="captions"))
+    assert [index.read(n).captions for n in range(2)] == [("one", "two"), ("three",)]
+    assert [open_source(str(out)).read(n).captions for n in range(2)] == [("one",), ("three",)]
+
+
+def test_a_shard_without_a_good_sample_is_not_written(table, tmp_path):
+    (tmp_path / "source" / "6.png").write_bytes(b"no picture")
+    found = packed(table, tmp_path / "out", shard_samples=1)
+    assert len(found.shards) == 20
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 20
+    assert all(entry.samples for entry in found.shards)
+
+
+def test_a_source_of_which_nothing_can_be_read(tmp_path, capsys):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    assert main(["data", "pack", str(tmp_path), "--out", str(out), "--workers", "1"]) == 2
+    message = capsys.readouterr().err
+    assert "none of the 3 samples" in message
+    assert "(3 image), so there is nothing to pack; the first: " in message
+    assert not list(tmp_path.rglob("*.tar"))
+    assert not (out / "manifest.json").exists()
 
 
 def test_command(table, tmp_path, capsys):
