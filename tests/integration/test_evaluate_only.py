@@ -81,6 +81,38 @@ def test_what_the_folder_of_a_run_holds_stays(foreign, imagenet, tmp_path):
     assert [result.key for result in results] == ["mnist", "imagenet-val@100"]
 
 
+def test_weights_and_evaluation_data_alone_evaluate_as_in_open_clip(
+    foreign, imagenet, tmp_path, capsys
+):
+    """The model comes from the run's own record; nothing says a word about a method."""
+    (foreign.parent.parent / "params.txt").write_text("model: glyph-tiny\n")
+    line = f"--imagenet-val {imagenet} --eval-samples 100 --workers 0 --device cpu"
+    found = []
+    for number, weights in enumerate((f"--pretrained {foreign}", f"--resume {foreign} --epochs 0")):
+        logs = tmp_path / f"logs{number}"
+        assert main(["train", *shlex.split(f"{line} --logs {logs} {weights}")]) == 0
+        assert "method" not in capsys.readouterr().err
+        (folder,) = logs.iterdir()
+        assert folder.name.startswith("eval-epoch_37-")
+        assert "name: glyph-tiny" in (folder / "config.yaml").read_text()
+        found.append(read_eval_results(RunFolder(folder).results(37)))
+    assert found[0] == found[1]
+
+
+def test_an_architecture_that_nothing_records_is_asked_for(foreign, imagenet, tmp_path, capsys):
+    line = f"--pretrained {foreign} --imagenet-val {imagenet} --logs {tmp_path / 'out'}"
+    assert main(["train", *shlex.split(line)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "does not record its architecture; name it, as in --model ViT-B-32" in said
+
+
+def test_weights_without_evaluation_data_need_training_data(foreign, capsys):
+    assert main(["train", "--pretrained", str(foreign)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--train-data is missing" in said
+    assert "a run only evaluates" in said
+
+
 @pytest.mark.parametrize(
     ("more", "text"),
     [

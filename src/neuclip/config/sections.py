@@ -94,6 +94,11 @@ class ModelConfig(Section):
     )
 
     @property
+    def given_name(self) -> str | None:
+        """The name of the model if it was given; none if it is the default."""
+        return self.name if "name" in self.model_fields_set else None
+
+    @property
     def short_name(self) -> str:
         """The name of the model without the folders of a path."""
         last = self.name.rstrip("/").rpartition("/")[2].removeprefix("local-dir:")

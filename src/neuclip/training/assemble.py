@@ -76,7 +76,8 @@ def _join_and_train(config: RunConfig) -> Path:
     if config.data.train_data is None:
         raise UserError(
             "--train-data is missing: give a folder of .tar shards or a pattern such as "
-            "'shards/{00000..00331}.tar' (neuclip data demo --out DIR makes a data set)"
+            "'shards/{00000..00331}.tar' (neuclip data demo --out DIR makes a data set). With "
+            "--pretrained or --resume, and --val-data or --imagenet-val, a run only evaluates"
         )
     device = choose_device(config.device, launch_environment().local_rank)
     with (

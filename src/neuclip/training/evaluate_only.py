@@ -1,7 +1,8 @@
-"""`--resume CHECKPOINT --epochs 0`: evaluates a checkpoint as training does, without training.
+"""Evaluates a checkpoint as training does, without training.
 
-It reads no training data, and accepts any checkpoint of open_clip's layout; `--model` gives the
-architecture.
+So do `--resume CHECKPOINT --epochs 0` and, as in open_clip, `--pretrained WEIGHTS` with evaluation
+data and without training data. Any checkpoint of open_clip's layout is accepted; `--model` gives
+the architecture, unless the checkpoint records it.
 """
 
 import logging
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 from neuclip.evaluation.evaluate import EvaluationSet, evaluate_sets
@@ -34,12 +34,12 @@ log = logging.getLogger("neuclip")
 
 
 def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
-    """Evaluates the checkpoint that `resume` names.
+    """Evaluates the checkpoint that `resume` or `pretrained` names.
 
     The results go to the run folder. It may be the checkpoint's own: earlier records stay.
 
     Args:
-        config: the run's settings; `optim.epochs` is 0.
+        config: the run's settings, which only evaluate.
         device: the device of the towers.
 
     Returns:
@@ -54,7 +54,7 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
     sets = open_zero_shot(evaluation) if evaluation.zeroshot_frequency else []
     if not splits and not sets:
         raise UserError(
-            "--epochs 0 with --resume only evaluates, and no evaluation data is given: add "
+            "this line only evaluates, and no evaluation data is given: add "
             "--imagenet-val, --imagenet-v2, --eval-tasks or --val-data, with a frequency above 0"
         )
     with FolderLock() as lock:
@@ -65,11 +65,12 @@ def _evaluate(
     config: RunConfig, device: torch.device, sets: list[EvaluationSet], lock: FolderLock
 ) -> Path:
     """Evaluates into the run folder that the lock is acquired for."""
-    folder, start, config = _open_folder(config, lock)
-    choice = CheckpointChoice(start.path, arch=config.model.name, changes=config.model)
-    checkpoint = open_checkpoint(choice, verified=True)
+    folder, checkpoint, config = _open(config, lock)
     precision = choose_precision(config.model.precision, device)
     clip = checkpoint.build_clip(precision, device)
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"name": clip.name})}
+    )
     if checkpoint.config is not None:
         config = config.model_copy(update={"method": checkpoint.config.method})
     main = collectives.is_main()
@@ -91,17 +92,22 @@ def _evaluate(
     return folder.path
 
 
-def _open_folder(
-    config: RunConfig, lock: FolderLock
-) -> tuple[RunFolder, VerifiedCheckpoint, RunConfig]:
+def _open(config: RunConfig, lock: FolderLock) -> tuple[RunFolder, Checkpoint, RunConfig]:
     """The folder for the results, the checkpoint, and the settings with the folder's name."""
-    assert config.resume is not None
-    now = f"eval-{config.model.short_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    name, resume = config.name or from_main(lambda: now), config.resume
+    resume, arch = config.resume, config.model.given_name
+    weights = str(resume or config.model.pretrained)
+    label = config.model.short_name if arch else Path(weights).stem
+    now = f"eval-{label}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = config.name or from_main(lambda: now)
     folder, start = from_main(lambda: open_run_folder(config.output.logs, name, resume, lock))
-    if start is None:
-        raise UserError(f"--epochs 0 only evaluates, and {folder.checkpoints} has no checkpoint")
-    return folder, start, config.model_copy(update={"name": name})
+    if start is None and resume is not None:
+        raise UserError(f"this line only evaluates, and {folder.checkpoints} has no checkpoint")
+    path = Path(weights) if start is None else start.path
+    choice = CheckpointChoice(path, arch=arch, changes=config.model)
+    checkpoint = open_checkpoint(choice, verified=start is not None)
+    if arch is None and checkpoint.recorded_architecture is None:
+        raise UserError(f"{path} does not record its architecture; name it, as in --model ViT-B-32")
+    return folder, checkpoint, config.model_copy(update={"name": name})
 
 
 def _model(checkpoint: Checkpoint, clip: Clip, device: torch.device) -> EvaluatedModel:
