@@ -38,6 +38,7 @@ INSIDE = {
     "data": [
         ["samples", "order", "progress", "shard_writer", "folder_contents"],
         ["captions", "decode", "damage"],
+        ["endings"],
         ["sources"],
         ["remote"],
         ["recognition", "identity"],
@@ -48,10 +49,11 @@ INSIDE = {
         ["tools", "demo"],
     ],
     "data.sources": [
-        ["source", "tar_headers"],
+        ["source", "tar_headers", "file_tree"],
         ["columns", "delimited"],
-        ["folders", "tables", "arrow_columns", "mixture", "tar_index", "synthetic"],
-        ["class_folders", "arrow", "json_lines", "shards"],
+        ["folders", "tables", "arrow_columns", "mixture", "tar_samples", "synthetic"],
+        ["class_folders", "arrow", "json_lines", "tar_index"],
+        ["shards"],
     ],
     "data.remote": [
         ["manifest", "transport"],

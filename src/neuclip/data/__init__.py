@@ -6,6 +6,7 @@ In reading order:
 - `order`: the order in which an epoch visits the samples; pure functions of the seed;
 - `captions`: decodes caption files;
 - `decode`: decodes images (JPEG, PNG, ...) to RGB;
+- `endings`: the file name endings that shards and folders read;
 - `sources`: samples by position, from shards, tables and folders;
 - `remote`: shards on other machines, downloaded into a cache;
 - `folder_contents`: which files of a folder are read;

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from neuclip.config.sections import MAX_IMAGE_PIXELS
 from neuclip.data.samples import Unusable
@@ -27,6 +27,9 @@ _TAIL = 4096  # bytes; some cameras write data after the end of the image
 
 # Not EPS, PDF or the like: Pillow would start another program for them.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000")
+
+# Formats whose plugin is present even if the library behind it is not.
+_LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def decode_upload(content: bytes, decode: Decode = decode_image) -> Image.Image:
     except Unusable as error:
         raise UserError(
             f"This file cannot be read as an image ({error.detail}). "
-            "PNG, JPEG, WebP, GIF and TIFF work."
+            f"These formats can: {', '.join(_formats())}."
         ) from None
 
 
@@ -187,4 +190,19 @@ def _pillow_limit_lifted() -> Generator[None]:
 def _formats() -> tuple[str, ...]:
     """The formats that this build of Pillow can read."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    return tuple(
+        name
+        for name in _FORMATS
+        if name in Image.OPEN and (name not in _LIBRARIES or features.check(_LIBRARIES[name]))
+    )
+
+
+@cache
+def image_endings() -> tuple[str, ...]:
+    """The endings of image files that this build of Pillow can read: lower case, without the dot.
+
+    Sorted; they are the only list of image endings in the package.
+    """
+    formats = _formats()
+    endings = Image.registered_extensions().items()
+    return tuple(sorted(ending[1:].lower() for ending, name in endings if name in formats))

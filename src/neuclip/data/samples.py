@@ -1,6 +1,6 @@
-"""A sample, and what can be wrong with one."""
+"""A sample, what can be wrong with one, and what a source holds besides its samples."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from neuclip.errors import printable
@@ -75,9 +75,14 @@ class Damage:
     kind: DamageKind
     detail: str
 
+    def __post_init__(self) -> None:
+        # They hold text of files, and go to the terminal, to logs and to an HTML page.
+        for name, length in (("shard", 4096), ("key", 200), ("detail", 300)):
+            object.__setattr__(self, name, printable(getattr(self, name), length))
+
     def __str__(self) -> str:
-        where = f"{self.shard}, sample {printable(self.key)}" if self.key else self.shard
-        return f"{where}: {self.kind}: {printable(self.detail, 300)}"
+        where = f"{self.shard}, sample {self.key}" if self.key else self.shard
+        return f"{where}: {self.kind}: {self.detail}"
 
 
 class SampleError(Exception):
@@ -95,3 +100,81 @@ class Unusable(Exception):
         super().__init__(detail)
         self.kind: DamageKind = kind
         self.detail = detail
+
+
+UnusedKind = Literal[
+    "ending",
+    "hidden",
+    "repeated",
+    "alone",
+    "link_broken",
+    "link_repeated",
+    "special",
+    "unreadable",
+]
+
+_REASONS: dict[UnusedKind, str] = {
+    "ending": "unknown ending",
+    "hidden": "hidden, or of macOS",
+    "repeated": "second of its kind in a sample",
+    "alone": "without the rest of a sample",
+    "link_broken": "link that leads nowhere",
+    "link_repeated": "link to a folder that is read already",
+    "special": "not a regular file",
+    "unreadable": "cannot be opened",
+}
+_EXAMPLES = 5
+
+
+@dataclass
+class Tally:
+    """Counts the files or tar members of a source, and those that are not read.
+
+    Attributes:
+        unit: what is counted, such as members.
+        total: all of them.
+        numbers: those that are not read, by kind.
+        examples: some names or endings, by kind.
+    """
+
+    unit: str
+    total: int = 0
+    numbers: dict[UnusedKind, int] = field(default_factory=dict[UnusedKind, int])
+    examples: dict[UnusedKind, list[str]] = field(default_factory=dict[UnusedKind, list[str]])
+
+    def add(self, kind: UnusedKind, example: str, number: int = 1) -> None:
+        """Counts something that is not read.
+
+        Args:
+            kind: why.
+            example: its name or ending; the first few different ones are kept.
+            number: how many it stands for.
+        """
+        self.numbers[kind] = self.numbers.get(kind, 0) + number
+        kept = self.examples.setdefault(kind, [])
+        if len(kept) < _EXAMPLES:
+            example = printable(example)
+            if example not in kept:
+                kept.append(example)
+
+    def merge(self, other: "Tally") -> None:
+        """Adds the counts of another part of the source."""
+        self.total += other.total
+        for kind, number in other.numbers.items():
+            self.numbers[kind] = self.numbers.get(kind, 0) + number
+            kept = self.examples.setdefault(kind, [])
+            new = [example for example in other.examples.get(kind, ()) if example not in kept]
+            kept += new[: _EXAMPLES - len(kept)]
+
+    def lines(self) -> tuple[str, ...]:
+        """What is not read, in one line per reason, most of it first."""
+        return tuple(
+            f"{number:,} of {self.total:,} {self.unit}, {_REASONS[kind]} ({self._shown(kind)})"
+            for kind, number in sorted(self.numbers.items(), key=lambda item: -item[1])
+        )
+
+    def _shown(self, kind: UnusedKind) -> str:
+        """Some examples of one kind."""
+        examples = self.examples[kind]
+        more = ", ..." if len(examples) == _EXAMPLES and self.numbers[kind] > _EXAMPLES else ""
+        return ", ".join(examples) + more

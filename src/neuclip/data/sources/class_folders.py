@@ -1,11 +1,10 @@
 """A folder of images with one folder per class, as torchvision's ImageFolder reads it."""
 
-import os
 from pathlib import Path
 
 from neuclip.data.order import Layout
-from neuclip.data.samples import Sample
-from neuclip.data.sources.folders import images_below
+from neuclip.data.samples import Sample, Tally
+from neuclip.data.sources.folders import images_below, key_of_file
 from neuclip.data.sources.source import Source, Texts, read_image_file
 from neuclip.errors import UserError
 
@@ -30,13 +29,15 @@ class ClassFolders(Source):
         self._folder = folder
         self._images = Texts()
         sizes: list[int] = []
+        tally = Tally("files")
         for name in classes:
             before = len(self._images)
-            for image in images_below(folder / name):
+            for image in images_below(folder / name, tally):
                 self._images.append(f"{name}/{image}")
             sizes.append(len(self._images) - before)
             if sizes[-1] == 0:
                 raise UserError(f"{folder / name}: no images of this class")
+        self.unused = tally.lines()
         self.layout = Layout.of(str(folder), sizes)
 
     def _content(self, position: int) -> Sample[bytes]:
@@ -45,4 +46,4 @@ class ClassFolders(Source):
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""
-        return self._folder, os.path.splitext(self._images[position])[0]  # noqa: PTH122  a text
+        return self._folder, key_of_file(self._images[position])

@@ -1,13 +1,16 @@
 """A folder of images with captions beside them: `cat.jpg` and `cat.txt` (or `cat.json`)."""
 
-import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from neuclip.data.captions import CaptionRule
+from neuclip.data.decode import image_endings
+from neuclip.data.endings import IMAGE, JSON, TEXT, ending_of, split_names
 from neuclip.data.order import Layout
-from neuclip.data.samples import Sample, Unusable
+from neuclip.data.samples import Sample, Tally, Unusable
+from neuclip.data.sources.file_tree import FileTree
 from neuclip.data.sources.source import (
     Captions,
     Source,
@@ -16,10 +19,9 @@ from neuclip.data.sources.source import (
     even_blocks,
     read_image_file,
 )
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_CHECKED = 100  # at least one of the first images must have a caption
+_NONE = -1
 
 
 class FolderSource(Source):
@@ -31,46 +33,66 @@ class FolderSource(Source):
         """Lists the folder; captions are read with their samples.
 
         Args:
-            folder: searched recursively.
+            folder: searched recursively, through links to other folders.
             caption_key: take captions from this key of the `.json` file instead of the `.txt` file.
-
             captions: what a missing caption is.
 
         Raises:
-            UserError: there are no images, or none of the first images has a caption although
-                captions are required.
+            UserError: there are no images, or no image has a caption although captions are
+                required.
         """
-        rule = CaptionRule.for_key(caption_key)
-        self._folder, self._suffix = folder, ".json" if rule.json_keys else ".txt"
+        self._folder, self._captions = folder, CaptionRule.for_key(caption_key)
         self._images = Texts()
-        for image in images_below(folder):
-            self._images.append(image)
+        self._endings: dict[str, int] = {}  # of all caption files, numbered
+        self._caption_endings = array("b")  # number of each image's
+        tree = FileTree(folder)
+        for below, names in tree:
+            self._add(below, names, tree.tally)
+        self.unused = tree.tally.lines()
         if not self._images:
-            raise UserError(
-                f"{folder} contains no .tar shards, tables or images ({' '.join(IMAGE_EXTENSIONS)})"
-            )
-        first = [self._images[row] for row in range(min(len(self._images), _CHECKED))]
-        self.has_captions = any(self._caption_path(image).is_file() for image in first)
+            raise UserError(self._no_images())
+        self.has_captions = max(self._caption_endings) != _NONE
         if captions == "required" and not self.has_captions:
-            raise UserError(
-                f"{folder}: images without captions: {first[0]} needs "
-                f"{self._caption_path(first[0]).name} beside it"
-            )
+            raise UserError(self._no_captions())
         required = captions_required(captions, has_captions=self.has_captions)
-        self._captions = replace(rule, required=required)
-        self.opened = (
-            f"captions in {self._suffix} beside them" if self.has_captions else "no captions"
-        )
+        self._captions = replace(self._captions, required=required)
+        endings = ", ".join(f".{ending}" for ending in self._endings)
+        self.opened = f"captions in {endings} beside them" if self.has_captions else "no captions"
         self.layout = Layout.of(str(folder), even_blocks(len(self._images)))
 
+    def _add(self, below: str, names: list[str], tally: Tally) -> None:
+        """Adds the images of one folder, and counts its files that belong to no image."""
+        caption_part = JSON if self._captions.json_keys else TEXT
+        captions: dict[str, str] = {}
+        images: list[tuple[str, str]] = []
+        others: list[tuple[str, str]] = []
+        for name, key, ending, part in split_names(names):
+            if part == IMAGE:
+                images.append((key, name))
+            elif part is None:
+                tally.add("ending", ending_of(name))
+            elif part != caption_part:
+                others.append((key, name))
+            elif captions.setdefault(key, ending) != ending:
+                tally.add("repeated", below + name)
+        keys = {key for key, _ in images}
+        if not captions.keys() <= keys:
+            others += [(key, f"{key}.{ending}") for key, ending in captions.items()]
+        for name in (name for key, name in others if key not in keys):
+            tally.add("alone", below + name)
+        for ending in dict.fromkeys(captions.values()):
+            self._endings.setdefault(ending, len(self._endings))
+        for key, name in images:
+            self._images.append(below + name)
+            self._caption_endings.append(self._endings.get(captions.get(key, ""), _NONE))
+
     def _content(self, position: int) -> Sample[bytes]:
-        image = self._images[position]
-        content = read_image_file(self._folder, image)
-        return Sample(self.locate(position)[1], content, self._captions_of(image))
+        content = read_image_file(self._folder, self._images[position])
+        return Sample(self.locate(position)[1], content, self._captions_of(position))
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""
-        return self._folder, os.path.splitext(self._images[position])[0]  # noqa: PTH122  a text
+        return self._folder, key_of_file(self._images[position])
 
     def file_of(self, position: int) -> str | Path:
         """The image."""
@@ -80,11 +102,14 @@ class FolderSource(Source):
         """The images."""
         return (self._folder / self._images[row] for row in range(len(self._images)))
 
-    def _caption_path(self, image: str) -> Path:
-        return (self._folder / image).with_suffix(self._suffix)
-
-    def _captions_of(self, image: str) -> tuple[str, ...]:
-        path = self._caption_path(image)
+    def _captions_of(self, position: int) -> tuple[str, ...]:
+        ending = self._caption_endings[position]
+        if ending == _NONE:
+            if self._captions.required:
+                raise Unusable("caption_missing", "no caption")
+            return ()
+        image = self._images[position]
+        path = self._folder / f"{image.rpartition('.')[0]}.{[*self._endings][ending]}"
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -93,12 +118,44 @@ class FolderSource(Source):
             raise Unusable("caption_missing", f"{path.name}: {error.strerror or error}") from error
         return self._captions.read(content)
 
+    def _no_images(self) -> str:
+        known = " ".join(f".{ending}" for ending in image_endings())
+        return (
+            f"{self._folder} contains no .tar shards, tables or images ({known}){self._not_read()}"
+        )
 
-def images_below(folder: Path) -> Iterator[str]:
-    """Paths of the images below a folder, relative to it, in a reproducible order."""
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        below = os.path.relpath(root, folder)
-        for file in sorted(files):
-            if file.lower().endswith(IMAGE_EXTENSIONS) and not file.startswith("."):
-                yield file if below == "." else f"{below}/{file}"
+    def _no_captions(self) -> str:
+        image = self._images[0]
+        ending = ".json" if self._captions.json_keys else ".txt"
+        wanted = Path(image).with_suffix(ending).name
+        hint = ""
+        if ending == ".txt" and (self._folder / image).with_suffix(".json").is_file():
+            hint = f", or --caption-key KEY to read {Path(wanted).with_suffix('.json')}"
+        text = f"{self._folder}: images without captions: {image} needs {wanted} beside it{hint}"
+        return printable(text, 1000) + self._not_read()
+
+    def _not_read(self) -> str:
+        return "".join(f"\n  not read: {line}" for line in self.unused)
+
+
+def images_below(folder: Path, tally: Tally | None = None) -> Iterator[str]:
+    """Paths of the images below a folder, relative to it, in a reproducible order.
+
+    Args:
+        folder: searched recursively, through links to other folders.
+        tally: counts the files, and those that are not images.
+    """
+    tree = FileTree(folder)
+    for below, names in tree:
+        for name, _, _, part in split_names(names):
+            if part == IMAGE:
+                yield below + name
+            else:
+                tree.tally.add("ending", ending_of(name))
+    if tally is not None:
+        tally.merge(tree.tally)
+
+
+def key_of_file(path: str) -> str:
+    """The key of an image file: its path without the ending; bytes that are not UTF-8 as `?`."""
+    return path.rpartition(".")[0].encode("utf-8", "replace").decode()

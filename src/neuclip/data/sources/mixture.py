@@ -66,6 +66,10 @@ class Mixture(Source):
         number = self._number(position)
         return self._sources[number].file_of(position - self._starts[number])
 
+    def first_captions(self, samples: int = 20) -> list[tuple[str, ...]]:
+        """The captions of the first samples of every source."""
+        return [found for source in self._sources for found in source.first_captions(samples)]
+
     def files(self) -> Iterator[str | Path]:
         """The files of all sources, in order."""
         return (file for source in self._sources for file in source.files())

@@ -1,14 +1,14 @@
 """Local tar shards: patterns that name them, their index, and reading one sample.
 
-A shard is a tar file in the webdataset layout (img2dataset, DataComp): neighbouring members
-`<key>.jpg`, `<key>.txt`, `<key>.json`, `<key>.cls`. The index holds only offsets and sizes: 13.7
+A shard is a tar file in the webdataset layout (img2dataset, DataComp): members `<key>.jpg`,
+`<key>.txt`, `<key>.json`, `<key>.cls`. The index holds only offsets and sizes: 13.7
 million samples take about 220 MB, shared by forked worker processes.
 """
 
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tarfile import ReadError
 
@@ -17,23 +17,17 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from neuclip.data.captions import CaptionRule
+from neuclip.data.endings import CLASS, IMAGE, JSON, METADATA, TEXT
 from neuclip.data.order import Layout
 from neuclip.data.progress import Progress
-from neuclip.data.samples import Damage, Sample, SampleError, Unusable
+from neuclip.data.samples import Damage, Sample, SampleError, Tally, Unusable
 from neuclip.data.sources.source import Source
 from neuclip.data.sources.tar_headers import BLOCK, parse_header
-from neuclip.data.sources.tar_index import (
-    CLASS,
-    IMAGE,
-    JSON,
-    METADATA,
-    TEXT,
-    TarIndex,
-    index_shard,
-    key_of,
-)
+from neuclip.data.sources.tar_index import TarIndex, index_shard
+from neuclip.data.sources.tar_samples import key_of
 from neuclip.errors import UserError, quantity
 
+_CLASS_DIGITS = 9
 _OPEN_SHARDS = 128  # file handles kept open by each process
 _log = logging.getLogger(__name__)
 
@@ -98,6 +92,7 @@ def build_index(
     text = JSON if captions.json_keys else TEXT
     indexes: list[TarIndex] = []
     damage: list[Damage] = []
+    tally = Tally("members")
     for done, shard in enumerate(shards):
         if progress is not None:
             progress("indexing", done, len(shards))
@@ -109,14 +104,18 @@ def build_index(
             _log.warning("%s%s", found[0], more)
         # A group without image and caption is some other file in the tar, not a sample.
         is_sample = (index.blocks[:, IMAGE] > 0) | (index.blocks[:, text] > 0)
+        tally.merge(index.tally)
+        _count_alone(tally, index.blocks[~is_sample])
         indexes.append(index.select(is_sample, [IMAGE, text, CLASS, METADATA]))
     if not any(len(index.blocks) for index in indexes):
-        reasons = "".join(f"\n  {found}" for found in damage[:5])
+        unused = [f"not read: {line}" for line in tally.lines()]
+        reasons = "".join(f"\n  {found}" for found in [*unused, *damage[:5]])
         raise UserError(
             f"no samples in {quantity(len(shards), 'shard')}, {shards[0]} first: expected tar "
             f"files with members like 000000000.jpg and 000000000.txt{reasons}"
         )
     joined = ShardIndex(shards, indexes, captions, tuple(damage))
+    joined.opened, joined.unused = "; ".join(_notes(joined, indexes)), tally.lines()
     if data_size is not None:
         keys = np.concatenate([index.integer_keys for index in indexes])
         joined.use_keys_as_ids(keys, data_size)
@@ -130,6 +129,29 @@ def _index_or_damage(shard: Path) -> TarIndex:
         nothing = np.zeros((0, METADATA + 1), dtype=np.uint32)
         problem = f"cannot be read: {error.strerror or error}"
         return TarIndex(nothing, nothing, np.zeros(0, dtype=np.int64), {}, problem)
+
+
+def _count_alone(tally: Tally, blocks: NDArray[np.uint32]) -> None:
+    """Counts the members of groups that are not samples."""
+    for column, ending in ((TEXT, ".txt"), (JSON, ".json"), (CLASS, ".cls"), (METADATA, ".npy")):
+        number = int(np.count_nonzero(blocks[:, column]))
+        if number:
+            tally.add("alone", ending, number)
+
+
+def _notes(source: "ShardIndex", indexes: Sequence[TarIndex]) -> Iterator[str]:
+    """What users may not expect: a lack of captions, and what webdataset would read otherwise."""
+    if not source.has_captions:
+        yield source.lacks_captions
+    joined = sum(index.joined for index in indexes)
+    if joined:
+        yield (
+            f"the members of {joined:,} samples are not adjacent in their tar file and were joined "
+            "by key; webdataset and open_clip would read each part as a sample of its own"
+        )
+    endings = sorted({ending for index in indexes for ending in index.long_endings})
+    if endings:
+        yield f"keys of members end before {', '.join(f'.{ending}' for ending in endings)}"
 
 
 def _name(shards: Sequence[Path]) -> str:
@@ -166,8 +188,18 @@ class ShardIndex(Source):
             for end, index in zip(self.layout.ends, indexes, strict=True)
             for row, key in index.long_keys.items()
         }
+        self._long_endings = [index.long_endings for index in indexes]
         self._ids: NDArray[np.int64] | None = None
         self._files = _OpenFiles(self.shards)
+
+    @property
+    def lacks_captions(self) -> str:
+        """Why no sample has a caption, in words."""
+        if self._captions.json_keys:
+            return "no captions: no sample has a .json"
+        if self._blocks.shape[1] > _CLASS:
+            return "no captions, but classes (.cls)"
+        return "no captions: no sample has a .txt (--caption-key KEY reads captions in .json)"
 
     def sample_id(self, position: int) -> int:
         """Stable id of one sample: its position, or its integer key."""
@@ -227,7 +259,7 @@ class ShardIndex(Source):
         if content is None:
             return None
         content = content.strip()
-        if not content.isdigit():
+        if not content.isdigit() or len(content) > _CLASS_DIGITS:
             raise Unusable("class", f"the .cls holds {content[:40]!r}, not a class index")
         return int(content)
 
@@ -239,12 +271,13 @@ class ShardIndex(Source):
 
     def _key_and_content(self, position: int, column: int) -> tuple[str, bytes]:
         """The key of a member and its content, which directly follows the header."""
-        data = self._bytes(position, column, BLOCK)
+        data, shard = self._bytes(position, column, BLOCK), self._shard(position)
         try:
             path, _, _ = parse_header(data[:BLOCK])
         except ReadError as error:
             raise self._changed(position, str(error)) from error
-        return self._long_keys.get(position) or key_of(path), data[BLOCK:]
+        key = self._long_keys.get(position) or key_of(path, self._long_endings[shard])
+        return key, data[BLOCK:]
 
     def _bytes(self, position: int, column: int, before: int = 0) -> bytes:
         """The content of a member, with `before` bytes in front of it."""

@@ -104,6 +104,18 @@ class Source(ABC):
             found = Damage(str(where), key, error.kind, error.detail)
             raise SampleError(found) from error.__cause__
 
+    def first_captions(self, samples: int = 20) -> list[tuple[str, ...]]:
+        """The captions of the first samples that can be read, to describe the source.
+
+        Args:
+            samples: number of samples to try.
+        """
+        found: list[tuple[str, ...]] = []
+        for position in range(min(samples, len(self))):
+            with contextlib.suppress(SampleError, Unusable):
+                found.append(self._content(position).captions)
+        return found
+
     def files(self) -> Iterable[str | Path]:
         """Files (or addresses) that hold the samples, without duplicates, in order."""
         return dict.fromkeys(self.locate(position)[0] for position in range(len(self)))

@@ -48,7 +48,7 @@ def members(file: BinaryIO, file_size: int) -> Iterator[Member]:
     while True:
         file.seek(position)
         header = file.read(BLOCK)
-        if header and not header.strip(b"\0"):
+        if header[:1] == b"\0" and not header.strip(b"\0"):
             _check_end(file, position)
             return
         try:

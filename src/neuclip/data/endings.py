@@ -1,0 +1,43 @@
+"""The file name endings that shards and folders read, and how a name splits into key and ending."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+
+from neuclip.data.decode import image_endings
+
+IMAGE, TEXT, JSON, CLASS, METADATA = range(5)
+"""The parts of a sample; also the columns of a tar index."""
+
+_OTHERS = {
+    "txt": TEXT,
+    "text": TEXT,
+    "caption": TEXT,
+    "json": JSON,
+    "cls": CLASS,
+    "npy": METADATA,
+}
+
+
+@cache
+def known_endings() -> Mapping[str, int]:
+    """The part of a sample that a file holds, by its ending in lower case, without the dot."""
+    return {**dict.fromkeys(image_endings(), IMAGE), **_OTHERS}
+
+
+def split_names(names: Iterable[str]) -> Iterator[tuple[str, str, str, int | None]]:
+    """Splits file names at their last dots.
+
+    Yields:
+        Name, key, ending, and the part of a sample that the file holds; None if the ending is
+        unknown.
+    """
+    known = known_endings()
+    for name in names:
+        key, _, ending = name.rpartition(".")
+        yield name, key, ending, known.get(ending.lower()) if key else None
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file name with its dot, or "no ending"."""
+    key, dot, ending = name.rpartition(".")
+    return f".{ending}" if key and dot else "no ending"
