@@ -121,6 +121,18 @@ INGREDIENTS: dict[str, Mapping[str, Any]] = {
 }
 """Changes of the pool of recent embeddings; gamma falls to its floor after one epoch."""
 
+READINGS: dict[str, Mapping[str, Any]] = {
+    "as-here": {},
+    "prediction-alone": {"mixing": "none"},
+    "adagrad-by-coordinate": {"prototype_optimizer": "adagrad"},
+    "adagrad-by-coordinate-lr0.01": {"prototype_optimizer": "adagrad", "prototype_lr": 0.01},
+    "restart-from-current": {"restart_from": "current"},
+    "optimizer-kept": {"restart_optimizer": False},
+    "batch-fill": {"restart_fill": "batch"},
+    "temperature-gradient-doubled": {"temperature_gradient": "fastclip"},
+}
+"""The published method in the other reading of what its paper leaves open (docs/differences.md)."""
+
 HISTORY = ("trained", "trained-once", "trained-adam", "trained-adagrad", "trained-sgd")
 """Ingredients with results that no method of the catalogue trains any more."""
 
@@ -337,6 +349,15 @@ def ingredients(seed: int, found: Findings) -> Iterator[Cell]:
             yield _changed(label, Cell("ingredient", label, base.method, best.lr, seed))
 
 
+def readings(found: Findings, seed: int = 0) -> Iterator[Cell]:
+    """The published method with one reading changed each, in short runs at its best settings."""
+    best = found.best(PUBLISHED)
+    if best is not None:
+        for label, changed in READINGS.items():
+            method = {**best.method, **changed}
+            yield Cell("reading", label, method, best.lr, seed, measures=True)
+
+
 def long_ingredients(found: Findings, seed: int = 0) -> Iterator[Cell]:
     """The pool's final run with one change each."""
     final = found.chosen(OURS)
@@ -384,6 +405,7 @@ def plan(
     cells += [cell for cell in ends if cell.samples in {5_000, FULL}]
     cells += ingredients(0, found)
     cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
+    cells += readings(found)
     for label in ("own-excluded-gamma0.7", "own-excluded-rho5.75"):
         cells += _long(found, label)
     cells += _largest_batch(default)

@@ -20,6 +20,7 @@ from plan import (
     LONG,
     OURS,
     PUBLISHED,
+    READINGS,
     final_score,
     plan,
 )
@@ -109,6 +110,7 @@ def tables(rows: Mapping[str, Row]) -> str:
         ("Final runs at batch 64", final_table(done)),
         ("Ingredients in long runs", long_ingredient_table(done)),
         ("Ingredients in short runs", ingredient_table(done)),
+        ("Readings of NeuCLIP in short runs", reading_table(done)),
         ("Grids: mean of both splits' top-1", tuning_table(rows)),
         ("Batch sizes", batch_table(done)),
         ("Data sizes", size_table(done)),
@@ -265,12 +267,18 @@ def long_ingredient_table(rows: Sequence[Row]) -> str:
     return _changes(mine, [row for row in best_finals(rows) if row["label"] == OURS])
 
 
+def reading_table(rows: Sequence[Row]) -> str:
+    """Each other reading of NeuCLIP compared with this project's at the same seed."""
+    mine = [row for row in rows if row["stage"] == "reading"]
+    return _changes(mine, [row for row in mine if row["label"] == "as-here"])
+
+
 def _changes(mine: Sequence[Row], bases: Sequence[Row]) -> str:
     base = {row["seed"]: final_score(row) for row in bases}
     measured = any(row.get("errors") for row in mine)
     header = ("change", "seeds", "typeface", "characters", "mean, against base", "temperature")
     body = []
-    for label in (*INGREDIENTS, *HISTORY):
+    for label in (*INGREDIENTS, *HISTORY, *READINGS):
         of_label = [row for row in mine if row["label"] == label]
         if of_label:
             both = [final_score(row) - base[row["seed"]] for row in of_label if row["seed"] in base]

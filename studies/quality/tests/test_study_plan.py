@@ -29,7 +29,7 @@ from neuclip.config.resolve import resolve
 
 def test_cells_have_unique_names_and_valid_settings():
     cells = plan(with_finals(grids()))
-    stages = {"tune", "final", "ingredient", "long-ingredient", "batch", "size"}
+    stages = {"tune", "final", "ingredient", "reading", "long-ingredient", "batch", "size"}
     assert {cell.stage for cell in cells} == stages
     assert {cell.stage for cell in small.small_plan(with_finals(grids()))} == stages - {
         "long-ingredient"

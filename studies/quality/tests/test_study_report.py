@@ -146,3 +146,11 @@ def test_the_pages_show_the_committed_results():
 
 def test_the_summary_fits_on_one_page():
     assert len(PAGE.read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_readings_are_compared_with_ours():
+    cells = {cell.label: cell for cell in plan(grids()) if cell.stage == "reading"}
+    assert cells["prediction-alone"].method == {**cells["as-here"].method, "mixing": "none"}
+    rows = {cells[label].name: row_of(cells[label], acc1) for label, acc1 in
+            (("as-here", 0.5), ("prediction-alone", 0.42))}  # fmt: skip
+    assert "| prediction-alone | 1 | 42.0 | 42.0 | -8.0 | 0.040 | 1.50 | 9.00 |" in tables(rows)
