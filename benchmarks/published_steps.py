@@ -11,6 +11,7 @@ writes benchmarks/results/published_steps.json. `tests/numerics/test_published_s
 first kind to 1e-6.
 """
 
+import argparse
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from recorded import RESULTS, save
 from torch import Tensor
 from torch.nn import functional
 
+from neuclip import create_loss
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import method_settings
@@ -466,8 +468,37 @@ DEPARTURES: dict[str, Comparison] = {
 """Steps that this package takes in another form, by intent or by a setting."""
 
 
+def first_update_by_scale(model: str, batch: int) -> float:
+    """How far `objective_scale` changes AdamW's first update of fresh towers, relative to its norm.
+
+    The first update of a weight is grad / (|grad| + eps): a factor on the gradient changes it where
+    the gradient is not far above eps.
+    """
+    import open_clip  # only here: the tests import this file
+
+    torch.manual_seed(0)
+    towers = open_clip.create_model(model)
+    size = open_clip.get_model_config(model)["vision_cfg"]["image_size"]
+    images = torch.randn(batch, 3, size, size)
+    tokens = torch.randint(1, 40_000, (batch, 77))
+    updates = []
+    for scale in ("fastclip", "drrho"):
+        settings = {"rho": 11.0, "epsilon": 1e-6, "objective_scale": scale, **DOUBLED}
+        loss = create_loss("rgcl_batch", embed_dim=512, **settings)
+        towers.zero_grad()
+        image, text, logit_scale = towers(images, tokens)
+        loss(image, text, logit_scale).backward()
+        grads = [weight.grad for weight in towers.parameters() if weight.grad is not None]
+        updates.append(torch.cat([(g / (g.abs() + RATES.eps)).flatten() for g in grads]))
+    return float((updates[1] - updates[0]).norm() / updates[0].norm())
+
+
 def main() -> None:
     """Trains every pair, prints the differences and writes them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="ViT-B-32", help="towers for the first update")
+    parser.add_argument("--batch-size", type=int, default=64)
+    args = parser.parse_args()
     found = {
         kind: {name: comparison.apart() for name, comparison in comparisons.items()}
         for kind, comparisons in (("equal", EQUAL), ("departures", DEPARTURES))
@@ -476,7 +507,11 @@ def main() -> None:
         print(f"\n{kind}, after {STEPS} steps")
         for name, apart in rows.items():
             print(f"  {name}: " + ", ".join(f"{key} {value:.1e}" for key, value in apart.items()))
-    save(RESULTS / "published_steps.json", FORMAT, torch.device("cpu"), {"steps": STEPS, **found})
+    changed = first_update_by_scale(args.model, args.batch_size)
+    print(f"\nfirst update of {args.model} (batch {args.batch_size}) by scale: {changed:.1%}")
+    towers = {"model": args.model, "batch": args.batch_size, "first_update_by_scale": changed}
+    content = {"steps": STEPS, **found, "towers": towers}
+    save(RESULTS / "published_steps.json", FORMAT, torch.device("cpu"), content)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "methods.md": methods_page(),
         DOCS / "reference" / "published_lines.md": published_lines_page(),
         DOCS / "reference" / "run_folder.md": run_folder_page(),
-        DOCS / "architecture.md": with_tree((DOCS / "architecture.md").read_text("utf-8")),
+        DOCS / "architecture.md": between_marks(DOCS / "architecture.md", tree()),
+        DOCS / "differences.md": between_marks(DOCS / "differences.md", readings()),
     }
 
 
@@ -239,15 +240,36 @@ def _method(info: MethodInfo) -> str:
         for key, field in info.settings.model_fields.items()
         if key != "name"
     ]
-    return "\n\n".join(
-        [
-            f"## {info.name}",
-            f"{_sentence(info.summary)}",
-            f"```text\n{info.formula.rstrip()}\n```",
-            f"Paper: {info.paper}.",
-            _table(("setting", "default", "meaning"), settings),
-        ]
-    )
+    parts = [
+        f"## {info.name}",
+        f"{_sentence(info.summary)}",
+        f"```text\n{info.formula.rstrip()}\n```",
+        f"Paper: {info.paper}.",
+        _table(("setting", "default", "meaning"), settings),
+    ]
+    if info.statements:
+        parts += ["What the paper states, and what is our reading of it:", _statements(info)]
+    return "\n\n".join(parts)
+
+
+def _statements(info: MethodInfo) -> str:
+    """The statements on a method, with their source and the flag of the other reading."""
+    rows = [
+        (
+            each.what,
+            each.source,
+            f"`{each.setting}`" if each.setting else "",
+            f"`{each.other}`" if each.other else "",
+            each.settled_by,
+        )
+        for each in info.statements
+    ]
+    return _table(("statement", "by", "setting", "the other reading", "settled by"), rows)
+
+
+def readings() -> str:
+    """The statements on every method that has some."""
+    return "\n" + "\n\n".join(_statements(i) for i in METHODS.values() if i.statements) + "\n\n"
 
 
 def _flags_of(key: str, info: MethodInfo) -> tuple[str, ...]:
@@ -272,11 +294,11 @@ def run_folder_page() -> str:
     )
 
 
-def with_tree(text: str) -> str:
-    """The architecture page with its list of packages and modules as the sources have it."""
-    before, rest = text.split(START)
+def between_marks(page: Path, content: str) -> str:
+    """A page with the content between its marks, and the rest as it is."""
+    before, rest = page.read_text("utf-8").split(START)
     _, after = rest.split(END)
-    return before + START + tree() + END + after
+    return before + START + content + END + after
 
 
 def tree() -> str:

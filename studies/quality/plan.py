@@ -404,8 +404,7 @@ def plan(
     ends = _sizes({**default, **strongest})  # does the lead grow with n / B?
     cells += [cell for cell in ends if cell.samples in {5_000, FULL}]
     cells += ingredients(0, found)
-    cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1]]
-    cells += readings(found)
+    cells += [*tuning(PUBLISHED, found), *found.candidates(PUBLISHED)[:1], *readings(found)]
     for label in ("own-excluded-gamma0.7", "own-excluded-rho5.75"):
         cells += _long(found, label)
     cells += _largest_batch(default)

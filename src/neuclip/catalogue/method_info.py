@@ -38,6 +38,28 @@ class RunFacts:
     adam: AdamRates = field(default_factory=AdamRates)
 
 
+@dataclass(frozen=True)
+class Statement:
+    """A statement on a method, with what it rests on.
+
+    Attributes:
+        what: the statement.
+        setting: the setting that follows a reading, as a recipe has it.
+        other: the flags that select the other reading.
+        settled_by: what would settle a reading; empty where the paper states it.
+    """
+
+    what: str
+    setting: str = ""
+    other: str = ""
+    settled_by: str = ""
+
+    @property
+    def source(self) -> str:
+        """Who says so."""
+        return "our reading" if self.settled_by else "the paper"
+
+
 def unchanged(settings: Any, global_batch_size: int | None, before: object) -> Any:
     """The `resolve` of a method whose settings do not depend on the run."""
     return settings
@@ -55,6 +77,7 @@ class MethodInfo:
         state: what the loss remembers between steps, in numbers.
         formula: ASCII text of `neuclip methods NAME`.
         paper: what to cite.
+        statements: what the paper states and what is a reading of it, where both are mixed.
         needs_sample_ids: whether it keeps a state per sample.
         resolve: fills in settings that depend on the global batch. Called with the settings, the
             global batch size (none: unknown) and the settings of the run that is continued (none:
@@ -77,6 +100,7 @@ class MethodInfo:
     state: str
     formula: str
     paper: str
+    statements: tuple[Statement, ...] = ()
     needs_sample_ids: bool = False
     resolve: Callable[[Any, int | None, MethodSettings | None], Any] = unchanged
     spelling: Mapping[str, object] | None = None

@@ -23,6 +23,7 @@ from neuclip.catalogue.method_settings import (
     MethodSettings,
     MixingSettings,
 )
+from neuclip.catalogue.neuclip_readings import STATEMENTS
 from neuclip.errors import UserError
 from neuclip.method.choices import (
     Mixing,
@@ -294,6 +295,7 @@ METHODS = (
              W: T_u steps per batch on the same objective, restarted from recent embeddings every
              T_r steps; alpha is a constant for the towers""",
         paper=PAPER,
+        statements=STATEMENTS,
         spelling={
             "fastclip": True,
             "npn": True,

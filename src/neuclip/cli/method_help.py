@@ -63,5 +63,19 @@ def _print_method(info: MethodInfo) -> None:
             print_line(f"  {flag.path[1]} = {values}", bold=2 + len(flag.path[1]))
             print_line(f"      {field.description or ''}", hang=6)
             print_line(f"      {flags}", hang=6)
+    if info.statements:
+        _print_statements(info)
     print_line("\nPaper", bold=6)
     print_line(f"  {info.paper}", hang=2)
+
+
+def _print_statements(info: MethodInfo) -> None:
+    """What the paper states, then our readings with the flag of the other one."""
+    print_line("\nStated by the paper", bold=20)
+    for statement in (each for each in info.statements if not each.settled_by):
+        print_line(f"  - {statement.what}", hang=4)
+    print_line("\nOur readings", bold=13)
+    for statement in (each for each in info.statements if each.settled_by):
+        print_line(f"  - {statement.what} ({statement.setting})", hang=4)
+        print_line(f"    the other reading: {statement.other}", hang=4)
+        print_line(f"    settled by: {statement.settled_by}", hang=4)

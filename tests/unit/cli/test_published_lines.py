@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from command_lines import notes, parse, published_lines, refusal, resolved
+from neuclip.catalogue.neuclip_readings import STATEMENTS
 from neuclip.catalogue.registry import METHODS
 from neuclip.cli.published_flags import SWITCHES, spellings
 from neuclip.cli.train import flag_names
@@ -159,6 +160,15 @@ def test_lines_of_drrho_code_get_its_scale(line, scale, first):
     method = parse(line).method
     assert method.objective_scale == scale
     assert getattr(method, "first_rate_offset", ...) == first
+
+
+@pytest.mark.parametrize("reading", [each for each in STATEMENTS if each.settled_by])
+def test_a_reading_is_marked_in_the_recipe_and_has_a_switch(reading):
+    key, _, value = reading.setting.partition(": ")
+    assert f"  {reading.setting}  # reading\n" in recipe_path("neuclip-dfn14m").read_text()
+    ours = getattr(parse("--npn").method, key)
+    assert str(ours).lower() == value
+    assert getattr(parse(f"--npn {reading.other}").method, key) != ours
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
