@@ -2,7 +2,7 @@
 
 from neuclip.catalogue.method_info import Statement
 
-_CODE = "the published code, which is not public"
+_CODE = "NeuCLIP's code, which this project has not seen"
 
 STATEMENTS = (
     Statement(
