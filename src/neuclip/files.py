@@ -66,8 +66,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
+    if isinstance(content, str):
+        content = content.encode("utf-8", "backslashreplace")  # file names may be of any bytes
     with writing(path), replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class ReadingFlags:
         return checked_section("data", self.reading)
 
     def open(self, pattern: str, captions: "Captions" = "if_any") -> "Source":
-        """Opens a source, and prints what was recognised and what is not read.
+        """Opens a source; what was recognised and what is not read is logged.
 
         Args:
             pattern: as for `--train-data`.
@@ -61,11 +61,7 @@ class ReadingFlags:
         from neuclip.data.opening import open_source
 
         with terminal.progress() as progress:
-            source = open_source(pattern, config, progress, captions=captions)
-        terminal.say(source.opened)
-        for line in source.unused:
-            terminal.say(f"not read: {line}")
-        return source
+            return open_source(pattern, config, progress, captions=captions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import re
 
 import pytest
@@ -144,7 +145,7 @@ def test_command(shards, tmp_path, capsys):
     [
         (["--max-samples", "0"], "--max-samples: 0 is out of range"),
         (["--samples-per-second", "-1"], "--samples-per-second: -1 is out of range"),
-        (["--max-image-pixels", "0"], "--max-image-pixels: 0 is out of range"),
+        (["--max-image-pixels", "-1"], "--max-image-pixels: -1 is out of range"),
     ],
 )
 def test_command_refuses(shards, capsys, flags, message):
@@ -166,3 +167,25 @@ def test_empty_source_is_refused(tmp_path):
     (tmp_path / "t.csv").write_text("filepath,title\n")
     with pytest.raises(UserError):
         inspect(open_source(str(tmp_path / "t.csv")), "t", 5)
+
+
+def test_names_and_captions_that_terminals_and_pages_cannot_show(tmp_path, picture, capsys):
+    (tmp_path / "set").mkdir()
+    for number, caption in enumerate((b"plain", b"")):
+        path = tmp_path / "set" / os.fsdecode(b"caf\xe9 \x1b%d.png" % number)
+        path.write_bytes(picture(number))
+        path.with_suffix(".txt").write_bytes(caption)
+    out = tmp_path / "page.html"
+    assert main(["data", "inspect", str(tmp_path / "set"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert r"sample caf\udce9 \x1b1: caption_empty" in printed
+    assert all(line.isprintable() for line in printed.splitlines())
+    assert r"caf\udce9" in out.read_text(encoding="utf-8")
+
+
+def test_images_without_captions(tmp_path, picture, capsys):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    assert main(["data", "inspect", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "corrupt      none" in printed.out
+    assert "folder of images, 1 sample; no captions" in printed.err
