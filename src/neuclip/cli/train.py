@@ -180,7 +180,8 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         **{key: dict(value) for key, value in given.items() if value},
     }
     notes = [*_translate_values(top), *translate(published, top), *words.notes]
-    tree = _files(sources)
+    notes += _cache_note(top)
+    tree = _files(sources, notes)
     below = tree["method"].get("name") if "method" in tree else None
     choice = choose_method(published, sources.method, below)
     config = _lay_over(tree, top, choice, published, notes)
@@ -248,7 +249,34 @@ def _mapping(flag: str, words: Sequence[str]) -> dict[str, object] | None:
     return values
 
 
-def _files(sources: Sources) -> dict[str, Any]:
+def _cache_note(top: Mapping[str, Any]) -> list[str]:
+    """open_clip's flag of the same name is about other files."""
+    data = top.get("data", {})
+    if data.get("cache_dir") is None:
+        return []
+    sources = str(data.get("train_data"))
+    effect = "" if "://" in sources or "pipe:" in sources else ", of which there are none"
+    return [
+        f"--cache-dir holds downloaded shards here{effect}; open_clip's is for downloaded weights "
+        "(set HF_HOME)"
+    ]
+
+
+def _earlier_meaning(path: Path, given: Mapping[str, Any]) -> list[str]:
+    """A file that was perhaps written when `neuclip` was the name of the pool."""
+    method = given.get("method")
+    if not isinstance(method, Mapping) or method.get("name") != "neuclip":
+        return []
+    old = {*METHODS["neuclip_pool"].settings.model_fields, "num_prototypes"}
+    if method.keys() - old:
+        return []
+    return [
+        f"{path}: method neuclip is the published NeuCLIP, whose prototypes are trained; until "
+        "2026-11-28 this name meant neuclip_pool"
+    ]
+
+
+def _files(sources: Sources, notes: list[str]) -> dict[str, Any]:
     """Recipe and configuration files as one tree, each checked as it is laid on top."""
     paths = list(sources.config)
     if sources.recipe is not None:
@@ -258,6 +286,7 @@ def _files(sources: Sources) -> dict[str, Any]:
         # A section whose keys are all commented out reads as null.
         empty = {"method", *sections()}
         given = read_recipe(path)
+        notes += _earlier_meaning(path, given) if path in sources.config else []
         tree = merge(tree, {k: v for k, v in given.items() if v is not None or k not in empty})
         if isinstance(tree.get("method"), dict):
             tree["method"].setdefault("name", DEFAULT_METHOD)

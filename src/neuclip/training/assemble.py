@@ -44,7 +44,7 @@ from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluating import open_zero_shot
 from neuclip.training.folder_lock import FolderLock
-from neuclip.training.open_run import earlier_config, open_run_folder
+from neuclip.training.open_run import changed_settings, earlier_config, open_run_folder
 from neuclip.training.optim import Optimizer
 from neuclip.training.records.run_log import log_to
 from neuclip.training.trainer import Trainer
@@ -154,6 +154,8 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
         if collectives.is_main():
             write_whole(folder.config, _recorded_config(asked, components).to_yaml())
             _announce(components, index)
+            if before is not None and (changes := changed_settings(before, config)):
+                log.warning("continued with other settings than before: %s", changes)
         try:
             trainer.fit()
         finally:

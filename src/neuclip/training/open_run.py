@@ -81,6 +81,37 @@ def _has_begun(folder: RunFolder) -> bool:
     )
 
 
+CONTINUED = ("method", "optim", "model")
+"""Sections whose changes are reported when a run is continued."""
+CONTINUED_DATA = ("train_num_samples", "global_batch_size", "aug_cfg")
+
+
+def changed_settings(before: RunConfig, now: RunConfig) -> str:
+    """What a continued run does in another way than before: `gamma 0.4 -> 0.2, ...`, or nothing.
+
+    Args:
+        before: the settings that the run recorded.
+        now: the settings that it continues with, resolved.
+    """
+    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    pairs = [(section, key) for section in CONTINUED for key in new[section]]
+    pairs += [("data", key) for key in CONTINUED_DATA]
+    changes = [
+        f"{key} {_text(old[section][key])} -> {_text(new[section][key])}"
+        for section, key in pairs
+        if key in old[section] and old[section][key] != new[section][key]
+    ]
+    return ", ".join(
+        [*changes, *([f"seed {before.seed} -> {now.seed}"] * (before.seed != now.seed))]
+    )
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def earlier_config(logs: str, name: str, resume: str | None) -> RunConfig | None:
     """Reads `config.yaml` of the run that `resume` continues, if there is one.
 

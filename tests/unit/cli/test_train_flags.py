@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from command_lines import DATA, parse, refusal
+from command_lines import DATA, command, parse, refusal
 from neuclip.catalogue.registry import METHODS
 from neuclip.cli.flag_table import table
 from neuclip.cli.train import flag_names, parse_train
@@ -396,6 +396,31 @@ def test_the_network_under_its_old_settings_is_the_same_method(tmp_path):
         old.replace("gradient_prototypes: 2048", "gradient_prototypes: null")
     )
     assert parse(f"--config {tmp_path / 'a.yaml'}").method.num_prototypes == 8192
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{name: neuclip}", True),
+        ("{name: neuclip, gamma: 0.4, num_prototypes: 64}", True),
+        ("{name: neuclip, inner_steps: 10}", False),
+        ("{name: neuclip_pool}", False),
+        ("{gamma: 0.4}", False),
+    ],
+)
+def test_a_file_that_may_mean_the_pool_is_named(tmp_path, text, said):
+    (tmp_path / "a.yaml").write_text(f"method: {text}\n")
+    notes = command(f"--config {tmp_path / 'a.yaml'}").notes
+    assert any("a.yaml: method neuclip is the published NeuCLIP" in note for note in notes) == said
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [("a.csv", "here, of which there are none; open_clip's"), ("https://h/{0..3}.tar", "here; o")],
+)
+def test_the_cache_folder_is_not_open_clips(sources, said):
+    (note,) = [n for n in command(f"--train-data {sources} --cache-dir x").notes if "cache" in n]
+    assert said in note
 
 
 def test_smoke_says_what_it_replaces():

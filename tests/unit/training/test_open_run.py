@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from neuclip.checkpoint import storage
+from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
+from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.run_folder import RunFolder
 from neuclip.training import open_run
 from neuclip.training.folder_lock import FolderLock
-from neuclip.training.open_run import earlier_config
+from neuclip.training.open_run import changed_settings, earlier_config
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +100,18 @@ def test_the_settings_of_the_run_to_resume(tmp_path):
     folder.config.write_text("seed: [")
     with pytest.raises(UserError, match=r"config\.yaml"):
         earlier_config(str(tmp_path), "run", "auto")
+
+
+def test_what_a_continued_run_does_otherwise_is_named():
+    before = resolve(RunConfig(), 2)
+    assert changed_settings(before, resolve(RunConfig(), 2)) == ""
+    tree = {
+        "method": {"name": "neuclip_pool", "gamma": 0.2, "gradient_size": 64},
+        "optim": {"lr": 1e-3},
+        "data": {"workers": 7, "global_batch_size": 256},
+        "seed": 3,
+    }
+    assert changed_settings(before, resolve(validate(tree, "here"), 2)) == (
+        "gamma 0.4 -> 0.2, gradient_size 4096 -> 64, lr 0.0005 -> 0.001, "
+        "global_batch_size 128 -> 256, seed 0 -> 3"
+    )

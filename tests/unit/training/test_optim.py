@@ -120,3 +120,20 @@ def test_clipping_bounds_the_step_and_returns_the_norm_before():
     assert float(nn.utils.get_total_norm(clipped)) == pytest.approx(1e-3, rel=1e-4)
     optimizer.step(torch.zeros(()))
     assert all(p.grad is None for p in towers.parameters())
+
+
+def test_a_cosine_of_the_temperatures_own_ends_at_the_least_rate():
+    """As in FastCLIP's code: warm-up and cosine from lr_tau to lr_min, whatever the towers do."""
+    towers = Towers()
+    settings = resolved(
+        lr=1e-2, lr_min=1e-4, lr_tau=1e-3, lr_tau_scheduler="cosine", warmup=2, lr_scheduler="const"
+    )
+    optimizer = Optimizer(towers, settings, 12)
+    (group,) = [g for g in optimizer.adamw.param_groups if g.get("is_temperature")]
+    rates = []
+    for step in range(13):
+        assert optimizer.set_rates(step) == (5e-3 if step == 0 else 1e-2)
+        rates.append(group["lr"])
+    assert rates[:3] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert rates[7] == pytest.approx(5.5e-4)
+    assert rates[12] == pytest.approx(1e-4)
