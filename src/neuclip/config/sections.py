@@ -220,6 +220,15 @@ class ReadingConfig(Section):
         "joined by ; the first with a caption",
         flag="--json-text-key",
     )
+    image_key: str | None = Field(
+        default=None,
+        description="endings of the images in local tar shards, as in 'img;jpg'; none: all that "
+        "are known",
+    )
+    text_key: str | None = Field(
+        default=None,
+        description="endings of the captions in local tar shards; none: txt, text and caption",
+    )
     csv_separator: str | None = Field(
         default=None,
         description="column separator of a table, a character or tab; none: the first of tab, "

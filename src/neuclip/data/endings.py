@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 
 from neuclip.data.decode import image_endings
+from neuclip.errors import UserError
 
 IMAGE, TEXT, JSON, CLASS, METADATA = range(5)
 """The parts of a sample; also the columns of a tar index."""
@@ -22,6 +23,28 @@ _OTHERS = {
 def known_endings() -> Mapping[str, int]:
     """The part of a sample that a file holds, by its ending in lower case, without the dot."""
     return {**dict.fromkeys(image_endings(), IMAGE), **_OTHERS}
+
+
+def endings_of_keys(image_key: str | None, text_key: str | None) -> Mapping[str, int]:
+    """The endings to read from tar shards, as open_clip's `--image-key` and `--text-key` say.
+
+    Args:
+        image_key: endings of images, joined by `;`; None: all that are known.
+        text_key: endings of captions, likewise.
+
+    Raises:
+        UserError: a key names no ending.
+    """
+    endings = dict(known_endings())
+    for flag, keys, part in (("--image-key", image_key, IMAGE), ("--text-key", text_key, TEXT)):
+        if keys is None:
+            continue
+        given = [key.strip().lower().removeprefix(".") for key in keys.split(";")]
+        if not all(given):
+            raise UserError(f"{flag} {keys!r}: expected endings joined by ';', such as 'jpg;png'")
+        endings = {ending: which for ending, which in endings.items() if which != part}
+        endings |= dict.fromkeys(given, part)
+    return endings
 
 
 def split_names(names: Iterable[str]) -> Iterator[tuple[str, str, str, int | None]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.captions import CaptionRule
+from neuclip.data.endings import endings_of_keys
 from neuclip.data.folder_contents import TRAINING_SPLITS, Recognised
 from neuclip.data.progress import Progress
 from neuclip.data.recognition import recognise
@@ -60,6 +61,13 @@ def open_source(
         raise UserError(
             f"data_size {reading.data_size} takes the keys of tar shards as sample ids; "
             f"{pattern!r} has no such keys: leave data_size out"
+        )
+    keys = (("--image-key", reading.image_key), ("--text-key", reading.text_key))
+    given = [f"{flag} {key}" for flag, key in keys if key is not None]
+    if given and kinds != {"webdataset"}:
+        raise UserError(
+            f"{', '.join(given)}: the endings of members in local tar shards; {pattern!r} is not "
+            "of that kind: leave it out"
         )
     opener = _Opener(reading, retry, progress, captions)
     factors = reading.train_data_upsampling_factors
@@ -150,6 +158,7 @@ class _Opener:
             shards,
             captions=replace(CaptionRule.for_key(self.reading.caption_key), required=required),
             data_size=self.reading.data_size,
+            known=endings_of_keys(self.reading.image_key, self.reading.text_key),
             progress=self.progress,
         )
 

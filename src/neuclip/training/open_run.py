@@ -101,9 +101,9 @@ def changed_settings(before: RunConfig, now: RunConfig) -> str:
         for section, key in pairs
         if key in old[section] and old[section][key] != new[section][key]
     ]
-    return ", ".join(
-        [*changes, *([f"seed {before.seed} -> {now.seed}"] * (before.seed != now.seed))]
-    )
+    if before.seed != now.seed:
+        changes.append(f"seed {before.seed} -> {now.seed}")
+    return ", ".join(changes)
 
 
 def _text(value: object) -> str:

@@ -8,7 +8,7 @@ million samples take about 220 MB, shared by forked worker processes.
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tarfile import ReadError
 
@@ -17,7 +17,7 @@ from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from neuclip.data.captions import CaptionRule
-from neuclip.data.endings import CLASS, IMAGE, JSON, METADATA, TEXT
+from neuclip.data.endings import CLASS, IMAGE, JSON, METADATA, TEXT, known_endings
 from neuclip.data.order import Layout
 from neuclip.data.progress import Progress
 from neuclip.data.samples import Damage, Sample, SampleError, Tally, Unusable
@@ -75,6 +75,7 @@ def build_index(
     *,
     captions: CaptionRule | None = None,
     data_size: int | None = None,
+    known: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> "ShardIndex":
     """Indexes the samples of shards, in the order of the shards and of the samples in them.
@@ -83,6 +84,7 @@ def build_index(
         shards: tar files.
         captions: where captions come from; if none, from the `.txt` member.
         data_size: take the keys, integers below this bound, as sample ids.
+        known: the endings to read, with the part of a sample that they stand for; None: all known.
         progress: called for each shard.
 
     Raises:
@@ -96,7 +98,7 @@ def build_index(
     for done, shard in enumerate(shards):
         if progress is not None:
             progress("indexing", done, len(shards))
-        index = _index_or_damage(shard)
+        index = _index_or_damage(shard, known)
         found = index.found(shard)
         damage += found
         if found:
@@ -114,7 +116,7 @@ def build_index(
             f"no samples in {quantity(len(shards), 'shard')}, {shards[0]} first: expected tar "
             f"files with members like 000000000.jpg and 000000000.txt{reasons}"
         )
-    joined = ShardIndex(shards, indexes, captions, tuple(damage))
+    joined = ShardIndex(shards, indexes, captions, tuple(damage), known or known_endings())
     joined.opened, joined.unused = "; ".join(_notes(joined, indexes)), tally.lines()
     if data_size is not None:
         keys = np.concatenate([index.integer_keys for index in indexes])
@@ -122,9 +124,9 @@ def build_index(
     return joined
 
 
-def _index_or_damage(shard: Path) -> TarIndex:
+def _index_or_damage(shard: Path, known: Mapping[str, int] | None) -> TarIndex:
     try:
-        return index_shard(shard)
+        return index_shard(shard, known)
     except OSError as error:
         nothing = np.zeros((0, METADATA + 1), dtype=np.uint32)
         problem = f"cannot be read: {error.strerror or error}"
@@ -172,8 +174,10 @@ class ShardIndex(Source):
         indexes: Sequence[TarIndex],
         captions: CaptionRule,
         damage: tuple[Damage, ...],
+        known: Mapping[str, int],
     ) -> None:
         self.shards = tuple(shards)
+        self._known = known
         self.damage = damage
         self._captions = captions
         # The last columns belong to evaluation splits: they take no memory in training.
@@ -276,7 +280,7 @@ class ShardIndex(Source):
             path, _, _ = parse_header(data[:BLOCK])
         except ReadError as error:
             raise self._changed(position, str(error)) from error
-        key = self._long_keys.get(position) or key_of(path, self._long_endings[shard])
+        key = self._long_keys.get(position) or key_of(path, self._long_endings[shard], self._known)
         return key, data[BLOCK:]
 
     def _bytes(self, position: int, column: int, before: int = 0) -> bytes:

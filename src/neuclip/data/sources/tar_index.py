@@ -14,6 +14,7 @@ import os
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -74,14 +75,20 @@ class TarIndex:
         )
 
 
-def index_shard(shard: Path) -> TarIndex:
+def index_shard(shard: Path, known: Mapping[str, int] | None = None) -> TarIndex:
     """The index of a shard: read from its file if it is up to date, otherwise scanned and saved.
+
+    Args:
+        shard: a tar file.
+        known: the endings to read, with the part of a sample that they stand for; None: all known.
 
     Raises:
         OSError: the shard cannot be read.
     """
     status = shard.stat()
-    endings = zlib.crc32(" ".join(known_endings()).encode())  # they depend on the installed Pillow
+    known = known or known_endings()
+    # They depend on the installed Pillow, and on --image-key and --text-key.
+    endings = zlib.crc32(" ".join(f"{ending}:{part}" for ending, part in known.items()).encode())
     stamp = np.array([_FORMAT, endings, status.st_size, status.st_mtime_ns], dtype=np.int64)
     places = (_beside(shard), _in_cache(shard))
     for place in places:
@@ -89,7 +96,7 @@ def index_shard(shard: Path) -> TarIndex:
         if index is not None:
             return index
     with shard.open("rb") as file:
-        index = scan(file, status.st_size)
+        index = scan(file, status.st_size, known)
     for place in places:
         # If neither place can be written, the next run scans again.
         with contextlib.suppress(OSError):
@@ -98,9 +105,9 @@ def index_shard(shard: Path) -> TarIndex:
     return index
 
 
-def scan(file: BinaryIO, file_size: int) -> TarIndex:
+def scan(file: BinaryIO, file_size: int, known: Mapping[str, int] | None = None) -> TarIndex:
     """Reads all headers of a tar file, and groups its members into samples."""
-    found = TarSamples()
+    found = TarSamples(known or known_endings())
     damage, total = None, 0
     try:
         for total, member in enumerate(members(file, file_size), 1):  # noqa: B007

@@ -34,16 +34,17 @@ Finding = tuple[DamageKind, str, str]
 """Kind, key or path, and explanation of a member or sample that was skipped."""
 
 
-def key_of(path: str, long_endings: frozenset[str]) -> str:
+def key_of(path: str, long_endings: frozenset[str], known: Mapping[str, int]) -> str:
     """The key of the sample that a member belongs to.
 
     Args:
         path: path of a member of a sample.
+        known: the endings that are read.
         long_endings: endings of the shard with a dot inside that split off a key.
     """
     folder, slash, name = path.rpartition("/")
     stem, _, ending = name.partition(".")
-    if ending.lower() not in known_endings() and ending not in long_endings:
+    if ending.lower() not in known and ending not in long_endings:
         stem = name.rpartition(".")[0]
     return folder + slash + stem
 
@@ -81,8 +82,10 @@ class TarSamples:
         joined: samples whose members are not adjacent.
         long_endings: endings with a dot inside, such as `input.jpg`, that split off a key.
         out_of_order: whether samples were added after samples behind them.
+        known: the endings that are read, with the part of a sample that they stand for.
     """
 
+    known: Mapping[str, int] = field(default_factory=known_endings)
     blocks: list[list[int]] = field(default_factory=list[list[int]])
     sizes: list[list[int]] = field(default_factory=list[list[int]])
     keys: list[str] = field(default_factory=list[str])
@@ -92,7 +95,6 @@ class TarSamples:
     joined: set[int] = field(default_factory=set[int])
     long_endings: set[str] = field(default_factory=set[str])
     out_of_order: bool = False
-    _known: Mapping[str, int] = field(default_factory=known_endings)
     _rows: dict[str, int] = field(default_factory=dict[str, int])
     _key: str | None = None  # of the last member
     _names: dict[int, str] = field(default_factory=dict[int, str])  # of its sample, by column
@@ -111,7 +113,7 @@ class TarSamples:
             return
         folder, slash, name = path.rpartition("/")
         stem, _, ending = name.partition(".")
-        column = self._known.get(ending.lower())
+        column = self.known.get(ending.lower())
         if not stem or (folder and _hidden(folder)):
             self.tally.add("hidden", path)
         elif column is not None:
@@ -122,7 +124,7 @@ class TarSamples:
     def _wait(self, member: Member, short: str, ending: str) -> None:
         """Keeps a member with several dots in its name for `finish`."""
         before, _, last = ending.rpartition(".")
-        column = self._known.get(last.lower()) if before else None
+        column = self.known.get(last.lower()) if before else None
         if column is None:
             self.tally.add("ending", f".{ending}" if ending else "no ending")
         else:

@@ -5,7 +5,9 @@ import tarfile
 
 import pytest
 
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.captions import CaptionRule
+from neuclip.data.opening import open_source
 from neuclip.data.sources.shards import build_index
 from neuclip.errors import UserError
 
@@ -145,3 +147,25 @@ def test_classes_without_captions_are_named(opened):
 def test_a_shard_without_samples_names_what_it_holds(opened):
     with pytest.raises(UserError, match=r"no samples.*\n.*3 of 3 members, unknown ending \(\.flac"):
         opened(["a.flac", "b.flac", "c.flac"])
+
+
+def test_the_endings_of_members_can_be_chosen(tmp_path, write_tar, picture):
+    """open_clip's --image-key and --text-key; the saved index knows for which endings it is."""
+    members = [(f"{key}.{end}", picture(1)) for key in "ab" for end in ("img", "jpg")]
+    members += [(f"{key}.{end}", end.encode()) for key in "ab" for end in ("cap", "txt")]
+    shard = write_tar(tmp_path / "0.tar", sorted(members), tarfile.PAX_FORMAT)
+
+    def read(image_key=None, text_key=None):
+        reading = ReadingConfig(image_key=image_key, text_key=text_key)
+        return content(open_source(str(shard), reading))
+
+    assert read() == {"a": "txt", "b": "txt"}
+    assert read("img;jpeg", "cap") == {"a": "cap", "b": "cap"}
+    assert read(text_key=".CAP") == {"a": "cap", "b": "cap"}
+    assert read("jpg") == {"a": "txt", "b": "txt"}
+    with pytest.raises(UserError, match="no samples in 1 shard"):
+        read("png", "nothing")
+    with pytest.raises(UserError, match="expected endings joined by ';'"):
+        read("jpg;")
+    with pytest.raises(UserError, match="--image-key img: the endings of members in local tar"):
+        open_source("synthetic:4", ReadingConfig(image_key="img"))
