@@ -14,7 +14,7 @@ In reading order:
 - `identity`: what data a run reads, wherever they are;
 - `opening`: opens the source that `--train-data` names, and every other one;
 - `batch`: fills one batch, in a worker process;
-- `reading`: reading processes: passing batches, and what happens when one dies or stalls.
+- `reading`: reading processes: passing batches, and what happens when one dies or stalls;
 - `loader`: the batches of an epoch, over worker processes and ranks;
 - `damage`: counts corrupt samples and stops the run if they are too many;
 - `progress`: how long work reports its progress;

@@ -46,11 +46,7 @@ def open_run_folder(
             f"cannot write the run folder {folder.path}: {describe(error)}; choose another --logs"
         ) from None
     lock.acquire(folder.path)
-    if resume is None and _has_begun(folder):
-        raise UserError(
-            f"{folder.path} already holds a run; continue it with --resume auto, or choose "
-            "another --name"
-        )
+    _check_new(folder, resume)
     if resume in {"latest", "auto"}:
         if resume == "auto":
             checkpoint = furthest_complete(folder.checkpoints)
@@ -72,13 +68,18 @@ def run_folder(logs: str, name: str) -> RunFolder:
     return RunFolder(Path(logs) / name)
 
 
-def _has_begun(folder: RunFolder) -> bool:
-    """Whether a folder holds the work of a run, more than what a failure before step 1 leaves."""
-    return bool(
-        checkpoints_in(folder.checkpoints)
-        or read_records(folder.metrics)
-        or any(folder.eval_results.glob("*"))
-    )
+def _check_new(folder: RunFolder, resume: str | None) -> None:
+    """Checks that a new run replaces nothing but what a failure before step 1 leaves.
+
+    Raises:
+        UserError: the folder holds the work of a run.
+    """
+    work = checkpoints_in(folder.checkpoints) or read_records(folder.metrics)
+    if resume is None and (work or any(folder.eval_results.glob("*"))):
+        raise UserError(
+            f"{folder.path} already holds a run; continue it with --resume auto, or choose "
+            "another --name"
+        )
 
 
 CONTINUED = ("method", "optim", "model")
@@ -115,15 +116,19 @@ def _text(value: object) -> str:
 def earlier_config(logs: str, name: str, resume: str | None) -> RunConfig | None:
     """Reads `config.yaml` of the run that `resume` continues, if there is one.
 
+    This is the first look at the run folder, before the data are opened: a name that is taken is
+    refused at once.
+
     Args:
         logs: the folder of all runs.
         name: of this run.
         resume: as in `open_run_folder`.
 
     Raises:
-        UserError: the file is corrupt.
+        UserError: the file is corrupt, or the folder holds a run and `resume` is not set.
     """
     if resume is None:
+        _check_new(run_folder(logs, name), resume)
         return None
     folder = RunFolder(Path(resume).parent.parent)
     if resume in {"latest", "auto"}:

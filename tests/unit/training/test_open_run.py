@@ -59,8 +59,9 @@ def test_what_a_failure_before_the_first_step_leaves_is_no_run(tmp_path, what):
 @pytest.mark.parametrize("what", ["a record", "a checkpoint", "a result"])
 def test_an_existing_run_needs_resume(tmp_path, what):
     begin(tmp_path / "run", what)
-    with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
-        open_run_folder(tmp_path, "run", None)
+    for open_it in (open_run_folder, lambda logs, *rest: earlier_config(str(logs), *rest)):
+        with pytest.raises(UserError, match="already holds a run; continue it with --resume auto"):
+            open_it(tmp_path, "run", None)
     assert not (tmp_path / "run" / "run.lock").exists()
 
 
