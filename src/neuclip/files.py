@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -88,6 +89,30 @@ def writing(path: Path) -> Generator[None]:
         if system_error(error) is None:
             raise
         raise cannot_write(path, error) from None
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None]:
+    """Holds the lock of a file for a `with` block, so that processes change it one after another.
+
+    The lock is on a hidden file beside it, since the file itself may be replaced. Where the file
+    system has no locks, nothing is held.
+
+    Args:
+        path: the file; its folder is made if missing.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock").open("ab")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    with lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def cannot_write(path: Path, error: Exception) -> UserError:

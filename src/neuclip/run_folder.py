@@ -128,7 +128,7 @@ class RunFolder:
 
     def gallery(self, split: str) -> Path:
         """The gallery of a split."""
-        return self.eval_results / f"gallery_{split}.json"
+        return gallery_in(self.eval_results, split)
 
     def galleries(self) -> list[Path]:
         """The existing galleries, by name."""
@@ -136,7 +136,7 @@ class RunFolder:
 
     def split_outcomes(self, split: str) -> Path:
         """Outcomes per sample of a split's latest evaluation."""
-        return self.eval_results / "outcomes" / f"split_{split}.npz"
+        return split_outcomes_in(self.eval_results, split)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -171,6 +171,16 @@ def open_clip_flags(path: Path) -> dict[str, str]:
     return {key: value for key, value in found.items() if value != "None"}
 
 
+def gallery_in(folder: Path, split: str) -> Path:
+    """The gallery of a split in a folder of results."""
+    return folder / f"gallery_{_in_file_name(split)}.json"
+
+
+def split_outcomes_in(folder: Path, split: str) -> Path:
+    """Outcomes per sample of a split in a folder of results."""
+    return folder / "outcomes" / f"split_{_in_file_name(split)}.npz"
+
+
 def outcomes_path(results: Path, key: str) -> Path:
     """Outcomes per sample of a task, in a folder beside the results file.
 
@@ -178,7 +188,12 @@ def outcomes_path(results: Path, key: str) -> Path:
         results: the results file.
         key: the task.
     """
-    return results.parent / "outcomes" / results.stem / f"{key.replace('/', '-')}.npz"
+    return results.parent / "outcomes" / results.stem / f"{_in_file_name(key)}.npz"
+
+
+def _in_file_name(key: str) -> str:
+    """The key of a split or task as a part of a file's name."""
+    return key.replace("/", "-")
 
 
 def _existing_form(file: Path) -> Path:

@@ -53,7 +53,7 @@ def test_what_one_process_meets_ends_all_with_one_message(pool, tmp_path):
         damaged, missing, failed = ranks[0]
         assert damaged.startswith("mnist: an evaluation set must be complete: ")
         assert "1.tar" in damaged
-        assert missing.startswith("cifar10: no evaluation set at")
+        assert missing.startswith("the set of cifar10 is missing in")
         assert failed.startswith(f"rank {size - 1} cannot do [")
 
 

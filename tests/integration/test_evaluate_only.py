@@ -122,7 +122,10 @@ def test_weights_without_evaluation_data_need_training_data(foreign, capsys):
         ("--resume none.pt", "no checkpoint at none.pt"),
         ("--resume auto", "has no checkpoint"),
         ("--eval-tasks mnistt --eval-data-dir .", "unknown task 'mnistt'; did you mean 'mnist'"),
-        ("--eval-tasks mnist --eval-data-dir missing", "no folder of evaluation sets at missing"),
+        (
+            "--eval-tasks mnist --eval-data-dir missing",
+            "the set of mnist is missing at missing: no such folder",
+        ),
     ],
 )
 def test_bad_input(foreign, imagenet, tmp_path, capsys, more, text):

@@ -154,7 +154,7 @@ def test_mistakes_are_named_before_the_first_batch(demo, capsys):
     assert "--train-data is missing" in error("--name", "x")
     assert "less than one global batch" in error(*demo.flags("x", "--batch-size", "5000"))
     assert "unknown model" in error(*demo.flags("x", "--model", "ViT-B32"))
-    assert "no such folder" in error(*demo.flags("x", "--val-data", "nowhere"))
+    assert "nowhere: no such file or folder" in error(*demo.flags("x", "--val-data", "nowhere"))
     assert not (demo.logs / "x").exists()
 
 

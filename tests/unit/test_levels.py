@@ -36,7 +36,7 @@ INSIDE = {
         ["work_sharing", "rank_consistency", "fsdp"],
     ],
     "data": [
-        ["samples", "order", "progress", "shard_writer", "folder_contents"],
+        ["samples", "order", "progress", "shard_writer", "folder_contents", "truncation"],
         ["captions", "decode", "damage"],
         ["endings"],
         ["sources"],

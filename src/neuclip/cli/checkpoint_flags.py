@@ -25,7 +25,7 @@ _CHANGES = (
     "image_resize_mode",
 )
 _LATEST = arg(metavar="INT", help_behavior_hint="(default: the latest)")
-_RECORDED = arg(metavar="NAME", help_behavior_hint="(default: as recorded)")
+_RECORDED = arg(metavar="NAME", aliases=("--model",), help_behavior_hint="(default: as recorded)")
 
 
 @dataclass(frozen=True, kw_only=True)

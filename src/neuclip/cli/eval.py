@@ -1,4 +1,4 @@
-"""`neuclip eval`: evaluates a checkpoint on splits of one's own, or on DataComp's 38 tasks.
+"""`neuclip eval`: evaluates a checkpoint on data of one's own, or on DataComp's 38 tasks.
 
 Imports torch only when an evaluation starts.
 """
@@ -11,8 +11,9 @@ from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
+from neuclip.cli.data import ReadingFlags
 from neuclip.cli.options import Switch, check_range
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(CheckpointFlags):
+class Eval(CheckpointFlags, ReadingFlags):
     """Evaluate a checkpoint on evaluation splits (--val-data) or DataComp's tasks (--data-dir).
 
     Without either flag, the splits given to training are used. Splits are evaluated by zero-shot
@@ -30,12 +31,18 @@ class Eval(CheckpointFlags):
 
     run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk"""
+    checkpoint: Annotated[
+        Path | None,
+        arg(metavar="RUN", aliases=("--pretrained",), help_behavior_hint=""),
+    ] = None
+    """another way to give RUN"""
     train_output_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """DataComp's name for the run folder"""
     val_data: Annotated[
-        str | None, arg(metavar="DIR[::DIR]", help_behavior_hint="(default: the run's)")
+        str | None, arg(metavar="DATA[::DATA]", help_behavior_hint="(default: the run's)")
     ] = None
-    """evaluation splits: folders of shards, separated by ::"""
+    """evaluation splits, separated by ::, each in a form of --train-data, a set of clip-benchmark
+    or DataComp, or a folder per class"""
     data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """folder of DataComp's evaluation sets"""
     tasks: Annotated[str, arg(metavar="KEY[,KEY]", help_behavior_hint="(default: all)")] = ""
@@ -49,7 +56,7 @@ class Eval(CheckpointFlags):
     out: Annotated[
         Path | None, arg(metavar="FILE", help_behavior_hint="(default: in eval_results/)")
     ] = None
-    """DataComp: results file"""
+    """results file"""
     batch_size: int = 256
     """images or texts per forward pass"""
     workers: int = 2
@@ -113,22 +120,24 @@ def evaluate(command: Eval) -> int:
             "(neuclip data download-evalsets DIR downloads them)"
         )
     for flag, value in (
-        ("tasks", command.tasks), ("groups", command.groups), ("partial", command.partial),
-        ("out", command.out), ("track", command.track),
-    ):  # fmt: skip
+        ("tasks", command.tasks),
+        ("groups", command.groups),
+        ("partial", command.partial),
+        ("track", command.track),
+    ):
         if value:
             raise UserError(f"--{flag} needs --data-dir, the folder of DataComp's evaluation sets")
     return _own_splits(command, run)
 
 
 def _run(command: Eval) -> Path:
-    if (command.run is None) == (command.train_output_dir is None):
+    given = [path for path in (command.run, command.checkpoint, command.train_output_dir) if path]
+    if len(given) != 1:
         raise UserError(
-            "eval needs one run folder or checkpoint: neuclip eval RUN, or --train_output_dir RUN"
+            "eval needs one run folder or checkpoint: neuclip eval RUN (or --checkpoint RUN, or "
+            "--train_output_dir RUN)"
         )
-    run = command.run or command.train_output_dir
-    assert run is not None
-    return run
+    return given[0]
 
 
 def _own_splits(command: Eval, run: Path) -> int:
@@ -142,37 +151,39 @@ def _own_splits(command: Eval, run: Path) -> int:
     from neuclip.parallel.process_group import open_process_group
 
     # The ranks only share work and gather features, for which gloo serves any device.
-    with open_process_group(torch.device("cpu")) as launch:
+    with open_process_group(torch.device("cpu")) as launch, terminal.progress() as progress:
+        # What is asked for is checked first: loading a large model takes longer.
+        splits = open_splits(command.val_data, command.data_config(), progress)
         restored = load_run(command.choice(run), command.device, launch.local_rank)
-        checkpoint = restored.checkpoint
-        config = restored.config
-        folders = command.val_data or (config and config.evaluation.val_data)
-        if not folders:
+        checkpoint, config = restored.checkpoint, restored.config
+        if not splits and config is not None:
+            reading = config.data.model_copy(update=command.reading)
+            splits = open_splits(config.evaluation.val_data, reading, progress)
+        if not splits:
             raise UserError(
                 f"{run} records no evaluation splits: give some with --val-data, or DataComp's "
                 "sets with --data-dir"
             )
-        splits = open_splits(folders)
+        main = collectives.is_main()
         settings = EvaluationSettings(
             batch_size=command.batch_size,
             workers=command.workers,
-            seed=config.seed if config else 0,  # repeats the numbers of training
+            seed=0 if config is None else config.seed,  # repeats the numbers of training
             allow_damage=command.allow_damage,
+            progress=progress if main else None,
         )
-        model = EvaluatedModel(restored.encoder)
-        if restored.loss is not None:
-            scale, batch = restored.clip.logit_scale, checkpoint.global_batch_size
-            model = EvaluatedModel(restored.encoder, restored.loss, scale, batch)
-        if collectives.is_main():
-            names = ", ".join(split.name for split in splits)
-            _announce(checkpoint.path, checkpoint.averaged, names)
+        model = EvaluatedModel(
+            restored.encoder, restored.loss, restored.clip.logit_scale, checkpoint.global_batch_size
+        )
+        results = command.out or checkpoint.results
+        if main:
+            _announce(checkpoint.path, checkpoint.averaged, ", ".join(s.name for s in splits))
         found = {
-            done.data.key: done.result.metrics
-            for done in evaluate_sets(model, splits, settings, checkpoint.results)
+            done.result.key: done.result for done in evaluate_sets(model, splits, settings, results)
         }
-        if collectives.is_main():
-            terminal.print_metrics(found)
-            print(f"wrote {checkpoint.results}")
+    if main:
+        terminal.print_metrics(found)
+        print(f"wrote {results}")
     return 0
 
 
@@ -192,19 +203,21 @@ def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:
     from neuclip.parallel.process_group import open_process_group
 
     # The ranks only share work and gather features, for which gloo serves any device.
-    with open_process_group(torch.device("cpu")) as launch:
+    with open_process_group(torch.device("cpu")) as launch, terminal.progress() as progress:
         sets = open_tasks(data_dir, tasks)
         loaded = load_pretrained(command.choice(run), command.device, launch.local_rank)
+        main = collectives.is_main()
         settings = EvaluationSettings(
             batch_size=command.batch_size,
             workers=command.workers,
             amp="cuda" if loaded.encoder.device.type == "cuda" else None,
             allow_damage=command.allow_damage,
+            progress=progress if main else None,
         )
-        checkpoint, main = loaded.checkpoint, collectives.is_main()
+        checkpoint = loaded.checkpoint
         results = command.out or checkpoint.results
         if main:
-            name = f"{len(tasks)} tasks" if len(tasks) > 1 else tasks[0].name
+            name = tasks[0].name if len(tasks) == 1 else quantity(len(tasks), "task")
             _announce(f"{checkpoint.path} ({checkpoint.arch})", checkpoint.averaged, name)
         scores: dict[str, float] = {}
         model = EvaluatedModel(loaded.encoder)
@@ -212,11 +225,11 @@ def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:
             scores[done.data.key] = done.result.metrics["main_metric"]
             if main:
                 _report(done, suite)
-        if main:
-            averages = suite.averages(scores, partial=command.partial)
-            rows = [(task, scores[task.key]) for task in tasks]
-            terminal.print_benchmark(rows, averages.values())
-            print(f"suite {suite.version}; wrote {results}")
+    if main:
+        averages = suite.averages(scores, partial=command.partial)
+        rows = [(task, scores[task.key]) for task in tasks]
+        terminal.print_benchmark(rows, averages.values())
+        print(f"suite {suite.version}; wrote {results}")
     return 0
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from neuclip import console
 from neuclip.evaluation.datacomp.suite import Average, Task
 from neuclip.evaluation.metric_names import METRICS
-from neuclip.evaluation.results import read_eval_results
+from neuclip.evaluation.results import EvalResult, read_eval_results
 from neuclip.run_folder import RunFolder
 
 progress = console.progress
@@ -24,37 +24,42 @@ def say(message: str) -> None:
     console.write("\n".join([f"neuclip: {first}", *(f"  {line}" for line in rest)]))
 
 
-def print_metrics(found: Mapping[str, Mapping[str, float]]) -> None:
+def print_metrics(found: Mapping[str, EvalResult]) -> None:
     """Prints the metrics of each split, side by side."""
     shown = Table(box=None, pad_edge=False)
     shown.add_column("")
     for split in found:
         shown.add_column(split, justify="right")
+    metrics_of = [result.metrics for result in found.values()]
+    for key, label in (("num_samples", "Samples"), ("num_captions", "Captions")):
+        if key == "num_samples" or any(key in metrics for metrics in metrics_of):
+            counts = [m.get(key) for m in metrics_of]
+            shown.add_row(label, *("-" if n is None else f"{int(n):,}" for n in counts))
     for metric in METRICS:
-        if metric.table and any(metric.key in metrics for metrics in found.values()):
+        if metric.table and any(metric.key in metrics for metrics in metrics_of):
             label = f"{metric.label} ({metric.hint})" if metric.hint else metric.label
-            values = [_number(m.get(metric.key), share=metric.percent) for m in found.values()]
+            values = [_number(m.get(metric.key), share=metric.percent) for m in metrics_of]
             shown.add_row(label, *values)
     _console().print(shown)
 
 
 def print_benchmark(scores: Iterable[tuple[Task, float]], averages: Iterable[Average]) -> None:
-    """Prints the main metric of each task, then the averages; incomplete ones are marked."""
+    """Prints the main metric of each task, then the averages that have a value.
+
+    A partial average says of how many tasks it is the mean.
+    """
     shown = Table(box=None, pad_edge=False)
     shown.add_column("task")
     shown.add_column("metric")
     shown.add_column("score", justify="right")
     for task, score in scores:
         shown.add_row(task.name, task.metric, f"{score:.4f}")
-    shown.add_row()
-    for average in averages:
-        part = f"{average.done} of {average.total}"
-        if average.value is None:
-            refused = " (--partial averages them)" if average.done else ""
-            shown.add_row(average.name, f"refused: {part} tasks{refused}", "-")
-        else:
-            what = f"mean of {average.total}" if not average.missing else f"mean of {part}"
-            shown.add_row(average.name, what, f"{average.value:.4f}")
+    complete = [average for average in averages if average.value is not None]
+    if complete:
+        shown.add_row()
+    for average in complete:
+        missing = f"{average.done} of " if average.missing else ""
+        shown.add_row(average.name, f"mean of {missing}{average.total}", f"{average.value:.4f}")
     _console().print(shown)
 
 

@@ -453,7 +453,9 @@ class EvaluationConfig(Section):
     """Evaluation during training."""
 
     val_data: str | None = Field(
-        default=None, description="evaluation splits (folders of shards), several joined by '::'"
+        default=None,
+        description="evaluation splits, joined by '::': data as for train_data, a set of "
+        "clip-benchmark or DataComp, or a folder per class",
     )
     val_frequency: int = Field(
         default=1, ge=0, description="epochs between evaluations of val_data; 0: never"

@@ -16,6 +16,7 @@ In reading order:
 - `batch`: fills one batch, in a worker process;
 - `reading`: reading processes: passing batches, and what happens when one dies or stalls;
 - `loader`: the batches of an epoch, over worker processes and ranks;
+- `truncation`: counts captions that are longer than a model reads;
 - `damage`: counts corrupt samples and stops the run if they are too many;
 - `progress`: how long work reports its progress;
 - `shard_writer`: writes tar shards;

@@ -1,10 +1,11 @@
 """A batch, and the reader that fills it: the work of the worker processes."""
 
+import hashlib
 import random
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class Batch:
         captions: the captions as read.
         caption_owners: index in the batch of each caption's sample, if all captions are read;
             otherwise empty: there is one caption per sample, in order.
+        digests: in evaluation, a 64-bit digest of each sample's image file, captions and class.
         keys: the keys of the samples.
         damage: corrupt samples that were replaced (in evaluation: left out).
         metadata: content of the samples' `.npy` files, if the split has them.
@@ -60,6 +62,7 @@ class Batch:
     damage: tuple[Damage, ...] = ()
     metadata: tuple[bytes | None, ...] = ()
     caption_owners: tuple[int, ...] = ()
+    digests: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -103,6 +106,14 @@ class Unreadable:
     damage: tuple[Damage, ...]
 
 
+class _Found(NamedTuple):
+    """A sample, its position in the source, and in evaluation the digest of its content."""
+
+    sample: Sample[Image.Image]
+    position: int
+    digest: int | None
+
+
 class BatchReader(Dataset[Batch | Unreadable]):
     """Reads, transforms and tokenizes the samples of requests; stateless but for a cache."""
 
@@ -124,6 +135,7 @@ class BatchReader(Dataset[Batch | Unreadable]):
         captions: list[tuple[str, ...]] = []
         images: Tensor | None = None
         ids: list[int] = []
+        digests: list[int] = []
         with _random_state_kept():
             for offset, position in enumerate(request.positions.tolist()):
                 place = request.place + offset
@@ -132,7 +144,7 @@ class BatchReader(Dataset[Batch | Unreadable]):
                     if request.replace_damaged:
                         return Unreadable(tuple(damage[-_ATTEMPTS:]))
                     continue
-                sample, position = found
+                sample = found.sample
                 _seed_transforms(draw(self._order.seed, request.epoch, place))
                 image = self._transform(sample.image)
                 if images is None:
@@ -141,7 +153,8 @@ class BatchReader(Dataset[Batch | Unreadable]):
                 images[len(samples)] = image
                 samples.append(sample)
                 captions.append(self._chosen(sample, request, place))
-                ids.append(self._source.sample_id(position))
+                ids.append(self._source.sample_id(found.position))
+                digests += [] if found.digest is None else [found.digest]
         if images is None:
             return Unreadable(tuple(damage))
         texts = [text for chosen in captions for text in chosen]
@@ -157,6 +170,7 @@ class BatchReader(Dataset[Batch | Unreadable]):
             damage=tuple(damage),
             metadata=tuple(sample.metadata for sample in samples),
             caption_owners=tuple(owners) if request.captions == "all" else (),
+            digests=tuple(digests),
         )
 
     def _chosen(self, sample: Sample[Image.Image], request: Request, place: int) -> tuple[str, ...]:
@@ -171,16 +185,23 @@ class BatchReader(Dataset[Batch | Unreadable]):
 
     def _first_readable(
         self, request: Request, place: int, position: int, damage: list[Damage]
-    ) -> tuple[Sample[Image.Image], int] | None:
-        """A sample or its replacement, with the position; adds corrupt ones to `damage`."""
+    ) -> _Found | None:
+        """A sample or its replacement; adds corrupt ones to `damage`."""
         for attempt in range(_ATTEMPTS if request.replace_damaged else 1):
             if attempt:
                 position = self._order.substitute(request.epoch, place, attempt)
             try:
-                return self._source.read_with(position, self._decode), position
+                if request.replace_damaged:
+                    return _Found(self._source.read_with(position, self._decode), position, None)
+                sample = self._source.read_with(position, self._decode_and_hash)
+                image, digest = sample.image
+                return _Found(sample.with_image(image), position, _add_texts(digest, sample))
             except SampleError as error:
                 damage.append(error.damage)
         return None
+
+    def _decode_and_hash(self, content: bytes) -> tuple[Image.Image, hashlib.blake2b]:
+        return self._decode(content), hashlib.blake2b(content, digest_size=8)
 
     def _tokens(self, captions: list[str]) -> Int64[Tensor, "batch context"]:
         """Tokenizes captions, with a bounded cache for captions that repeat."""
@@ -194,6 +215,13 @@ class BatchReader(Dataset[Batch | Unreadable]):
         if len(cache) + len(fresh) <= _CACHED_CAPTIONS:
             cache.update(fresh)
         return torch.from_numpy(tokens).to(torch.int64)
+
+
+def _add_texts(image: hashlib.blake2b, sample: Sample[Any]) -> int:
+    """The digest of a sample's content, from the hash of its image file."""
+    for text in (*sample.captions, f"class {sample.class_index}"):
+        image.update(b"\0" + text.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(image.digest(), "little")
 
 
 def _seed_transforms(seed: int) -> None:

@@ -6,7 +6,7 @@ metrics.
 """
 
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -19,6 +19,7 @@ from neuclip.data.batch import Batch, Unreadable
 from neuclip.data.loader import evaluation_loader, evaluation_requests
 from neuclip.data.samples import Damage
 from neuclip.data.sources.source import Source
+from neuclip.data.truncation import count_truncated
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import EncodedImages, EncodedSplit, ImageTextEncoder
 from neuclip.parallel import collectives
@@ -31,8 +32,11 @@ def start_reading(
     batch_size: int,
     workers: int,
     positions: NDArray[np.int64] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Batch | Unreadable]:
     """Starts to read this rank's share of a split: full batches, cut as a single rank cuts them.
+
+    Each sample comes with all its captions.
 
     Args:
         encoder: has the transform and the tokenizer.
@@ -40,16 +44,26 @@ def start_reading(
         batch_size: pairs per batch.
         workers: data workers.
         positions: samples to read; if none, all.
+        progress: called with the batches done by this rank, and their number.
     """
     if positions is None:
         positions = np.arange(len(source), dtype=np.int64)
-    requests = evaluation_requests(positions, batch_size)
+    requests = evaluation_requests(positions, batch_size, "all")
     share = collectives.owned_slice(len(requests))
     mine = requests[share.start : share.stop]
     on_gpu = encoder.device.type == "cuda"  # pinned memory is copied there asynchronously
-    return evaluation_loader(
+    batches = evaluation_loader(
         source, encoder.transform, encoder.tokenize, mine, workers, pin_memory=on_gpu
     )
+    return batches if progress is None else _reported(batches, len(mine), progress)
+
+
+def _reported(
+    batches: Iterator[Batch | Unreadable], total: int, progress: Callable[[int, int], None]
+) -> Iterator[Batch | Unreadable]:
+    for done, batch in enumerate(batches):
+        progress(done, total)
+        yield batch
 
 
 def encode_split(
@@ -58,28 +72,59 @@ def encode_split(
     *,
     allow_damage: bool = False,
 ) -> EncodedSplit:
-    """Runs both towers over all batches.
+    """The images of a split with their captions; see `encode_both`.
 
-    Images are identical if their transformed tensors are, byte for byte.
+    Raises:
+        UserError: besides the errors of `encode_both`, no sample has a caption.
+    """
+    _, pairs = encode_both(encoder, batches, allow_damage=allow_damage)
+    if pairs is None:
+        raise UserError("the evaluation set has no captions")
+    return pairs
+
+
+def encode_both(
+    encoder: ImageTextEncoder,
+    batches: Iterable[Batch | Unreadable],
+    *,
+    allow_damage: bool = False,
+    distinct: bool = True,
+) -> tuple[EncodedImages, EncodedSplit | None]:
+    """Runs both towers over all batches.
 
     Args:
         encoder: the towers.
         batches: this rank's share of the split, from `start_reading`.
         allow_damage: encode the readable samples of a corrupt split.
+        distinct: group identical images (whose transformed tensors are, byte for byte) and equal
+            captions; otherwise each is a group of its own.
 
     Returns:
-        The full split, in order, on every rank.
+        The full split, in order, on every rank: its images, and its captions with their images;
+        none if no sample has a caption.
 
     Raises:
         UserError: the split is corrupt (names shard and key) or empty, or a feature is not finite.
     """
     part = _encode(encoder, batches, allow_damage=allow_damage, with_texts=True)
-    images = _assembled(encoder, part)
-    return EncodedSplit(
-        **{field.name: getattr(images, field.name) for field in fields(images)},
-        text_features=require_finite(_joined(encoder, part.texts), "text", images.keys),
-        image_groups=_number(part.fingerprints),
-        text_groups=_number(images.captions),
+    groups = _number(part.fingerprints) if distinct else None
+    images = _assembled(encoder, part, groups)
+    if not part.texts:
+        return images, None
+    owner = torch.tensor(
+        [row for row, captions in enumerate(part.captions) for _ in captions], dtype=torch.int64
+    )
+    captions = [caption for of_sample in part.captions for caption in of_sample]
+    keys = [images.keys[row] for row in owner.tolist()]
+    return images, EncodedSplit(
+        image_features=images.image_features[owner.to(encoder.device)],
+        text_features=require_finite(_joined(encoder, part.texts), "text", keys),
+        sample_ids=images.sample_ids[owner],
+        class_indices=images.class_indices[owner],
+        captions=captions,
+        keys=keys,
+        image_groups=images.image_groups[owner],
+        text_groups=_number(captions) if distinct else torch.arange(len(captions)),
     )
 
 
@@ -89,7 +134,7 @@ def encode_images(
     *,
     allow_damage: bool = False,
 ) -> EncodedImages:
-    """Runs the image tower over all batches; otherwise as `encode_split`.
+    """Runs the image tower over all batches; otherwise as `encode_both` without groups.
 
     Args:
         encoder: the towers.
@@ -134,10 +179,12 @@ class _Encoded:
     fingerprints: list[bytes] = field(default_factory=list[bytes])
     sample_ids: list[Tensor] = field(default_factory=list[Tensor])
     classes: list[Tensor] = field(default_factory=list[Tensor])
-    captions: list[str] = field(default_factory=list[str])
+    captions: list[tuple[str, ...]] = field(default_factory=list[tuple[str, ...]])
     keys: list[str] = field(default_factory=list[str])
     metadata: list[bytes | None] = field(default_factory=list[bytes | None])
     damage: list[Damage] = field(default_factory=list[Damage])
+    digests: list[int] = field(default_factory=list[int])
+    truncated: list[int] = field(default_factory=list[int])
 
 
 def _encode(
@@ -160,12 +207,21 @@ def _encode(
         with torch.no_grad():
             own.images.append(encoder.encode_image(batch.images))
             if with_texts:
-                own.texts.append(encoder.encode_text(batch.tokens))
+                # As many texts as images at a time, however many captions an image has.
+                own.texts += [
+                    encoder.encode_text(tokens)
+                    for tokens in batch.tokens.split(len(batch))
+                    if len(tokens)
+                ]
                 # After the launch of the towers: on a GPU, both run at the same time.
                 own.fingerprints.extend(_fingerprint(image) for image in batch.images)
+                own.truncated.append(
+                    count_truncated(encoder.tokenize, batch.captions, batch.tokens)
+                )
         own.sample_ids.append(batch.sample_ids)
         own.classes.append(batch.class_indices)
-        own.captions += batch.captions
+        own.captions += _by_sample(batch)
+        own.digests += batch.digests
         own.keys += batch.keys
         own.metadata += batch.metadata
     for features in (own.images, own.texts):
@@ -182,15 +238,29 @@ def _encode(
     return full
 
 
-def _assembled(encoder: ImageTextEncoder, full: _Encoded) -> EncodedImages:
+def _by_sample(batch: Batch) -> list[tuple[str, ...]]:
+    """The captions of each sample of a batch."""
+    owners = batch.caption_owners or range(len(batch.captions))
+    captions: list[list[str]] = [[] for _ in batch.keys]
+    for owner, caption in zip(owners, batch.captions, strict=True):
+        captions[owner].append(caption)
+    return [tuple(of_sample) for of_sample in captions]
+
+
+def _assembled(
+    encoder: ImageTextEncoder, full: _Encoded, groups: Int64[Tensor, " samples"] | None = None
+) -> EncodedImages:
     return EncodedImages(
         image_features=require_finite(_joined(encoder, full.images), "image", full.keys),
         sample_ids=torch.cat(full.sample_ids),
         class_indices=torch.cat(full.classes),
         captions=full.captions,
         keys=full.keys,
+        image_groups=torch.arange(len(full.keys)) if groups is None else groups,
         metadata=full.metadata,
         damage=tuple(full.damage),
+        fingerprint=sum(full.digests) % 2**64,
+        truncated=sum(full.truncated),
     )
 
 

@@ -5,7 +5,7 @@ Training, `--epochs 0` and `neuclip eval` all go through `evaluate_sets`.
 
 import logging
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from neuclip.evaluation.datacomp.sets import TaskSet
@@ -23,9 +23,10 @@ from neuclip.evaluation.results import (
 from neuclip.evaluation.split_evaluation import evaluate_split
 from neuclip.evaluation.splits import EvaluationSplit
 from neuclip.evaluation.zero_shot import ClassVectors
+from neuclip.files import locked
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
-from neuclip.run_folder import RunFolder, outcomes_path
+from neuclip.run_folder import gallery_in, outcomes_path, split_outcomes_in
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +90,9 @@ def evaluate_sets(
         model: the model.
         sets: the data.
         settings: how to evaluate.
-        results: the results file, in the run's `eval_results/` if there are splits: their galleries
-            and outcomes go there too. Results of other sets in the file are kept.
+        results: the results file; nothing is evaluated if it cannot be written. Galleries and
+            outcomes go to its folder. Results of other sets in the file are kept, also those of a
+            split of the same name with other data.
         checkpoint: SHA-256 of architecture and weights. With it, results of tasks carry their
             provenance, keep outcomes per sample, and are reused while nothing has changed. Without
             it they never replace such a result.
@@ -98,7 +100,7 @@ def evaluate_sets(
     Raises:
         UserError: a set is corrupt; the results before it are written.
     """
-    earlier = from_main(lambda: _read(results))
+    earlier = from_main(lambda: _prepare(results))
     class_vectors = ClassVectors(model.encoder, settings)
     for number, data in enumerate(sets, start=1):
         before = earlier.get(data.key)
@@ -108,15 +110,17 @@ def evaluate_sets(
             result = before
         else:
             evaluation = evaluate(model, data, settings, class_vectors)
-            result = EvalResult(data.key, data.title, evaluation.metrics, made)
+            result = EvalResult(data.key, data.title, evaluation.metrics, made, evaluation.data)
             if collectives.is_main():
                 keep = before is not None and before.provenance is not None and made is None
-                _write(results, data, None if keep else result, evaluation)
+                result = _write(results, data, result, evaluation, keep=keep)
         yield FinishedSet(data, number, len(sets), result, reused)
 
 
-def _read(results: Path) -> dict[str, EvalResult]:
-    return {line.key: line for line in read_eval_results(results)} if results.exists() else {}
+def _prepare(results: Path) -> dict[str, EvalResult]:
+    """The results in the file by key; raises `UserError` if the file cannot be written."""
+    with locked(results):
+        return {line.key: line for line in read_eval_results(results)} if results.exists() else {}
 
 
 def _provenance(
@@ -139,16 +143,22 @@ def _may_reuse(before: EvalResult, made: Provenance | None, settings: Evaluation
 
 
 def _write(
-    results: Path, data: EvaluationSet, result: EvalResult | None, evaluation: SetEvaluation
-) -> None:
-    """Writes outcomes and gallery, and then the result if there is one to write."""
+    results: Path, data: EvaluationSet, result: EvalResult, evaluation: SetEvaluation, *, keep: bool
+) -> EvalResult:
+    """Writes the result, unless an earlier one is kept, and then outcomes and gallery.
+
+    Returns:
+        The result with its key in the file.
+    """
+    if not keep:
+        result = write_result(results, result)
     if isinstance(data, EvaluationSplit):
-        folder = RunFolder(results.parents[1])
+        folder = results.parent
         if evaluation.outcomes is not None:
-            write_outcomes(folder.split_outcomes(data.name), evaluation.outcomes)
+            write_outcomes(split_outcomes_in(folder, result.key), evaluation.outcomes)
         if evaluation.gallery is not None:
-            write_gallery(folder.gallery(data.name), evaluation.gallery)
-    elif result is not None and result.provenance is not None and evaluation.outcomes is not None:
+            gallery = replace(evaluation.gallery, split=result.key)
+            write_gallery(gallery_in(folder, result.key), gallery)
+    elif not keep and result.provenance is not None and evaluation.outcomes is not None:
         write_outcomes(outcomes_path(results, data.key), evaluation.outcomes)
-    if result is not None:
-        write_result(results, result)
+    return result

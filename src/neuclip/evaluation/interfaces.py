@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int64
 from PIL import Image
 from torch import Tensor, nn
 
+from neuclip.data.progress import Progress
 from neuclip.data.samples import Damage
 from neuclip.evaluation.outcomes import Outcomes
-from neuclip.evaluation.results import Gallery
+from neuclip.evaluation.results import DataRead, Gallery
 
 RECALL_AT = (1, 5, 10)
 
@@ -91,6 +92,7 @@ class EvaluationSettings:
         gallery_queries: captions in the gallery of a split.
         thumbnail: longest side of the gallery's images, in pixels.
         seed: seed of the gallery's draw and of the batches for log-normalizers.
+        progress: called with the set, and the number of batches done and in all.
     """
 
     batch_size: int = 256
@@ -100,11 +102,17 @@ class EvaluationSettings:
     gallery_queries: int = 8
     thumbnail: int = 64
     seed: int = 0
+    progress: Progress | None = None
 
     @property
     def precision(self) -> str:
         """Name of the arithmetic in results."""
         return "fp32" if self.amp is None else "amp"
+
+    def reporting(self, title: str) -> Callable[[int, int], None] | None:
+        """The progress of one set, called with the batches done and their number."""
+        progress = self.progress
+        return None if progress is None else lambda done, total: progress(title, done, total)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast where it is set, to float16 on CUDA as in DataComp."""
@@ -141,53 +149,85 @@ class SetEvaluation:
         outcomes: outcomes per sample, for comparisons between runs; none if the set has no classes
             and is not DataComp's.
         gallery: example retrievals of a split, on the main process only.
+        data: the samples that were read.
     """
 
     metrics: dict[str, float]
     outcomes: Outcomes | None = None
     gallery: Gallery | None = None
+    data: DataRead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImages:
-    """A split, encoded by the image tower.
+    """A set, encoded by the image tower; one row per sample.
 
     Attributes:
         image_features: unit-norm features of each sample's image.
-        sample_ids: position of each sample in the split's index.
+        sample_ids: position of each sample in the set's index.
         class_indices: class of each sample, -1 if it has none.
-        captions: caption of each sample, empty if it has none.
+        captions: captions of each sample, any number.
         keys: key of each sample in its shard, for messages.
+        image_groups: a number per image, from 0 in order of first appearance. In splits of one's
+            own, samples with pixel-identical images share it.
         metadata: content of each sample's `.npy` file, if it has one.
         damage: samples that could not be read and are left out.
+        fingerprint: 64 bits over the content of all samples, in any order.
+        truncated: number of captions of which the text tower reads only the beginning.
     """
 
     image_features: Float[Tensor, "samples dim"]
     sample_ids: Int64[Tensor, " samples"]
     class_indices: Int64[Tensor, " samples"]
-    captions: list[str]
+    captions: list[tuple[str, ...]]
     keys: list[str]
+    image_groups: Int64[Tensor, " samples"]
     metadata: list[bytes | None] = field(default_factory=list[bytes | None])
     damage: tuple[Damage, ...] = ()
+    fingerprint: int = 0
+    truncated: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    def data_read(self, classes_digest: int = 0) -> DataRead:
+        """What was read, with the digest of the class names."""
+        return DataRead(f"{(self.fingerprint + classes_digest) % 2**64:016x}", len(self))
+
 
 @dataclass(frozen=True, kw_only=True)
-class EncodedSplit(EncodedImages):
-    """A split, encoded by both towers.
+class EncodedSplit:
+    """Images with their captions, encoded by both towers; one row per caption.
 
     Attributes:
-        text_features: unit-norm features of each sample's caption.
-        image_groups: a number per distinct image, from 0 in order of first appearance; samples
-            with pixel-identical images share it.
-        text_groups: a number per distinct caption.
+        image_features: unit-norm features of each caption's image.
+        text_features: unit-norm features of each caption.
+        sample_ids: position of each caption's sample in the set's index; rows of a sample follow
+            each other.
+        class_indices: class of each caption's sample, -1 if it has none.
+        captions: the captions.
+        keys: key of each caption's sample, for messages.
+        image_groups: as in `EncodedImages`.
+        text_groups: a number per caption. In splits of one's own, equal captions share it.
     """
 
-    text_features: Float[Tensor, "samples dim"]
-    image_groups: Int64[Tensor, " samples"]
-    text_groups: Int64[Tensor, " samples"]
+    image_features: Float[Tensor, "captions dim"]
+    text_features: Float[Tensor, "captions dim"]
+    sample_ids: Int64[Tensor, " captions"]
+    class_indices: Int64[Tensor, " captions"]
+    captions: list[str]
+    keys: list[str]
+    image_groups: Int64[Tensor, " captions"]
+    text_groups: Int64[Tensor, " captions"]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def first_captions(self) -> Int64[Tensor, " samples"]:
+        """Row of the first caption of each sample."""
+        new = torch.ones(len(self), dtype=torch.bool)
+        new[1:] = self.sample_ids[1:] != self.sample_ids[:-1]
+        return new.nonzero().flatten()
 
 
 def first_of_each(groups: Int64[Tensor, " samples"]) -> Int64[Tensor, " groups"]:

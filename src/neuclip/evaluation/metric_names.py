@@ -74,6 +74,12 @@ METRICS = (
     Metric(key="mean_recall@1", label="Mean recall@1", table=False, log=True, card=True),
     *_recalls("image", "Image retrieval", "caption to image"),
     *_recalls("text", "Text retrieval", "image to caption"),
+    Metric(
+        key="truncated_captions",
+        label="Captions cut off",
+        better="low",
+        hint="longer than the model reads",
+    ),
     *_errors("mae", "MAE", "low"),
     *_errors("mse", "MSE", "low"),
     *_errors("bias", "bias", "neither"),

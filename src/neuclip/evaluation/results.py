@@ -6,13 +6,14 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from neuclip.errors import UserError
-from neuclip.files import write_whole
+from neuclip.files import locked, write_whole
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,20 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class DataRead:
+    """The samples that a result was computed from; equal for equal data, wherever they lie.
+
+    Attributes:
+        fingerprint: 16 hexadecimal digits over the content of the images, the captions, the
+            classes and their names, in any order.
+        samples: number of samples.
+    """
+
+    fingerprint: str
+    samples: int
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """One line of a results file.
 
@@ -41,12 +56,14 @@ class EvalResult:
         dataset: name to display.
         metrics: metrics by key.
         provenance: inputs of a DataComp result; none for other results.
+        data: what was read; none in results of older versions.
     """
 
     key: str
     dataset: str
     metrics: dict[str, float]
     provenance: Provenance | None = None
+    data: DataRead | None = None
 
 
 @dataclass(frozen=True)
@@ -92,9 +109,7 @@ _GALLERY = TypeAdapter(Gallery)
 def write_eval_result(
     path: Path, key: str, metrics: dict[str, float], dataset: str | None = None
 ) -> None:
-    """Writes the line of one split and keeps the lines of others.
-
-    The file is replaced atomically.
+    """Writes the line of one split and keeps the lines of others; see `write_result`.
 
     Args:
         path: the results file, created with its folder if missing.
@@ -108,17 +123,42 @@ def write_eval_result(
     write_result(path, EvalResult(key, dataset or key, metrics))
 
 
-def write_result(path: Path, result: EvalResult) -> None:
-    """Writes a result as `write_eval_result` does.
+def write_result(path: Path, result: EvalResult) -> EvalResult:
+    """Writes a result in place of an earlier one with the same key, and keeps all other lines.
+
+    The file is replaced atomically, and processes that write to it wait for each other. A split
+    whose key belongs to a result of other data gets a key of its own: `val@1f3a9c02`.
+
+    Args:
+        path: the results file, created with its folder if missing.
+        result: the result.
+
+    Returns:
+        The result as written.
 
     Raises:
         UserError: a line of the file is invalid, or the file cannot be written.
     """
-    kept = [line for line, old in _lines(path) if old.key != result.key] if path.exists() else []
-    record = dataclasses.asdict(result)
-    if result.provenance is None:
-        del record["provenance"]
-    write_whole(path, "\n".join([*kept, json.dumps(record)]) + "\n")
+    with locked(path):
+        lines = _lines(path) if path.exists() else []
+        result = _with_own_key(result, {old.key: old for _, old in lines})
+        kept = [line for line, old in lines if old.key != result.key]
+        record = {
+            name: value for name, value in dataclasses.asdict(result).items() if value is not None
+        }
+        write_whole(path, "\n".join([*kept, json.dumps(record)]) + "\n")
+    return result
+
+
+def _with_own_key(result: EvalResult, others: Mapping[str, EvalResult]) -> EvalResult:
+    """The result, with its data's fingerprint in the key if the key belongs to other data."""
+    same = others.get(result.key)
+    if same is None or same.data is None or result.data in (None, same.data):
+        return result
+    if result.provenance is not None or same.provenance is not None:  # a task has one key
+        return result
+    own = f"{result.key}@{result.data.fingerprint[:8]}"
+    return dataclasses.replace(result, key=own, dataset=own)
 
 
 def read_eval_results(path: Path) -> list[EvalResult]:

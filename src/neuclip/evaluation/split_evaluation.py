@@ -1,10 +1,13 @@
 """Evaluates a split of one's own: zero-shot classification, retrieval, and log-normalizers."""
 
+import logging
+
 from PIL import Image
 
-from neuclip.evaluation.embed import encode_split, require_complete, start_reading
+from neuclip.evaluation.embed import encode_both, require_complete, start_reading
 from neuclip.evaluation.gallery import make_gallery
 from neuclip.evaluation.interfaces import (
+    EncodedImages,
     EncodedSplit,
     EvaluatedModel,
     EvaluationSettings,
@@ -15,9 +18,18 @@ from neuclip.evaluation.normalizer_error import normalizer_error
 from neuclip.evaluation.outcomes import outcomes_of
 from neuclip.evaluation.results import Gallery
 from neuclip.evaluation.retrieval import retrieve
-from neuclip.evaluation.splits import EvaluationSplit
-from neuclip.evaluation.zero_shot import OWN_RULES, ClassVectors, classify, zero_shot_metrics
+from neuclip.evaluation.splits import DATASET_TYPE, EvaluationSplit
+from neuclip.evaluation.zero_shot import (
+    DATACOMP_RULES,
+    OWN_RULES,
+    ClassVectors,
+    Rules,
+    classify,
+    zero_shot_metrics,
+)
 from neuclip.parallel import collectives
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate_split(
@@ -42,31 +54,69 @@ def evaluate_split(
         UserError: the split is corrupt or contradicts itself.
     """
     encoder = model.encoder
+    rules = DATACOMP_RULES if split.published else OWN_RULES
     if not settings.allow_damage:
         require_complete(split.index.damage)
-    batches = start_reading(encoder, split.index, settings.batch_size, settings.workers)
+    batches = start_reading(
+        encoder,
+        split.index,
+        settings.batch_size,
+        settings.workers,
+        progress=settings.reporting(split.title),
+    )
     vectors = None
     if split.classnames:  # while the first batches are read
         vectors = class_vectors(split.classnames, split.templates)
-    encoded = encode_split(encoder, batches, allow_damage=settings.allow_damage)
+    images, pairs = encode_both(
+        encoder, batches, allow_damage=settings.allow_damage, distinct=rules.by_image
+    )
     metrics: dict[str, float] = {}
     outcomes = None
     if vectors is not None:
-        choices = classify(encoded, vectors, split.classnames, OWN_RULES)
+        choices = classify(images, vectors, split.classnames, rules)
         metrics |= zero_shot_metrics(choices)
         outcomes = outcomes_of("mean", choices.right_at(1))
-    metrics |= _retrieval_metrics(encoded, main=vectors is None)
-    metrics |= _normalizer_metrics(encoded, model, settings.seed)
-    gallery = _gallery(split, encoded, settings) if collectives.is_main() else None
-    return SetEvaluation(metrics, outcomes, gallery)
+    else:
+        metrics["num_samples"] = float(len(images))
+    gallery = None
+    if pairs is not None:
+        metrics |= _retrieval_metrics(pairs, rules, main=vectors is None)
+        metrics |= _normalizer_metrics(pairs, model, settings.seed)
+        metrics |= _caption_metrics(split, images, pairs)
+        gallery = _gallery(split, pairs, settings) if collectives.is_main() else None
+    return SetEvaluation(metrics, outcomes, gallery, images.data_read(split.classes_digest))
 
 
-def _retrieval_metrics(encoded: EncodedSplit, *, main: bool) -> dict[str, float]:
-    metrics = retrieve(encoded, OWN_RULES.ties).metrics()
-    if main:
-        metrics["num_samples"] = float(len(encoded))
-        if "mean_recall@1" in metrics:
-            metrics["main_metric"] = metrics["mean_recall@1"]
+def _retrieval_metrics(pairs: EncodedSplit, rules: Rules, *, main: bool) -> dict[str, float]:
+    metrics = retrieve(pairs, rules.ties).metrics()
+    if main and "mean_recall@1" in metrics:
+        metrics["main_metric"] = metrics["mean_recall@1"]
+    return metrics
+
+
+def _caption_metrics(
+    split: EvaluationSplit, images: EncodedImages, pairs: EncodedSplit
+) -> dict[str, float]:
+    """Counts that differ from the usual: several captions a sample, and captions that are cut."""
+    metrics: dict[str, float] = {}
+    if len(pairs) != len(images):
+        metrics["num_captions"] = float(len(pairs))
+    if images.truncated:
+        metrics["truncated_captions"] = images.truncated / len(pairs)
+        if collectives.is_main():
+            _log.warning(
+                "%s: %s of %s captions (%.1f %%) are longer than the text tower reads; it reads "
+                "their beginning",
+                split.name, f"{images.truncated:,}", f"{len(pairs):,}",
+                100 * metrics["truncated_captions"],
+            )  # fmt: skip
+    several = sum("\n" in caption for caption in pairs.captions)
+    if several and collectives.is_main():
+        _log.warning(
+            "%s: %s of %s captions have several lines, and each counts as one caption; if every "
+            "line is a caption, write `retrieval` to %s in the split's folder",
+            split.name, f"{several:,}", f"{len(pairs):,}", DATASET_TYPE,
+        )  # fmt: skip
     return metrics
 
 
@@ -78,9 +128,10 @@ def _normalizer_metrics(
         return {}
     if model.logit_scale is None:
         raise ValueError("evaluating a loss's log-normalizers needs the model's logit_scale")
+    rows = encoded.first_captions().to(encoded.image_features.device)
     error = normalizer_error(
-        encoded.image_features,
-        encoded.text_features,
+        encoded.image_features[rows],
+        encoded.text_features[rows],
         loss,
         model.logit_scale,
         model.train_batch_size,

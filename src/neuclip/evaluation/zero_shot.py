@@ -105,7 +105,7 @@ def class_vectors(
 
 
 def classify(
-    encoded: EncodedImages,
+    encoded: EncodedImages | EncodedSplit,
     vectors: Float[Tensor, "classes dim"],
     classnames: list[str],
     rules: Rules,
@@ -113,7 +113,7 @@ def classify(
     """Chooses the class vector nearest to each image.
 
     Args:
-        encoded: the images; an `EncodedSplit` for rules by image.
+        encoded: the images.
         vectors: one vector per class.
         classnames: names of the classes.
         rules: which classes are right, and how ties count.
@@ -123,11 +123,7 @@ def classify(
     """
     _check_classes(encoded, classnames)
     target = encoded.class_indices
-    if rules.by_image:
-        assert isinstance(encoded, EncodedSplit)
-        image = encoded.image_groups
-    else:
-        image = torch.arange(len(target))
+    image = encoded.image_groups if rules.by_image else torch.arange(len(target))
     labels = torch.stack([image, target], dim=1).unique(dim=0)
     features = encoded.image_features[first_of_each(image)]
     ranking = rank(features, vectors.to(features.device), labels, rules.ties)
@@ -148,7 +144,7 @@ def zero_shot_metrics(choices: Choices) -> dict[str, float]:
     return {**found, "chance": choices.chance, "main_metric": found["acc1"]}
 
 
-def _check_classes(encoded: EncodedImages, classnames: list[str]) -> None:
+def _check_classes(encoded: EncodedImages | EncodedSplit, classnames: list[str]) -> None:
     classes = encoded.class_indices
     bad = ((classes < 0) | (classes >= len(classnames))).nonzero().flatten()
     if len(bad) == 0:

@@ -111,7 +111,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     index = in_turn(lambda: read_index(config, train_data))
     limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
     check_index(index.damage, limit, samples=len(index), shards=shards)
-    splits = open_splits(config.evaluation.val_data)
+    splits = open_splits(config.evaluation.val_data, config.data)
     zero_shot = open_zero_shot(config.evaluation)
     clip = _build_clip(config, device)
     loader = _build_loader(config, index, clip)

@@ -50,7 +50,8 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
             given.
     """
     evaluation = config.evaluation
-    splits = open_splits(evaluation.val_data if evaluation.val_frequency else None)
+    val_data = evaluation.val_data if evaluation.val_frequency else None
+    splits = open_splits(val_data, config.data)
     sets = open_zero_shot(evaluation) if evaluation.zeroshot_frequency else []
     if not splits and not sets:
         raise UserError(
@@ -87,7 +88,7 @@ def _evaluate(
     step, results = int(position["step"]), folder.results(int(position["epoch"]))
     with recorder.open(step, step, keep_later=True):
         for done in evaluate_sets(model, sets, settings, results):
-            recorder.evaluation(position, done.data.key, done.result.metrics)
+            recorder.evaluation(position, done.data.key, done.result)
     log.info("wrote %s", results)
     return folder.path
 

@@ -96,7 +96,7 @@ class Evaluator:
         settings = evaluation_settings(run.config)
         results = run.folder.results(step // run.loader.steps_per_epoch)
         for done in evaluate_sets(model, self._due(step), settings, results):
-            self._recorder.evaluation(run.position(step), done.data.key, done.result.metrics)
+            self._recorder.evaluation(run.position(step), done.data.key, done.result)
             between_sets()
         self._recorder.start_period()
 

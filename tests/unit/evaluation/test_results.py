@@ -1,9 +1,12 @@
 import json
+import multiprocessing
 
 import pytest
 
 from neuclip.errors import UserError
 from neuclip.evaluation.results import (
+    DataRead,
+    EvalResult,
     Gallery,
     Picture,
     Query,
@@ -12,6 +15,7 @@ from neuclip.evaluation.results import (
     read_gallery,
     write_eval_result,
     write_gallery,
+    write_result,
 )
 from neuclip.run_folder import RunFolder
 
@@ -43,7 +47,50 @@ def test_only_the_line_of_the_key_is_written_anew(tmp_path):
         ("other", 1.0),
         ("mine", 0.2),
     ]
-    assert list(tmp_path.iterdir()) == [path]
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, f".{path.name}.lock"}
+
+
+def write_many(path, who):
+    for number in range(25):
+        write_eval_result(path, f"{who}-{number}", {"acc1": 0.5})
+
+
+def test_processes_that_write_at_once_lose_no_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    start = multiprocessing.get_context("fork").Process
+    writers = [start(target=write_many, args=(path, who)) for who in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert {result.key for result in read_eval_results(path)} == {
+        f"{who}-{number}" for who in "ab" for number in range(25)
+    }
+
+
+def test_other_data_of_one_name_keep_both_results(tmp_path):
+    path = tmp_path / "results.jsonl"
+
+    def write(value, fingerprint, samples=4, key="val"):
+        data = DataRead(fingerprint * 16, samples)
+        return write_result(path, EvalResult(key, key, {"acc1": value}, data=data)).key
+
+    assert write(0.1, "a") == "val"
+    assert write(0.2, "b") == "val@bbbbbbbb"
+    assert write(0.3, "a") == "val"
+    assert write(0.4, "b") == "val@bbbbbbbb"
+    assert [(r.key, r.metrics["acc1"]) for r in read_eval_results(path)] == [
+        ("val", 0.3),
+        ("val@bbbbbbbb", 0.4),
+    ]
+    assert read_eval_results(path)[0].data == DataRead("a" * 16, 4)
+
+
+def test_a_result_of_an_earlier_version_is_replaced(tmp_path):
+    path = tmp_path / "results.jsonl"
+    write_eval_result(path, "val", {"acc1": 0.1})
+    write_result(path, EvalResult("val", "val", {"acc1": 0.2}, data=DataRead("a" * 16, 4)))
+    assert [r.metrics["acc1"] for r in read_eval_results(path)] == [0.2]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"dataset": "x"}'])

@@ -1,6 +1,7 @@
 import base64
 import io
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,6 +106,27 @@ def test_two_names_share_one_image(encoder, tmp_path, write_split):
     assert metrics["mean_per_class_recall"] == 1.0
     assert metrics["image_retrieval_recall@1"] == 1.0
     assert metrics["text_retrieval_recall@1"] == 1.0
+
+
+def test_captions_that_are_cut_off_and_progress(encoder, tmp_path, write_split, log):
+    class Short:
+        """Reads three words."""
+
+        context_length = 3
+
+        def __call__(self, texts, context_length=3):
+            return encoder.tokenize(texts)[:, :context_length]
+
+    reader, seen = Perfect(encoder, {}), []
+    reader.tokenize, reader.encode_text = Short(), encoder.encode_text
+    reader.encode_image = encoder.encode_image
+    samples = [(f"{i}", (i, 9, 9), "a b c" + " d" * (i == 4), None) for i in range(5)]
+    folder = write_split(tmp_path / "s", samples)
+    settings = replace(SETTINGS, progress=lambda *step: seen.append(step))
+    metrics = evaluate_folder(reader, folder, settings).metrics
+    assert metrics["truncated_captions"] == 1 / 5
+    assert "s: 1 of 5 captions (20.0 %) are longer than the text tower reads" in log.text
+    assert seen == [("s", 0, 2), ("s", 1, 2)]
 
 
 def test_without_classes_only_retrieval(encoder, tmp_path, write_split):

@@ -26,30 +26,36 @@ def test_names_may_have_dos_line_ends_and_letters_of_any_script(tmp_path, write_
 
 
 def test_no_such_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no such folder"):
+    with pytest.raises(UserError, match=r"nowhere: no such file or folder"):
         open_split(tmp_path / "nowhere")
 
 
 def test_a_folder_without_shards(tmp_path):
     (tmp_path / "classnames.txt").write_text("a\n")
     (tmp_path / "zeroshot_classification_templates.txt").write_text("{c}\n")
-    with pytest.raises(UserError, match="no shard"):
+    with pytest.raises(UserError, match=r"contains no \.tar shards, tables or images"):
         open_split(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("files", "text"),
     [
-        ({"classnames": ["a"]}, r"has classnames\.txt but no zeroshot_classification_templates"),
         ({"templates": ["{c}"]}, r"has zeroshot_classification_templates\.txt but no classnames"),
         ({"classnames": ["a"], "templates": ["{c}", "a photo"]}, r"line 2: 'a photo' has no \{c\}"),
         ({"classnames": ["a", "", "b"], "templates": ["{c}"]}, r"classnames\.txt, line 2 is empty"),
-        ({"classnames": [], "templates": ["{c}"]}, r"classnames\.txt, line 1 is empty"),
+        ({"classnames": [], "templates": ["{c}"]}, r"has zeroshot_.*\.txt but no classnames\.txt"),
     ],
 )
 def test_contradictions(tmp_path, write_split, files, text):
     with pytest.raises(UserError, match=text):
         open_split(write_split(tmp_path / "s", SAMPLES, **files))
+
+
+def test_without_templates_a_prompt_is_chosen_and_logged(tmp_path, write_split, log):
+    log.set_level("INFO", "neuclip")
+    split = open_split(write_split(tmp_path / "s", SAMPLES, ["x"]))
+    assert split.templates == ["a photo of a {c}."]
+    assert "the prompt is 'a photo of a {c}.'" in log.text
 
 
 def test_names_that_are_no_utf8(tmp_path, write_split):

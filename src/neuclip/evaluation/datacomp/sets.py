@@ -30,11 +30,16 @@ from neuclip.data.captions import CaptionRule
 from neuclip.data.sources.shards import build_index
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
-from neuclip.evaluation.datacomp.suite import Task
-from neuclip.evaluation.splits import CLASSNAMES, TEMPLATES, read_classes
+from neuclip.evaluation.datacomp.suite import Task, load_suite
+from neuclip.evaluation.splits import (
+    CLASSNAMES,
+    DATASET_TYPE,
+    TEMPLATES,
+    classes_digest,
+    read_classes,
+)
 from neuclip.parallel.work_sharing import from_main
 
-DATASET_TYPE = "dataset_type.txt"
 INSTANCES = "instances.jsonl"
 SHARD_COUNT = "test/nshards.txt"
 
@@ -85,6 +90,12 @@ class TaskSet:
         """Name to display."""
         return self.task.name
 
+    @property
+    def classes_digest(self) -> int:
+        """64-bit digest of class names, templates and instances; 0 without any."""
+        cues = [f"{each.cue} {each.candidates} {each.associations}" for each in self.instances]
+        return classes_digest(self.classnames or cues, self.templates)
+
     def part(self, samples: int) -> "TaskSet":
         """An evenly spread part of the set, for a quick estimate.
 
@@ -113,16 +124,42 @@ def exists(data_dir: Path, task: Task) -> bool:
 
 
 def open_tasks(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
-    """Opens the sets of several tasks, so that a missing set is reported before any evaluation.
+    """Opens the sets of several tasks, so that missing sets are reported before any evaluation.
 
     The main process lists the shards for all ranks.
 
     Raises:
-        UserError: a set is missing or incomplete.
+        UserError: sets are missing or incomplete; names all of them.
     """
-    if not data_dir.is_dir():
-        raise UserError(f"no folder of evaluation sets at {data_dir}")
-    return from_main(lambda: [open_task(data_dir, task) for task in tasks])
+    return from_main(lambda: _open_all(data_dir, tasks))
+
+
+def _open_all(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
+    missing = [task for task in tasks if not exists(data_dir, task)]
+    problems = [_missing(data_dir, missing)] if missing else []
+    sets: list[TaskSet] = []
+    for task in tasks:
+        if task not in missing:
+            try:
+                sets.append(open_task(data_dir, task))
+            except UserError as error:
+                problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return sets
+
+
+def _missing(data_dir: Path, tasks: Sequence[Task]) -> str:
+    """The message for sets that do not exist, with the command that downloads them."""
+    where = f"in {data_dir}" if data_dir.is_dir() else f"at {data_dir}: no such folder"
+    keys = ",".join(task.key for task in tasks)
+    chosen = "" if len(tasks) == len(load_suite().tasks) else f" --tasks {keys}"
+    named = f"the set of {keys}" if len(tasks) == 1 else f"{len(tasks)} evaluation sets"
+    listed = "" if len(tasks) == 1 else f" ({', '.join(task.key for task in tasks)})"
+    return (
+        f"{named}{' is' if len(tasks) == 1 else ' are'} missing {where}{listed}; download with "
+        f"'neuclip data download-evalsets {data_dir}{chosen}'"
+    )
 
 
 def open_task(data_dir: Path, task: Task) -> TaskSet:
@@ -137,16 +174,13 @@ def open_task(data_dir: Path, task: Task) -> TaskSet:
     """
     folder = data_dir / task.folder
     if not folder.is_dir():
-        raise UserError(
-            f"{task.key}: no evaluation set at {folder}; download it with "
-            f"'neuclip data download-evalsets {data_dir} --tasks {task.key}'"
-        )
+        raise UserError(_missing(data_dir, [task]))
     _check_type(folder, task)
     classnames: list[str] = []
     templates: list[str] = []
     instances: list[Instance] = []
     if task.kind == "classification":
-        classnames, templates = read_classes(folder)
+        classnames, templates = read_classes(folder, default=False)
         if not classnames:
             raise UserError(f"{task.key}: {folder} has no {CLASSNAMES} and no {TEMPLATES}")
     elif task.kind == "association":
@@ -154,7 +188,7 @@ def open_task(data_dir: Path, task: Task) -> TaskSet:
     shards = _shards(folder)
     return TaskSet(
         task=task,
-        index=build_index(shards, captions=CaptionRule(required=False)),
+        index=build_index(shards, captions=CaptionRule(lines=True, required=False)),
         classnames=classnames,
         templates=templates,
         instances=instances,

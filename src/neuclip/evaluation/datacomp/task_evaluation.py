@@ -18,7 +18,13 @@ from neuclip.data.batch import Batch, Unreadable
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.sets import Instance, TaskSet
 from neuclip.evaluation.datacomp.suite import SampleGroups, Task
-from neuclip.evaluation.embed import encode_images, encode_texts, require_complete, start_reading
+from neuclip.evaluation.embed import (
+    encode_both,
+    encode_images,
+    encode_texts,
+    require_complete,
+    start_reading,
+)
 from neuclip.evaluation.interfaces import (
     EncodedImages,
     EncodedSplit,
@@ -93,21 +99,30 @@ def _evaluate(
     else:
         with settings.autocast():
             batches = _start(encoder, task_set, settings)
-            images = encode_images(encoder, batches, allow_damage=settings.allow_damage)
             if task_set.task.kind == "retrieval":
-                metrics, outcomes = _retrieval(encoder, images, settings.batch_size)
+                images, pairs = encode_both(
+                    encoder, batches, allow_damage=settings.allow_damage, distinct=False
+                )
+                metrics, outcomes = _retrieval(images, pairs)
             else:
+                images = encode_images(encoder, batches, allow_damage=settings.allow_damage)
                 metrics, outcomes = _association(
                     encoder, images, task_set.instances, settings.batch_size
                 )
-    return SetEvaluation(metrics | _counts(task_set, images), outcomes)
+    metrics |= _counts(task_set, images)
+    return SetEvaluation(metrics, outcomes, data=images.data_read(task_set.classes_digest))
 
 
 def _start(
     encoder: ImageTextEncoder, task_set: TaskSet, settings: EvaluationSettings
 ) -> Iterator[Batch | Unreadable]:
     return start_reading(
-        encoder, task_set.index, settings.batch_size, settings.workers, task_set.positions
+        encoder,
+        task_set.index,
+        settings.batch_size,
+        settings.workers,
+        task_set.positions,
+        settings.reporting(task_set.title),
     )
 
 
@@ -124,33 +139,17 @@ def _classification_metrics(
 
 
 def _retrieval(
-    encoder: ImageTextEncoder, images: EncodedImages, batch_size: int
+    images: EncodedImages, pairs: EncodedSplit | None
 ) -> tuple[dict[str, float], Outcomes]:
-    captions: list[str] = []
-    owners: list[int] = []
-    for image, text in enumerate(images.captions):
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines:
-            raise UserError(f"the image {images.keys[image]!r} has no caption (.txt)")
-        captions += lines
-        owners += [image] * len(lines)
-    owner = torch.tensor(owners)
-    # One row per caption; equal captions stay apart, as DataComp counts them.
-    pairs = EncodedSplit(
-        image_features=images.image_features[owner],
-        text_features=encode_texts(encoder, captions, batch_size),
-        sample_ids=images.sample_ids[owner],
-        class_indices=images.class_indices[owner],
-        captions=captions,
-        keys=[images.keys[image] for image in owners],
-        image_groups=owner,
-        text_groups=torch.arange(len(captions)),
-    )
+    """Equal captions stay apart, as DataComp counts them."""
+    without = [key for key, own in zip(images.keys, images.captions, strict=True) if not own]
+    if without or pairs is None:
+        raise UserError(f"the image {without[0]!r} has no caption (.txt)")
     found = retrieve(pairs, DATACOMP_RULES.ties)
     # The unit is an image with its captions, so that both recalls are means over units.
     right_images = torch.zeros(len(images), dtype=torch.double)
-    right_images.index_add_(0, owner, found.right_images.double())
-    both = found.right_texts.double() + right_images * (len(images) / len(captions))
+    right_images.index_add_(0, pairs.image_groups, found.right_images.double())
+    both = found.right_texts.double() + right_images * (len(images) / len(pairs))
     return found.metrics(), outcomes_of("mean", both / 2)
 
 

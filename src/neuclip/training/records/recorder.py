@@ -5,10 +5,12 @@ import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import torch
 
 from neuclip.config.run_config import RunConfig
+from neuclip.evaluation.results import EvalResult
 from neuclip.parallel import collectives
 from neuclip.run_folder import RunFolder
 from neuclip.training.records.sinks import ConsoleSink, JsonLines, Record, Sink, extra_sinks
@@ -92,11 +94,13 @@ class Recorder:
         )
         self.start_period()
 
-    def evaluation(
-        self, position: Mapping[str, float], split: str, metrics: Mapping[str, float]
-    ) -> None:
+    def evaluation(self, position: Mapping[str, float], split: str, result: EvalResult) -> None:
         """Writes an evaluation record."""
-        self._emit({"kind": "eval", **position, "split": split, "metrics": dict(metrics)})
+        metrics = dict(result.metrics)
+        record: Record = {"kind": "eval", **position, "split": split, "metrics": metrics}
+        if result.data is not None:
+            record["data"] = asdict(result.data)
+        self._emit(record)
 
     def _emit(self, record: Record) -> None:
         for sink in self._sinks:

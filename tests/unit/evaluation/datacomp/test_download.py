@@ -282,9 +282,9 @@ def test_retrieval_is_converted(hub, tmp_path):
     data = tmp_path / "data"
     assert download_task(data, FLICKR).new == 2
     task_set = open_task(data, FLICKR)
-    assert [task_set.index.read(n).caption for n in range(2)] == [
-        "number 1\na number 1 again",
-        "number 2",
+    assert [task_set.index.read(n).captions for n in range(2)] == [
+        ("number 1", "a number 1 again"),
+        ("number 2",),
     ]
     assert score(data, FLICKR) == 1.0
     hub.requests.clear()

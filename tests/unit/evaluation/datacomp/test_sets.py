@@ -16,7 +16,7 @@ from datacomp_sets import (
     write_set,
 )
 from neuclip.errors import UserError
-from neuclip.evaluation.datacomp.sets import open_task
+from neuclip.evaluation.datacomp.sets import open_task, open_tasks
 from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.evaluation.evaluate import evaluate
 from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
@@ -82,8 +82,24 @@ class TestPart:
 
 
 def test_no_set(tmp_path):
-    with pytest.raises(UserError, match=r"mnist: no evaluation set at .*download-evalsets"):
+    message = r"the set of mnist is missing in .*'neuclip data download-evalsets .* --tasks mnist'"
+    with pytest.raises(UserError, match=message):
         open_task(tmp_path, TASKS["mnist"])
+
+
+def test_all_missing_and_incomplete_sets_are_named_at_once(classification, tmp_path):
+    (classification / "test" / "1.tar").unlink()
+    tasks = [TASKS[key] for key in ("mnist", "cars", "vtab/dtd")]
+    with pytest.raises(UserError) as caught:
+        open_tasks(tmp_path, tasks)
+    first, second = str(caught.value).splitlines()
+    assert first == (
+        f"2 evaluation sets are missing in {tmp_path} (cars, vtab/dtd); download with "
+        f"'neuclip data download-evalsets {tmp_path} --tasks cars,vtab/dtd'"
+    )
+    assert "1 of 2 shards are missing" in second
+    with pytest.raises(UserError, match=r"38 .* missing at .*nowhere: no such folder .*nowhere'$"):
+        open_tasks(tmp_path / "nowhere", list(TASKS.values()))
 
 
 @pytest.mark.parametrize(
