@@ -1,6 +1,10 @@
 """Errors that users can fix, printed without a traceback, and the wording of their messages."""
 
 import difflib
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -52,6 +56,24 @@ def printable(text: str, length: int = 80) -> str:
     kept = text[: length + 1]
     line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in kept)
     return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
+def all_of(pieces: Iterable[Callable[[], T]]) -> list[T]:
+    """The results of some pieces of work, or the errors of all of them in one.
+
+    Raises:
+        UserError: pieces failed; each distinct message is a line.
+    """
+    found: list[T] = []
+    problems: list[str] = []
+    for piece in pieces:
+        try:
+            found.append(piece())
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return found
 
 
 _SHORT_LIST = 24

@@ -106,13 +106,16 @@ def locked(path: Path) -> Generator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock").open("ab")
+        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW
+        lock = os.open(path.with_name(f".{path.name}.lock"), flags, 0o666)
     except OSError as error:
         raise cannot_write(path, error) from None
-    with lock:
+    try:
         with contextlib.suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def cannot_write(path: Path, error: Exception) -> UserError:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from neuclip.data.progress import Progress
 from neuclip.data.samples import Damage
 from neuclip.evaluation.outcomes import Outcomes
-from neuclip.evaluation.results import DataRead, Gallery
+from neuclip.evaluation.results import EvaluatedData, Gallery
 
 RECALL_AT = (1, 5, 10)
 
@@ -155,7 +155,7 @@ class SetEvaluation:
     metrics: dict[str, float]
     outcomes: Outcomes | None = None
     gallery: Gallery | None = None
-    data: DataRead | None = None
+    data: EvaluatedData | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +190,9 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def data_read(self, classes_digest: int = 0) -> DataRead:
+    def data_read(self, classes_digest: int = 0) -> EvaluatedData:
         """What was read, with the digest of the class names."""
-        return DataRead(f"{(self.fingerprint + classes_digest) % 2**64:016x}", len(self))
+        return EvaluatedData(f"{(self.fingerprint + classes_digest) % 2**64:016x}", len(self))
 
 
 @dataclass(frozen=True, kw_only=True)

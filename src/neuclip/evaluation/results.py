@@ -34,7 +34,7 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class DataRead:
+class EvaluatedData:
     """The samples that a result was computed from; equal for equal data, wherever they lie.
 
     Attributes:
@@ -63,7 +63,7 @@ class EvalResult:
     dataset: str
     metrics: dict[str, float]
     provenance: Provenance | None = None
-    data: DataRead | None = None
+    data: EvaluatedData | None = None
 
 
 @dataclass(frozen=True)

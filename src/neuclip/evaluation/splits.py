@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
@@ -24,7 +25,7 @@ from neuclip.data.recognition import recognise
 from neuclip.data.sources.class_folders import ClassFolders
 from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, all_of
 
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -89,16 +90,10 @@ def open_splits(
         UserError: splits cannot be opened; names all of them.
     """
     parts = [part for part in (pattern or "").split("::") if part]
-    splits: list[EvaluationSplit] = []
-    problems: list[str] = []
-    for part, name in zip(parts, split_names(parts), strict=True):
-        try:
-            splits.append(open_split(part, name, reading, progress))
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
-    return splits
+    return all_of(
+        partial(open_split, part, name, reading, progress)
+        for part, name in zip(parts, split_names(parts), strict=True)
+    )
 
 
 def split_names(parts: Sequence[str]) -> list[str]:

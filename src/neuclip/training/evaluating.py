@@ -4,14 +4,15 @@ All ranks evaluate together, each on its share of the samples.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import EvaluationConfig
-from neuclip.errors import UserError
+from neuclip.errors import UserError, all_of
 from neuclip.evaluation.datacomp.imagenet import IMAGENET_V2, IMAGENET_VAL, open_imagenet
 from neuclip.evaluation.datacomp.sets import TaskSet, open_tasks
-from neuclip.evaluation.datacomp.suite import load_suite
+from neuclip.evaluation.datacomp.suite import Task, load_suite
 from neuclip.evaluation.evaluate import EvaluationSet, evaluate_sets
 from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.model.clip import imagenet_prompts
@@ -26,23 +27,33 @@ def open_zero_shot(config: EvaluationConfig) -> list[TaskSet]:
     """Opens the sets evaluated every `--zeroshot-frequency` epochs; the main process lists files.
 
     Raises:
-        UserError: a set is missing or incomplete, or a task is unknown.
+        UserError: sets are missing or incomplete, or a task is unknown; names all problems.
     """
-    sets: list[TaskSet] = []
     prompts = imagenet_prompts()
-    for folder, task in ((config.imagenet_val, IMAGENET_VAL), (config.imagenet_v2, IMAGENET_V2)):
-        if folder is not None:
-            place = Path(folder)
-            sets.append(
-                from_main(lambda place=place, task=task: open_imagenet(place, task, *prompts))
-            )
+
+    def imagenet(folder: str, task: Task) -> list[TaskSet]:
+        return [from_main(lambda: open_imagenet(Path(folder), task, *prompts))]
+
+    openers = [
+        partial(imagenet, folder, task)
+        for folder, task in (
+            (config.imagenet_val, IMAGENET_VAL),
+            (config.imagenet_v2, IMAGENET_V2),
+        )
+        if folder is not None
+    ]
     if config.eval_tasks is not None and config.eval_data_dir is not None:
-        keys = [word.strip() for word in config.eval_tasks.split(",") if word.strip()]
-        if not keys:
-            raise UserError("--eval-tasks is empty: name tasks such as imagenet1k,vtab/cifar100")
-        sets += open_tasks(Path(config.eval_data_dir), load_suite().select(keys))
+        openers.append(partial(_tasks, config.eval_tasks, Path(config.eval_data_dir)))
+    sets = [task_set for some in all_of(openers) for task_set in some]
     limit = config.eval_samples
     return sets if limit is None else [task_set.part(limit) for task_set in sets]
+
+
+def _tasks(tasks: str, data_dir: Path) -> list[TaskSet]:
+    keys = [word.strip() for word in tasks.split(",") if word.strip()]
+    if not keys:
+        raise UserError("--eval-tasks is empty: name tasks such as imagenet1k,vtab/cifar100")
+    return open_tasks(data_dir, load_suite().select(keys))
 
 
 def evaluation_settings(config: RunConfig) -> EvaluationSettings:

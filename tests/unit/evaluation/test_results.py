@@ -5,8 +5,8 @@ import pytest
 
 from neuclip.errors import UserError
 from neuclip.evaluation.results import (
-    DataRead,
     EvalResult,
+    EvaluatedData,
     Gallery,
     Picture,
     Query,
@@ -72,7 +72,7 @@ def test_other_data_of_one_name_keep_both_results(tmp_path):
     path = tmp_path / "results.jsonl"
 
     def write(value, fingerprint, samples=4, key="val"):
-        data = DataRead(fingerprint * 16, samples)
+        data = EvaluatedData(fingerprint * 16, samples)
         return write_result(path, EvalResult(key, key, {"acc1": value}, data=data)).key
 
     assert write(0.1, "a") == "val"
@@ -83,13 +83,13 @@ def test_other_data_of_one_name_keep_both_results(tmp_path):
         ("val", 0.3),
         ("val@bbbbbbbb", 0.4),
     ]
-    assert read_eval_results(path)[0].data == DataRead("a" * 16, 4)
+    assert read_eval_results(path)[0].data == EvaluatedData("a" * 16, 4)
 
 
 def test_a_result_of_an_earlier_version_is_replaced(tmp_path):
     path = tmp_path / "results.jsonl"
     write_eval_result(path, "val", {"acc1": 0.1})
-    write_result(path, EvalResult("val", "val", {"acc1": 0.2}, data=DataRead("a" * 16, 4)))
+    write_result(path, EvalResult("val", "val", {"acc1": 0.2}, data=EvaluatedData("a" * 16, 4)))
     assert [r.metrics["acc1"] for r in read_eval_results(path)] == [0.2]
 
 

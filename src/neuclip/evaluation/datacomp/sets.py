@@ -20,6 +20,7 @@ candidates and associations of an instance as lists of keys.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from neuclip.data.captions import CaptionRule
 from neuclip.data.sources.shards import build_index
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, all_of
 from neuclip.evaluation.datacomp.suite import Task, load_suite
 from neuclip.evaluation.splits import (
     CLASSNAMES,
@@ -136,17 +137,13 @@ def open_tasks(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
 
 def _open_all(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
     missing = [task for task in tasks if not exists(data_dir, task)]
-    problems = [_missing(data_dir, missing)] if missing else []
-    sets: list[TaskSet] = []
-    for task in tasks:
-        if task not in missing:
-            try:
-                sets.append(open_task(data_dir, task))
-            except UserError as error:
-                problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
-    return sets
+
+    def check() -> None:
+        if missing:
+            raise UserError(_missing(data_dir, missing))
+
+    present = [partial(open_task, data_dir, task) for task in tasks if task not in missing]
+    return [task_set for task_set in all_of([check, *present]) if task_set is not None]
 
 
 def _missing(data_dir: Path, tasks: Sequence[Task]) -> str:
