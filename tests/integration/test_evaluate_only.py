@@ -103,7 +103,7 @@ def test_an_architecture_that_nothing_records_is_asked_for(foreign, imagenet, tm
     line = f"--pretrained {foreign} --imagenet-val {imagenet} --logs {tmp_path / 'out'}"
     assert main(["train", *shlex.split(line)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "does not record its architecture; name it, as in --model ViT-B-32" in said
+    assert "not record its architecture. These are the shapes of glyph-tiny: give --model" in said
 
 
 def test_weights_without_evaluation_data_need_training_data(foreign, capsys):
@@ -118,7 +118,7 @@ def test_weights_without_evaluation_data_need_training_data(foreign, capsys):
     [
         ("--zeroshot-frequency 0", "no evaluation data is given: add --imagenet-val"),
         ("--imagenet-val missing", "no folder of ImageNet images at missing"),
-        ("--model ViT-B-32", "is of another architecture"),
+        ("--model ViT-B-32", "does not fit ViT-B-32, "),
         ("--resume none.pt", "no checkpoint at none.pt"),
         ("--resume auto", "has no checkpoint"),
         ("--eval-tasks mnistt --eval-data-dir .", "unknown task 'mnistt'; did you mean 'mnist'"),

@@ -91,7 +91,13 @@ ENTRY_POINTS = {"training.main", "evaluation.datacomp.__main__"}
 
 # Who alone may import what.
 DOORS = {
-    "open_clip": {"model.architecture", "model.clip", "model.export_info"},
+    "open_clip": {
+        "model.absent",
+        "model.architecture",
+        "model.clip",
+        "model.export_info",
+        "model.foreign_weights",
+    },
     "torch.distributed": {"parallel", "checkpoint.sharded"},
     "huggingface_hub": {"evaluation.datacomp.download"},
     "tyro": {"cli"},

@@ -1,5 +1,6 @@
 """Errors, names and lists that both forms of a checkpoint share: a file and a sharded folder."""
 
+import difflib
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from neuclip.errors import UserError
 from neuclip.files import describe
 
 SUMS = "SHA256SUMS"
+_SHOWN = 6
 
 
 class CheckpointError(UserError):
@@ -29,9 +31,20 @@ def not_plain(path: Path, why: str) -> CheckpointError:
     )
 
 
+def damaged(path: Path, why: str) -> CheckpointError:
+    """The error for a file that is cut, changed, or of no known format."""
+    size = f"{path.stat().st_size:,} bytes"
+    return CheckpointError(
+        f"checkpoint {path} is damaged or incomplete ({size}): {why}{neighbours(path)}"
+    )
+
+
 def neighbours(path: Path) -> str:
-    """The checkpoints beside a path, as the end of a sentence."""
+    """The checkpoints beside a path, those with the nearest names, as the end of a sentence."""
     found = sorted(other.name for other in checkpoints_in(path.parent) if other != path)
+    if len(found) > _SHOWN:
+        found = difflib.get_close_matches(path.name, found, n=_SHOWN, cutoff=0)
+        found.append("...")
     return f"; there are: {', '.join(found)}" if found else ""
 
 

@@ -19,18 +19,18 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
 
-from neuclip.checkpoint import sharded
+from neuclip.checkpoint import formats, sharded
 from neuclip.checkpoint.common import (
     SUMS,
     CheckpointError,
     checkpoints_in,
+    damaged,
     neighbours,
-    not_plain,
     not_written,
     remove,
 )
@@ -185,7 +185,7 @@ def verify(path: Path) -> VerifiedCheckpoint:
     except OSError as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {describe(error)}") from None
     if digest not in known:
-        raise _damaged(path, f"its SHA-256 is none of those in {SUMS}")
+        raise damaged(path, f"its SHA-256 is none of those in {SUMS}")
     return VerifiedCheckpoint(path)
 
 
@@ -247,71 +247,55 @@ def _verify_zip(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise _damaged(path, describe(error)) from None
+        raise damaged(path, describe(error)) from None
     if broken is not None:
-        raise _damaged(path, f"wrong checksum of {broken}")
+        raise damaged(path, f"wrong checksum of {broken}")
 
 
 def _check_exists(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise CheckpointError(f"no checkpoint at {path}: there is no folder {path.parent}")
     if not path.exists():
         raise CheckpointError(f"no checkpoint at {path}{neighbours(path)}")
-
-
-def _damaged(path: Path, why: str) -> CheckpointError:
-    size = f"{path.stat().st_size:,} bytes"
-    return CheckpointError(
-        f"checkpoint {path} is damaged or incomplete ({size}): {why}{neighbours(path)}"
-    )
 
 
 # --- reading --------------------------------------------------------------------------------
 
 
 def load(
-    checkpoint: Path | VerifiedCheckpoint,
-    *,
-    bare: bool = False,
-    live: Mapping[str, Tensor] | None = None,
+    checkpoint: Path | VerifiedCheckpoint, *, live: Mapping[str, Tensor] | None = None
 ) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU, with `weights_only=True`.
+    """Reads a training checkpoint onto the CPU; see `read`.
+
+    Raises:
+        CheckpointError: as in `read`, or the file is not a training checkpoint.
+    """
+    path = checkpoint if isinstance(checkpoint, Path) else checkpoint.path
+    content = read(checkpoint, live=live)
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise CheckpointError(f"checkpoint {path} has no 'state_dict': not a training checkpoint")
+    return cast(dict[str, Any], content)
+
+
+def read(
+    checkpoint: Path | VerifiedCheckpoint, *, live: Mapping[str, Tensor] | None = None
+) -> object:
+    """Reads a checkpoint or another file of weights onto the CPU, without running code.
 
     Args:
         checkpoint: the file, or the folder of a sharded checkpoint; verified first if it is a path.
-        bare: accept a file of weights alone, and return it as the `state_dict`.
         live: for a sharded checkpoint, tensors of which only this rank's shard is read (see
             `sharded.load`).
 
     Raises:
-        CheckpointError: missing, truncated or damaged, or a pickle of arbitrary objects.
+        CheckpointError: missing, truncated or damaged, a pickle of arbitrary objects, or not a file
+            of weights.
     """
     path = checkpoint if isinstance(checkpoint, Path) else checkpoint.path
     _check_exists(path)
-    if path.is_file() and _is_bare_pickle(path):
-        raise not_plain(path, "it is a bare pickle")
     if isinstance(checkpoint, Path):
         verify(path)
-    if path.is_dir():
-        return sharded.load(path, live)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise not_plain(path, describe(error)) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise _damaged(path, describe(error)) from None
-    if bare and isinstance(content, dict) and _are_weights(content):
-        return {"state_dict": content}
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise CheckpointError(f"checkpoint {path} has no 'state_dict': not a training checkpoint")
-    return content
-
-
-def _is_bare_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
-
-
-def _are_weights(content: dict[str, Any]) -> bool:
-    return bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    return sharded.load(path, live) if path.is_dir() else formats.read(path)
 
 
 def load_weights(towers: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:

@@ -25,7 +25,7 @@ class ModelConfig(Section):
     )
     pretrained: str | None = Field(
         default=None,
-        description="start from the weights of this checkpoint, run folder or .safetensors file; "
+        description="start from the weights of this checkpoint, run folder or repository on disk; "
         "nothing is downloaded",
     )
     pretrained_image_path: str | None = Field(
@@ -103,15 +103,6 @@ class ModelConfig(Section):
         """The name of the model without the folders of a path."""
         last = self.name.rstrip("/").rpartition("/")[2].removeprefix("local-dir:")
         return last.removesuffix(".json")
-
-    @property
-    def begins_trained(self) -> tuple[bool, bool]:
-        """Whether the image and the text tower start from weights in a file."""
-        whole = self.pretrained is not None
-        return (
-            whole or self.pretrained_image_path is not None,
-            whole or self.pretrained_text_path is not None,
-        )
 
     def check(self) -> None:
         """Checks rules over several fields.

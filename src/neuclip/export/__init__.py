@@ -4,7 +4,7 @@ In reading order:
 
 - `repository`: writes the files of each format.
 - `card`: writes the model card.
-- `transformers_clip`: converts towers to transformers' `CLIPModel`.
+- `transformers_clip`: the files of transformers' `CLIPModel` beside its weights.
 
 Uses neither the network nor the package transformers.
 """

@@ -22,6 +22,7 @@ from neuclip.model.export_info import (
     vocabulary,
 )
 from neuclip.model.load import Pretrained
+from neuclip.model.transformers_names import clip_weights
 
 Form = Literal["open_clip", "hf", "safetensors"]
 
@@ -138,7 +139,7 @@ def _write_transformers(
     if words is None or reason is not None:
         reason = reason or "its tokenizer is not OpenAI's"
         return [f"no files for transformers: {reason}; open_clip can load the repository"]
-    converted = transformers_clip.clip_weights(weights)
+    converted = clip_weights(weights)
     settings = transformers_clip.clip_config(config, weights, words)
     save_file(converted, staging / transformers_clip.WEIGHTS, _METADATA)
     _write_json(staging / transformers_clip.CONFIG, settings)

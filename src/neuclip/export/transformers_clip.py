@@ -1,25 +1,23 @@
-"""Converts open_clip's towers to transformers' `CLIPModel`: configuration, weights, tokenizer.
+"""The files of transformers' `CLIPModel` beside its weights: configuration, tokenizer, processor.
 
 Only towers that compute the same function are converted: plain ViTs for images and OpenAI's
 transformer for texts. Any other architecture is refused with the reason.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from neuclip.model.export_info import Vocabulary
+from neuclip.model.transformers_names import LAYER_NORM_EPS, RESAMPLE
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PROCESSOR, _TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"
 _SPECIAL, _VOCABULARY, _MERGES = "special_tokens_map.json", "vocab.json", "merges.txt"
 FILES = (CONFIG, WEIGHTS, _PROCESSOR, _TOKENIZER, _SPECIAL, _VOCABULARY, _MERGES)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
-_LAYER_NORM_EPS = 1e-5  # torch's default, which open_clip keeps
-_RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 
 # Entries of an architecture that CLIPModel supports, or that do not change the function.
 _TOP = "embed_dim vision_cfg text_cfg quick_gelu custom_text init_logit_scale init_logit_bias"
@@ -32,30 +30,6 @@ _NEUTRAL: dict[str, object] = {
     "eos_id": 2,
     "proj_type": "linear",
 }
-
-_PARTS = (
-    (r"visual\.class_embedding", "vision_model.embeddings.class_embedding"),
-    (r"visual\.conv1\.", "vision_model.embeddings.patch_embedding."),
-    (r"visual\.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-    (r"visual\.ln_pre\.", "vision_model.pre_layrnorm."),  # so spelt in transformers
-    (r"visual\.ln_post\.", "vision_model.post_layernorm."),
-    (r"visual\.proj", "visual_projection.weight"),
-    (r"visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
-    (r"token_embedding\.", "text_model.embeddings.token_embedding."),
-    (r"positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    (r"transformer\.resblocks\.", "text_model.encoder.layers."),
-    (r"ln_final\.", "text_model.final_layer_norm."),
-    (r"text_projection", "text_projection.weight"),
-    (r"logit_scale", "logit_scale"),
-)
-_IN_BLOCK = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-_TRANSPOSED = {"visual_projection.weight", "text_projection.weight"}
 
 
 def obstacle(config: dict[str, Any]) -> str | None:
@@ -102,7 +76,7 @@ def clip_config(
     end = len(vocabulary.numbers) - 1
     shared = {
         "hidden_act": "quick_gelu" if config.get("quick_gelu") else "gelu",
-        "layer_norm_eps": _LAYER_NORM_EPS,
+        "layer_norm_eps": LAYER_NORM_EPS,
         "projection_dim": embed_dim,
     }
     return {
@@ -134,30 +108,6 @@ def clip_config(
             "pad_token_id": end,
         },
     }
-
-
-def clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights by transformers' names, without the logit bias, which `CLIPModel` lacks."""
-    converted: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if name == "logit_bias":
-            continue
-        plain = name.removeprefix("text.")
-        pattern, start = next(part for part in _PARTS if re.match(part[0], plain))
-        rest = plain[re.match(pattern, plain).end() :]  # type: ignore[union-attr]
-        if not start.endswith("layers."):
-            moved = value.T if start in _TRANSPOSED else value
-            converted[start + rest] = moved.contiguous()
-            continue
-        number, _, inner = rest.partition(".")
-        module, _, kind = inner.rpartition(".")
-        if module == "attn":  # in_proj_weight or in_proj_bias: queries, keys and values in one
-            kind = kind.removeprefix("in_proj_")
-            for letter, third in zip("qkv", value.chunk(3), strict=True):
-                converted[f"{start}{number}.self_attn.{letter}_proj.{kind}"] = third.contiguous()
-        else:
-            converted[f"{start}{number}.{_IN_BLOCK[module]}.{kind}"] = value.contiguous()
-    return converted
 
 
 def processor_files(
@@ -194,7 +144,7 @@ def _image_processor(preprocessing: dict[str, Any]) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": square if squash else {"shortest_edge": min(height, width)},
-        "resample": _RESAMPLE[preprocessing["interpolation"]],
+        "resample": RESAMPLE[preprocessing["interpolation"]],
         "do_center_crop": not squash,
         "crop_size": square,
         "do_rescale": True,

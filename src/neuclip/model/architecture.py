@@ -18,8 +18,10 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError, nearest, printable
+from neuclip.model.transformers_names import architecture_of, preprocessing_of
 
 REPOSITORY_CONFIG = "open_clip_config.json"
+_TRANSFORMERS_CONFIG = "config.json"
 LOCAL = "local-dir:"
 _HUB = "hf-hub:"
 _SECTIONS = ("embed_dim", "vision_cfg", "text_cfg")
@@ -140,7 +142,7 @@ def find_architecture(name: str) -> Architecture:
         UserError: no such architecture (names the nearest ones), or one that cannot be trained.
     """
     if name.startswith(LOCAL):
-        found = _of_file(name, Path(name.removeprefix(LOCAL)) / REPOSITORY_CONFIG)
+        found = _of_repository(name, Path(name.removeprefix(LOCAL)))
     elif name.endswith(".json"):
         found = _of_file(name, Path(name))
     else:
@@ -163,6 +165,33 @@ def model_names() -> list[str]:
     return [name for name in open_clip.list_models() if not _is_coca(name)]
 
 
+def doubt_of_preprocessing(architecture: Architecture) -> str | None:
+    """A warning if nothing says how images are made, and the published weights want them otherwise.
+
+    Args:
+        architecture: with the preprocessing that is recorded beside the weights or asked for.
+    """
+    if architecture.preprocessing:
+        return None
+    published = published_preprocessing(architecture.name)
+    made = architecture.all_preprocessing
+    if published is None or all(made[key] == value for key, value in published.items()):
+        return None
+    flags = [
+        f"--image-{key.replace('_', '-')} {_typed(published[key])}"
+        for key in ("mean", "std", "interpolation", "resize_mode")
+        if made[key] != published[key]
+    ]
+    return (
+        f"{architecture.name}: images are made with open_clip's defaults, since nothing beside the "
+        f"weights says otherwise; the published weights of this model want {' '.join(flags)}"
+    )
+
+
+def _typed(value: object) -> str:
+    return " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+
+
 def published_preprocessing(name: str) -> dict[str, Any] | None:
     """The preprocessing of a model's published weights, if all of them have the same."""
     found = list[dict[str, Any]]()
@@ -182,20 +211,32 @@ def _is_coca(name: str) -> bool:
     return "multimodal_cfg" in (_configuration(name) or {})
 
 
+def is_repository(path: Path) -> bool:
+    """Whether a folder is a repository of open_clip, or one of transformers."""
+    if (path / REPOSITORY_CONFIG).is_file():
+        return True
+    other = path / _TRANSFORMERS_CONFIG
+    return other.is_file() and b'"model_type"' in other.read_bytes()
+
+
+def _of_repository(name: str, folder: Path) -> Architecture:
+    """The architecture of a repository on disk."""
+    if (folder / REPOSITORY_CONFIG).is_file() or not is_repository(folder):
+        return _of_file(name, folder / REPOSITORY_CONFIG)
+    file, processor = folder / _TRANSFORMERS_CONFIG, folder / "preprocessor_config.json"
+    config = architecture_of(_read_json(name, file), str(file))
+    known = preprocessing_of(_read_json(name, processor)) if processor.is_file() else {}
+    return Architecture(name, config, {}).preprocessed(known)
+
+
 def _of_file(name: str, path: Path) -> Architecture:
     """The architecture in a JSON file: a repository's, or one in the form of open_clip's files."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--model {name}: cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--model {name}: {path} is not JSON: {printable(str(error))}") from None
-    whole = tree if isinstance(tree, dict) else {}
+    whole = _read_json(name, path)
     config = whole.get("model_cfg", whole)
     missing = [key for key in _SECTIONS if not isinstance(config, dict) or key not in config]
     if missing:
         raise UserError(
-            f"--model {name}: {path} is not a model configuration of open_clip (no "
+            f"model {name}: {path} is not a model configuration of open_clip (no "
             f"{', '.join(missing)}); its model_configs/ViT-B-32.json is an example"
         )
     preprocessing = whole.get("preprocess_cfg")
@@ -203,10 +244,20 @@ def _of_file(name: str, path: Path) -> Architecture:
     return found.preprocessed(preprocessing if isinstance(preprocessing, dict) else {})
 
 
+def _read_json(name: str, path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"model {name}: cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"model {name}: {path} is not JSON: {printable(str(error))}") from None
+    return tree if isinstance(tree, dict) else {}
+
+
 def _advice(name: str) -> str:
     """What to give instead of a name that no model has."""
     path = Path(name)
-    if (path / REPOSITORY_CONFIG).is_file():
+    if is_repository(path):
         return f"the repository on disk is --model {LOCAL}{name}"
     if name.startswith(_HUB):
         hub = name.removeprefix(_HUB)

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -90,6 +91,27 @@ class Clip:
     def input_dtype(self) -> torch.dtype:
         """Data type of the image tower's input."""
         return torch.bfloat16 if self.precision == "bf16" else torch.get_default_dtype()
+
+    def image_format(self, device: torch.device) -> torch.memory_format:
+        """The memory layout of images: channels last, except where torch cannot train with it.
+
+        On a CPU, torch writes outside of its memory in the backward pass of a 1 x 1 convolution
+        with a stride that reads the image itself (MobileCLIP's first layer).
+        """
+        if device.type == "cpu" and self._skips_pixels:
+            return torch.contiguous_format
+        return torch.channels_last
+
+    @cached_property
+    def _skips_pixels(self) -> bool:
+        layers = cast(nn.Module, self.towers.visual).modules()
+        return any(
+            isinstance(layer, nn.Conv2d)
+            and layer.in_channels == 3
+            and layer.kernel_size == (1, 1)
+            and max(layer.stride) > 1
+            for layer in layers
+        )
 
 
 def build_clip(
@@ -174,7 +196,8 @@ def _create(
 def _tokenizer(architecture: Architecture) -> Tokenize:
     text = architecture.config["text_cfg"]
     length = text.get("context_length")
-    if architecture.repository is not None and architecture.repository.is_dir():
+    folder = architecture.repository
+    if folder is not None and (folder / REPOSITORY_CONFIG).is_file():
         return open_clip.get_tokenizer(architecture.name, context_length=length)
     if architecture.known:
         return open_clip.get_tokenizer(architecture.name, context_length=length)

@@ -6,43 +6,57 @@ and search; `load_run` makes towers and the loss that trained them.
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor
 
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.checkpoint import storage
-from neuclip.checkpoint.common import CheckpointError
 from neuclip.checkpoint.sharded import is_sharded
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.model.absent import absent
 from neuclip.model.architecture import (
     LOCAL,
-    REPOSITORY_CONFIG,
     Architecture,
     changes_of_flags,
+    doubt_of_preprocessing,
     find_architecture,
+    is_repository,
     recorded,
 )
 from neuclip.model.clip import Clip, build_clip, init_for
 from neuclip.model.device import Precision, choose_device, choose_precision
 from neuclip.model.ema import AVERAGES
 from neuclip.model.encoder import Encoder
+from neuclip.model.foreign_weights import Given, fit, unwrap
+from neuclip.model.mismatch import advice
 from neuclip.run_folder import RunFolder, open_clip_flags
 
-_REPOSITORY_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_WEIGHT_FILES = {".pt", ".pth", ".bin", ".safetensors"}
+log = logging.getLogger("neuclip")
+
+_REPOSITORY_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+_WEIGHT_FILES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 
 
 @dataclass(frozen=True)
@@ -127,9 +141,7 @@ class Checkpoint:
         """
         asked, found = self.choice.arch, self.recorded_architecture
         if asked is None and found is None:
-            raise UserError(
-                f"{self.path} does not record its architecture; name it, such as --arch ViT-B-32"
-            )
+            raise UserError(f"{self.path} does not record its architecture. {advice(self.weights)}")
         if found is None or asked not in (None, found.name):
             named = find_architecture(str(asked))
             found = named if found is None else named.preprocessed(found.preprocessing)
@@ -153,11 +165,11 @@ class Checkpoint:
         """
         if self.own is not None and "architecture" in self.own:
             return recorded(self.own["architecture"])
-        if _is_repository(self.choice.path):
+        if is_repository(self.choice.path):
             return find_architecture(f"{LOCAL}{self.choice.path}")
         if self.own is not None:  # an earlier version recorded the name alone
             return find_architecture(yaml.safe_load(self.own["config"])["model"]["name"])
-        if _is_repository(self.path.parent):
+        if is_repository(self.path.parent):
             return find_architecture(f"{LOCAL}{self.path.parent}")
         return self._flags_architecture
 
@@ -191,7 +203,7 @@ class Checkpoint:
         name = self.path.stem
         if name == "epoch_latest" and self.epoch is not None:
             name = f"epoch_{self.epoch}"
-        if _is_repository(self.choice.path):
+        if is_repository(self.choice.path):
             name = "repository"
         return self.folder.results_of(name, plain=self.plain)
 
@@ -201,8 +213,13 @@ class Checkpoint:
         Raises:
             UserError: the architecture is unknown, or the weights belong to another one.
         """
-        clip = build_clip(self.architecture, precision, device, init_for(self.weights))
-        storage.load_weights(clip.towers, self.weights, self.path)
+        architecture = self.architecture
+        doubt = doubt_of_preprocessing(architecture)
+        if doubt is not None:
+            log.warning(doubt)
+        clip = build_clip(architecture, precision, device, init_for(self.weights))
+        weights = fit(Given(self.weights, self.path), clip)
+        storage.load_weights(clip.towers, weights, self.path)
         return clip
 
     def build_loss(self, clip: Clip, device: torch.device) -> PairLoss:
@@ -226,40 +243,39 @@ class Checkpoint:
         return loss
 
 
-def open_checkpoint(choice: CheckpointChoice, *, verified: bool = False) -> Checkpoint:
+def open_checkpoint(
+    choice: CheckpointChoice, *, verified: bool = False, model: str | None = None
+) -> Checkpoint:
     """Reads a checkpoint onto the CPU.
 
     Args:
         choice: which checkpoint and which weights.
+        model: the architecture that the weights are for, for messages; none: that of the choice.
         verified: its checksums were compared already; it is not hashed again.
 
     Raises:
         UserError: no such checkpoint (another one is never taken instead), or it is damaged.
     """
-    in_repository = _is_repository(choice.path)
-    path = _path_in_repository(choice) if in_repository else _path_in_run(choice)
-    content = _read(path, verified=verified)
+    in_repository = is_repository(choice.path)
+    path = _path_in_repository(choice) if in_repository else _path_in_run(choice, model)
+    found = storage.read(storage.VerifiedCheckpoint(path) if verified else path)
+    content = found if isinstance(found, dict) else {}
     averaged = choice.ema and AVERAGES in content
-    weights: dict[str, Tensor] = content[AVERAGES if averaged else "state_dict"]
     return Checkpoint(
         choice=choice,
         path=path,
-        weights={name.removeprefix("module."): value for name, value in weights.items()},
+        weights=unwrap(content[AVERAGES] if averaged else found, path),
         averaged=averaged,
         plain=AVERAGES in content and not averaged,
-        epoch=int(content["epoch"]) if "epoch" in content else None,
-        name=content.get("name"),
-        own=content.get("neuclip"),
+        epoch=_whole_number(content.get("epoch")),
+        name=name if isinstance(name := content.get("name"), str) else None,
+        own=own if isinstance(own := content.get("neuclip"), dict) else None,
     )
 
 
-def _is_repository(path: Path) -> bool:
-    return (path / REPOSITORY_CONFIG).is_file()
-
-
-def _path_in_run(choice: CheckpointChoice) -> Path:
+def _path_in_run(choice: CheckpointChoice, model: str | None) -> Path:
     path, asked = choice.path, (choice.epoch, choice.step)
-    if path.is_file() or is_sharded(path) or path.suffix in _WEIGHT_FILES:
+    if path.is_file() or is_sharded(path) or (path.suffix in _WEIGHT_FILES and not path.is_dir()):
         if asked != (None, None):
             raise UserError(f"{path} is a checkpoint: --epoch and --iter need a run folder")
         return path
@@ -267,10 +283,7 @@ def _path_in_run(choice: CheckpointChoice) -> Path:
         raise UserError("--epoch and --iter name two checkpoints: give one")
     folder = RunFolder(path)
     if not folder.checkpoints.is_dir():
-        raise UserError(
-            f"{path} is neither a run folder (no {folder.checkpoints.name}/ in it), nor a "
-            f"checkpoint, nor a repository (no {REPOSITORY_CONFIG})"
-        )
+        raise absent(path, model or choice.arch)
     if choice.epoch is not None:
         return folder.epoch_checkpoint(choice.epoch)
     return folder.latest if choice.step is None else folder.step_checkpoint(choice.step)
@@ -284,22 +297,23 @@ def _path_in_repository(choice: CheckpointChoice) -> Path:
     ):
         if value is not None:
             raise UserError(f"{choice.path} is a repository with one model: leave out {flag}")
-    for name in _REPOSITORY_WEIGHTS:
-        if (choice.path / name).is_file():
-            return choice.path / name
-    raise UserError(f"{choice.path} has no weights: expected {' or '.join(_REPOSITORY_WEIGHTS)}")
+    found = weights_in_repository(choice.path)
+    if found is None:
+        raise UserError(
+            f"{choice.path} has no weights: expected {_REPOSITORY_WEIGHTS[0]} or another of "
+            "open_clip's and transformers' names"
+        )
+    return found
 
 
-def _read(path: Path, *, verified: bool) -> dict[str, Any]:
-    """Reads a file of any form as a dict in open_clip's layout."""
-    if path.suffix != ".safetensors":
-        return storage.load(storage.VerifiedCheckpoint(path) if verified else path, bare=True)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        return {"state_dict": load_file(path)}
-    except Exception as error:  # safetensors raises a class of its own from Rust
-        raise CheckpointError(f"checkpoint {path} is damaged or incomplete: {error}") from None
+def weights_in_repository(folder: Path) -> Path | None:
+    """The file of weights in a repository on disk; None if it has none."""
+    files = (folder / name for name in _REPOSITORY_WEIGHTS)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _whole_number(value: object) -> int | None:
+    return int(value) if isinstance(value, Integral) else None
 
 
 @dataclass(frozen=True)
@@ -318,11 +332,10 @@ class Pretrained:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of architecture and weights, which decide every result."""
-        identity, repository = self.checkpoint.arch, self.checkpoint.choice.path / REPOSITORY_CONFIG
-        if repository.is_file():
-            identity = json.dumps(json.loads(repository.read_text(encoding="utf-8")))
-        digest = hashlib.sha256(identity.encode())
+        """SHA-256 of architecture, preprocessing and weights, which decide every result."""
+        identity = self.clip.architecture.record()
+        del identity["name"]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for name, value in sorted(self.checkpoint.weights.items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

@@ -40,8 +40,15 @@ def blocks(towers: nn.Module) -> list[nn.Module]:
     return list(found.values())
 
 
-def prepare(towers: nn.Module, settings: ModelConfig) -> None:
+def prepare(
+    towers: nn.Module, settings: ModelConfig, begins_trained: tuple[bool, bool] = (False, False)
+) -> None:
     """Locks, checkpoints and compiles the towers according to the settings.
+
+    Args:
+        towers: the model.
+        settings: of the towers.
+        begins_trained: whether the image and the text tower start from weights in a file.
 
     Raises:
         UserError: the model does not support such a lock, or no weights are left to train.
@@ -53,7 +60,7 @@ def prepare(towers: nn.Module, settings: ModelConfig) -> None:
     for tower, locked, trained in zip(
         ("image", "text"),
         (settings.lock_image, settings.lock_text),
-        settings.begins_trained,
+        begins_trained,
         strict=True,
     ):
         if locked and not trained:

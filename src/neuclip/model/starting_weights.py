@@ -1,71 +1,142 @@
 """Initial weights from files: of the full model, or of one tower."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuclip.checkpoint import storage
 from neuclip.config.sections import ModelConfig
-from neuclip.model.load import CheckpointChoice, open_checkpoint
+from neuclip.model.architecture import Architecture, doubt_of_preprocessing, find_architecture
+from neuclip.model.clip import Clip
+from neuclip.model.foreign_weights import Given, fit
+from neuclip.model.load import (
+    Checkpoint,
+    CheckpointChoice,
+    open_checkpoint,
+    weights_in_repository,
+)
 
 log = logging.getLogger("neuclip")
 
 Tower = Literal["image", "text"]
 
 
-def load_starting_weights(
-    towers: nn.Module, settings: ModelConfig, *, learns_temperature: bool
-) -> None:
-    """Loads the weights given by `--pretrained*`; a tower's own file overrides the model's.
+@dataclass(frozen=True)
+class StartingWeights:
+    """The files of weights that a run starts from, read but not loaded.
 
-    Args:
-        towers: the model, with random weights.
+    Attributes:
         settings: of the towers.
-        learns_temperature: whether to take over the temperature of `--pretrained`; a method with
-            another kind of temperature keeps its own.
+        model: weights of the full model.
+        image: weights of the image tower, which override the model's.
+        text: weights of the text tower, which override the model's.
+    """
+
+    settings: ModelConfig
+    model: Checkpoint | None
+    image: Checkpoint | None
+    text: Checkpoint | None
+
+    @property
+    def begins_trained(self) -> tuple[bool, bool]:
+        """Whether the image and the text tower start from weights in a file."""
+        model = self.model is not None
+        return model or self.image is not None, model or self.text is not None
+
+    def architecture(self) -> Architecture:
+        """The architecture of the run; images are made as the weights of the image tower want them.
+
+        Raises:
+            UserError: the model is unknown.
+        """
+        found = find_architecture(self.settings.name)
+        source = self.image or self.model
+        recorded = None if source is None else source.recorded_architecture
+        if recorded is not None:
+            found = found.preprocessed(recorded.preprocessing)
+        found = found.changed(self.settings)
+        doubt = None if source is None else doubt_of_preprocessing(found)
+        if doubt is not None:
+            log.warning(doubt)
+        return found
+
+    def load(self, clip: Clip, *, learns_temperature: bool) -> None:
+        """Loads the weights into the towers; a tower's own file overrides the model's.
+
+        Args:
+            clip: the model, with random weights.
+            learns_temperature: whether to take over the temperature of the model's file; a method
+                with another kind of temperature keeps its own.
+
+        Raises:
+            UserError: the weights are of another architecture.
+        """
+        if self.model is not None:
+            _load_model(clip, self.model, learns_temperature=learns_temperature)
+        if self.image is not None:
+            _load_tower(clip, "image", self.image)
+        if self.text is not None:
+            _load_tower(clip, "text", self.text)
+
+
+def read_starting_weights(settings: ModelConfig) -> StartingWeights:
+    """Reads the files that `--pretrained*` name, or the repository that `--model` names.
 
     Raises:
-        UserError: no such file, or weights of another architecture.
+        UserError: no such file, or it holds no weights.
     """
-    if settings.pretrained is not None:
-        _load_model(towers, Path(settings.pretrained), learns_temperature=learns_temperature)
-    files: tuple[tuple[Tower, str | None], ...] = (
-        ("image", settings.pretrained_image_path),
-        ("text", settings.pretrained_text_path),
-    )
-    for tower, file in files:
-        if file is not None:
-            _load_tower(towers, tower, Path(file))
+    model = settings.pretrained
+    repository = find_architecture(settings.name).repository
+    if model is None and repository is not None:
+        if weights_in_repository(repository) is not None:
+            model = str(repository)
+        else:
+            log.info("%s holds no weights: the towers start at random", settings.name)
+    files = (model, settings.pretrained_image_path, settings.pretrained_text_path)
+    return StartingWeights(settings, *(_open(file, settings.name) for file in files))
 
 
-def _load_model(towers: nn.Module, path: Path, *, learns_temperature: bool) -> None:
-    weights, live = _weights(path), towers.state_dict()
-    for name in ("logit_scale", "logit_bias"):
-        keep = name not in weights or (name == "logit_scale" and not learns_temperature)
-        if name not in live:
-            weights.pop(name, None)
-        elif keep:
-            weights[name] = live[name]
-    storage.load_weights(towers, weights, path)
-    log.info("initial weights: %s", path)
+def _open(file: str | None, model: str) -> Checkpoint | None:
+    if file is None:
+        return None
+    return open_checkpoint(CheckpointChoice(Path(file), ema=False), model=model)
 
 
-def _load_tower(towers: nn.Module, tower: Tower, path: Path) -> None:
-    weights, live = _weights(path), towers.state_dict()
+def _load_model(clip: Clip, checkpoint: Checkpoint, *, learns_temperature: bool) -> None:
+    weights, live = dict(checkpoint.weights), clip.towers.state_dict()
+    scale, bias = "logit_scale", "logit_bias"
+    if bias in live and bias not in weights:
+        # A sigmoid's temperature and bias belong together: both from the file, or both its own.
+        log.info("%s has no %s: temperature and bias start as the method's", checkpoint.path, bias)
+        weights |= {scale: live[scale], bias: live[bias]}
+    elif not learns_temperature:
+        weights[scale] = live[scale]
+    if bias not in live:
+        weights.pop(bias, None)
+    _load(clip, weights, checkpoint)
+    log.info("initial weights: %s", checkpoint.path)
+
+
+def _load_tower(clip: Clip, tower: Tower, checkpoint: Checkpoint) -> None:
+    weights, live = checkpoint.weights, clip.towers.state_dict()
     if any(name.startswith("visual.") for name in weights):  # the file holds a full model
         found = {name: value for name, value in weights.items() if _tower_of(name) == tower}
     else:
-        prefix = "visual." if tower == "image" else "text." if hasattr(towers, "text") else ""
+        prefixes = ("visual.", "visual.trunk.") if tower == "image" else ("text.", "")
+        prefix = max(prefixes, key=lambda each: sum(each + name in live for name in weights))
         found = {f"{prefix}{name}": value for name, value in weights.items()}
     rest = {name: value for name, value in live.items() if _tower_of(name) != tower}
-    storage.load_weights(towers, {**rest, **found}, path)
-    log.info("initial weights of the %s tower: %s", tower, path)
+    _load(clip, {**rest, **found}, checkpoint)
+    log.info("initial weights of the %s tower: %s", tower, checkpoint.path)
 
 
-def _weights(path: Path) -> dict[str, Tensor]:
-    return dict(open_checkpoint(CheckpointChoice(path, ema=False)).weights)
+def _load(clip: Clip, weights: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    fitted = fit(Given(weights, checkpoint.path), clip)
+    storage.load_weights(clip.towers, fitted, checkpoint.path)
 
 
 def _tower_of(name: str) -> Tower | None:

@@ -31,10 +31,9 @@ from neuclip.errors import UserError
 from neuclip.evaluation.splits import open_splits
 from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
-from neuclip.model.architecture import find_architecture
 from neuclip.model.clip import Clip, augmented, build_clip
 from neuclip.model.device import choose_device, choose_precision
-from neuclip.model.starting_weights import load_starting_weights
+from neuclip.model.starting_weights import StartingWeights, read_starting_weights
 from neuclip.parallel import collectives, fsdp
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.process_group import WaitLimits, open_process_group
@@ -113,7 +112,8 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     check_index(index.damage, limit, samples=len(index), shards=shards)
     splits = open_splits(config.evaluation.val_data, config.data)
     zero_shot = open_zero_shot(config.evaluation)
-    clip = _build_clip(config, device)
+    starting = read_starting_weights(config.model)
+    clip = _build_clip(config, device, starting)
     loader = _build_loader(config, index, clip)
     data = identify(index)
     check_same_data(data.samples, loader.order_digest, data.digest)
@@ -126,7 +126,8 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
         adam=config.optim.adam,
     )
     loss = build_loss(config.method, facts).to(device)
-    _prepare_towers(config, clip, device, learns_temperature=loss.learns_temperature)
+    _prepare_towers(config, clip, starting, learns_temperature=loss.learns_temperature)
+    del starting  # frees the copy on the CPU
     total_steps = config.optim.epochs * loader.steps_per_epoch
     optimizer = Optimizer(clip.towers, config.optim, total_steps)
     with FolderLock() as lock:
@@ -172,7 +173,7 @@ def _recorded_config(asked: RunConfig, run: Components) -> RunConfig:
     return asked.model_copy(update={"data": data, **resolved})
 
 
-def _build_clip(config: RunConfig, device: torch.device) -> Clip:
+def _build_clip(config: RunConfig, device: torch.device, starting: StartingWeights) -> Clip:
     """Builds the model with equal weights on all ranks, then seeds each rank differently."""
     torch.manual_seed(config.seed)
     init = {
@@ -181,7 +182,7 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
         if key in {"temperature", "logit_bias"}
     }
     clip = build_clip(
-        find_architecture(config.model.name).changed(config.model),
+        starting.architecture(),
         choose_precision(config.model.precision, device),
         device,
         init,
@@ -193,17 +194,17 @@ def _build_clip(config: RunConfig, device: torch.device) -> Clip:
 
 
 def _prepare_towers(
-    config: RunConfig, clip: Clip, device: torch.device, *, learns_temperature: bool
+    config: RunConfig, clip: Clip, starting: StartingWeights, *, learns_temperature: bool
 ) -> None:
     """Loads, locks and shards the towers, before the optimiser takes their parameters."""
-    load_starting_weights(clip.towers, config.model, learns_temperature=learns_temperature)
+    starting.load(clip, learns_temperature=learns_temperature)
     if not learns_temperature:
         _logit_scale(clip).requires_grad_(False)
-    tower_parts.prepare(clip.towers, config.model)
+    tower_parts.prepare(clip.towers, config.model, starting.begins_trained)
     if config.parallel.fsdp:
         units = tower_parts.blocks(clip.towers)
         low = clip.precision == "amp_bf16"
-        fsdp.shard(clip.towers, units, device, low_precision=low)
+        fsdp.shard(clip.towers, units, _logit_scale(clip).device, low_precision=low)
 
 
 def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:

@@ -106,8 +106,6 @@ def _open(config: RunConfig, lock: FolderLock) -> tuple[RunFolder, Checkpoint, R
     path = Path(weights) if start is None else start.path
     choice = CheckpointChoice(path, arch=arch, changes=config.model)
     checkpoint = open_checkpoint(choice, verified=start is not None)
-    if arch is None and checkpoint.recorded_architecture is None:
-        raise UserError(f"{path} does not record its architecture; name it, as in --model ViT-B-32")
     return folder, checkpoint, config.model_copy(update={"name": name})
 
 

@@ -95,7 +95,8 @@ class TrainingStep:
         with self._section("encode"), self._clip.autocast(self._device):
             batch = batch.inputs_to(self._device)
             # Convolutions keep the memory layout of their input; a ViT accepts either.
-            images = batch.images.to(self._clip.input_dtype, memory_format=torch.channels_last)
+            layout = self._clip.image_format(self._device)
+            images = batch.images.to(self._clip.input_dtype, memory_format=layout)
             return self._towers(images, batch.tokens)
 
     def _update(self, loss_rejected: Tensor) -> Tensor:

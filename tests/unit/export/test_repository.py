@@ -5,10 +5,12 @@ import open_clip
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from neuclip.cli.app import main
 from neuclip.config.resolve import resolve
+from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.evaluation.results import write_eval_result
 from neuclip.model.clip import build_clip
@@ -100,6 +102,31 @@ def test_a_repository_is_evaluated_and_exported_again_unchanged(make_repository,
     configs = [json.loads((f / "open_clip_config.json").read_text()) for f in (first, second)]
     assert configs[0] == configs[1]
     assert configs[0]["preprocess_cfg"]["mean"] == [0.4, 0.5, 0.6]
+
+
+@pytest.mark.parametrize("form", ["open_clip", "safetensors", "hf"])
+@pytest.mark.parametrize("flags", [[], ["--force-image-size", "16", "24"]], ids=["", "resized"])
+def test_a_repository_keeps_its_preprocessing(
+    make_repository, tmp_path, texts, form, flags, capsys, monkeypatch
+):
+    repository, out = make_repository(), tmp_path / "out"
+    assert main(["export", str(repository), "--format", form, "--out", str(out), *flags]) == 0
+    changes = ModelConfig(force_image_size=(16, 24) if flags else None)
+    clip = load_pretrained(CheckpointChoice(repository, changes=changes), "cpu").clip
+    code = usage_of(capsys.readouterr().out).partition("# or, the same towers")[0]
+    names = loaded_as_printed(code, tmp_path, monkeypatch)
+    shown = [
+        str(each).replace("[", "(").replace("]", ")")
+        for each in (names["preprocess"], clip.eval_transform)
+    ]
+    assert shown[0] == shown[1]
+    assert "0.4, 0.5, 0.6" in str(clip.eval_transform)
+    image = Image.effect_noise((40, 30), 100).convert("RGB")
+    pictures = torch.stack([names["preprocess"](image)])
+    assert pictures.shape[2:] == ((16, 24) if flags else (32, 32))
+    found = features(names["model"], pictures, names["tokenizer"](texts))
+    expected = features(clip.towers, pictures, clip.tokenize(texts))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_an_architecture_without_counterpart_is_named(make_run, tmp_path, capsys):

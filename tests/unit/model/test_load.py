@@ -112,7 +112,7 @@ def test_a_damaged_file(tmp_path, weights, name):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(UserError, match=r"neither a run folder .*, nor a checkpoint, nor a repo"):
+    with pytest.raises(UserError, match=r"there is no .*nowhere"):
         load_pretrained(CheckpointChoice(tmp_path / "nowhere"), "cpu")
 
 
@@ -124,7 +124,7 @@ def test_a_missing_file_and_a_choice_that_a_file_does_not_have(tmp_path, weights
         open_checkpoint(CheckpointChoice(tmp_path / "a.pt", epoch=1))
     with pytest.raises(UserError, match="name two checkpoints"):
         open_checkpoint(CheckpointChoice(tmp_path, epoch=1, step=2))
-    with pytest.raises(UserError, match="does not record its architecture; name it"):
+    with pytest.raises(UserError, match=r"not record its architecture\. .* shapes of glyph-tiny"):
         load_pretrained(CheckpointChoice(tmp_path / "a.pt"), "cpu")
     found = load_run(CheckpointChoice(tmp_path / "a.pt", arch="glyph-tiny"), "cpu")
     assert (found.config, found.loss) == (None, None)

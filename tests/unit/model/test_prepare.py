@@ -94,7 +94,7 @@ def test_a_resnet_cannot_be_locked_in_part():
     with pytest.raises(UserError, match=r"ModifiedResNet.*cannot be locked in part"):
         prepare.prepare(
             tiny(RESNET).towers,
-            ModelConfig(lock_image=True, lock_image_unlocked_groups=1, pretrained="x"),
+            ModelConfig(lock_image=True, lock_image_unlocked_groups=1),
         )
 
 
@@ -117,7 +117,7 @@ def test_locking_what_was_never_trained_is_warned_of(caplog):
         prepare.prepare(tiny().towers, ModelConfig(lock_image=True))
         assert "--lock-image without --pretrained" in caplog.text
         caplog.clear()
-        prepare.prepare(tiny().towers, ModelConfig(lock_image=True, pretrained="weights.pt"))
+        prepare.prepare(tiny().towers, ModelConfig(lock_image=True), (True, False))
     assert not caplog.text
 
 

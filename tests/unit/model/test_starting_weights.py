@@ -1,11 +1,21 @@
+import json
+import logging
+
+import open_clip
 import pytest
 import torch
 
 from neuclip.checkpoint import storage
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
-from neuclip.model.starting_weights import load_starting_weights
+from neuclip.model.clip import build_clip
+from neuclip.model.starting_weights import read_starting_weights
 from tiny_models import RESNET, VIT, tiny
+
+SQUASH = {
+    "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "interpolation": "bilinear",
+    "resize_mode": "squash",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +31,7 @@ def begin(path, *, learns_temperature=True, init=None, **settings):
     clip = tiny(init=init)
     before = {name: value.clone() for name, value in clip.towers.state_dict().items()}
     config = ModelConfig(**{name: str(path) for name in settings})
-    load_starting_weights(clip.towers, config, learns_temperature=learns_temperature)
+    read_starting_weights(config).load(clip, learns_temperature=learns_temperature)
     return before, clip.towers.state_dict()
 
 
@@ -60,8 +70,67 @@ def test_one_tower(other, tmp_path, tower, bare):
 
 def test_weights_of_another_architecture_or_none(tmp_path):
     storage.save(tmp_path / "a.pt", {"state_dict": tiny(RESNET).towers.state_dict()})
-    with pytest.raises(UserError, match="of another architecture"):
+    with pytest.raises(UserError, match="does not fit tiny-vit"):
         begin(tmp_path / "a.pt", pretrained=True)
     with pytest.raises(UserError, match="no checkpoint at"):
         begin(tmp_path / "missing.pt", pretrained=True)
     assert VIT == "tiny-vit"
+
+
+def write_repository(folder, weights, **more):
+    folder.mkdir()
+    tree = {"model_cfg": open_clip.get_model_config(VIT) | more, "preprocess_cfg": SQUASH}
+    (folder / "open_clip_config.json").write_text(json.dumps(tree))
+    if weights is not None:
+        torch.save(weights, folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+def test_a_repository_as_the_model_gives_its_weights(other, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "neuclip")
+    repository = write_repository(tmp_path / "hub", other)
+    starting = read_starting_weights(ModelConfig(name=f"local-dir:{repository}"))
+    assert starting.begins_trained == (True, True)
+    init = {"temperature": 0.1, "logit_bias": -10.0}  # a sigmoid loss: both belong together
+    clip = build_clip(starting.architecture(), "fp32", torch.device("cpu"), init)
+    starting.load(clip, learns_temperature=True)
+    after = clip.towers.state_dict()
+    assert torch.equal(after["visual.proj"], other["visual.proj"])
+    assert after["logit_bias"].item() == -10.0
+    assert clip.logit_scale == pytest.approx(10.0)
+    assert f"initial weights: {repository}" in caplog.text
+    assert "temperature and bias start as the method's" in caplog.text
+
+
+def test_a_repository_without_weights_starts_at_random(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "neuclip")
+    repository = write_repository(tmp_path / "hub", None)
+    starting = read_starting_weights(ModelConfig(name=f"local-dir:{repository}", lock_image=True))
+    assert starting.begins_trained == (False, False)
+    assert "holds no weights: the towers start at random" in caplog.text
+
+
+def test_images_are_made_as_the_weights_want_them(other, tmp_path, caplog):
+    repository = write_repository(tmp_path / "hub", other)
+    for settings in (
+        {"pretrained": str(repository)},
+        {"pretrained": str(repository / "open_clip_pytorch_model.bin")},
+        {"pretrained_image_path": str(repository)},
+    ):
+        found = read_starting_weights(ModelConfig(name=VIT, **settings)).architecture()
+        assert found.preprocessing == SQUASH
+        asked = read_starting_weights(ModelConfig(name=VIT, image_mean=(0, 0, 1), **settings))
+        assert asked.architecture().preprocessing == {**SQUASH, "mean": (0, 0, 1)}
+    text = read_starting_weights(ModelConfig(name=VIT, pretrained_text_path=str(repository)))
+    assert text.architecture().preprocessing == {}
+    assert not caplog.text
+
+
+def test_weights_that_say_nothing_of_images_are_doubted(other, tmp_path, caplog):
+    torch.save(other, tmp_path / "a.pt")
+    for name, doubted in (("ViT-B-16-SigLIP", True), (VIT, False), ("ViT-B-32", False)):
+        caplog.clear()
+        settings = ModelConfig(name=name, pretrained=str(tmp_path / "a.pt"))
+        read_starting_weights(settings).architecture()
+        flags = "--image-mean 0.5 0.5 0.5 --image-std 0.5 0.5 0.5 --image-resize-mode squash"
+        assert (flags in caplog.text) == doubted
