@@ -76,8 +76,10 @@ def stop_requests(at_once: Callable[[StopRequest], None]) -> Generator[StopReque
     handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = dict.fromkeys(
         STOP_SIGNALS, ask
     )
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
-        handlers[signal.SIGHUP] = hang_up
+    handlers[signal.SIGHUP] = hang_up
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:  # in the background of a script, under nohup
+            del handlers[number]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield request

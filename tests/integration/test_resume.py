@@ -116,9 +116,11 @@ def test_interrupted_and_continued_as_printed(demo, monkeypatch, capsys, where):
 
     flags = demo.flags("given", "--method", "openclip", "--train-num-samples", "32")
     flags += ["--name=a name", "--epochs", "1", "--resume", "latest", "--workers", "0"]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(place, name, interrupted)
         assert main(["train", *flags]) == 130
+    signal.signal(signal.SIGINT, before)
     message = " ".join(capsys.readouterr().err.split())
     assert f"stopped by Ctrl-C {where.strip()}" in message
     command = shlex.split(message.partition("to continue: ")[2])

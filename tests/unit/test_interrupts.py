@@ -14,7 +14,8 @@ from neuclip.interrupts import StopRequest, stop_requests
 
 PROGRAM = """
 import ctypes, multiprocessing, os, signal, sys, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as if nothing had been started under nohup
+signal.signal(signal.SIGHUP, {hangup})
+signal.signal(signal.SIGINT, {interrupt})
 from neuclip import console, interrupts
 with interrupts.second_interrupt_ends(), console.logging_shown():
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
@@ -30,9 +31,10 @@ IN_PYTHON = "while not request.asked: time.sleep(0.01)"
 IN_C = "ctypes.CDLL(None).usleep(30_000_000); ctypes.CDLL(None).usleep(30_000_000)"
 
 
-def start(work):
+def start(work, hangup="signal.SIG_DFL", interrupt="signal.default_int_handler"):
+    program = PROGRAM.format(work=work, hangup=hangup, interrupt=interrupt)
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM.format(work=work)],
+        [sys.executable, "-c", program],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     child = int(process.stdout.readline())
@@ -59,6 +61,16 @@ def test_a_signal_asks_to_stop(number):
     assert (process.returncode, output) == (0, f"stopped by {name}\n")
     assert "SIGHUP: the terminal has closed, and the run goes on" in errors
     assert f"{name}: saving after this step" in errors
+
+
+def test_what_a_script_or_nohup_ignores_stays_ignored():
+    process, _ = start(IN_PYTHON, "signal.SIG_IGN", "signal.SIG_IGN")
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+        os.kill(process.pid, number)
+        time.sleep(0.05)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "stopped by SIGTERM\n")
+    assert "SIGHUP" not in errors
 
 
 def test_a_second_interrupt_ends_a_process_that_no_handler_reaches():
