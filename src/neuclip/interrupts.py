@@ -43,7 +43,7 @@ class StopRequest:
     def name(self) -> str:
         """The signal as the user knows it."""
         if self.signal is None:
-            return "another process"
+            return "a signal to another process"
         return "Ctrl-C" if self.signal is signal.SIGINT else self.signal.name
 
 

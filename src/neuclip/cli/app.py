@@ -49,7 +49,8 @@ def _run(argv: list[str]) -> int:
         terminal.say(str(error))
         return 2
     except Preempted as stop:
-        terminal.say(f"{stop}\nto continue: {resume_command(stop.argv or argv, stop.name)}")
+        if launch_environment().rank == 0:  # all ranks stop together
+            terminal.say(f"{stop}\nto continue: {resume_command(stop.argv or argv, stop.name)}")
         return stop.exit_code
     except OtherProcessFailed:
         return 1  # the log names the process and the cause

@@ -7,7 +7,6 @@ published command lines, `neuclip.cli.published_defaults` fills in what such lin
 """
 
 import ast
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -34,6 +33,7 @@ from neuclip.config.resolve import smoke
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import sections, validate
 from neuclip.errors import UserError
+from neuclip.parallel.launch import launch_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ def resume_command(argv: Sequence[str], name: str) -> str:
     ]
     kept = [word for word in kept if not word.startswith(tuple(f"{flag}=" for flag in _REPLACED))]
     command = shlex.join(["neuclip", *kept, "--name", name, "--resume", "auto"])
-    if "LOCAL_RANK" in os.environ or "SLURM_PROCID" in os.environ:
+    if launch_environment().world_size > 1:
         return f"start all processes again with: {command}"
     return command
 
