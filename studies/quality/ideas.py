@@ -11,7 +11,7 @@ from pydantic import create_model
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from neuclip.catalogue.building import gamma_schedule, robust_objective
+from neuclip.catalogue.building import robust_objective, step_gamma
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
 from neuclip.catalogue.registry import method_info, register
@@ -25,7 +25,7 @@ from neuclip.method.normalizers.prototype_network import (
     network_output,
 )
 from neuclip.method.objective import mix
-from neuclip.method.schedule import Gamma
+from neuclip.method.schedule import StepGamma
 
 
 class WholeGradient(PoolNormalizer):
@@ -58,7 +58,7 @@ class AgeWeights(PoolNormalizer):
     log_weights: Tensor
 
     def __init__(
-        self, embed_dim: int, settings: PoolSettings, gamma: Gamma, epsilon: float
+        self, embed_dim: int, settings: PoolSettings, gamma: StepGamma, epsilon: float
     ) -> None:
         super().__init__(embed_dim, settings, gamma, epsilon)
         self.register_buffer("log_weights", torch.zeros(2, self.ring.slots.shape[1]))
@@ -71,7 +71,7 @@ class AgeWeights(PoolNormalizer):
 
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
         shares = log_shares(self.log_weights, self.ring.shard)
-        excluded = self._positives(batch)
+        excluded = self._excluded(batch)
         return network_output(
             self.ring.slots, batch, self.ring.shard, log_shares=shares, excluded=excluded
         )
@@ -99,7 +99,7 @@ def _variant(name: str, normalizer: type[PoolNormalizer]) -> MethodInfo:
     def build(settings: NeuCLIPPoolSettings, run: RunFacts) -> PairLoss:
         assert settings.pool_size is not None
         sizes = PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size)
-        gamma = gamma_schedule(settings, run)
+        gamma = step_gamma(settings, run)
         return GlobalContrastiveLoss(
             run.embed_dim,
             normalizer(run.embed_dim, sizes, gamma, settings.epsilon),

@@ -38,6 +38,7 @@ class Task:
         steps: batches; ranks hold different numbers of pairs of the odd ones.
         other_form: gradients of features travel the way this method does not take by itself.
         sharded: whether ranks keep shards of the prototypes.
+        drop_in: whether the loss is created from the width of the embeddings alone.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Task:
     steps: tuple[int, ...] = (0, 1, 2, 3)
     other_form: bool = False
     sharded: bool = True
+    drop_in: bool = False
 
 
 def global_batch(number: int) -> tuple[Tensor, Tensor]:
@@ -73,6 +75,8 @@ class Result:
 
 def build(task: Task) -> torch.nn.Module:
     """The loss in float64."""
+    if task.drop_in:
+        return create_loss(task.name, embed_dim=DIM, **task.settings).double()
     settings = method_settings(task.name, task.settings)
     run = RunFacts(DIM, steps_per_epoch=2, num_samples=SAMPLES, sharded=task.sharded)
     return build_loss(settings, run).double()

@@ -129,6 +129,16 @@ def test_prototypes_that_are_not_sharded_equal_one_process(pool, case):
     same_run(pool.run(2, train, replace(TASKS[case], sharded=False)), alone(case))
 
 
+@pytest.mark.parametrize("case", METHODS)
+def test_losses_without_numbers_equal_one_process(pool, case):
+    """What the first call settles, and the growth of tables, are equal on all ranks."""
+    whole = Task(case, drop_in=True)
+    expected = train(whole)
+    same_run(pool.run(2, train, whole), expected)
+    state = pool.run(2, train, replace(whole, steps=(0, 1)))[0].state
+    same_run(pool.run(3, train, replace(whole, steps=(2, 3)), state), expected, first=2)
+
+
 def test_more_ranks_than_prototypes(pool):
     messages = pool.run(3, too_few_prototypes)
     assert all("num_prototypes 1 is below the number of processes (3)" in m for m in messages)

@@ -42,5 +42,5 @@ def test_a_method_from_a_file_trains_by_its_name(demo_dir, tmp_path):
 def test_a_file_that_is_missing_is_named(tmp_path):
     done = neuclip("--version", methods=tmp_path / "missing.py")
     assert done.returncode == 2
-    assert "missing.py' cannot be imported (FileNotFoundError" in " ".join(done.stderr.split())
+    assert "missing.py' cannot be imported (no file" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr

@@ -140,9 +140,8 @@ def test_only_the_newest_prototypes_carry_the_gradient(build, gradient, fed):
     earlier = pairs(fed * batch, seed=1)
     for image, text in zip(earlier[0].split(batch), earlier[1].split(batch), strict=True):
         loss(image, text, scalar(SCALE))
-    prototypes = loss.normalizer.ring.slots.clone()
-    # While there are fewer than `newest`, those few, as often as they fill the first slots.
-    recent = earlier.flip(0)[:, -newest:] if fed > 1 else prototypes[:, :newest]
+    prototypes = loss.normalizer.ring.slots[:, : fed * batch].clone()  # the others are empty
+    recent = earlier.flip(0)[:, -newest:]
     features = pairs(batch, seed=2)
     leaf, scale = features.clone().requires_grad_(), scalar(SCALE).requires_grad_()
     value = loss(leaf[0], leaf[1], scale)

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Literal
 
-from neuclip.catalogue.building import steps_per_epoch
 from neuclip.catalogue.cost import networks, softmax_loss
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
@@ -80,6 +79,16 @@ class AmorLIPSettings(MethodSettings):
         ge=0,
     )
 
+    def batch_only(self, epochs: float) -> str | None:
+        """The share of the networks is 0 in the first epoch."""
+        if epochs > 1 or not self.fit_previous:
+            return None
+        return (
+            "the share of the networks of the epoch before is 0 in the first epoch, as published: "
+            "amorlip uses the batch's own normalizers throughout (--epochs 2 or more uses the "
+            "networks; --no-fit-previous uses them within one epoch)"
+        )
+
 
 def _build(settings: AmorLIPSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.losses.amorlip import AmorLIPLoss
@@ -88,7 +97,7 @@ def _build(settings: AmorLIPSettings, run: RunFacts) -> "PairLoss":
     networks = AmortizedSettings(
         **settings.model_dump(include=set(AmortizedSettings.__dataclass_fields__))
     )
-    normalizer = AmortizedNormalizer(run.embed_dim, networks, steps_per_epoch(settings, run))
+    normalizer = AmortizedNormalizer(run.embed_dim, networks, run.epoch_length)
     return AmorLIPLoss(
         run.embed_dim,
         normalizer,

@@ -6,7 +6,6 @@ from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.method_settings import (
     GlobalContrastiveSettings,
     IndividualTemperatureSettings,
-    MethodSettings,
     MixingSettings,
     StabilisedSettings,
 )
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from neuclip.method.choices import TemperatureOptimizer
     from neuclip.method.losses.global_contrastive import Objective
     from neuclip.method.normalizers.moving_average import MovingAverageNormalizer, Rate
-    from neuclip.method.schedule import Gamma
+    from neuclip.method.schedule import Gamma, StepGamma
     from neuclip.method.temperature import TemperatureRule
 
 
@@ -38,33 +37,36 @@ def moving_average(
     """A moving average per sample, with the rate that the method gives it."""
     from neuclip.method.normalizers.moving_average import MovingAverageNormalizer
 
-    return MovingAverageNormalizer(num_samples(settings, run), rate, settings.epsilon)
+    return MovingAverageNormalizer(run.num_samples, rate, settings.epsilon)
 
 
 def gamma_schedule(settings: MixingSettings, run: RunFacts) -> "Gamma":
-    """Gamma as a function of the step.
-
-    Raises:
-        UserError: the schedule's lengths or its final value are unknown.
-    """
+    """Gamma as published: constant within an epoch."""
     from neuclip.method.schedule import Gamma
 
-    per_epoch, name = steps_per_epoch(settings, run), settings.method
-    if settings.gamma is None:
-        raise UserError(
-            f"method {name!r}: pass gamma=... (for 24 epochs, the published rule gives 0.42)"
-        )
-    if settings.gamma_schedule == "cosine" and settings.gamma_decay_epochs is None:
-        raise UserError(
-            f"method {name!r}: pass gamma_decay_epochs=... (usually all epochs), or "
-            "gamma_schedule='constant'"
-        )
+    final, decay_epochs = _final_and_length(settings, run)
     return Gamma(
-        final=settings.gamma,
+        final=final,
         schedule=settings.gamma_schedule,
-        decay_epochs=settings.gamma_decay_epochs or 1.0,
-        steps_per_epoch=per_epoch,
+        decay_epochs=decay_epochs,
+        steps_per_epoch=run.epoch_length,
     )
+
+
+def step_gamma(settings: MixingSettings, run: RunFacts) -> "StepGamma":
+    """Gamma that changes at every step."""
+    from neuclip.method.schedule import StepGamma
+
+    final, decay_epochs = _final_and_length(settings, run)
+    end = max(1, round(decay_epochs * run.epoch_length))
+    return StepGamma(final=final, schedule=settings.gamma_schedule, end=end)
+
+
+def _final_and_length(settings: MixingSettings, run: RunFacts) -> tuple[float, float]:
+    known = settings.for_length(run.epochs(settings.EPOCHS_UNLESS_KNOWN))
+    assert known.gamma is not None
+    assert known.gamma_decay_epochs is not None
+    return known.gamma, known.gamma_decay_epochs
 
 
 def temperature_rule(
@@ -92,30 +94,3 @@ def temperature_rule(
         optimizer=optimizer,
         adam=run.adam,
     )
-
-
-def num_samples(settings: MethodSettings, run: RunFacts) -> int:
-    """The number of samples.
-
-    Raises:
-        UserError: it is unknown.
-    """
-    if run.num_samples is None:
-        raise UserError(
-            f"method {settings.method!r} keeps a state per sample: pass num_samples=..., one more "
-            "than the largest sample id"
-        )
-    return run.num_samples
-
-
-def steps_per_epoch(settings: MethodSettings, run: RunFacts) -> int:
-    """Training steps in an epoch.
-
-    Raises:
-        UserError: the number is unknown.
-    """
-    if run.steps_per_epoch is None:
-        raise UserError(
-            f"method {settings.method!r} has a schedule in epochs: pass steps_per_epoch=..."
-        )
-    return run.steps_per_epoch

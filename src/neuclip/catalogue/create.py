@@ -1,20 +1,33 @@
 """Losses by name. Imports torch only when a loss is built."""
 
+import reprlib
+from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.fields import unit
+from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
-from neuclip.catalogue.registry import method_info, method_settings
+from neuclip.catalogue.registry import method_info, method_settings, unknown_method
 from neuclip.errors import UserError
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
+
+_EXAMPLES = {
+    "embed_dim": 512,
+    "total_steps": 20_000,
+    "steps_per_epoch": 1000,
+    "num_samples": 100_000,
+    "global_batch_size": 1024,
+}
 
 
 def create_loss(
     name: str,
     *,
     embed_dim: int,
+    total_steps: int | None = None,
     steps_per_epoch: int | None = None,
     num_samples: int | None = None,
     global_batch_size: int | None = None,
@@ -22,13 +35,19 @@ def create_loss(
 ) -> "PairLoss":
     """Builds the loss of a method, ready for any training loop.
 
+    Only `embed_dim` is needed: what the other numbers would say is seen at the first call, or has a
+    default.
+
     Args:
         name: a method of `neuclip methods`.
         embed_dim: width of the embeddings.
-        steps_per_epoch: training steps in an epoch, for methods with a schedule in epochs.
-        num_samples: sample ids run from 0 to num_samples - 1, for methods with a state per sample.
+        total_steps: training steps of the whole run, over which gamma falls to its final value;
+            none: 24 epochs, and 2 for `neuclip_pool`.
+        steps_per_epoch: training steps in an epoch, for schedules in epochs; none: 1,000.
+        num_samples: sample ids run from 0 to num_samples - 1, for methods with a state per sample;
+            none: the state grows with the ids seen, which waits for the device at every call.
         global_batch_size: pairs in a training step over all ranks; `neuclip_pool` sizes its pool
-            by it, unless pool_size is given.
+            by it, unless pool_size is given; none: that of the first call.
         settings: the method's settings that differ from the defaults (`neuclip methods NAME`).
 
     Returns:
@@ -36,10 +55,22 @@ def create_loss(
         its `state_dict`.
 
     Raises:
-        UserError: unknown method or setting (lists what exists), a value out of range, or a missing
-            length of the schedule or number of samples.
+        UserError: unknown method or setting (lists what exists), a number of the wrong type or out
+            of range, or a setting in epochs without `steps_per_epoch`.
     """
-    run = RunFacts(embed_dim, steps_per_epoch, num_samples, global_batch_size)
+    check_arguments(
+        name,
+        {
+            "embed_dim": embed_dim,
+            "total_steps": total_steps,
+            "steps_per_epoch": steps_per_epoch,
+            "num_samples": num_samples,
+            "global_batch_size": global_batch_size,
+        },
+    )
+    run = RunFacts(
+        embed_dim, steps_per_epoch, num_samples, global_batch_size, total_steps=total_steps
+    )
     return build_loss(method_settings(name, settings), run)
 
 
@@ -47,12 +78,61 @@ def build_loss(settings: MethodSettings, run: RunFacts) -> "PairLoss":
     """Builds the loss of validated settings.
 
     Raises:
-        UserError: a fact of the run that the method needs is missing or below 1, or a setting has
-            no effect.
+        UserError: a setting counts epochs of unknown length, or the method does not build a loss.
     """
-    for key in ("embed_dim", "steps_per_epoch", "num_samples", "global_batch_size"):
-        value = getattr(run, key)
-        if value is not None and value < 1:
-            raise UserError(f"{key} {value}: must be at least 1")
+    if run.steps_per_epoch is None:
+        _check_epochs(settings)
     info = method_info(settings.method)
-    return info.build(info.resolve(settings, run.global_batch_size, None), run)
+    resolved: object = info.resolve(settings, run.global_batch_size, None)
+    _check_result(info, "resolve", resolved, MethodSettings)
+    loss = info.build(resolved, run)
+    from neuclip.method.losses.pair_loss import PairLoss
+
+    _check_result(info, "build", loss, PairLoss)
+    return loss
+
+
+def _check_result(info: MethodInfo, part: str, result: object, wanted: type) -> None:
+    """Checks what a function of a method, maybe the user's own, has returned."""
+    if not isinstance(result, wanted):
+        raise UserError(
+            f"method {info.name!r} of {info.source}: {part} returned {reprlib.repr(result)} "
+            f"instead of a {wanted.__name__} ({wanted.__module__})"
+        )
+
+
+def check_arguments(name: object, numbers: Mapping[str, object]) -> None:
+    """Checks the types of what a loss is created with.
+
+    Args:
+        name: of the method.
+        numbers: arguments of `create_loss` by name; all but `embed_dim` may be none.
+
+    Raises:
+        UserError: the name is no text, or a number is not whole or below 1.
+    """
+    if not isinstance(name, str):
+        raise UserError(unknown_method(str(name)))
+    for key, value in numbers.items():
+        if value is None and key != "embed_dim":
+            continue
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise UserError(f"{key} {value!r}: must be a whole number, such as {_EXAMPLES[key]}")
+        if int(value) < 1:
+            raise UserError(f"{key} {value}: must be at least 1")
+
+
+def _check_epochs(settings: MethodSettings) -> None:
+    fields = type(settings).model_fields
+    given = [
+        f"{key}={getattr(settings, key):g}"
+        for key in fields
+        if key in settings.model_fields_set
+        and unit(fields[key]) == "epochs"
+        and getattr(settings, key) is not None
+    ]
+    if given:
+        raise UserError(
+            f"method {settings.method!r}: {', '.join(given)} counts epochs: pass "
+            "steps_per_epoch=..., the training steps in one"
+        )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 from neuclip.catalogue.building import (
     gamma_schedule,
     moving_average,
-    num_samples,
     robust_objective,
     temperature_rule,
 )
@@ -124,7 +123,7 @@ def _v2(settings: FastCLIPv2Settings, run: RunFacts) -> "PairLoss":
     return IndividualContrastiveLoss(
         run.embed_dim,
         moving_average(settings, run, gamma),
-        IndividualTemperature(num_samples(settings, run), rule),
+        IndividualTemperature(run.num_samples, rule),
         epsilon=settings.epsilon,
         times_temperature=False,
     )

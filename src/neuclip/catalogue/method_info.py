@@ -3,6 +3,7 @@
 Imports no torch: a row's `build` imports what it needs when it is called.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,25 @@ if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
 
 
+STEPS_PER_EPOCH = 1000
+"""Training steps that schedules take as an epoch where its length is unknown."""
+
+
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts of a run that a loss needs.
+    """Facts of a run that a loss needs; all but the first may be unknown.
 
     Attributes:
         embed_dim: width of the embeddings.
-        steps_per_epoch: training steps in an epoch, for schedules in epochs.
-        num_samples: bound of the sample ids, for methods with a state per sample.
-        global_batch_size: pairs in a training step, over all ranks.
+        steps_per_epoch: training steps in an epoch, for schedules in epochs; none: 1,000.
+        num_samples: bound of the sample ids, for methods with a state per sample; none: their
+            tables grow with the ids seen.
+        global_batch_size: pairs in a training step, over all ranks; none: those of the first call.
         adam: rates of the model's optimiser, for temperatures that are stepped as its weights are.
         sharded: whether each rank keeps only its shard of the prototypes; if not, every rank
             keeps all of them and predicts by itself.
+        total_steps: training steps of the whole run, for schedules that last as long; none: each
+            method has a default length.
     """
 
     embed_dim: int
@@ -36,6 +44,20 @@ class RunFacts:
     global_batch_size: int | None = None
     sharded: bool = True
     adam: AdamRates = field(default_factory=AdamRates)
+    total_steps: int | None = None
+
+    @property
+    def epoch_length(self) -> int:
+        """Training steps that schedules take as an epoch."""
+        return self.steps_per_epoch or STEPS_PER_EPOCH
+
+    def epochs(self, unless_known: float) -> float:
+        """Length of the run in epochs.
+
+        Args:
+            unless_known: what it is taken as if the run's steps are unknown.
+        """
+        return unless_known if self.total_steps is None else self.total_steps / self.epoch_length
 
 
 @dataclass(frozen=True)
@@ -117,3 +139,9 @@ class MethodInfo:
     def name(self) -> str:
         """The name that selects the method."""
         return str(self.settings.model_fields["name"].default)
+
+    @property
+    def source(self) -> str:
+        """The file that declares the method, for messages."""
+        module = sys.modules.get(self.settings.__module__)
+        return getattr(module, "__file__", None) or self.settings.__module__

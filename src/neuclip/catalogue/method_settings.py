@@ -38,12 +38,43 @@ class MethodSettings(Section):
         """Settings that the others leave without effect, each with the reason and the remedy."""
         return {}
 
+    def gamma_text(self, global_batch_size: int) -> str | None:
+        """The schedule of gamma in words, with every default filled in; none: it has none.
+
+        Args:
+            global_batch_size: pairs in a training step, over all ranks.
+        """
+        return None
+
+    def batch_only(self, epochs: float) -> str | None:
+        """Why a run takes its log-normalizers from the batch alone, with what changes it.
+
+        Args:
+            epochs: length of the run; every other default is filled in.
+
+        Returns:
+            A sentence for the user; none: the method also uses what it remembers or predicts, or
+            has nothing of that kind.
+        """
+        return None
+
 
 class StabilisedSettings(MethodSettings):
     """Settings of every method with log(epsilon + g)."""
 
     epsilon: float = setting(
         1e-14, "stabiliser inside log(epsilon + g)", flag="--fastclip-eps", ge=0, le=1
+    )
+
+
+def first_visits_only(method: str, epochs: float) -> str | None:
+    """The `batch_only` of a moving average per sample, which needs a second visit."""
+    if epochs > 1:
+        return None
+    return (
+        f"each pair is seen once: {method} averages over visits, so it uses the batch's own "
+        "normalizers throughout, as rgcl_batch does (--epochs 2 or more uses the averages; "
+        "--method neuclip_pool has a memory within one epoch)"
     )
 
 
@@ -72,6 +103,9 @@ class MixingSettings(MethodSettings):
     `neuclip.method.schedule` turns these settings into gamma per step.
     """
 
+    EPOCHS_UNLESS_KNOWN: ClassVar[float] = 24.0
+    """Length of the schedule where that of the run is unknown."""
+
     gamma: float | None = setting(
         None,
         "final weight of the batch estimate; none: min(1, 4.177 * epochs^-0.7265)",
@@ -84,6 +118,41 @@ class MixingSettings(MethodSettings):
     gamma_decay_epochs: float | None = setting(
         None, "epochs until gamma reaches its final value; none: the whole run", unit="epochs", gt=0
     )
+
+    def for_length(self, epochs: float) -> "MixingSettings":
+        """The settings with gamma and the length of its schedule filled in.
+
+        Args:
+            epochs: length of the run.
+        """
+        update = {
+            "gamma": gamma_floor(epochs) if self.gamma is None else self.gamma,
+            "gamma_decay_epochs": self.gamma_decay_epochs or epochs,
+        }
+        return self.model_copy(update=update)
+
+    def gamma_text(self, global_batch_size: int) -> str | None:
+        """The published schedule changes once per epoch."""
+        way = f"{self.gamma:g}"
+        if self.gamma_schedule == "cosine":
+            way = f"along half a cosine to {way} at the end of epoch {self.gamma_decay_epochs:g}"
+        return f"1 in the first epoch, then {way}, changing once per epoch"
+
+    def batch_only(self, epochs: float) -> str | None:
+        """Gamma may be 1 by its rule, or because the run has only the first epoch."""
+        if self.gamma == 1:
+            return (
+                f"gamma stays 1: {self.method} uses the batch's own normalizers, as rgcl_batch "
+                "does (the published rule gives 1 below 8 epochs; --gamma 0.4 mixes in the "
+                "remembered ones)"
+            )
+        if epochs <= 1:
+            return (
+                f"gamma stays 1: it is 1 in the first epoch, as published, so {self.method} uses "
+                "the batch's own normalizers throughout, as rgcl_batch does (--epochs 2 or more "
+                "mixes in the remembered ones; --method neuclip_pool does so within one epoch)"
+            )
+        return None
 
 
 class IndividualTemperatureSettings(StabilisedSettings):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import model_validator
 from pydantic_core import PydanticCustomError
 
-from neuclip.catalogue.building import gamma_schedule, robust_objective
+from neuclip.catalogue.building import gamma_schedule, robust_objective, step_gamma
 from neuclip.catalogue.cost import pool, prototypes, softmax_loss
 from neuclip.catalogue.fastclip import DOUBLED
 from neuclip.catalogue.fields import setting
@@ -49,8 +49,6 @@ FRESH_BATCHES = 32
 """Global batches up to whose age embeddings carry the gradient."""
 MAX_POOL = 16_384
 """The largest default pool: from here on B x m logits per side cost time."""
-POOL_UNLESS_KNOWN = 4096
-"""The default pool where the batch is unknown."""
 
 
 class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
@@ -125,6 +123,14 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
             raise PydanticCustomError("renamed_method", "{new}", {"new": _renamed(values)})
         return {key: value for key, value in values.items() if key != "gradient_prototypes"}
 
+    def gamma_text(self, global_batch_size: int) -> str | None:
+        """Without mixing there is no gamma."""
+        return None if self.mixing == "none" else super().gamma_text(global_batch_size)
+
+    def batch_only(self, epochs: float) -> str | None:
+        """Without mixing the batch estimate has no part in the normalizer."""
+        return None if self.mixing == "none" else super().batch_only(epochs)
+
     def idle(self) -> dict[str, str]:
         """Settings without effect: of training where none is, of mixing and restarts likewise."""
         idle: dict[str, str] = {}
@@ -178,6 +184,7 @@ class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
         "num_prototypes": "pool_size",
         "gradient_prototypes": "gradient_size",
     }
+    EPOCHS_UNLESS_KNOWN: ClassVar[float] = 2.0
 
     name: Literal["neuclip_pool"] = "neuclip_pool"
     gamma: float | None = setting(
@@ -189,17 +196,37 @@ class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
     pool_size: int | None = setting(
         None,
         "embeddings of each side in the pool, over all ranks; none: those of 128 global batches, "
-        "at most 16,384 (4,096 in a loop of your own that does not give its batch size)",
+        "at most 16,384",
         ge=1,
     )
     gradient: PredictionGradient = setting("full", _GRADIENT)
     gradient_size: int | None = setting(
         None,
         "the newest embeddings that carry the gradient of `full` or `union`, while the whole pool "
-        "gives the value; none: those of 32 global batches (the whole pool in a loop of your own "
-        "that does not give its batch size)",
+        "gives the value; none: those of 32 global batches",
         ge=1,
     )
+
+    def gamma_text(self, global_batch_size: int) -> str | None:
+        """The schedule changes at every step."""
+        assert self.pool_size is not None
+        fill = -(-self.pool_size // global_batch_size)
+        way = f"{self.gamma:g}"
+        if self.gamma_schedule == "cosine":
+            way = f"along half a cosine to {way} at the end of epoch {self.gamma_decay_epochs:g}"
+        return (
+            f"1 while the pool fills ({fill} steps, or a quarter of the way if that is less), "
+            f"then {way}, changing at every step"
+        )
+
+    def batch_only(self, epochs: float) -> str | None:
+        """Gamma changes by steps: only a final gamma of 1 leaves the pool unused."""
+        if self.gamma != 1:
+            return None
+        return (
+            "gamma stays 1: neuclip_pool uses the batch's own normalizers, as rgcl_batch does "
+            "(--gamma 0.4 mixes in those of the pool)"
+        )
 
     def idle(self) -> dict[str, str]:
         """The gradient's part of the pool, where the prediction has no gradient."""
@@ -229,15 +256,17 @@ def _neuclip(settings: NeuCLIPSettings, run: RunFacts) -> "PairLoss":
 def _pool(settings: NeuCLIPPoolSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
     from neuclip.method.normalizers.pool import PoolNormalizer, PoolSettings
-    from neuclip.parallel.collectives import Slice
 
-    assert settings.pool_size is not None, "resolved before it is built"
+    def sizes(settings: NeuCLIPPoolSettings) -> PoolSettings:
+        return PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size)
+
     normalizer = PoolNormalizer(
         run.embed_dim,
-        PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size),
-        gamma_schedule(settings, run),
+        sizes(settings),
+        step_gamma(settings, run),
         settings.epsilon,
-        shard=None if run.sharded else Slice(0, settings.pool_size),
+        for_batch=lambda batch_size: sizes(_pool_sizes(settings, batch_size, None)),
+        sharded=run.sharded,
     )
     return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
 
@@ -245,7 +274,7 @@ def _pool(settings: NeuCLIPPoolSettings, run: RunFacts) -> "PairLoss":
 def _pool_sizes(
     settings: NeuCLIPPoolSettings, global_batch_size: int | None, before: MethodSettings | None
 ) -> NeuCLIPPoolSettings:
-    """The sizes that follow from the batch; a continued run keeps those it was made with.
+    """The sizes that follow from the batch, if known; a continued run keeps its own.
 
     Raises:
         UserError: the gradient's part of the pool is given where nothing uses it.
@@ -260,9 +289,7 @@ def _pool_sizes(
             f"method 'neuclip_pool': gradient_size {newest} has no effect with gradient 'detached'"
             ": it needs gradient full or union, or gradient_size none"
         )
-    if size is None and global_batch_size is None:
-        size = POOL_UNLESS_KNOWN
-    elif size is None and global_batch_size is not None:
+    if size is None and global_batch_size is not None:
         size = min(POOL_BATCHES * global_batch_size, MAX_POOL)
     if newest is None and global_batch_size is not None and settings.gradient != "detached":
         newest = FRESH_BATCHES * global_batch_size

@@ -11,12 +11,13 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import reprlib
 import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import PlainValidator, SerializeAsAny, ValidationError
 from pydantic_core import PydanticCustomError
@@ -49,8 +50,10 @@ def register(info: MethodInfo) -> MethodInfo:
         The row.
 
     Raises:
-        UserError: another method has that name.
+        UserError: another method has that name, or the row is unusable; the message names the file.
     """
+    if problem := _problem_of_row(info):
+        raise UserError(problem)
     known = _table.get(info.name)
     if known is not None and known.settings.__qualname__ != info.settings.__qualname__:
         raise UserError(
@@ -59,6 +62,28 @@ def register(info: MethodInfo) -> MethodInfo:
         )
     _table[info.name] = info
     return info
+
+
+def _problem_of_row(info: object) -> str | None:
+    """What is wrong with a row of the user's, in one line with the file; none: nothing."""
+    if not isinstance(info, MethodInfo):
+        return f"register takes a MethodInfo, not {reprlib.repr(info)}"
+    settings: object = info.settings
+    if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
+        return f"settings={reprlib.repr(settings)} must be a class derived from MethodSettings"
+    where = f"{settings.__name__} of {info.source}"
+    field = settings.model_fields.get("name")
+    if field is None or get_args(field.annotation) != (field.default,):
+        return f'{where} must select the method by a field such as name: Literal["mine"] = "mine"'
+    for part in ("build", "resolve"):
+        if not callable(getattr(info, part)):
+            return f"method {info.name!r} of {info.source}: {part} must be a function"
+    try:
+        settings()
+    except ValidationError as error:
+        problems = "; ".join(_problem(info, dict(each)) for each in error.errors())
+        return f"method {info.name!r} of {info.source}, defaults{problems}"
+    return None
 
 
 def method_info(name: str) -> MethodInfo:
@@ -144,11 +169,16 @@ def _load_outside() -> None:
     for label, load in outside:
         try:
             load()
-        except Exception as error:  # whatever a file of the user's does
+        except UserError as error:  # says what is wrong with a row
+            _failures.append(f"{label}: {error}")
+        except ImportError as error:
             _failures.append(
-                f"{label} cannot be imported ({type(error).__name__}: {error}); give a module on "
-                "the Python path or a .py file"
+                f"{label} cannot be imported ({error}); give a module on the Python path or a .py "
+                "file"
             )
+        except Exception as error:  # whatever a file of the user's does
+            reason = next(iter(str(error).splitlines()), "")
+            _failures.append(f"{label} cannot be imported ({type(error).__name__}: {reason})")
 
 
 def _import(name: str) -> None:
@@ -156,6 +186,8 @@ def _import(name: str) -> None:
         importlib.import_module(name)
         return
     path = Path(name)
+    if not path.is_file():
+        raise ImportError(f"no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ImportError("not a Python file")

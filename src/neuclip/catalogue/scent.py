@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from neuclip.catalogue.building import moving_average, robust_objective, steps_per_epoch
+from neuclip.catalogue.building import moving_average, robust_objective
 from neuclip.catalogue.cost import softmax_loss, table
 from neuclip.catalogue.fastclip import DOUBLED, DRRHO
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.formulas import AVERAGE_STATE, ROBUST
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
-from neuclip.catalogue.method_settings import GlobalContrastiveSettings
+from neuclip.catalogue.method_settings import GlobalContrastiveSettings, first_visits_only
 from neuclip.catalogue.published_trainers import SCENT
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class ScentSettings(GlobalContrastiveSettings):
         "again; none: rate_offset",
     )
 
+    def batch_only(self, epochs: float) -> str | None:
+        """The average needs a second visit."""
+        return first_visits_only(self.method, epochs)
+
 
 def _build(settings: ScentSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
@@ -44,8 +48,8 @@ def _build(settings: ScentSettings, run: RunFacts) -> "PairLoss":
 
     rate = AnchorRate(settings.rate_offset, settings.rate_offset)
     if settings.first_rate_offset is not None:
-        steps = steps_per_epoch(settings, run)
-        rate = AnchorRate(settings.rate_offset, settings.first_rate_offset, steps)
+        first = settings.first_rate_offset
+        rate = AnchorRate(settings.rate_offset, first, run.epoch_length)
     normalizer = moving_average(settings, run, rate)
     return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
 

@@ -3,12 +3,16 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from neuclip.catalogue.building import moving_average, num_samples, temperature_rule
+from neuclip.catalogue.building import moving_average, temperature_rule
 from neuclip.catalogue.cost import softmax_loss, table
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.formulas import AVERAGE, AVERAGE_STATE, INNER
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
-from neuclip.catalogue.method_settings import IndividualTemperatureSettings, StabilisedSettings
+from neuclip.catalogue.method_settings import (
+    IndividualTemperatureSettings,
+    StabilisedSettings,
+    first_visits_only,
+)
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -22,6 +26,10 @@ class SogCLRSettings(StabilisedSettings):
     gamma: float = setting(
         0.9, "weight of the batch estimate after a pair's first visit", gt=0, le=1
     )
+
+    def batch_only(self, epochs: float) -> str | None:
+        """The average needs a second visit."""
+        return first_visits_only(self.method, epochs)
 
 
 class ISogCLRSettings(IndividualTemperatureSettings):
@@ -39,6 +47,10 @@ class ISogCLRSettings(IndividualTemperatureSettings):
     temperature_beta: float = setting(
         0.9, "weight of the newest gradient in the temperature's momentum", gt=0, le=1
     )
+
+    def batch_only(self, epochs: float) -> str | None:
+        """The average needs a second visit."""
+        return first_visits_only(self.method, epochs)
 
 
 def _sogclr(settings: SogCLRSettings, run: RunFacts) -> "PairLoss":
@@ -59,7 +71,7 @@ def _isogclr(settings: ISogCLRSettings, run: RunFacts) -> "PairLoss":
     return IndividualContrastiveLoss(
         run.embed_dim,
         moving_average(settings, run, settings.gamma),
-        IndividualTemperature(num_samples(settings, run), rule),
+        IndividualTemperature(run.num_samples, rule),
         epsilon=settings.epsilon,
         times_temperature=True,
     )

@@ -120,7 +120,14 @@ def train(command: TrainCommand) -> int:
     if command.dry_run:
         resolved = resolve(command.config, launch.world_size)
         if launch.rank == 0:
+            optim, method = resolved.optim, resolved.method
+            if optim.epochs and (reason := method.batch_only(optim.stop_epochs or optim.epochs)):
+                terminal.say(reason)
             print(f"# pairs per step: {describe_step(resolved, launch.world_size)}")
+            if resolved.data.global_batch_size and (
+                words := method.gamma_text(resolved.data.global_batch_size)
+            ):
+                print(f"# gamma: {words}")
             print(derived(command.config).to_yaml(), end="")
         return 0
     from neuclip.training.assemble import train as start_training

@@ -6,7 +6,7 @@ settings of that run.
 
 from typing import Any
 
-from neuclip.catalogue.method_settings import MethodSettings, MixingSettings, gamma_floor
+from neuclip.catalogue.method_settings import MixingSettings
 from neuclip.catalogue.registry import method_info
 from neuclip.config.batch_size import share_batch
 from neuclip.config.run_config import RunConfig
@@ -73,18 +73,10 @@ def derived(config: RunConfig) -> RunConfig:
             "eps": _default(config.optim.eps, 1e-6 if vit else 1e-8),
         }
     )
-    method = _with_gamma(config.method, float(max(config.optim.epochs, 1)))
+    method = config.method
+    if isinstance(method, MixingSettings):
+        method = method.for_length(float(max(config.optim.epochs, 1)))
     return config.model_copy(update={"optim": optim, "method": method})
-
-
-def _with_gamma(method: MethodSettings, epochs: float) -> MethodSettings:
-    if not isinstance(method, MixingSettings):
-        return method
-    update = {
-        "gamma": _default(method.gamma, gamma_floor(epochs)),
-        "gamma_decay_epochs": _default(method.gamma_decay_epochs, epochs),
-    }
-    return method.model_copy(update=update)
 
 
 def _default(value: float | None, default: float) -> float:

@@ -1,9 +1,10 @@
-"""The schedule of gamma, the weight of the batch estimate, as a pure function of the step.
+"""The schedules of gamma, the weight of the batch estimate, as pure functions of the step.
 
-It is configured by the settings `gamma`, `gamma_schedule` and `gamma_decay_epochs` (flags of the
+They are configured by the settings `gamma`, `gamma_schedule` and `gamma_decay_epochs` (flags of the
 same names): `MixingSettings` in `neuclip.catalogue.method_settings` declares them, and
-`gamma_schedule` in `neuclip.catalogue.building` makes a `Gamma` from them. The normalizers
-`prototypes`, `pool` and `moving_average` call `Gamma.at` with their own step count.
+`gamma_schedule` and `step_gamma` in `neuclip.catalogue.building` make a schedule from them. The
+published methods follow `Gamma`, `neuclip_pool` follows `StepGamma`. Each normalizer calls `at`
+with its own step count.
 """
 
 import math
@@ -38,5 +39,44 @@ class Gamma:
             return 1.0
         if self.schedule == "constant" or epoch >= self.decay_epochs:
             return self.final
-        share = 0.5 * (1 + math.cos(math.pi * epoch / self.decay_epochs))
-        return share * (1 - self.final) + self.final
+        return _half_cosine(epoch / self.decay_epochs, self.final)
+
+
+@dataclass(frozen=True)
+class StepGamma:
+    """The weight of the batch estimate over time, by steps: a run of one epoch uses its memory.
+
+    It is 1 while the pool fills, but for at most a quarter of `end`, and at the first step.
+
+    Attributes:
+        final: the value at the end.
+        schedule: `constant`: `final` once the pool is filled; `cosine`: from 1 to `final` along
+            half a cosine.
+        end: the step at which a cosine reaches `final`.
+    """
+
+    final: float
+    schedule: GammaSchedule
+    end: int
+
+    def start(self, fill_steps: int) -> int:
+        """The first step with a weight below 1.
+
+        Args:
+            fill_steps: training steps until the pool is full.
+        """
+        return max(1, min(fill_steps, self.end // 4))
+
+    def at(self, step: int, fill_steps: int) -> float:
+        """The weight at a training step."""
+        start = self.start(fill_steps)
+        if step < start:
+            return 1.0
+        if self.schedule == "constant" or step >= self.end:
+            return self.final
+        return _half_cosine((step - start) / (self.end - start), self.final)
+
+
+def _half_cosine(share: float, final: float) -> float:
+    """From 1 (`share` 0) to `final` (`share` 1)."""
+    return 0.5 * (1 + math.cos(math.pi * share)) * (1 - final) + final

@@ -59,16 +59,24 @@ class IndividualTemperature(nn.Module):
     """The temperatures of all samples: 2 numbers per sample, and 2 (momentum) or 4 moments.
 
     Args:
-        num_samples: ids run from 0 to num_samples - 1.
+        num_samples: ids run from 0 to num_samples - 1; none: the table grows with the ids seen.
         rule: how they are updated.
     """
 
-    def __init__(self, num_samples: int, rule: TemperatureRule) -> None:
+    def __init__(self, num_samples: int | None, rule: TemperatureRule) -> None:
         super().__init__()
         self.rule = rule
         self.step_count = 0
         moments = 1 if rule.optimizer == "momentum" else 2
         self.table = SampleTable(num_samples, (rule.initial,) * 2 + (0.0,) * 2 * moments)
+
+    def admit(self, sample_ids: Int64[Tensor, " local"]) -> None:
+        """Before a training batch: checks the ids, and makes room for new ones.
+
+        Raises:
+            UserError: an id is out of range.
+        """
+        self.table.admit(sample_ids)
 
     def read(self, sample_ids: Int64[Tensor, " local"]) -> Float[Tensor, "2 local"]:
         """Returns the temperatures of the image anchors and of the text anchors.

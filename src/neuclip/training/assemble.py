@@ -16,7 +16,6 @@ import torch
 from neuclip import console
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
-from neuclip.catalogue.method_settings import MixingSettings
 from neuclip.catalogue.registry import method_info
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
@@ -257,12 +256,10 @@ def _announce(run: Components, index: Source) -> None:
             "the warm-up (%d steps) lasts the whole run (%d steps): the rate stays below %g",
             config.optim.warmup, config.optim.epochs * steps, config.optim.lr,
         )  # fmt: skip
-    if isinstance(config.method, MixingSettings) and config.method.gamma == 1:
-        log.warning(
-            "gamma stays 1: %s uses the batch's own normalizers, as rgcl_batch does (the published "
-            "rule gives 1 below 8 epochs; --gamma 0.4 mixes in the remembered ones)",
-            config.method.method,
-        )
+    if words := config.method.gamma_text(run.loader.global_batch_size):
+        log.info("gamma: %s", words)
+    if reason := config.method.batch_only(run.last_epoch):
+        log.warning("%s", reason)
 
 
 def read_index(config: RunConfig, train_data: str) -> Source:

@@ -2,10 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from neuclip import create_loss
-from neuclip.catalogue.create import build_loss
+from neuclip.catalogue.create import build_loss, check_arguments
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
 from neuclip.catalogue.openclip import OpenCLIPSettings
@@ -13,16 +14,11 @@ from neuclip.catalogue.registry import METHODS, method_settings
 from neuclip.errors import UserError
 from neuclip.method.losses.pair_loss import PairLoss
 
-TABLE_METHODS = [info.name for info in METHODS.values() if info.needs_sample_ids]
-EPOCH_METHODS = ["amorlip"] + [
-    name for name, info in METHODS.items() if "gamma_schedule" in info.settings.model_fields
-]
+MIXING = [name for name, info in METHODS.items() if "gamma_schedule" in info.settings.model_fields]
 
 
 def fitting(name: str) -> dict[str, float]:
-    if "gamma_schedule" in METHODS[name].settings.model_fields:
-        return {"gamma": 0.5, "gamma_decay_epochs": 2.0}
-    return {}
+    return {"gamma": 0.5, "gamma_decay_epochs": 2.0} if name in MIXING else {}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -45,21 +41,19 @@ def test_which_methods_hold_the_temperature_constant():
     assert constant == {"sogclr", "isogclr", "fastclip_v1", "fastclip_v2"}
 
 
-@pytest.mark.parametrize("name", TABLE_METHODS)
-def test_table_methods_ask_for_the_number_of_samples(name):
-    with pytest.raises(UserError, match=rf"{name}.*num_samples="):
-        create_loss(name, embed_dim=4, steps_per_epoch=3, **fitting(name))
-
-
-@pytest.mark.parametrize("name", EPOCH_METHODS)
-def test_schedules_in_epochs_ask_for_the_length_of_an_epoch(name):
-    with pytest.raises(UserError, match=rf"{name}.*steps_per_epoch="):
-        create_loss(name, embed_dim=4, num_samples=10, **fitting(name))
-
-
-def test_other_methods_need_neither():
-    for name in set(METHODS) - set(TABLE_METHODS) - set(EPOCH_METHODS):
-        create_loss(name, embed_dim=4)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {"gamma_decay_epochs": 2.0}) for name in MIXING),
+        ("amorlip", {"late_rho_epoch": 3}),
+        ("amorlip", {"previous_epochs": 4.0, "restart_epochs": 2}),
+    ],
+)
+def test_settings_in_epochs_ask_for_the_length_of_an_epoch(name, settings):
+    given = ", ".join(f"{key}={value:g}" for key, value in settings.items())
+    with pytest.raises(UserError, match=rf"{name}.*{given} counts epochs: pass steps_per_epoch="):
+        create_loss(name, embed_dim=4, **settings)
+    create_loss(name, embed_dim=4, steps_per_epoch=3, **settings)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +65,6 @@ def test_other_methods_need_neither():
         ("rgcl_batch", {"rho": -1.0}, "rho: Input should be greater than or equal to 0 (got -1.0)"),
         ("neuclip", {"refresh": "lifo"}, "refresh: Input should be 'restart' or 'rolling'"),
         ("sogclr", {"gamma": 0.0}, "gamma: Input should be greater than 0"),
-        ("neuclip", {"gamma": None}, "method 'neuclip': pass gamma="),
-        ("neuclip_pool", {}, "method 'neuclip_pool': pass gamma_decay_epochs="),
         ("neuclip", {"gamma": 2.0}, "gamma: Input should be less than or equal to 1 (got 2.0)"),
         (
             "isogclr",
@@ -87,13 +79,31 @@ def test_wrong_names_and_settings(name, settings, message):
         create_loss(name, embed_dim=4, steps_per_epoch=3, num_samples=10, **settings)
 
 
-@pytest.mark.parametrize(
-    "key", ["embed_dim", "steps_per_epoch", "num_samples", "global_batch_size"]
-)
-def test_sizes_below_one(key):
-    sizes = {"embed_dim": 4, "steps_per_epoch": 3, "num_samples": 10, key: 0}
+NUMBERS = ["embed_dim", "total_steps", "steps_per_epoch", "num_samples", "global_batch_size"]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_that_are_none(key):
+    known = {"embed_dim": 4, key: 0}
     with pytest.raises(UserError, match=f"{key} 0: must be at least 1"):
-        create_loss("fastclip_v3", gamma=0.5, gamma_schedule="constant", **sizes)
+        create_loss("fastclip_v3", **known)
+    for value in ("512", 5.0, True, [4]):
+        message = re.escape(f"{key} {value!r}: must be a whole number, such as ")
+        with pytest.raises(UserError, match=message):
+            check_arguments("x", {**known, key: value})
+    check_arguments("x", {**known, key: np.int64(7)})
+
+
+def test_only_embed_dim_must_be_known():
+    with pytest.raises(UserError, match="embed_dim None: must be a whole number, such as 512"):
+        check_arguments("x", {"embed_dim": None})
+    check_arguments("x", dict.fromkeys(NUMBERS) | {"embed_dim": 4})
+
+
+def test_a_method_is_a_name():
+    for name in (None, 3, ["openclip"]):
+        with pytest.raises(UserError, match=r"unknown method .*known: amorlip, fastclip_v0"):
+            check_arguments(name, {"embed_dim": 4})
 
 
 def test_the_catalogue_says_what_the_settings_are():
@@ -112,7 +122,7 @@ def test_the_catalogue_says_what_the_settings_are():
         ({"global_batch_size": 64}, 8192, 2048),
         ({"global_batch_size": 256}, 16_384, 8192),
         ({"global_batch_size": 4096}, 16_384, 131_072),  # all
-        ({}, 4096, None),
+        ({}, None, None),  # settled by the first batch
         ({"global_batch_size": 64, "pool_size": 7}, 7, 2048),
         ({"global_batch_size": 64, "pool_size": 9999}, 9999, 2048),
         ({"global_batch_size": 64, "gradient_size": 9}, 8192, 9),
@@ -121,9 +131,7 @@ def test_the_catalogue_says_what_the_settings_are():
     ],
 )
 def test_the_pool_follows_the_batch_unless_its_size_is_given(settings, size, newest):
-    loss = create_loss(
-        "neuclip_pool", embed_dim=4, steps_per_epoch=3, gamma_decay_epochs=2.0, **settings
-    )
+    loss = create_loss("neuclip_pool", embed_dim=4, **settings)
     assert loss.normalizer.settings.size == size
     chosen = {key: value for key, value in settings.items() if key != "global_batch_size"}
     asked = method_settings("neuclip_pool", chosen)

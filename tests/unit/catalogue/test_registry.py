@@ -1,13 +1,16 @@
 """The catalogue of methods."""
 
 import dataclasses
+import re
 from typing import Literal
 
 import pytest
 from pydantic import ValidationError
 
 from neuclip.catalogue import registry
+from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.fields import setting
+from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings, gamma_floor
 from neuclip.catalogue.neuclip import recorded_method
 from neuclip.catalogue.registry import METHODS, method_info, method_settings
@@ -91,3 +94,70 @@ def test_a_flag_has_one_meaning(monkeypatch):
     monkeypatch.setitem(registry._table, "mine", info)
     with pytest.raises(UserError, match="the flag --lr of method mine is already the flag of opti"):
         table()
+
+
+class Mine(MethodSettings):
+    name: Literal["mine"] = "mine"
+
+
+class Nameless(MethodSettings):
+    pass
+
+
+class AnyName(MethodSettings):
+    name: str = "mine"
+
+
+class Required(Mine):
+    margin: float
+
+
+class OutOfRange(Mine):
+    margin: float = setting(-1.0, "a margin", ge=0)
+
+
+def row(**changed: object) -> MethodInfo:
+    """A row of the user's, with parts that the type checker would refuse."""
+    info = dataclasses.replace(METHODS["openclip"])
+    for key, value in {"settings": Mine, **changed}.items():
+        object.__setattr__(info, key, value)
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (
+            row(settings=Nameless),
+            "Nameless of .* must select the method by a field such as",
+        ),
+        (row(settings=AnyName), "AnyName of .* must select the method by a field such as"),
+        (row(settings=Required), "'mine' of .*test_registry.py, defaults: margin: Field required"),
+        (row(settings=OutOfRange), "'mine' of .*py, defaults: margin: .*or equal to 0 .got -1.0"),
+        (row(settings=Mine()), "settings=Mine.* must be a class derived from MethodSettings"),
+        (row(settings=dict), "settings=<class 'dict'> must be a class derived from MethodSettings"),
+        (row(build=None), "method 'mine' of .*test_registry.py: build must be a function"),
+        (row(resolve=3), "method 'mine' of .*test_registry.py: resolve must be a function"),
+        (Mine, "register takes a MethodInfo, not <class"),
+    ],
+)
+def test_an_unusable_row_is_named_in_one_line(info, message):
+    problem = registry._problem_of_row(info)
+    assert re.search(message, problem), problem
+    assert "\n" not in problem
+    if isinstance(info, MethodInfo):
+        with pytest.raises(UserError, match=re.escape(problem)):
+            registry.register(info)
+    assert "mine" not in METHODS
+
+
+def test_a_usable_row_has_no_problem():
+    assert registry._problem_of_row(row()) is None
+
+
+@pytest.mark.parametrize("part", ["build", "resolve"])
+def test_what_a_method_returns_is_checked(part, monkeypatch):
+    made = row(**{part: lambda *_: None})
+    monkeypatch.setattr("neuclip.catalogue.create.method_info", lambda name: made)
+    with pytest.raises(UserError, match=rf"'mine' of .*registry.py: {part} returned None instead"):
+        build_loss(Mine(), RunFacts(4))

@@ -55,6 +55,7 @@ class IndividualContrastiveLoss(PairLoss):
     ) -> Float[Tensor, ""]:
         """This rank's part of the loss above."""
         assert pairs.sample_ids is not None
+        self.temperature.admit(pairs.sample_ids)
         temperature = self.temperature.read(pairs.sample_ids).to(pairs.features.dtype)
         anchors = anchors_of(pairs, 1 / temperature)
         with self.section("normalizer"):

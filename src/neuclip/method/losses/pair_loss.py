@@ -77,8 +77,8 @@ class PairLoss(nn.Module):
         self,
         image_features: Float[Tensor, "*images"],
         text_features: Float[Tensor, "*texts"],
-        logit_scale: Float[Tensor, ""],
-        logit_bias: Float[Tensor, ""] | None = None,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float | None = None,
         *,
         sample_ids: Tensor | None = None,
         output_dict: bool = False,
@@ -88,7 +88,8 @@ class PairLoss(nn.Module):
         Args:
             image_features: unit-norm embeddings of this rank's images, [local, dim].
             text_features: unit-norm embeddings of their texts, [local, dim].
-            logit_scale: 1 / temperature (not its logarithm), as open_clip's models return it.
+            logit_scale: 1 / temperature (not its logarithm), as open_clip's models return it: a
+                tensor with one element, or a number if the temperature is constant.
             logit_bias: bias of the logits, for the sigmoid loss only.
             sample_ids: stable ids of the pairs (int64, [local]), for methods with a state per
                 sample, and for `neuclip_pool` to leave an anchor's own pair out of its pool. Pass
@@ -103,12 +104,13 @@ class PairLoss(nn.Module):
         if self.needs_sample_ids and sample_ids is None:
             raise UserError(
                 f"{type(self).__name__} keeps a state per sample: pass sample_ids, a tensor of "
-                f"{len(image_features)} integers"
+                f"{len(image_features)} integers, such as the pairs' positions in the data"
             )
         pairs = self._prepare(image_features, text_features, sample_ids, self._training_layout)
-        scale = logit_scale.to(pairs.features.dtype)
+        scale = _scalar("logit_scale", logit_scale, pairs.features)
+        bias = None if logit_bias is None else _scalar("logit_bias", logit_bias, pairs.features)
         with torch.autocast(scale.device.type, enabled=False):
-            loss = self.pair_loss(pairs, scale, logit_bias)
+            loss = self.pair_loss(pairs, scale, bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
     @torch.no_grad()
@@ -116,7 +118,7 @@ class PairLoss(nn.Module):
         self,
         image_features: Float[Tensor, "*images"],
         text_features: Float[Tensor, "*texts"],
-        logit_scale: Float[Tensor, ""],
+        logit_scale: Tensor | float,
         sample_ids: Tensor | None = None,
     ) -> Float[Tensor, "2 local"]:
         """Predicts log(epsilon + g) of the image anchors and of the text anchors; keeps all state.
@@ -130,7 +132,7 @@ class PairLoss(nn.Module):
         # Evaluation batches may differ in size between ranks even with `equal_batches`.
         layout_of = collectives.layout_of
         pairs = self._prepare(image_features, text_features, sample_ids, layout_of)
-        scale = logit_scale.to(pairs.features.dtype)
+        scale = _scalar("logit_scale", logit_scale, pairs.features)
         with torch.autocast(scale.device.type, enabled=False):
             return self.predict(pairs, scale)
 
@@ -196,6 +198,19 @@ class PairLoss(nn.Module):
             )
         self._layout_checked = True
         return layout
+
+
+def _scalar(name: str, value: Tensor | float, features: Tensor) -> Float[Tensor, ""]:
+    """A number of the call in the type of the features, with its gradient.
+
+    Raises:
+        UserError: it has more than one element.
+    """
+    if not isinstance(value, Tensor):
+        return features.new_full((), value)
+    if value.numel() != 1:
+        raise UserError(f"{name} {list(value.shape)}: must be one number")
+    return value.to(features.dtype).reshape(())
 
 
 def anchors_of(pairs: Pairs, logit_scale: Float[Tensor, "*scales"]) -> Anchors:

@@ -1,7 +1,7 @@
 """The newest embeddings of both sides, first in, first out."""
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from neuclip.method.normalizers.sharded_rows import RowShard, keep_full_in_state
@@ -34,7 +34,15 @@ class EmbeddingRing(nn.Module):
         self.register_buffer("slots", torch.zeros(2, len(shard), dim))
         ids = torch.full((1, len(shard)), UNKNOWN_ID) if with_sample_ids else None
         self.register_buffer("sample_ids", ids)
-        keep_full_in_state(self, shard, ("slots", "sample_ids") if with_sample_ids else ("slots",))
+        keep_full_in_state(self, ("slots", "sample_ids") if with_sample_ids else ("slots",))
+
+    def resize(self, shard: RowShard) -> None:
+        """Empties the ring and gives it other slots."""
+        self.shard = shard
+        self.written = 0
+        self.slots = self.slots.new_zeros(2, len(shard), self.slots.shape[-1])
+        if self.sample_ids is not None:
+            self.sample_ids = self.sample_ids.new_full((1, len(shard)), UNKNOWN_ID)
 
     @property
     def filled(self) -> int:
@@ -45,6 +53,13 @@ class EmbeddingRing(nn.Module):
     def is_full(self) -> bool:
         """Whether every slot has been written."""
         return self.filled == self.shard.size
+
+    def unwritten(self) -> Bool[Tensor, " owned"] | None:
+        """Which of this rank's slots have not been written; none: all have."""
+        if self.is_full:
+            return None
+        owned = self.shard.owned
+        return torch.arange(owned.start, owned.stop, device=self.slots.device) >= self.filled
 
     @torch.no_grad()
     def push(

@@ -55,7 +55,7 @@ class InnerOptimizer(nn.Module):
         self.register_buffer("count", per_row if kind == "adam" else per_side.clone())
         self.shard = shard
         if shard is not None:
-            keep_full_in_state(self, shard, self.row_tensors)
+            keep_full_in_state(self, self.row_tensors)
 
     @property
     def row_tensors(self) -> tuple[str, ...]:

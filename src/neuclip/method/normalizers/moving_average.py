@@ -49,7 +49,7 @@ class MovingAverageNormalizer(nn.Module):
     """Keeps the log of a moving average for every sample: two float32 numbers.
 
     Args:
-        num_samples: ids run from 0 to num_samples - 1.
+        num_samples: ids run from 0 to num_samples - 1; none: the table grows with the ids seen.
         rate: weight of the fresh estimate.
         epsilon: stabiliser of the objective.
     """
@@ -57,7 +57,7 @@ class MovingAverageNormalizer(nn.Module):
     direct = False
     needs_sample_ids = True
 
-    def __init__(self, num_samples: int, rate: Rate, epsilon: float) -> None:
+    def __init__(self, num_samples: int | None, rate: Rate, epsilon: float) -> None:
         super().__init__()
         self.rate: Rate = rate
         self.epsilon = epsilon
@@ -69,7 +69,7 @@ class MovingAverageNormalizer(nn.Module):
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
         """Updates the averages of the batch's samples and returns the new log-normalizers."""
         ids = self._ids(anchors)
-        self.table.check(ids)
+        self.table.admit(ids)
         fresh = anchors.log_inner.detach()
         remembered = self.table.read(ids).to(fresh.dtype)
         seen = ~torch.isneginf(remembered)

@@ -5,14 +5,19 @@ NeuCLIP's prototypes, and the prediction is mixed with the batch estimate as in 
 
     normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
 
-An anchor is read before its batch enters the pool. An embedding of the anchor's own pair, from an
-earlier step, is a positive: where sample ids are given, it is left out of the sum. (The mean stays
-one over m: about one prototype in n is such a positive.)
+An anchor is read before its batch enters the pool, so the first batch has no prediction but its own
+estimate. While the pool fills, the sum is over the embeddings that it holds. An embedding of the
+anchor's own pair, from an earlier step, is a positive: where sample ids are given, it is left out
+of the sum. (The mean stays one over m: about one prototype in n is such a positive.)
+
+Sizes that follow from the batch are settled by the first batch of training, or by a loaded state.
 """
 
-from collections.abc import Generator
+import logging
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,8 +35,11 @@ from neuclip.method.normalizers.prototype_network import (
 from neuclip.method.normalizers.sharded_rows import RowShard, gathered_rows
 from neuclip.method.notation import Anchors
 from neuclip.method.objective import log_plus, mix
-from neuclip.method.schedule import Gamma
+from neuclip.method.schedule import StepGamma
+from neuclip.parallel import collectives
 from neuclip.parallel.collectives import Slice
+
+log = logging.getLogger("neuclip")
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,13 @@ class PoolSettings:
     """The size of the pool, and the gradient of its prediction.
 
     Attributes:
-        size: embeddings of each side, over all ranks.
+        size: embeddings of each side, over all ranks; none: not known yet.
         gradient: how the prediction carries the gradient.
-        gradient_size: the newest embeddings that carry it, while all give the value; none: all.
+        gradient_size: the newest embeddings that carry it, while all give the value; none: all,
+            or not known yet.
     """
 
-    size: int
+    size: int | None
     gradient: PredictionGradient
     gradient_size: int | None = None
 
@@ -57,7 +66,13 @@ class PoolNormalizer(nn.Module):
         settings: see `PoolSettings`.
         gamma: weight of the batch estimate over time.
         epsilon: stabiliser of the objective.
-        shard: the embeddings that this rank keeps; none: its share, `collectives.owned_slice`.
+        for_batch: the settings for a global batch size, called with the first batch of training;
+            none: `settings`.
+        sharded: whether each rank keeps only its share of the embeddings.
+
+    Attributes:
+        settings: as given, and complete from the first batch on.
+        fill_steps: training steps until the pool is full; 0: no batch was seen.
     """
 
     needs_sample_ids = False
@@ -66,19 +81,26 @@ class PoolNormalizer(nn.Module):
         self,
         embed_dim: int,
         settings: PoolSettings,
-        gamma: Gamma,
+        gamma: StepGamma,
         epsilon: float,
         *,
-        shard: Slice | None = None,
+        for_batch: Callable[[int], PoolSettings] | None = None,
+        sharded: bool = True,
     ) -> None:
         super().__init__()
+        self.given = settings
         self.settings = settings
         self.gamma = gamma
         self.epsilon = epsilon
         self.step_count = 0
-        rows = RowShard.of(settings.size, shard, "pool_size")
+        self.fill_steps = 0
+        self._for_batch = for_batch
+        self._sharded = sharded
+        self._warned = False
+        rows = self._rows(settings.size or 0)
         self.ring = EmbeddingRing(rows, embed_dim, with_sample_ids=True)
         self._last: dict[str, Tensor | float] = {}
+        self.register_load_state_dict_pre_hook(_take_size)
 
     @property
     def direct(self) -> bool:
@@ -88,23 +110,28 @@ class PoolNormalizer(nn.Module):
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
         """Mixes the pool's prediction with the batch estimate; then the batch enters the pool."""
         batch = GlobalBatch.of(anchors, self.ring.slots.dtype, with_sample_ids=True)
-        is_first = self.ring.written == 0
-        if is_first:  # the only batch that reads its own embeddings: there are no others
-            self.ring.push(batch.candidates, batch.sample_ids)
-            self.ring.fill_up()
-        output = self._read(batch)
-        gradient, newest = self.settings.gradient, self._newest()
-        predicted = attach_gradient(output, anchors, gradient, self.ring.shard, newest)
-        if not is_first:
-            self._push(batch)
-        gamma = self.gamma.at(self.step_count)
+        if self.fill_steps == 0:
+            self._settle(anchors.pairs.layout.total)
+        if batch.sample_ids is None:
+            self._warn_of_positives()
+        if self.ring.filled == 0:
+            predicted, log_mean = anchors.log_inner.detach(), batch.log_inner
+        else:
+            output = self._read(batch)
+            gradient, newest = self.settings.gradient, self._newest()
+            predicted = attach_gradient(output, anchors, gradient, self.ring.shard, newest)
+            log_mean = output.log_mean
+        self._push(batch)
+        gamma = self.gamma.at(self.step_count, self.fill_steps)
         self.step_count += 1
-        self._last = diagnostics(output.log_mean, batch, self.epsilon, gamma)
+        self._last = diagnostics(log_mean, batch, self.epsilon, gamma)
         return log_plus(self._mix(predicted, anchors.log_inner, gamma), self.epsilon)
 
     @torch.no_grad()
     def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
-        """Alpha of the anchors by the pool alone."""
+        """Alpha of the anchors by the pool alone; the batch estimate while the pool is empty."""
+        if self.ring.filled == 0:
+            return log_plus(anchors.log_inner, self.epsilon)
         batch = GlobalBatch.of(anchors, self.ring.slots.dtype, with_sample_ids=True)
         local = anchors.pairs.layout.own(self._read(batch).log_mean)
         return log_plus(local, self.epsilon).to(anchors.pairs.features.dtype)
@@ -121,8 +148,19 @@ class PoolNormalizer(nn.Module):
 
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
         return network_output(
-            self.ring.slots, batch, self.ring.shard, excluded=self._positives(batch)
+            self.ring.slots,
+            batch,
+            self.ring.shard,
+            excluded=self._excluded(batch),
+            count=self.ring.filled,
         )
+
+    def _excluded(self, batch: GlobalBatch) -> Bool[Tensor, "*batch owned"] | None:
+        """Which slots have no part in an anchor's sum; none: all have one."""
+        positives, unwritten = self._positives(batch), self.ring.unwritten()
+        if positives is None or unwritten is None:
+            return unwritten if positives is None else positives
+        return positives | unwritten
 
     def _positives(self, batch: GlobalBatch) -> Bool[Tensor, "batch owned"] | None:
         """Which embeddings belong to an anchor's own pair; none: unknown."""
@@ -133,7 +171,7 @@ class PoolNormalizer(nn.Module):
     def _newest(self) -> list[slice] | None:
         """This rank's rows that carry the gradient; none: all do."""
         count = self.settings.gradient_size
-        return None if count is None or count >= self.settings.size else self.ring.newest(count)
+        return None if count is None or count >= self.ring.shard.size else self.ring.newest(count)
 
     def _push(self, batch: GlobalBatch) -> None:
         self.ring.push(batch.candidates, batch.sample_ids)
@@ -142,11 +180,63 @@ class PoolNormalizer(nn.Module):
         """The prediction with the batch estimate, which is a constant unless it is minimised."""
         return mix(predicted, batch if self.direct else batch.detach(), gamma)
 
-    def get_extra_state(self) -> dict[str, int]:
-        """The counters, for `state_dict`."""
-        return {"step_count": self.step_count, "written": self.ring.written}
+    # --- what the first batch settles ---------------------------------------------------------
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
-        """Restores the counters."""
-        self.step_count = int(state["step_count"])
-        self.ring.written = int(state["written"])
+    def _settle(self, batch_size: int) -> None:
+        """Settles what follows from the size of the first batch."""
+        if self._for_batch is not None:
+            known = self._for_batch(batch_size)
+            if self.ring.shard.size == 0:
+                assert known.size is not None
+                self.ring.resize(self._rows(known.size))
+            self.settings = replace(known, size=self.ring.shard.size)
+        self.fill_steps = -(-self.ring.shard.size // batch_size)
+
+    def _rows(self, size: int) -> RowShard:
+        share = None if self._sharded and size else Slice(0, size)
+        return RowShard.of(size, share, "pool_size")
+
+    def take_size(self, size: int) -> None:
+        """Takes the size of a state to be loaded, unless the settings give one."""
+        if self.given.size is None and size != self.ring.shard.size:
+            self.ring.resize(self._rows(size))
+
+    def _warn_of_positives(self) -> None:
+        """Logs once that the pool cannot tell positives from negatives."""
+        if not self._warned and collectives.is_main():
+            log.warning(
+                "neuclip_pool: without sample_ids, an anchor's own pair from earlier steps counts "
+                "as a negative while it is among the newest %d pairs; pass sample_ids=..., or "
+                "ignore this if the data are many times larger",
+                self.ring.shard.size,
+            )
+        self._warned = True
+
+    # --- state --------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, int | None]:
+        """The counters and what the first batch settled, for `state_dict`."""
+        return {
+            "step_count": self.step_count,
+            "written": self.ring.written,
+            "fill_steps": self.fill_steps,
+            "gradient_size": self.settings.gradient_size,
+        }
+
+    def set_extra_state(self, state: dict[str, int | None]) -> None:
+        """Restores the counters and what the first batch settled.
+
+        States of before 2026-11-28 lack the latter; the next batch settles it again.
+        """
+        self.step_count = int(state["step_count"] or 0)
+        self.ring.written = int(state["written"] or 0)
+        self.fill_steps = int(state.get("fill_steps") or 0)
+        newest = self.given.gradient_size or state.get("gradient_size")
+        self.settings = replace(self.given, size=self.ring.shard.size or None, gradient_size=newest)
+
+
+def _take_size(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before `load_state_dict`: a pool whose size follows from the batch takes the saved one."""
+    assert isinstance(module, PoolNormalizer)
+    if prefix + "ring.slots" in state:
+        module.take_size(state[prefix + "ring.slots"].shape[1])

@@ -107,7 +107,8 @@ def network_output(
     shard: RowShard,
     *,
     log_shares: Float[Tensor, "2 owned"] | None = None,
-    excluded: Bool[Tensor, "batch owned"] | None = None,
+    excluded: Bool[Tensor, "*batch owned"] | None = None,
+    count: int | None = None,
 ) -> NetworkOutput:
     """The forward pass.
 
@@ -116,12 +117,13 @@ def network_output(
         batch: the anchors of all ranks.
         shard: which prototypes are this rank's.
         log_shares: see `log_shares`; none: all prototypes weigh 1/m.
-        excluded: prototypes left out of an anchor's sum (the mean stays one over m).
+        excluded: prototypes left out of an anchor's sum, or out of all sums.
+        count: prototypes that the mean is over; none: all m.
     """
     norms = torch.linalg.vector_norm(prototypes, dim=-1, keepdim=True)
     directions = prototypes / norms.clamp_min(1e-30)
     logits = torch.bmm(batch.features, directions.transpose(1, 2)).mul_(batch.logit_scale)
-    log_count = math.log(shard.size)
+    log_count = math.log(shard.size if count is None else count)
     if log_shares is not None:
         logits += (log_shares + log_count)[:, None, :]
     if excluded is not None:

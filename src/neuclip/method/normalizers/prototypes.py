@@ -113,7 +113,7 @@ class PrototypeNormalizer(nn.Module):
         self.weight_optimizer = InnerOptimizer(kind, lr, self.log_weights, weight_shard)
         self._last: dict[str, Tensor | float] = {}
         self.register_load_state_dict_pre_hook(_drop_sample_ids)
-        keep_full_in_state(self, self.shard, self._row_names())
+        keep_full_in_state(self, self._row_names())
 
     @property
     def direct(self) -> bool:

@@ -109,10 +109,13 @@ class Sharded(Protocol):
     shard: RowShard
 
 
-def keep_full_in_state(module: nn.Module, shard: RowShard, names: tuple[str, ...]) -> None:
-    """Makes `state_dict` hold all rows of these buffers, and `load_state_dict` keep the shard."""
-    module.register_state_dict_post_hook(partial(_gather, shard, names))
-    module.register_load_state_dict_pre_hook(partial(_scatter, shard, names))
+def keep_full_in_state(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Makes `state_dict` hold all rows of these buffers, and `load_state_dict` keep the shard.
+
+    The module is `Sharded`: its shard at the time of the call counts.
+    """
+    module.register_state_dict_post_hook(partial(_gather, names))
+    module.register_load_state_dict_pre_hook(partial(_scatter, names))
 
 
 @contextmanager
@@ -131,22 +134,21 @@ def gathered_rows(module: Sharded, *names: str) -> Generator[None]:
 
 
 def _gather(
-    shard: RowShard,
     names: tuple[str, ...],
-    _module: nn.Module,
+    module: nn.Module,
     state: dict[str, Any],
     prefix: str,
     _metadata: object,
 ) -> None:
     """After `state_dict`: puts all rows in place of this rank's."""
+    assert isinstance(module, Sharded)
     for name in names:
-        state[prefix + name] = shard.gather(state[prefix + name])
+        state[prefix + name] = module.shard.gather(state[prefix + name])
 
 
 def _scatter(
-    shard: RowShard,
     names: tuple[str, ...],
-    _module: nn.Module,
+    module: nn.Module,
     state: dict[str, Any],
     prefix: str,
     *_: object,
@@ -156,6 +158,8 @@ def _scatter(
     Raises:
         UserError: the saved state has another number of rows.
     """
+    assert isinstance(module, Sharded)
+    shard = module.shard
     for key in (prefix + name for name in names):
         if key not in state:
             continue
