@@ -68,8 +68,8 @@ def _problem_of_row(info: object) -> str | None:
     """What is wrong with a row of the user's, in one line with the file; none: nothing."""
     if not isinstance(info, MethodInfo):
         return f"register takes a MethodInfo, not {reprlib.repr(info)}"
-    settings: object = info.settings
-    if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
+    settings = info.settings
+    if not _is_settings_class(settings):
         return f"settings={reprlib.repr(settings)} must be a class derived from MethodSettings"
     where = f"{settings.__name__} of {info.source}"
     field = settings.model_fields.get("name")
@@ -84,6 +84,10 @@ def _problem_of_row(info: object) -> str | None:
         problems = "; ".join(_problem(info, dict(each)) for each in error.errors())
         return f"method {info.name!r} of {info.source}, defaults{problems}"
     return None
+
+
+def _is_settings_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, MethodSettings)
 
 
 def method_info(name: str) -> MethodInfo:
