@@ -1,7 +1,7 @@
 """open_clip's training step with neuclip's loss: `python examples/open_clip_step.py`.
 
 open_clip's `train_one_epoch` calls `loss(**model_out, output_dict=True)` and sums the values. The
-losses of neuclip have the same interface.
+losses of neuclip have the same interface; ids of the pairs are optional here.
 """
 
 import torch
@@ -19,9 +19,7 @@ model = CLIP(
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 # loss = open_clip.create_loss(args)
-loss = neuclip.create_loss(
-    "neuclip_pool", embed_dim=32, pool_size=128, gamma=0.5, gamma_decay_epochs=4, steps_per_epoch=16
-)
+loss = neuclip.create_loss("neuclip_pool", embed_dim=32, total_steps=4 * 16)
 
 images = torch.randn(256, 3, 16, 16)
 captions = torch.randint(1, 63, (256, 8)).where(torch.arange(8) < 7, 63)  # 63 is the end token
@@ -29,7 +27,7 @@ for epoch in range(4):
     total = 0.0
     for rows in torch.randperm(256).split(16):
         model_out = model(images[rows], captions[rows])
-        losses = loss(**model_out, output_dict=True)
+        losses = loss(**model_out, sample_ids=rows, output_dict=True)
         total_loss = sum(losses.values())
         optimizer.zero_grad()
         total_loss.backward()

@@ -16,20 +16,14 @@ parameters = [*image_tower.parameters(), *text_tower.parameters(), log_scale]
 optimizer = torch.optim.AdamW(parameters, lr=1e-2)
 
 epochs, batch = 5, 64
-loss_fn = neuclip.create_loss(
-    "neuclip_pool",
-    embed_dim=32,
-    pool_size=256,
-    gamma=0.5,  # final weight of the batch estimate
-    gamma_decay_epochs=epochs,
-    steps_per_epoch=len(latent) // batch,
-)
+total_steps = epochs * len(latent) // batch  # gamma falls over the whole of this short run
+loss_fn = neuclip.create_loss("neuclip_pool", embed_dim=32, total_steps=total_steps)
 
 for epoch in range(epochs):
     for rows in torch.randperm(len(latent)).split(batch):
         image_features = normalize(image_tower(images[rows]), dim=-1)
         text_features = normalize(text_tower(captions[rows]), dim=-1)
-        loss = loss_fn(image_features, text_features, log_scale.exp())
+        loss = loss_fn(image_features, text_features, log_scale.exp(), sample_ids=rows)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

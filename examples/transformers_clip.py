@@ -20,9 +20,7 @@ config = CLIPConfig(
 )  # fmt: skip
 model = CLIPModel(config)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-loss_fn = neuclip.create_loss(
-    "neuclip_pool", embed_dim=32, pool_size=128, gamma=0.5, gamma_decay_epochs=4, steps_per_epoch=16
-)
+loss_fn = neuclip.create_loss("neuclip_pool", embed_dim=32, total_steps=4 * 16)
 
 images = torch.randn(256, 3, 16, 16)
 captions = torch.randint(2, 63, (256, 8)).where(torch.arange(8) < 7, 63)
@@ -31,7 +29,8 @@ for epoch in range(4):
     for rows in torch.randperm(256).split(16):
         outputs = model(input_ids=captions[rows], pixel_values=images[rows])
         # image_embeds and text_embeds have unit norm already.
-        loss = loss_fn(outputs.image_embeds, outputs.text_embeds, model.logit_scale.exp())
+        features = outputs.image_embeds, outputs.text_embeds
+        loss = loss_fn(*features, model.logit_scale.exp(), sample_ids=rows)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
