@@ -137,8 +137,10 @@ READINGS = {
 }
 
 
-@pytest.mark.parametrize("size", [4, 10])
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize(
+    ("reading", "size"),
+    [*((reading, 10) for reading in READINGS), ("defaults", BATCH), ("current batch", BATCH)],
+)
 def test_a_reading_equals_the_plain_method(build, reading, size):
     settings = READINGS[reading]
     loss = build(
