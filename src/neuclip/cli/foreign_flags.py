@@ -179,6 +179,11 @@ def out_of_scope(name: str) -> str | None:
     return OUT_OF_SCOPE.get(name) or next(prefixed, None)
 
 
+def flag_name(word: str) -> str:
+    """The name of a word's flag with dashes; "" for a value."""
+    return _split(word)[1]
+
+
 def _refuse_out_of_scope(argv: Iterable[str]) -> None:
     refused: dict[str, list[str]] = {}
     for word in argv:

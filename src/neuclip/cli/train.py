@@ -18,7 +18,7 @@ import tyro
 
 from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS
 from neuclip.cli.flag_table import REFUSED_VALUES, SYNONYMS, table
-from neuclip.cli.foreign_flags import ACCEPTED, read_words
+from neuclip.cli.foreign_flags import ACCEPTED, flag_name, read_words
 from neuclip.cli.options import Switch
 from neuclip.cli.published_defaults import fill_in
 from neuclip.cli.published_flags import (
@@ -87,17 +87,26 @@ class TrainCommand:
     dry_run: bool
 
 
-def _parser() -> type:
-    """The flag table as tyro takes it: a dictionary of the flags given, for each section."""
-    return _parser_of(tuple(METHODS))
+def _parser(words: Sequence[str]) -> type:
+    """The flag table as tyro takes it: a dictionary of the flags given, for each section.
+
+    For a line whose flags are all known it holds only these, which parses faster. Otherwise it
+    holds all, for the help and for messages that show similar flags.
+    """
+    known = flag_names()
+    typed = {f"--{flag_name(word)}" for word in words if word.startswith("-")}
+    named = {flag if flag in known else flag.replace("--no-", "--", 1) for flag in typed}
+    return _parser_of(tuple(METHODS), frozenset(named) if named <= known.keys() else None)
 
 
 @cache
-def _parser_of(methods: tuple[str, ...]) -> type:
+def _parser_of(methods: tuple[str, ...], given: frozenset[str] | None) -> type:
+    """The parser of some flags, or of all."""
     typed_dict = cast(Any, TypedDict)
     groups: dict[str, dict[str, object]] = {}
     for flag in table():
-        groups.setdefault(flag.path[0] or "run", {})[flag.path[1]] = flag.annotation()
+        if given is None or given.intersection(flag.names):
+            groups.setdefault(flag.path[0] or "run", {})[flag.path[1]] = flag.annotation()
     parts = {
         name: Annotated[
             typed_dict(name, annotations, total=False), tyro.conf.arg(help=_title(name))
@@ -166,7 +175,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         (name for flag in table() if flag.counts for name in flag.names),
     )
     parsed: object = tyro.cli(
-        _parser(),
+        _parser(words.rest),
         args=list(words.rest),
         prog="neuclip train",
         description="Train CLIP. The published flags of open_clip, FastCLIP and NeuCLIP work too.",
@@ -176,7 +185,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     sources: Sources = given.pop("sources")
     published: dict[str, object] = given.pop("published").given()
     top: dict[str, Any] = {
-        **given.pop("run"),
+        **given.pop("run", {}),
         **{key: dict(value) for key, value in given.items() if value},
     }
     notes = [*_translate_values(top), *translate(published, top), *words.notes]

@@ -190,7 +190,7 @@ def test_yaml_round_trip(tmp_path_factory, flags):
     ("line", "message"),
     [
         ("--method nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
-        ("--recipe neuclip", "unknown recipe 'neuclip'; did you mean 'demo-neuclip'?"),
+        ("--recipe neuclip", "unknown recipe 'neuclip'; did you mean 'demo-neuclip',"),
         (
             "--method openclip --num-prototypes 4",
             "--num-prototypes is a setting of neuclip; method openclip has",
