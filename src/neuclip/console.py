@@ -25,6 +25,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from neuclip.masking import mask
+
 log = logging.getLogger("neuclip")
 
 _SPEED_PERIOD = 600
@@ -35,7 +37,8 @@ _ERASE_LINE = "\r\x1b[2K"
 
 
 def write(text: str) -> None:
-    """Writes lines to standard error: above the progress bar, if there is one."""
+    """Writes lines to standard error: above the progress bar, if there is one. Masks secrets."""
+    text = mask(text)
     try:
         if _shown is not None:
             _shown.print_above(text)
@@ -207,7 +210,7 @@ class MessageFormatter(logging.Formatter):
         elif record.name.partition(".")[0] != log.name:
             record = logging.makeLogRecord(vars(record))
             record.msg, record.args = f"{record.name}: {record.getMessage()}", None
-        return super().format(record)
+        return mask(super().format(record))
 
 
 class _Handler(logging.Handler):

@@ -14,7 +14,7 @@ import pytest
 SRC = Path(__file__).parents[2] / "src" / "neuclip"
 
 LEVELS = [
-    ["errors"],
+    ["errors", "masking"],
     ["files", "first_bytes", "templates", "console", "interrupts"],
     ["run_folder", "parallel"],
     ["method"],
@@ -118,7 +118,7 @@ TORCH_FREE = [
     "report",
     "cli",
 ]
-LOOSE_MODULES = 8
+LOOSE_MODULES = 9
 
 
 def modules():

@@ -22,6 +22,7 @@ from neuclip.config.sections import (
     ParallelConfig,
 )
 from neuclip.errors import UserError, quantity
+from neuclip.masking import mask_tree
 
 
 def _default_method() -> MethodSettings:
@@ -94,7 +95,7 @@ class RunConfig(Section):
         return weights and self.data.train_data is None and self.evaluation.given
 
     def to_yaml(self) -> str:
-        """The tree as YAML, one key per setting."""
-        tree = self.model_dump(mode="json")
+        """The tree as YAML, one key per setting; secrets in addresses are masked."""
+        tree = mask_tree(self.model_dump(mode="json"))
         tree["method"] = {"name": tree["method"].pop("name"), **tree["method"]}
         return yaml.safe_dump(tree, sort_keys=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.source import Source
 
 _PLACES = 64
@@ -33,9 +34,10 @@ def identify(source: Source) -> DataIdentity:
     digest = hashlib.sha256(source.layout.digest(0, None).encode())
     known: dict[str, bytes] = {}
     for position in _spread(len(source)):
-        name, key = str(source.file_of(position)), source.locate(position)[1]
+        name = str(source.file_of(position))
         if name not in known:
             known[name] = _file_identity(name)
+        key = "" if "://" in name or name.startswith(PIPE) else source.locate(position)[1]
         digest.update(known[name] + key.encode("utf-8", "surrogateescape") + b"\0")
     return DataIdentity(len(source), digest.hexdigest()[:16])
 

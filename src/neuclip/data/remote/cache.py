@@ -157,6 +157,7 @@ class ShardCache:
                 shard.expected,
                 self.retry,
                 lambda size: self._make_room(size, partial, ahead_of),
+                self.limit,
             )
         except FetchError as error:
             failed.write_text(str(error), encoding="utf-8")

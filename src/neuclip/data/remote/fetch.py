@@ -23,6 +23,7 @@ from neuclip.data.remote.transport import (
 )
 
 _CHUNK = 2**20
+_LARGEST_TEXT = 2**28
 _chance = random.Random()  # separate: pauses must not draw from the training's generator
 
 
@@ -33,12 +34,16 @@ class RetryPolicy:
     Attributes:
         attempts: consecutive failures, without a byte between them, before giving up.
         timeout: seconds without a byte after which an attempt fails.
+        slowest: mean bytes per second, retries and pauses included, below which a download ends.
+        patience: seconds before the mean counts.
         pause: seconds before the second attempt; doubled before each further one.
         longest_pause: upper bound of the pauses, in seconds.
     """
 
     attempts: int = 6
     timeout: float = 30.0
+    slowest: float = 1000.0
+    patience: float = 120.0
     pause: float = 0.5
     longest_pause: float = 30.0
 
@@ -71,6 +76,7 @@ def fetch(
     expected: Expected,
     retry: RetryPolicy,
     on_size: OnSize = lambda size: None,
+    most: int | None = None,
 ) -> str:
     """Downloads a file into `partial`, continuing after the bytes that it already contains.
 
@@ -80,6 +86,7 @@ def fetch(
         expected: size and checksum, if known.
         retry: retries and timeouts.
         on_size: called with the size first.
+        most: largest size in bytes; none: any.
 
     Returns:
         The SHA-256 of the file.
@@ -87,12 +94,12 @@ def fetch(
     Raises:
         FetchError: the download failed.
     """
-    failures = 0
+    failures, bounds = 0, _Bounds(retry, most, on_size)
     while True:
         before = _size(partial)
         try:
             if not before or before != expected.size:  # otherwise only the check is missing
-                _attempt(url, partial, expected, retry.timeout, on_size)
+                _attempt(url, partial, expected, bounds)
             return _checked(partial, expected)
         except BrokenError as error:
             failures = 1 if _size(partial) > before else failures + 1
@@ -102,8 +109,35 @@ def fetch(
             time.sleep(retry.pause_after(failures))
 
 
+class _Bounds:
+    """What a server may send: a number of bytes, at a mean speed."""
+
+    def __init__(self, retry: RetryPolicy, most: int | None, on_size: OnSize) -> None:
+        self.timeout, self._retry, self._most, self._on_size = retry.timeout, retry, most, on_size
+        self._begun, self._got = time.monotonic(), 0
+
+    def announce(self, size: int) -> None:
+        """Checks a size that the server announces, and reserves it."""
+        self.check(size)
+        self._on_size(size)
+
+    def check(self, size: int) -> None:
+        """Checks the size of a file so far."""
+        if self._most is not None and size > self._most:
+            raise FetchError(
+                f"the file has at least {size:,} bytes, more than --cache-size-gb ({self._most:,})"
+            )
+
+    def count(self, received: int) -> None:
+        """Counts bytes, and ends a download that is too slow."""
+        self._got += received
+        seconds = time.monotonic() - self._begun
+        if seconds > self._retry.patience and self._got < self._retry.slowest * seconds:
+            raise FetchError(f"{self._got:,} bytes in {seconds:.0f} s are too slow")
+
+
 def fetch_text(url: str, retry: RetryPolicy) -> bytes | None:
-    """The content of a small file, or None if it does not exist.
+    """The content of a small file, or None if it does not exist or is larger than 256 MiB.
 
     Raises:
         FetchError: the server does not answer.
@@ -112,7 +146,7 @@ def fetch_text(url: str, retry: RetryPolicy) -> bytes | None:
     while True:
         try:
             with open_url(url, 0, None, retry.timeout).opened() as file:
-                return _read_all(file)
+                return _read_all(file, _Bounds(retry, _LARGEST_TEXT, lambda size: None))
         except FetchError:
             return None
         except BrokenError as error:
@@ -122,17 +156,19 @@ def fetch_text(url: str, retry: RetryPolicy) -> bytes | None:
             time.sleep(retry.pause_after(failures))
 
 
-def _read_all(file: Readable) -> bytes:
-    parts: list[bytes] = []
+def _read_all(file: Readable, bounds: _Bounds) -> bytes:
+    content = bytearray()
     try:
         while part := file.read(_CHUNK):
-            parts.append(part)
+            content += part
+            bounds.check(len(content))
+            bounds.count(len(part))
     except NETWORK as error:
         raise BrokenError(reason_of(error)) from error
-    return b"".join(parts)
+    return bytes(content)
 
 
-def _attempt(url: str, partial: Path, expected: Expected, timeout: float, on_size: OnSize) -> None:
+def _attempt(url: str, partial: Path, expected: Expected, bounds: _Bounds) -> None:
     """Appends the missing bytes; raises `BrokenError` or `FetchError`."""
     if url.startswith(PIPE):
         _run(url.removeprefix(PIPE), partial)
@@ -142,25 +178,25 @@ def _attempt(url: str, partial: Path, expected: Expected, timeout: float, on_siz
     start = _size(partial)
     if start and tag is None and expected.sha256 is None:
         start = 0  # the file may have changed since, and nothing would show it
-    stream = open_url(url, start, tag, timeout)
+    stream = open_url(url, start, tag, bounds.timeout)
     with stream.opened() as file:
         total = stream.total
         if total is not None:
             if expected.size is not None and total != expected.size:
                 _forget(partial)
                 raise BrokenError(f"the file has {total:,} bytes instead of {expected.size:,}")
-            on_size(total)
+            bounds.announce(total)
         if stream.tag:
             note.write_text(stream.tag, encoding="utf-8")
         else:
             note.unlink(missing_ok=True)
-        _copy(file, partial, stream.start)
+        _copy(file, partial, stream.start, bounds)
     got = _size(partial)
     if total is not None and got != total:
         raise BrokenError(f"the download ended after {got:,} of {total:,} bytes")
 
 
-def _copy(file: Readable, partial: Path, start: int) -> None:
+def _copy(file: Readable, partial: Path, start: int, bounds: _Bounds) -> None:
     with partial.open("r+b" if start else "wb") as out:
         out.seek(start)
         out.truncate()
@@ -171,6 +207,8 @@ def _copy(file: Readable, partial: Path, start: int) -> None:
                 raise BrokenError(reason_of(error)) from error
             if not data:
                 return
+            bounds.count(len(data))
+            bounds.check(out.tell() + len(data))
             out.write(data)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import neuclip
 from neuclip.data.remote.cache import NoRoomError, RemoteShard, ShardCache
 from neuclip.data.remote.fetch import Expected, RetryPolicy
 from neuclip.data.remote.transport import FetchError
@@ -74,13 +75,21 @@ class Prefetcher:
 
 def _start() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", "from neuclip.data.remote.prefetch import main; main()"],
+        # -P: a file of the working folder must not take the place of a module.
+        [sys.executable, "-P", "-c", "from neuclip.data.remote.prefetch import main; main()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_paths())},
         start_new_session=True,  # not reached by signals to the training's group
     )
+
+
+def _import_paths() -> list[str]:
+    """Where this process imports from, but for the working folder that `python -m` adds."""
+    added = None if sys.flags.safe_path else str(Path.cwd())
+    package = str(Path(neuclip.__file__).parent.parent)
+    return [path for path in sys.path if path and (path != added or path == package)]
 
 
 class _Wanted:

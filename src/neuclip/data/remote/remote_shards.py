@@ -23,12 +23,13 @@ from neuclip.data.remote.cache import GIB, RemoteShard, ShardCache
 from neuclip.data.remote.fetch import Expected, fetch_text
 from neuclip.data.remote.manifest import MANIFEST, ShardEntry, parse_manifest
 from neuclip.data.remote.prefetch import Prefetcher
-from neuclip.data.remote.transport import PIPE, FetchError, check_scheme
+from neuclip.data.remote.transport import PIPE, FetchError, check_addresses
 from neuclip.data.samples import Damage, Sample, SampleError
 from neuclip.data.sources.shards import ShardIndex, build_index
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, quantity
 from neuclip.files import replacing
+from neuclip.masking import mask
 
 WINDOW = 16
 """Shards shuffled together by default.
@@ -82,17 +83,21 @@ class RemoteShards(Source):
         try:
             return index.content(position - int(self.layout.starts[block]))
         except SampleError as error:
-            found = replace(error.damage, shard=self._shards[block].url)
+            found = replace(error.damage, shard=mask(self._shards[block].url))
             raise SampleError(found) from error.__cause__
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """Address of the shard, and the key of a sample if the shard can be downloaded."""
         block = self.layout.block(position)
-        url = self._shards[block].url
+        place = mask(self._shards[block].url)
         try:
-            return url, self._index(block).locate(position - int(self.layout.starts[block]))[1]
+            return place, self._index(block).locate(position - int(self.layout.starts[block]))[1]
         except SampleError:
-            return url, ""
+            return place, ""
+
+    def file_of(self, position: int) -> str:
+        """The address of the shard; nothing is downloaded."""
+        return self._shards[self.layout.block(position)].url
 
     def files(self) -> list[str]:
         """The addresses of the shards."""
@@ -172,8 +177,7 @@ def open_remote(
     Raises:
         UserError: an address cannot be opened, there are no samples, or the cache is too small.
     """
-    for scheme in {url.partition("://")[0]: url for url in urls}.values():
-        check_scheme(scheme)
+    check_addresses(urls, allow_pipe=reading.allow_pipe)
     cache.forget_failures(_SAME_START)
     known = _from_manifests(urls, cache)
     counted: list[_Counted] = []
@@ -234,7 +238,7 @@ def _count(
     try:
         lease = cache.lease(shard)
     except FetchError as error:
-        return _Counted(shard, (Damage(url, "", "shard", f"not reachable: {error}"),))
+        return _Counted(shard, (Damage(mask(url), "", "shard", f"not reachable: {error}"),))
     try:
         size = lease.path.stat().st_size
         samples, damage = _samples_and_damage(url, lease.path, reading)
@@ -253,8 +257,8 @@ def _samples_and_damage(
         index = build_index([path], captions=CaptionRule.for_key(reading.caption_key))
     except UserError as error:
         reason = str(error).replace(str(path), url).splitlines()[-1].strip()
-        return 0, (Damage(url, "", "shard", reason),)
-    return len(index), tuple(replace(found, shard=url) for found in index.damage)
+        return 0, (Damage(mask(url), "", "shard", reason),)
+    return len(index), tuple(replace(found, shard=mask(url)) for found in index.damage)
 
 
 def _from_manifests(urls: Sequence[str], cache: ShardCache) -> dict[str, ShardEntry]:

@@ -3,13 +3,21 @@
 import http.client
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
+from neuclip.masking import mask
 
 PIPE = "pipe:"
+SCHEMES = (
+    "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf", "hdfs",
+    "webhdfs", "oss", "oci", "sftp", "ssh", "file", "memory",
+)  # fmt: skip
+"""Schemes of addresses. Others of fsspec open archives, chains or programs."""
 _TEMPORARY = {408, 425, 429}  # HTTP codes worth a retry, besides all from 500 on
 
 
@@ -69,20 +77,40 @@ class Stream:
         return closing(self.file)
 
 
-def check_scheme(url: str) -> None:
-    """Refuses an address that no installed package can open.
+def check_addresses(urls: Iterable[str], *, allow_pipe: bool) -> None:
+    """Refuses commands that were not allowed, and addresses that no installed package can open.
+
+    Args:
+        urls: addresses with all patterns expanded: an expansion may make a command.
+        allow_pipe: whether the user allows `pipe:` commands.
 
     Raises:
-        UserError: names the package to install.
+        UserError: names the flag, the scheme, or the package to install.
     """
-    if url.startswith(("http://", "https://", PIPE)):
-        return
+    tried: set[str] = set()
+    for url in urls:
+        scheme = PIPE if url.lstrip().startswith(PIPE) else url.partition("://")[0]
+        if scheme in tried:
+            continue
+        tried.add(scheme)
+        if scheme == PIPE:
+            if not allow_pipe:
+                raise UserError(f"{mask(url)!r} runs a shell command: allow it with --allow-pipe")
+        elif scheme.lower() not in SCHEMES:
+            raise UserError(
+                f"{printable(mask(url))} has an unknown scheme; known: {', '.join(SCHEMES)}"
+            )
+        elif scheme not in ("http", "https"):
+            _check_installed(url)
+
+
+def _check_installed(url: str) -> None:
     try:
         _filesystem(url)
     except ImportError as error:
-        raise UserError(f"{url} cannot be opened: {error}") from None
-    except ValueError as error:
-        raise UserError(f"{url}: {error}") from None
+        raise UserError(f"{mask(url)} cannot be opened: {error}") from None
+    except Exception as error:  # every file system defines its own errors
+        raise UserError(f"{mask(url)}: {printable(str(error)) or type(error).__name__}") from None
 
 
 def open_url(url: str, start: int, tag: str | None, timeout: float) -> Stream:
@@ -111,11 +139,11 @@ def _open_http(url: str, start: int, tag: str | None, timeout: float) -> Stream:
             headers["If-Range"] = tag
     try:
         # The caller has checked the scheme: this never opens file: or the like.
-        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), None, timeout)
+        answer = _opener().open(urllib.request.Request(url, headers=headers), None, timeout)
     except urllib.error.HTTPError as error:
-        problem = f"HTTP {error.code} {error.reason}"
+        problem = f"HTTP {error.code} {printable(str(error.reason))}"
         error.close()
-        if error.code == 416:  # the file has become shorter than the part already here
+        if error.code == 416 and start:  # the file has become shorter than the part already here
             return _open_http(url, 0, None, timeout)
         if error.code >= 500 or error.code in _TEMPORARY:
             raise BrokenError(problem) from None
@@ -125,14 +153,38 @@ def _open_http(url: str, start: int, tag: str | None, timeout: float) -> Stream:
     etag = answer.headers.get("ETag", "")
     new_tag = etag if etag.startswith('"') else answer.headers.get("Last-Modified")
     length = answer.headers.get("Content-Length", "")
-    total = int(length) if length.isdigit() else None
+    total = _integer(length)
     if answer.status == 206:
         first, _, whole = answer.headers.get("Content-Range", "").partition("/")
-        if first.removeprefix("bytes ").split("-")[0] == str(start) and whole.isdigit():
-            return Stream(_Answer(answer), start, int(whole), new_tag)
+        size = _integer(whole)
+        if first.removeprefix("bytes ").split("-")[0] == str(start) and size is not None:
+            return Stream(_Answer(answer), start, size, new_tag)
         answer.close()
-        raise BrokenError(f"invalid answer to a range request: {first}/{whole}")
+        sent = printable(f"{first}/{whole}")
+        raise BrokenError(f"invalid answer to a range request: {sent}")
     return Stream(_Answer(answer), 0, total, new_tag)
+
+
+def _integer(text: str) -> int | None:
+    """A number of bytes that a server sent; none if it is not a plausible number."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+
+
+@cache
+def _opener() -> urllib.request.OpenerDirector:
+    """Opens http and https, also after redirects, and nothing else."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
 
 
 class _Answer:

@@ -11,6 +11,7 @@ import torch
 
 from neuclip.config.run_config import RunConfig
 from neuclip.evaluation.results import EvalResult
+from neuclip.masking import mask_tree
 from neuclip.parallel import collectives
 from neuclip.run_folder import RunFolder
 from neuclip.training.records.sinks import ConsoleSink, JsonLines, Record, Sink, extra_sinks
@@ -50,7 +51,7 @@ class Recorder:
         if not collectives.is_main():
             yield
             return
-        tree = self._config.model_dump(mode="json")
+        tree = mask_tree(self._config.model_dump(mode="json"))
         extra = extra_sinks(self._config.output, self._folder.path, tree)
         lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done)
         self._console = ConsoleSink(total, done)

@@ -8,9 +8,11 @@ import random
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
 
@@ -24,8 +26,9 @@ from neuclip.config.sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.remote.cache import NoRoomError, RemoteShard, ShardCache
-from neuclip.data.remote.fetch import Expected, RetryPolicy, fetch
+from neuclip.data.remote.fetch import Expected, RetryPolicy, fetch, fetch_text
 from neuclip.data.remote.manifest import ShardEntry, manifest_text, parse_manifest
+from neuclip.data.remote.prefetch import Prefetcher
 from neuclip.data.remote.transport import FetchError
 from neuclip.data.samples import SampleError
 from neuclip.data.sources.shards import build_index
@@ -92,6 +95,10 @@ def captions(source):
 
 
 EXPECTED = [f"number {n}" for n in range(SAMPLES * SHARDS)]
+
+
+def shard_size(shards):
+    return (shards / "0.tar").stat().st_size
 
 
 def cached(tmp_path):
@@ -179,6 +186,116 @@ def test_gone_is_gone_at_once(server, partial):
     with pytest.raises(FetchError, match=r"^HTTP 404 Not Found$"):
         fetch(f"{server.url}/none.bin", partial, Expected(), QUICK)
     assert server.count("none.bin") == 1
+
+
+@contextmanager
+def answering(answer):
+    """A server whose answers are made by a function of the request's handler."""
+
+    class Handler(BaseHTTPRequestHandler):
+        asked = 0
+
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            Handler.asked += 1
+            with suppress(ConnectionError):
+                answer(self)
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}/x.tar", Handler
+    finally:
+        http.shutdown()
+        http.server_close()
+
+
+def endless(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(2000):
+        handler.wfile.write(b"x" * 2**16)
+
+
+def trickle(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b"x")
+        time.sleep(0.05)
+
+
+def one_more_byte(handler):
+    """A range that holds one byte of many, each time."""
+    start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").rstrip("-"))
+    handler.send_response(206 if start else 200)
+    if start:
+        handler.send_header("Content-Range", f"bytes {start}-{start}/1000000")
+    else:
+        handler.send_header("Content-Length", "1000000")
+    handler.send_header("ETag", '"same"')
+    handler.end_headers()
+    handler.wfile.write(b"x")
+    handler.close_connection = True
+
+
+def always_416(handler):
+    handler.send_error(416)
+
+
+def announced(size):
+    def answer(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", size)
+        handler.end_headers()
+        handler.wfile.write(b"x")
+
+    return answer
+
+
+def redirected(handler):
+    handler.send_response(302)
+    handler.send_header("Location", "ftp://127.0.0.1:1/x.tar")
+    handler.end_headers()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (endless, r"more than --cache-size-gb \(1,000,000\)"),
+        (trickle, "too slow"),
+        (one_more_byte, "too slow"),
+        (always_416, "HTTP 416"),
+        (announced("1" + "0" * 15), r"more than --cache-size-gb \(1,000,000\)"),
+        (redirected, "unknown url type: ftp"),
+    ],
+)
+def test_a_hostile_server_is_left(answer, words, partial):
+    retry = RetryPolicy(attempts=3, timeout=1, pause=0.01, longest_pause=0.02, patience=0.5)
+    partial.write_bytes(b"earlier")
+    with answering(answer) as (url, handler), pytest.raises(FetchError, match=words):
+        fetch(url, partial, Expected(), retry, most=1_000_000)
+    assert handler.asked < 200
+    assert not partial.exists() or partial.stat().st_size <= 1_000_000
+
+
+def test_a_claimed_size_evicts_nothing(server, shards, tmp_path):
+    cache = ShardCache(tmp_path / "cache", 2 * shard_size(shards), QUICK)
+    cache.lease(RemoteShard(f"{server.url}/0.tar")).release()
+    with (
+        answering(announced("1" + "0" * 15)) as (url, _),
+        pytest.raises(FetchError, match="more than --cache-size-gb"),
+    ):
+        cache.lease(RemoteShard(url))
+    assert cached(tmp_path) == ["0.tar"]
+
+
+def test_a_manifest_without_end_is_none(monkeypatch):
+    monkeypatch.setattr("neuclip.data.remote.fetch._LARGEST_TEXT", 10**6)
+    with answering(endless) as (url, _):
+        assert fetch_text(url, QUICK) is None
 
 
 def test_no_server_at_all(partial):
@@ -309,17 +426,34 @@ def test_keys_as_ids(opened):
     assert [source.sample_id(n) for n in (0, 47)] == [0, 47]
 
 
-@pytest.mark.parametrize("window", [1, 2, 0])
-def test_cache_that_is_too_small(opened, window):
-    with pytest.raises(UserError, match=r"--cache-size-gb .* too small"):
-        opened(size=11_000 / 2**30, shuffle_window=window)
+@pytest.mark.parametrize(
+    ("window", "number", "words"),
+    [
+        (1, 1.5, "is too small"),
+        (2, 1.5, "is too small"),
+        (0, 1.5, "is too small"),
+        (1, 0.5, "bytes, more than --cache-size-gb"),  # not even one shard fits
+    ],
+)
+def test_cache_that_is_too_small(opened, shards, window, number, words):
+    with pytest.raises(UserError, match=words):
+        opened(size=number * shard_size(shards) / 2**30, shuffle_window=window)
 
 
 def test_fsspec(opened, shards):
     assert captions(opened(f"file://{shards}/{{0..7}}.tar")) == EXPECTED
 
 
-@pytest.mark.parametrize("url", ["nonsense://x/0.tar", "dropbox://x/0.tar"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nonsense://x/0.tar",
+        "dropbox://x/0.tar",
+        "ftp://x/0.tar",
+        "zip://x/0.tar",
+        "reference://x/0.tar",
+    ],
+)
 def test_addresses_that_nothing_opens(opened, url):
     with pytest.raises(UserError, match=r"x/0\.tar"):
         opened(url)
@@ -331,6 +465,15 @@ def test_addresses_that_nothing_opens(opened, url):
 def test_pipe_needs_to_be_allowed(opened, shards):
     with pytest.raises(UserError, match="--allow-pipe"):
         opened(f"pipe:cat {shards}/0.tar")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{{{pipe},http://h/a.tar}}", "{{http://h/{{a,b}}.tar,{pipe}}}", "{{x,{pipe} #://}}"]
+)
+def test_a_pattern_makes_no_command(opened, tmp_path, pattern):
+    with pytest.raises(UserError, match=r"--allow-pipe|unknown scheme|no such|does not exist"):
+        opened(pattern.format(pipe=f"pipe:touch {tmp_path / 'run'}"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_pipe(opened, shards):
@@ -594,3 +737,21 @@ def _alive(pid):
         os.kill(pid, 0)
         return True
     return state != "Z"
+
+
+def test_a_file_of_the_working_folder_is_not_imported(tmp_path, monkeypatch, server, shards):
+    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\nraise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as `python -m` has it
+    cache = ShardCache(tmp_path / "cache", 2**30, QUICK)
+    prefetcher = Prefetcher(cache, [RemoteShard(f"{server.url}/0.tar")])
+    prefetcher.want([0])
+    try:
+        for _ in range(600):
+            if cached(tmp_path) == ["0.tar"]:
+                break
+            time.sleep(0.1)
+        assert cached(tmp_path) == ["0.tar"]
+    finally:
+        prefetcher.close()
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,48 @@
+"""Masks secrets in text before it is shown or kept: signed addresses, passwords and tokens.
+
+The terminal, logs, configurations, checkpoints, reports and cards get masked text only.
+"""
+
+import re
+from typing import Any
+
+_MASK = "***"
+_SECRETS = (
+    (re.compile(r"(?<=://)[^/\s@'\"]+@"), f"{_MASK}@"),  # user:password@
+    (  # signatures in a query
+        re.compile(r"(://[^\s?'\"<>]*?\?)[^\s'\"<>{},|]+?(?=::|:?(?:[\s'\"<>{},|]|$))"),
+        rf"\1{_MASK}",
+    ),
+    (re.compile(r"(?i)\b(bearer|:\s*basic)\s+[\w.~+/=-]{8,}"), rf"\1 {_MASK}"),
+    (re.compile(r"(?i)\b(authorization\s*:\s*)(?!bearer|basic)[^\s'\"]+"), rf"\1{_MASK}"),
+    (
+        re.compile(
+            r"(?i)\b([\w-]*(?:token(?!s)|secret|passw(?:or)?d|api[_-]?key|access[_-]?key)[\w-]*=)"
+            r"[^\s'\"&]+"
+        ),
+        rf"\1{_MASK}",
+    ),
+    (re.compile(r"\bhf_\w{20,}"), _MASK),
+)
+
+
+def mask(text: str) -> str:
+    """The text without secrets.
+
+    Of an address, the user name with its password and the query are masked; of a command, also
+    `Authorization` headers and values assigned to names such as `token`, `password` or `api_key`.
+    """
+    if not any(sign in text for sign in ("://", "=", ":", "hf_", "earer", "asic")):
+        return text
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def mask_tree(tree: Any) -> Any:  # noqa: ANN401  any nested plain value
+    """Nested plain values with all their texts masked."""
+    if isinstance(tree, dict):
+        return {key: mask_tree(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [mask_tree(value) for value in tree]
+    return mask(tree) if isinstance(tree, str) else tree

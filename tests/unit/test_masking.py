@@ -1,0 +1,54 @@
+import logging
+
+import pytest
+
+from neuclip import console
+from neuclip.config.validation import validate
+from neuclip.masking import mask, mask_tree
+
+SIGNED = "https://bucket.s3.amazonaws.com/a/{0..7}.tar?X-Amz-Signature=5eC&X-Amz-Expires=9"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (SIGNED, "https://bucket.s3.amazonaws.com/a/{0..7}.tar?***"),
+        (f"{SIGNED}: HTTP 403", "https://bucket.s3.amazonaws.com/a/{0..7}.tar?***: HTTP 403"),
+        ("http://me:pa55@h:80/x.tar, http://b/y?z", "http://***@h:80/x.tar, http://b/y?***"),
+        ("a::https://h/x.tar?sig=1::b", "a::https://h/x.tar?***::b"),
+        ("{https://h/a?s=1,https://h/b?s=2}", "{https://h/a?***,https://h/b?***}"),
+        ("curl -H 'Authorization: Bearer abcdef123'", "curl -H 'Authorization: Bearer ***'"),
+        ("pipe:curl -H 'Authorization: tok.en' u", "pipe:curl -H 'Authorization: ***' u"),
+        ("pipe:AWS_SECRET_ACCESS_KEY=ab/c aws s3 cp", "pipe:AWS_SECRET_ACCESS_KEY=*** aws s3 cp"),
+        ("pipe:wget --password=x1 --user=me u", "pipe:wget --password=*** --user=me u"),
+        ("token hf_abcdefghijklmnopqrstuv", "token ***"),
+    ],
+)  # fmt: skip
+def test_secrets(text, masked):
+    assert mask(text) == masked
+    assert mask(masked) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/data/what?/0.tar", "lr=1e-3", "tokens=77", "epoch 1/2  loss 0.3?", "http://127.0.0.1:8765/",
+        "basic training", "s3://bucket/{0..9}.tar", "caption_key: title",
+    ],
+)  # fmt: skip
+def test_other_text_stays(text):
+    assert mask(text) == text
+
+
+def test_kept_settings():
+    tree = {"data": {"train_data": f"/local::{SIGNED}"}, "evaluation": {"val_data": SIGNED}}
+    text = validate(tree, "test").to_yaml()
+    assert "5eC" not in text and text.count("?***") == 2
+    assert mask_tree({"a": [SIGNED, 1, None]}) == {"a": [mask(SIGNED), 1, None]}
+
+
+def test_terminal_and_logs(capsys):
+    console.write(f"cannot read {SIGNED}")
+    assert "5eC" not in capsys.readouterr().err
+    record = logging.LogRecord("neuclip", 20, "", 0, "%s: gone", (SIGNED,), None)
+    assert "5eC" not in console.MessageFormatter().format(record)
