@@ -129,7 +129,10 @@ class _Opener:
         if found.kind == "webdataset":
             return self._shards(found)
         if found.kind == "remote":
-            return open_remote(list(found.paths), self._cache(), reading, self.progress)
+            source = open_remote(list(found.paths), self._cache(), reading, self.progress)
+            # Whether remote shards have captions is not known before they are read.
+            source.captions_required = self.captions == "required"
+            return source
         if found.kind == "parquet":
             return open_parquet(paths, reading, self.captions)
         if found.kind in {"csv", "jsonl"}:

@@ -216,3 +216,13 @@ def test_other_sources_without_captions(make, tmp_path, write_tar, picture):
         assert open_source(path, captions="if_any").read(0).captions == ()
         with pytest.raises(UserError, match="caption"):
             open_source(path)
+
+
+def test_remote_shards_without_captions(tmp_path, write_tar, picture):
+    write_tar(tmp_path / "0.tar", [("a.png", picture(1))])
+    reading = ReadingConfig(cache_dir=str(tmp_path / "cache"), allow_pipe=True)
+    source = open_source(f"pipe:cat {tmp_path}/0.tar", reading, captions="if_any")
+    try:
+        assert source.read(0).captions == ()
+    finally:
+        source.close()

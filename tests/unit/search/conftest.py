@@ -36,10 +36,11 @@ def pictures(tmp_path):
 def embed(tmp_path):
     """Embeds a folder of pictures, and says how many pictures the tower has seen for it."""
 
-    def run(folder, checkpoint="c" * 64, encoder=None):
+    def run(folder, checkpoint="c" * 64, encoder=None, captions="required"):
         encoder = encoder or CodedTowers()
         settings = EmbedSettings(tmp_path / "cache", batch_size=2, workers=0)
-        found = embed_source(encoder, checkpoint, open_source(str(folder)), settings)
+        source = open_source(str(folder), captions=captions)
+        found = embed_source(encoder, checkpoint, source, settings)
         return found, encoder.images_seen
 
     return run

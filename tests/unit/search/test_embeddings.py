@@ -31,6 +31,14 @@ def test_damaged_pictures_are_counted_and_left_out(pictures, embed, exact_featur
     assert (again.damaged, again.damage, again.reused, seen) == (2, found.damage, True, 0)
 
 
+def test_pictures_without_captions(pictures, embed, exact_features):
+    for caption in pictures.glob("*.txt"):
+        caption.unlink()
+    found, _ = embed(pictures, captions="optional")
+    assert (len(found), found.damaged) == (7, 0)
+    np.testing.assert_allclose(found.features[:], exact_features, atol=1e-3)
+
+
 def test_computed_once_for_a_checkpoint_and_data(pictures, embed):
     embed(pictures)
     assert embed(pictures)[1] == 0

@@ -44,7 +44,13 @@ _log = logging.getLogger(__name__)
 
 
 class RemoteShards(Source):
-    """Samples of remote shards; created by `open_remote`."""
+    """Samples of remote shards; created by `open_remote`.
+
+    Attributes:
+        captions_required: whether a sample without a caption is corrupt.
+    """
+
+    captions_required: bool = True
 
     def __init__(
         self,
@@ -138,7 +144,8 @@ class RemoteShards(Source):
         except FetchError as error:
             raise SampleError(Damage(shard.url, "", "shard", f"not reachable: {error}")) from error
         try:
-            index = _index_of(lease.path, self._reading)
+            required = self.captions_required
+            index = _index_of(lease.path, self._reading, captions_required=required)
         except UserError as error:
             raise SampleError(Damage(shard.url, "", "shard_changed", str(error))) from error
         if len(index) != shard.samples:
@@ -147,9 +154,9 @@ class RemoteShards(Source):
         return _Opened(lease, index)
 
 
-def _index_of(path: Path, reading: ReadingConfig) -> ShardIndex:
+def _index_of(path: Path, reading: ReadingConfig, *, captions_required: bool) -> ShardIndex:
     """The index of one downloaded shard; raises `UserError` if it holds no sample."""
-    captions = CaptionRule.for_key(reading.caption_key)
+    captions = replace(CaptionRule.for_key(reading.caption_key), required=captions_required)
     return build_index([path], captions=captions, data_size=reading.data_size)
 
 
