@@ -120,6 +120,26 @@ def test_a_program_with_logging_of_its_own_keeps_it(monkeypatch, capsys):
     assert capsys.readouterr().err == "once\n"
 
 
+@pytest.mark.parametrize("why", ["a folder", "a link", "gone"])
+def test_a_log_file_that_cannot_be_written_is_reported_once(tmp_path, capsys, why):
+    path = tmp_path / "folder" / "out.log"
+    if why == "a folder":
+        path.mkdir(parents=True)
+    elif why == "a link":
+        path.parent.mkdir()
+        path.symlink_to(tmp_path / "theirs")
+    with console.logging_shown():
+        log_to(path)
+        for number in range(3):
+            logging.getLogger("neuclip").info("line %d", number)
+        log_to(None)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("line")] == ["line 0", "line 1", "line 2"]
+    (problem,) = (line for line in lines if not line.startswith("line"))
+    assert problem.startswith(f"cannot write {path}: ")
+    assert not (tmp_path / "theirs").exists()
+
+
 CHILD = """
 import logging, os, sys, time
 from neuclip import console

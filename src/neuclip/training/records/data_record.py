@@ -1,5 +1,6 @@
 """The record of the data that a run has read: a fingerprint of its samples, and corrupt samples."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -10,6 +11,7 @@ from neuclip.data.batch import Batch
 from neuclip.data.damage import DamageLog, DamageReport
 from neuclip.data.identity import DataIdentity
 from neuclip.data.samples import Damage
+from neuclip.errors import UserError
 from neuclip.files import write_whole
 from neuclip.parallel import collectives
 from neuclip.run_folder import RunFolder
@@ -75,20 +77,27 @@ class DataRecord:
     @contextmanager
     def reporting(self, folder: RunFolder) -> Generator[None]:
         """Writes `data_report.json` at the start and the end of a block, even if it fails."""
-        report: DamageReport | None = None
         if collectives.is_main():  # a killed run keeps the identity of its data
             self._write(folder, self._with_earlier([self._damage.report()]))
         try:
             yield
-            report = self.damage()
-        finally:
+        except BaseException:
             if collectives.is_main():
-                # After a failure the other ranks may be gone: report this rank's own.
-                report = report or self._with_earlier([self._damage.report()])
-                self._write(folder, report)
-                if report["total"]:
-                    counts = DamageLog.from_report(report).summary()
-                    log.warning("corrupt samples or shards: %s; see %s", counts, folder.data_report)
+                # The other ranks may be gone: report this rank's own. A disk that is full is no
+                # news here, and must not hide the failure.
+                with contextlib.suppress(UserError):
+                    self._end(folder, self._with_earlier([self._damage.report()]))
+            raise
+        report = self.damage()
+        if collectives.is_main():
+            self._end(folder, report)
+
+    def _end(self, folder: RunFolder, report: DamageReport) -> None:
+        """Writes the report of a run that ends, and logs what is corrupt."""
+        if report["total"]:
+            counts = DamageLog.from_report(report).summary()
+            log.warning("corrupt samples or shards: %s; see %s", counts, folder.data_report)
+        self._write(folder, report)
 
     def _write(self, folder: RunFolder, report: DamageReport) -> None:
         content = {"data": dataclasses.asdict(self._data), **report}

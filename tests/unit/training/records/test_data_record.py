@@ -1,6 +1,7 @@
 """The record of what a run has read, over a resume and a failure."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,18 @@ def test_the_report_is_written_even_if_the_run_fails(tmp_path):
     report = json.loads(folder.data_report.read_text())
     assert report == {"data": {"samples": 8, "digest": "abc"}, **record.damage()}
     assert report["total"] == 2
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_a_failure(tmp_path):
+    record, folder = DataRecord(0.5, [SHARD], DATA), RunFolder(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="first"), record.reporting(folder):
+        shutil.rmtree(folder.path)
+        folder.path.write_text("")
+        raise RuntimeError("first")
+    folder.path.unlink()
+    with pytest.raises(UserError, match="cannot write"), record.reporting(folder):
+        shutil.rmtree(folder.path)
+        folder.path.write_text("")
 
 
 def test_the_report_is_there_before_the_run_ends(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+import resource
 
 import pytest
 
@@ -28,6 +29,40 @@ def test_a_resumed_run_drops_later_records_and_broken_lines(tmp_path):
     lines({"step": 6})
     lines.close()
     assert record_lines(path) == [{"step": 1}, {"step": 5}, {"step": 6}]
+
+
+@pytest.mark.parametrize("room", [0, 10, 100])
+def test_a_full_disk_is_one_line_and_keeps_whole_records(tmp_path, room):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path, from_step=0)
+    lines({"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"^cannot write .*metrics\.jsonl: File too large$"):
+            for step in range(2, 20):
+                lines({"step": step, "text": "x" * 20})
+        lines.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_records(path)[0] == {"step": 1}
+    JsonLines(path, from_step=1).close()
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_records_of_a_planted_link_stay_in_the_folder(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "theirs")
+    JsonLines(tmp_path / "metrics.jsonl", from_step=0).close()
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "x"}', "[" * 5000, "\udcff", "null"])
+def test_garbage_between_records_is_dropped(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n'.encode(errors="surrogateescape"))
+    JsonLines(path, from_step=5).close()
+    assert [record["step"] for record in read_records(path)] == [1, 2]
 
 
 def test_log_lines():
