@@ -1,6 +1,7 @@
 """Starts a run folder, or finds the checkpoint to resume from."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from neuclip.checkpoint.common import checkpoints_in
@@ -110,6 +111,9 @@ def changed_settings(before: RunConfig, now: RunConfig) -> str:
 def _text(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, Mapping):
+        given = {key: each for key, each in value.items() if each not in (None, False)}
+        return "(" + " ".join(f"{key}={each}" for key, each in given.items()) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
