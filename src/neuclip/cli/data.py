@@ -48,7 +48,7 @@ class ReadingFlags:
         return checked_section("data", self.reading)
 
     def open(self, pattern: str, captions: "Captions" = "if_any") -> "Source":
-        """Opens a source; what was recognised and what is not read is logged.
+        """Opens a source; what was recognised, and what is not read, is logged.
 
         Args:
             pattern: as for `--train-data`.

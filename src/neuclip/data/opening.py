@@ -82,7 +82,7 @@ def open_source(
     if captions == "required" and not source.has_captions:
         raise UserError(
             f"{pattern} has no captions: they are read from the .txt of a sample, or with "
-            "--caption-key KEY from its .json"
+            f"--caption-key KEY from its .json ({source.opened})"
         )
     _log.info("%s", source.opened)
     for line in source.unused:

@@ -147,6 +147,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
             num_samples=num_samples,
             shard_damage=index.damage,
             data=data,
+            unused=index.unused,
         )
         trainer = Trainer(components, lock.check)
         if start is not None:
@@ -235,6 +236,18 @@ def _logit_scale(clip: Clip) -> torch.Tensor:
     return scale
 
 
+def _announce_captions(index: Source, choice: str) -> None:
+    """Logs which caption is read if samples have several."""
+    numbers = [len(captions) for captions in index.first_captions()]
+    if max(numbers, default=0) > 1:
+        which = (
+            "each visit draws one (--caption-choice first takes the first)"
+            if choice == "random"
+            else "the first is read (--caption-choice random draws one for each visit)"
+        )
+        log.info("captions: up to %d per sample; %s", max(numbers), which)
+
+
 def _announce(run: Components, index: Source) -> None:
     """Logs method, model, data and length of the run before its first step."""
     config, steps = run.config, run.loader.steps_per_epoch
@@ -247,6 +260,7 @@ def _announce(run: Components, index: Source) -> None:
     log.info(
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
     )
+    _announce_captions(index, config.data.caption_choice)
     log.info(
         "epochs: %d of %d steps; pairs per step: %d = %s",
         run.last_epoch, steps, run.loader.global_batch_size, run.loader.factors,

@@ -33,6 +33,7 @@ class Components:
         num_samples: rows of the loss's tables, indexed by sample id.
         shard_damage: what the index of the training data could not read.
         data: identity of the training data.
+        unused: what the training data hold but the run does not read, in one line per reason.
     """
 
     config: RunConfig
@@ -47,6 +48,7 @@ class Components:
     num_samples: int
     shard_damage: tuple[Damage, ...]
     data: DataIdentity
+    unused: tuple[str, ...] = ()
 
     @property
     def last_epoch(self) -> int:

@@ -60,7 +60,9 @@ class Trainer:
         )
         self._prefetcher = DevicePrefetcher(config.data.accum_freq, run.device)
         self._monitor = StepMonitor(config.optim.max_nonfinite_steps, run.folder, run.device)
-        self._data = DataRecord(config.data.max_bad_fraction, run.shard_damage, run.data)
+        self._data = DataRecord(
+            config.data.max_bad_fraction, run.shard_damage, run.data, run.unused
+        )
         self.state = RunState(run, self._monitor, self._data)
         self._saver = Saver(
             sharded=fsdp.is_sharded(run.clip.towers),

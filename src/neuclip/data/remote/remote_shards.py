@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
@@ -24,7 +24,7 @@ from neuclip.data.remote.fetch import Expected, fetch_text
 from neuclip.data.remote.manifest import MANIFEST, ShardEntry, parse_manifest
 from neuclip.data.remote.prefetch import Prefetcher
 from neuclip.data.remote.transport import PIPE, FetchError, check_addresses
-from neuclip.data.samples import Damage, Sample, SampleError
+from neuclip.data.samples import Damage, Sample, SampleError, Tally
 from neuclip.data.sources.shards import ShardIndex, build_index
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, quantity
@@ -104,6 +104,10 @@ class RemoteShards(Source):
     def file_of(self, position: int) -> str:
         """The address of the shard; nothing is downloaded."""
         return self._shards[self.layout.block(position)].url
+
+    def first_captions(self, samples: int = 20) -> list[tuple[str, ...]]:
+        """Nothing: no shard is downloaded for a description."""
+        return []
 
     def files(self) -> list[str]:
         """The addresses of the shards."""
@@ -204,6 +208,10 @@ def open_remote(
             f"no samples in {quantity(len(urls), 'remote shard')}, {urls[0]} first:{reasons}"
         )
     source = RemoteShards(shards, cache, reading, damage)
+    tally = Tally("members")
+    for result in counted:
+        tally.merge(result.tally)
+    source.unused = tally.lines()
     _check_room(shards, cache, source.shuffle_window)
     return source
 
@@ -226,6 +234,7 @@ class _Counted:
 
     shard: RemoteShard
     damage: tuple[Damage, ...] = ()
+    tally: Tally = field(default_factory=lambda: Tally("members"))
 
 
 def _count(
@@ -238,7 +247,8 @@ def _count(
     try:
         entry = json.loads(note.read_text(encoding="utf-8"))
         damage = tuple(Damage(**each) for each in entry["damage"])
-        return _Counted(RemoteShard(url, Expected(entry["size"]), entry["samples"]), damage)
+        shard = RemoteShard(url, Expected(entry["size"]), entry["samples"])
+        return _Counted(shard, damage, Tally(**entry.get("tally", {"unit": "members"})))
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not counted yet
     shard = RemoteShard(url, samples=0)
@@ -248,24 +258,25 @@ def _count(
         return _Counted(shard, (Damage(mask(url), "", "shard", f"not reachable: {error}"),))
     try:
         size = lease.path.stat().st_size
-        samples, damage = _samples_and_damage(url, lease.path, reading)
+        samples, damage, tally = _indexed(url, lease.path, reading)
     finally:
         lease.release()
-    _write(note, {"size": size, "samples": samples, "damage": [vars(each) for each in damage]})
+    content = {"damage": [vars(each) for each in damage], "tally": vars(tally)}
+    _write(note, {"size": size, "samples": samples, **content})
     # A command may output other bytes for the same content, so its size is not checked.
     expected = Expected() if url.startswith(PIPE) else Expected(size)
-    return _Counted(RemoteShard(url, expected, samples), damage)
+    return _Counted(RemoteShard(url, expected, samples), damage, tally)
 
 
-def _samples_and_damage(
-    url: str, path: Path, reading: ReadingConfig
-) -> tuple[int, tuple[Damage, ...]]:
+def _indexed(url: str, path: Path, reading: ReadingConfig) -> tuple[int, tuple[Damage, ...], Tally]:
+    """Number of samples, damage and members of a downloaded shard."""
     try:
         index = build_index([path], captions=CaptionRule.for_key(reading.caption_key))
     except UserError as error:
         reason = str(error).replace(str(path), url).splitlines()[-1].strip()
-        return 0, (Damage(mask(url), "", "shard", reason),)
-    return len(index), tuple(replace(found, shard=mask(url)) for found in index.damage)
+        return 0, (Damage(mask(url), "", "shard", reason),), Tally("members")
+    damage = tuple(replace(found, shard=mask(url)) for found in index.damage)
+    return len(index), damage, index.tally
 
 
 def _from_manifests(urls: Sequence[str], cache: ShardCache) -> dict[str, ShardEntry]:

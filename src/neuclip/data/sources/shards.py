@@ -117,7 +117,8 @@ def build_index(
             f"files with members like 000000000.jpg and 000000000.txt{reasons}"
         )
     joined = ShardIndex(shards, indexes, captions, tuple(damage), known or known_endings())
-    joined.opened, joined.unused = "; ".join(_notes(joined, indexes)), tally.lines()
+    joined.opened, joined.tally = "; ".join(_notes(joined, indexes)), tally
+    joined.unused = tally.lines()
     if data_size is not None:
         keys = np.concatenate([index.integer_keys for index in indexes])
         joined.use_keys_as_ids(keys, data_size)
@@ -166,7 +167,10 @@ class ShardIndex(Source):
 
     Attributes:
         shards: the tar files.
+        tally: all members, and those that belong to no sample.
     """
+
+    tally: Tally
 
     def __init__(
         self,
@@ -198,12 +202,10 @@ class ShardIndex(Source):
 
     @property
     def lacks_captions(self) -> str:
-        """Why no sample has a caption, in words."""
-        if self._captions.json_keys:
-            return "no captions: no sample has a .json"
+        """What the samples have in place of captions."""
         if self._blocks.shape[1] > _CLASS:
             return "no captions, but classes (.cls)"
-        return "no captions: no sample has a .txt (--caption-key KEY reads captions in .json)"
+        return "no captions"
 
     def sample_id(self, position: int) -> int:
         """Stable id of one sample: its position, or its integer key."""

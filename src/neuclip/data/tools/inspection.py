@@ -49,12 +49,14 @@ class Inspection:
         blocks: number of shards, row groups or the like.
         file_bytes: total size of the shards in bytes; None for other sources.
         read: number of samples read.
+        unused: what the source holds but does not read, in one line per reason.
         damage: corrupt samples.
         formats: counts of image formats, by Pillow's names.
         modes: counts of colour modes, by Pillow's names.
         rotated: number of images with an EXIF rotation.
         sizes: width and height of each image in pixels.
         image_bytes: size of each image file in bytes.
+        caption_numbers: number of captions of each sample.
         caption_lengths: length of each caption in characters.
         examples: some samples, spread over the source.
     """
@@ -64,12 +66,14 @@ class Inspection:
     blocks: int
     file_bytes: int | None
     read: int
+    unused: tuple[str, ...] = ()
     damage: DamageLog = field(default_factory=DamageLog)
     formats: Counter[str] = field(default_factory=Counter[str])
     modes: Counter[str] = field(default_factory=Counter[str])
     rotated: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
     image_bytes: list[int] = field(default_factory=list[int])
+    caption_numbers: list[int] = field(default_factory=list[int])
     caption_lengths: list[int] = field(default_factory=list[int])
     examples: list[Example] = field(default_factory=list[Example])
 
@@ -111,7 +115,8 @@ def inspect(
     count = min(max_samples, len(source))
     drawn = np.sort(chance.choice(len(source), count, replace=False)).tolist()
     shown = set(np.linspace(0, count - 1, min(examples, count)).astype(int).tolist())
-    found = Inspection(name, len(source), len(source.layout.ends), _file_bytes(source), count)
+    blocks, file_bytes = len(source.layout.ends), _file_bytes(source)
+    found = Inspection(name, len(source), blocks, file_bytes, count, source.unused)
     found.damage.add(source.damage)
     # Thumbnails need no larger scale. All bytes of a JPEG are still read, so corruption is found.
     decoder = ImageDecoder(max_pixels, THUMBNAIL)
@@ -147,7 +152,8 @@ def _add(
     found.rotated += facts.rotated
     found.sizes.append(facts.size)
     found.image_bytes.append(sample.image.file_bytes)
-    found.caption_lengths.append(len(sample.caption))
+    found.caption_numbers.append(len(sample.captions))
+    found.caption_lengths += map(len, sample.captions)
     if show:
         shard = str(source.locate(position)[0])
         jpeg = _thumbnail(sample.image.image)

@@ -57,8 +57,7 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
                          f"shorter side {_range(np.minimum(widths, heights))}"),
             ("image files", f"{in_bytes(float(np.mean(found.image_bytes)))} on average; "
                             f"{_counts(found.formats)}; colours {_counts(found.modes)}"),
-            ("captions", f"{_range(np.array(found.caption_lengths))} characters, "
-                         f"median {_median(np.array(found.caption_lengths))}"),
+            ("captions", _captions(found)),
         ]  # fmt: skip
     if found.rotated:
         rows.append(("rotated", f"{found.rotated:,} with an EXIF rotation, which training ignores"))
@@ -67,6 +66,15 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
         seconds = found.epoch_seconds(samples_per_second)
         rows.append(("epoch", f"{in_time(seconds)} at {samples_per_second:,g} samples/s"))
     return rows
+
+
+def _captions(found: Inspection) -> str:
+    """Number and length of the captions."""
+    if not found.caption_lengths:
+        return "none"
+    lengths, numbers = np.array(found.caption_lengths), np.array(found.caption_numbers)
+    several = f"{_range(numbers)} per sample, " if numbers.min() != 1 or numbers.max() != 1 else ""
+    return f"{several}{_range(lengths)} characters, median {_median(lengths)}"
 
 
 def page(found: Inspection, samples_per_second: float | None) -> str:
@@ -83,6 +91,7 @@ def page(found: Inspection, samples_per_second: float | None) -> str:
         name=found.name,
         facts=facts(found, samples_per_second),
         histograms=[each for each in histograms if each is not None],
+        unused=found.unused,
         damage=report,
         corrupt=report["examples"][:_LISTED],
         examples=found.examples,

@@ -27,13 +27,18 @@ class DataRecord:
         max_bad_fraction: the largest fraction of corrupt samples before the run ends.
         shard_damage: what the index of the training data could not read.
         data: identity of the training data.
+        unused: what the training data hold but the run does not read, in one line per reason.
     """
 
     def __init__(
-        self, max_bad_fraction: float, shard_damage: Sequence[Damage], data: DataIdentity
+        self,
+        max_bad_fraction: float,
+        shard_damage: Sequence[Damage],
+        data: DataIdentity,
+        unused: Sequence[str] = (),
     ) -> None:
         self._max_bad_fraction = max_bad_fraction
-        self._data = data
+        self._data, self._unused = data, list(unused)
         self._fingerprint = 0
         self._seen = 0  # samples since this process started
         self._damage = DamageLog()
@@ -100,7 +105,7 @@ class DataRecord:
         self._write(folder, report)
 
     def _write(self, folder: RunFolder, report: DamageReport) -> None:
-        content = {"data": dataclasses.asdict(self._data), **report}
+        content = {"data": dataclasses.asdict(self._data), "not_read": self._unused, **report}
         write_whole(folder.data_report, json.dumps(content, indent=2) + "\n")
 
     def _with_earlier(self, reports: Sequence[DamageReport]) -> DamageReport:

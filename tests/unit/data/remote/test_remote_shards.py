@@ -327,6 +327,14 @@ def test_counted_once(opened, server):
     assert server.count("3.tar") == before
 
 
+def test_members_that_are_not_read_are_counted(opened, server, shards, write_tar, pairs):
+    write_tar(shards / "extra.tar", [*pairs(range(2)), ("0.flac", b"")])
+    lines = ("1 of 5 members, unknown ending (.flac)",)
+    assert opened(f"{server.url}/extra.tar").unused == lines
+    assert opened(f"{server.url}/extra.tar").unused == lines  # from the record in the cache
+    (shards / "extra.tar").unlink()
+
+
 def test_manifest_saves_counting(opened, server, with_manifest):
     source = opened()
     assert len(source) == SAMPLES * SHARDS

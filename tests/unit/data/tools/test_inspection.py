@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from neuclip.cli.app import main
+from neuclip.data.captions import CaptionRule
 from neuclip.data.opening import open_source
 from neuclip.data.sources.shards import build_index
 from neuclip.data.tools.inspection import THUMBNAIL, inspect
@@ -90,6 +91,22 @@ def test_page_stands_alone_and_escapes_captions(shards):
     for kind in ("duplicate_key", "image", "caption_missing"):
         assert f"<td>{kind}</td>" in text
     assert "1 with an EXIF rotation" in text
+
+
+def test_page_lists_what_is_not_read(tmp_path, write_tar, pairs):
+    members = [*pairs(range(2)), ("0.<i>.flac", b""), ("1.flac", b"")]
+    text = page(inspect(build_index([write_tar(tmp_path / "0.tar", members)]), "mine", 9), None)
+    assert "<li>2 of 6 members, unknown ending (.&lt;i&gt;.flac, .flac)</li>" in text
+
+
+def test_captions_are_counted(tmp_path, write_tar, picture):
+    members = [("a.png", picture(1)), ("a.json", b'{"k": ["one", "three"]}'), ("b.png", picture(2))]
+    rule = CaptionRule(("k",), required=False)
+    index = build_index([write_tar(tmp_path / "0.tar", members)], captions=rule)
+    rows = dict(facts(inspect(index, "mine", 9), None))
+    assert rows["captions"] == "0 to 2 per sample, 3 to 5 characters, median 4"
+    without = build_index([tmp_path / "0.tar"], captions=CaptionRule(required=False))
+    assert dict(facts(inspect(without, "mine", 9), None))["captions"] == "none"
 
 
 def test_page_of_nothing_good(tmp_path, write_tar):

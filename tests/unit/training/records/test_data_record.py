@@ -39,12 +39,13 @@ def test_too_many_corrupt_samples_end_the_run():
 
 
 def test_the_report_is_written_even_if_the_run_fails(tmp_path):
-    record, folder = DataRecord(0.5, [SHARD], DATA), RunFolder(tmp_path)
+    record, folder = DataRecord(0.5, [SHARD], DATA, ["3 of 9 members"]), RunFolder(tmp_path)
     with pytest.raises(RuntimeError), record.reporting(folder):
         record.add([replace(batch(1), damage=(CORRUPT,))])
         raise RuntimeError
     report = json.loads(folder.data_report.read_text())
-    assert report == {"data": {"samples": 8, "digest": "abc"}, **record.damage()}
+    expected = {"data": {"samples": 8, "digest": "abc"}, "not_read": ["3 of 9 members"]}
+    assert report == {**expected, **record.damage()}
     assert report["total"] == 2
 
 
