@@ -157,5 +157,5 @@ def images_below(folder: Path, tally: Tally | None = None) -> Iterator[str]:
 
 
 def key_of_file(path: str) -> str:
-    """The key of an image file: its path without the ending; bytes that are not UTF-8 as `?`."""
-    return path.rpartition(".")[0].encode("utf-8", "replace").decode()
+    """The key of an image file: its path without the ending; other bytes than UTF-8 are escaped."""
+    return path.rpartition(".")[0].encode("utf-8", "backslashreplace").decode()
