@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -15,7 +16,7 @@ from neuclip.method.objective import (
     log_plus,
     mix,
 )
-from neuclip.method.schedule import Gamma
+from neuclip.method.schedule import Gamma, StepGamma
 
 
 @given(log_value=st.floats(-25, 25), offset=st.floats(-25, 25))
@@ -88,6 +89,26 @@ def test_gamma_follows_the_published_formula_once_an_epoch(schedule, final, deca
     for step in range(90):
         expected = published_gamma(step // 3, final, decay, schedule)
         assert gamma.at(step) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("fill", "end", "start"),
+    [(128, 730, 128), (128, 400, 100), (128, 20, 5), (3, 20, 3), (9, 1, 1)],
+)
+def test_gamma_by_steps_waits_for_the_pool_and_ends_within_the_run(fill, end, start):
+    cosine, constant = StepGamma(0.4, "cosine", end), StepGamma(0.4, "constant", end)
+    values = [cosine.at(step, fill) for step in range(end + 3)]
+    assert values[:start] == [1.0] * start
+    assert all(before >= after for before, after in itertools.pairwise(values))
+    assert values[end:] == [0.4] * 3
+    if end > start:
+        assert values[start] == 1.0  # where the cosine begins
+        assert values[start + 1] < 1
+        share = (start + end) // 2 - start
+        expected = 0.4 + 0.3 * (1 + math.cos(math.pi * share / (end - start)))
+        assert values[start + share] == pytest.approx(expected)
+    steps = range(end + 3)
+    assert [constant.at(step, fill) for step in steps] == [1.0 if s < start else 0.4 for s in steps]
 
 
 def test_gamma_rule():

@@ -133,6 +133,8 @@ class MixingSettings(MethodSettings):
 
     def gamma_text(self, global_batch_size: int) -> str | None:
         """The published schedule changes once per epoch."""
+        if self.gamma == 1:
+            return None
         way = f"{self.gamma:g}"
         if self.gamma_schedule == "cosine":
             way = f"along half a cosine to {way} at the end of epoch {self.gamma_decay_epochs:g}"
@@ -140,17 +142,17 @@ class MixingSettings(MethodSettings):
 
     def batch_only(self, epochs: float) -> str | None:
         """Gamma may be 1 by its rule, or because the run has only the first epoch."""
+        if epochs <= 1:
+            return (
+                f"gamma stays 1: it is 1 in the first epoch, as published, so {self.method} uses "
+                "the batch's own normalizers throughout, as rgcl_batch does (--epochs 2 --gamma "
+                "0.4 mixes in the remembered ones; --method neuclip_pool does so in one epoch)"
+            )
         if self.gamma == 1:
             return (
                 f"gamma stays 1: {self.method} uses the batch's own normalizers, as rgcl_batch "
                 "does (the published rule gives 1 below 8 epochs; --gamma 0.4 mixes in the "
                 "remembered ones)"
-            )
-        if epochs <= 1:
-            return (
-                f"gamma stays 1: it is 1 in the first epoch, as published, so {self.method} uses "
-                "the batch's own normalizers throughout, as rgcl_batch does (--epochs 2 or more "
-                "mixes in the remembered ones; --method neuclip_pool does so within one epoch)"
             )
         return None
 

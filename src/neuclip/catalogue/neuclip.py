@@ -209,6 +209,8 @@ class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
 
     def gamma_text(self, global_batch_size: int) -> str | None:
         """The schedule changes at every step."""
+        if self.gamma == 1:
+            return None
         assert self.pool_size is not None
         fill = -(-self.pool_size // global_batch_size)
         way = f"{self.gamma:g}"
