@@ -101,6 +101,7 @@ def inspect_data(command: Inspect) -> int:
     from neuclip.data.tools.inspection import inspect
     from neuclip.data.tools.inspection_page import facts, page
     from neuclip.files import write_whole
+    from neuclip.model.clip import clip_tokenizer
 
     source = command.open(command.source)
     try:
@@ -110,6 +111,7 @@ def inspect_data(command: Inspect) -> int:
                 command.source,
                 command.max_samples,
                 max_pixels=max_pixels,
+                tokenize=clip_tokenizer(),
                 progress=progress,
             )
     finally:

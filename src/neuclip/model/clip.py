@@ -270,6 +270,11 @@ def init_for(weights: Mapping[str, Tensor]) -> dict[str, float]:
     return {"logit_bias": 0.0} if any(key.endswith("logit_bias") for key in weights) else {}
 
 
+def clip_tokenizer() -> Tokenize:
+    """CLIP's own tokenizer: byte pairs, and a context of 77 tokens."""
+    return open_clip.SimpleTokenizer()
+
+
 def imagenet_prompts() -> tuple[list[str], list[str]]:
     """open_clip's ImageNet class names by class index, and its templates with `{c}`."""
     templates = [template("{c}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]

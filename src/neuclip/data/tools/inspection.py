@@ -9,15 +9,19 @@ import numpy as np
 from PIL import Image
 
 from neuclip.config.sections import MAX_IMAGE_PIXELS
+from neuclip.data.batch import Tokenize
 from neuclip.data.damage import DamageLog
 from neuclip.data.decode import ImageDecoder, ImageFacts
 from neuclip.data.progress import Progress
 from neuclip.data.samples import SampleError
 from neuclip.data.sources.shards import ShardIndex
 from neuclip.data.sources.source import Source
+from neuclip.data.truncation import count_truncated
 from neuclip.errors import UserError
 
 THUMBNAIL = 160  # longer side of an example in pixels
+EXAMPLES = 24
+"""Number of samples to keep as thumbnails."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Inspection:
         image_bytes: size of each image file in bytes.
         caption_numbers: number of captions of each sample.
         caption_lengths: length of each caption in characters.
+        context: number of tokens that the tokenizer keeps; None if captions were not tokenized.
+        truncated: number of captions with more tokens.
         examples: some samples, spread over the source.
     """
 
@@ -75,6 +81,8 @@ class Inspection:
     image_bytes: list[int] = field(default_factory=list[int])
     caption_numbers: list[int] = field(default_factory=list[int])
     caption_lengths: list[int] = field(default_factory=list[int])
+    context: int | None = None
+    truncated: int = 0
     examples: list[Example] = field(default_factory=list[Example])
 
     @property
@@ -92,8 +100,8 @@ def inspect(
     name: str,
     max_samples: int,
     *,
-    examples: int = 24,
     max_pixels: int = MAX_IMAGE_PIXELS,
+    tokenize: Tokenize | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """Reads random samples of a source, in storage order.
@@ -102,8 +110,8 @@ def inspect(
         source: the source.
         name: the user's name of the source.
         max_samples: number of samples to read and decode.
-        examples: number of samples to keep as thumbnails.
         max_pixels: images with more pixels count as corrupt.
+        tokenize: counts the captions that are longer than its context.
         progress: called every hundred samples.
 
     Raises:
@@ -114,19 +122,23 @@ def inspect(
     chance = np.random.default_rng(0)
     count = min(max_samples, len(source))
     drawn = np.sort(chance.choice(len(source), count, replace=False)).tolist()
-    shown = set(np.linspace(0, count - 1, min(examples, count)).astype(int).tolist())
+    shown = set(np.linspace(0, count - 1, min(EXAMPLES, count)).astype(int).tolist())
     blocks, file_bytes = len(source.layout.ends), _file_bytes(source)
     found = Inspection(name, len(source), blocks, file_bytes, count, source.unused)
     found.damage.add(source.damage)
+    found.context = getattr(tokenize, "context_length", None)
     # Thumbnails need no larger scale. All bytes of a JPEG are still read, so corruption is found.
     decoder = ImageDecoder(max_pixels, THUMBNAIL)
     for number, position in enumerate(drawn):
         if progress is not None and number % 100 == 0:
             progress("reading", number, count)
         try:
-            _add(found, source, position, decoder, show=number in shown)
+            captions = _add(found, source, position, decoder, show=number in shown)
         except SampleError as error:
             found.damage.add([error.damage])
+        else:
+            if tokenize is not None:
+                found.truncated += count_truncated(tokenize, captions)
     return found
 
 
@@ -139,8 +151,8 @@ class _ReadImage:
 
 def _add(
     found: Inspection, source: Source, position: int, decode: ImageDecoder, *, show: bool
-) -> None:
-    """Adds one sample to the result; raises `SampleError`."""
+) -> tuple[str, ...]:
+    """Adds one sample to the result, and returns its captions; raises `SampleError`."""
 
     def read(content: bytes) -> _ReadImage:
         return _ReadImage(decode(content), decode.facts(content), len(content))
@@ -158,6 +170,7 @@ def _add(
         shard = str(source.locate(position)[0])
         jpeg = _thumbnail(sample.image.image)
         found.examples.append(Example(sample.key, shard, sample.caption, facts.size, jpeg))
+    return sample.captions
 
 
 def _thumbnail(image: Image.Image) -> str:

@@ -74,7 +74,11 @@ def _captions(found: Inspection) -> str:
         return "none"
     lengths, numbers = np.array(found.caption_lengths), np.array(found.caption_numbers)
     several = f"{_range(numbers)} per sample, " if numbers.min() != 1 or numbers.max() != 1 else ""
-    return f"{several}{_range(lengths)} characters, median {_median(lengths)}"
+    cut = ""
+    if found.truncated:
+        share = found.truncated / len(lengths)
+        cut = f"; {share:.1%} have more than the {found.context} tokens that CLIP reads"
+    return f"{several}{_range(lengths)} characters, median {_median(lengths)}{cut}"
 
 
 def page(found: Inspection, samples_per_second: float | None) -> str:

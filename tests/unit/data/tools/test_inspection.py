@@ -5,12 +5,14 @@ import os
 import re
 
 import pytest
+import torch
 from PIL import Image
 
 from neuclip.cli.app import main
 from neuclip.data.captions import CaptionRule
 from neuclip.data.opening import open_source
 from neuclip.data.sources.shards import build_index
+from neuclip.data.tools import inspection
 from neuclip.data.tools.inspection import THUMBNAIL, inspect
 from neuclip.data.tools.inspection_page import facts, histogram, in_bytes, in_time, page
 from neuclip.errors import UserError
@@ -58,8 +60,26 @@ def test_counts_sizes_and_damage(shards):
     assert found.epoch_seconds(2) == 2.5
 
 
-def test_examples_are_thumbnails(shards):
-    found = inspect(build_index([shards]), "mine", 100, examples=5)
+def test_captions_longer_than_the_context(shards):
+    class Tokenizer:
+        """A token per letter."""
+
+        context_length = 13
+
+        def __call__(self, texts, context_length=13):
+            rows = [[1] * len(text) + [0] * context_length for text in texts]
+            return torch.tensor([row[:context_length] for row in rows])
+
+    found = inspect(build_index([shards]), "mine", 100, tokenize=Tokenizer())
+    assert (found.context, found.truncated) == (13, 1)
+    assert dict(facts(found, None))["captions"].endswith(
+        "; 33.3% have more than the 13 tokens that CLIP reads"
+    )
+
+
+def test_examples_are_thumbnails(shards, monkeypatch):
+    monkeypatch.setattr(inspection, "EXAMPLES", 5)
+    found = inspect(build_index([shards]), "mine", 100)
     assert [example.key for example in found.examples] == ["a", "b", "c"]
     assert found.examples[1].size == (640, 480)
     picture = Image.open(io.BytesIO(base64.b64decode(found.examples[1].jpeg)))
@@ -67,11 +87,12 @@ def test_examples_are_thumbnails(shards):
     assert picture.getpixel((3, 3))[0] > 200
 
 
-def test_reads_no_more_than_asked(tmp_path, write_tar, pairs):
+def test_reads_no_more_than_asked(tmp_path, write_tar, pairs, monkeypatch):
+    monkeypatch.setattr(inspection, "EXAMPLES", 3)
     index = build_index([write_tar(tmp_path / "0.tar", pairs(range(50)))])
-    found = inspect(index, "mine", 7, examples=3)
+    found = inspect(index, "mine", 7)
     assert (found.read, found.good, len(found.examples)) == (7, 7, 3)
-    again = inspect(index, "mine", 7, examples=3)
+    again = inspect(index, "mine", 7)
     assert [e.key for e in again.examples] == [e.key for e in found.examples]
 
 
