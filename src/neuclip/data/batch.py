@@ -1,5 +1,6 @@
 """A batch, and the reader that fills it: the work of the worker processes."""
 
+import contextlib
 import hashlib
 import random
 from collections.abc import Callable, Generator
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from neuclip.data.decode import Decode, decode_image
 from neuclip.data.order import Order, draw
@@ -148,7 +149,7 @@ class BatchReader(Dataset[Batch | Unreadable]):
                 _seed_transforms(draw(self._order.seed, request.epoch, place))
                 image = self._transform(sample.image)
                 if images is None:
-                    images = image.new_empty((len(request.positions), *image.shape))
+                    images = _room_for(image, len(request.positions))
                 # Written in place: a list to be stacked would be a second batch in memory.
                 images[len(samples)] = image
                 samples.append(sample)
@@ -241,3 +242,16 @@ def _random_state_kept() -> Generator[None]:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])
+
+
+def _room_for(image: Tensor, count: int) -> Tensor:
+    """An empty batch of images; in a reading process in shared memory, to be passed as it is."""
+    shape = (count, *image.shape)
+    if get_worker_info() is not None:
+        with contextlib.suppress(RuntimeError):  # /dev/shm is full
+            # As torch's own collate function does it.
+            storage = torch.UntypedStorage._new_shared(  # pyright: ignore[reportPrivateUsage]
+                count * image.numel() * image.element_size()
+            )
+            return image.new_empty(0).set_(storage, 0, shape)  # pyright: ignore[reportCallIssue]
+    return image.new_empty(shape)

@@ -146,7 +146,11 @@ def test_without_room_in_shared_memory_batches_are_the_same(index, monkeypatch, 
         left[0] -= 1
         return share(tensor)
 
+    def no_room(size):
+        raise Full
+
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", no_room)
     monkeypatch.setattr(reading, "_reported_full", False)
     monkeypatch.setattr(reading.log, "propagate", True)
     found = list(train(index, workers=2))
@@ -157,6 +161,20 @@ def test_without_room_in_shared_memory_batches_are_the_same(index, monkeypatch, 
         assert (one.keys, one.captions, one.damage) == (other.keys, other.captions, other.damage)
         one.images.add_(1)  # it can be written to
     assert caplog.text.count("--shm-size=8g or --ipc=host") == 1
+
+
+def test_batches_are_written_where_they_are_passed(index, monkeypatch):
+    """A reading process copies no images: they are in shared memory from the start."""
+    found = []
+
+    def passed(batch):
+        found.append(batch.images.is_shared())
+        assert all(found)
+        return batch
+
+    monkeypatch.setattr(reading, "_shared", passed)
+    monkeypatch.setattr(torch.Tensor, "share_memory_", None)
+    assert [batch.keys for batch in train(index, workers=2)] == [b.keys for b in train(index)]
 
 
 def test_a_users_mistake_in_a_process_is_one_line(index, monkeypatch):
