@@ -197,13 +197,13 @@ def test_auto_finds_the_newest_of_both_forms(tree, whole, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(whole / "checkpoints", folder, symlinks=True)
     part = next((folder / "epoch_2").glob("*.distcp"))
-    assert storage.newest_complete(folder).path == folder / "epoch_2"
+    assert storage.furthest_complete(folder).path == folder / "epoch_2"
     part.write_bytes(part.read_bytes()[:-1])  # corrupt: the one before it counts
-    assert storage.newest_complete(folder).path == folder / "iter_6"
+    assert storage.furthest_complete(folder).path == folder / "iter_6"
     with pytest.raises(storage.CheckpointError, match=r"__._0\.distcp is not as it was written"):
         storage.load(folder / "epoch_2")
     storage.save(folder / "iter_7.pt", storage.load(folder / "iter_6"))
-    assert storage.newest_complete(folder).path == folder / "iter_7.pt"
+    assert storage.furthest_complete(folder).path == folder / "iter_7.pt"
 
 
 @pytest.mark.parametrize("torn", ["partial", "no sums", "no metadata"])
@@ -213,7 +213,7 @@ def test_a_torn_save_is_not_a_checkpoint(whole, tmp_path, torn):
     shutil.copytree(whole / "checkpoints" / "epoch_2", folder / name)
     if torn != "partial":
         (folder / name / {"no sums": "SHA256SUMS", "no metadata": ".metadata"}[torn]).unlink()
-    assert storage.newest_complete(folder) is None
+    assert storage.furthest_complete(folder) is None
     with pytest.raises(storage.CheckpointError, match=r"damaged or incomplete|no .*checkpoint"):
         storage.load(folder / "epoch_2")
 
@@ -234,4 +234,4 @@ def test_a_rank_that_cannot_write_stops_all(pool, tree):
     for message in messages:
         assert message.startswith("CheckpointError: cannot write checkpoint"), message
     folder = Path(tree["output"]["logs"]) / "full" / "checkpoints"
-    assert storage.newest_complete(folder) is None
+    assert storage.furthest_complete(folder) is None
