@@ -1,6 +1,7 @@
 """The first 20 losses of every recipe, kept as text: nothing changes silently.
 
-In float64: 20 steps of Adam enlarge a rounding error some ten-thousandfold, which in float32 is as
+The towers are small (tests/data/model_configs): the curves are those of the objectives. They are in
+float64: 20 steps of Adam enlarge a rounding error some ten-thousandfold, which in float32 is as
 much as a change of the formula, and every processor rounds differently.
 
 After a change that is meant to move them: `NEUCLIP_WRITE_GOLDEN=1 make test`, and say in the commit
@@ -17,9 +18,11 @@ import torch
 from neuclip.catalogue.registry import METHODS
 from neuclip.cli.app import main
 from neuclip.config.recipes import recipe_names
+from neuclip.config.sections import ModelConfig
 from neuclip.run_folder import read_records
 
 CURVES = Path(__file__).parent
+MODEL = CURVES.parent / "data" / "model_configs" / "tiny-vit.json"
 RECIPES = [name for name in recipe_names() if name != "demo"]  # `demo` is only built upon
 
 # Another processor's kernels stay within 1e-13; a table of float32 rounds to 1e-7.
@@ -32,6 +35,15 @@ def float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.fixture(autouse=True)
+def small_towers(monkeypatch):
+    """Smaller towers than --smoke takes; the settings stay those of the recipe's model."""
+    tiny = ModelConfig.tiny
+    monkeypatch.setattr(
+        ModelConfig, "tiny", lambda self: tiny(self).model_copy(update={"name": str(MODEL)})
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
