@@ -25,6 +25,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from neuclip.errors import without_controls
 from neuclip.masking import mask
 
 log = logging.getLogger("neuclip")
@@ -37,8 +38,11 @@ _ERASE_LINE = "\r\x1b[2K"
 
 
 def write(text: str) -> None:
-    """Writes lines to standard error: above the progress bar, if there is one. Masks secrets."""
-    text = mask(text)
+    """Writes lines to standard error: above the progress bar, if there is one.
+
+    Secrets are masked, and control characters escaped.
+    """
+    text = without_controls(mask(text))
     try:
         if _shown is not None:
             _shown.print_above(text)
@@ -99,7 +103,7 @@ class ProgressBar:
     def note(self, notes: Sequence[str]) -> None:
         """Replaces the notes beside the bar, the most important first."""
         if self._progress is not None:
-            self._progress.update(self._task, notes=tuple(notes))
+            self._progress.update(self._task, notes=tuple(map(without_controls, notes)))
 
     def print_above(self, text: str) -> None:
         """Prints lines above the bar."""
@@ -200,7 +204,10 @@ def logging_shown() -> Generator[None]:
 
 
 class MessageFormatter(logging.Formatter):
-    """Formats a message; other packages are named, and a warning is reduced to its first line."""
+    """Formats a message; other packages are named, and a warning is reduced to its first line.
+
+    Secrets are masked, and control characters escaped.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The text of a record."""
@@ -210,7 +217,7 @@ class MessageFormatter(logging.Formatter):
         elif record.name.partition(".")[0] != log.name:
             record = logging.makeLogRecord(vars(record))
             record.msg, record.args = f"{record.name}: {record.getMessage()}", None
-        return mask(super().format(record))
+        return without_controls(mask(super().format(record)))
 
 
 class _Handler(logging.Handler):

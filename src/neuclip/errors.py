@@ -1,6 +1,7 @@
 """Errors that users can fix, printed without a traceback, and the wording of their messages."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -56,6 +57,18 @@ def printable(text: str, length: int = 80) -> str:
     kept = text[: length + 1]
     line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in kept)
     return line if len(line) <= length else f"{line[: length - 3]}..."
+
+
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that move the cursor, change colours, turn the direction of text, or cannot be shown;
+without tab and newline."""
+
+
+def without_controls(text: str) -> str:
+    """Text for a terminal or a log: its lines as they are, with control characters as escapes."""
+    return _UNSEEN.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def all_of(pieces: Iterable[Callable[[], T]]) -> list[T]:

@@ -5,10 +5,12 @@ from pathlib import Path
 HEAD = 512
 """Number of bytes that `describe` looks at."""
 
+ZIP = b"PK\x03\x04"
+"""Start of a zip archive; `torch.save` writes one."""
 _LFS = b"version https://git-lfs.github.com/spec/"
 _MAGIC = (
     (b"\x1f\x8b", "compressed with gzip: unpack it with gunzip"),
-    (b"PK\x03\x04", "a zip archive: unpack it with unzip"),
+    (ZIP, "a zip archive: unpack it with unzip"),
     (b"BZh", "compressed with bzip2: unpack it with bunzip2"),
     (b"\xfd7zXZ\x00", "compressed with xz: unpack it with unxz"),
     (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it with unzstd"),

@@ -122,7 +122,7 @@ class RunFolder:
         found = {
             int(match[1]): path
             for path in self.eval_results.glob("epoch_*_eval_results.jsonl")
-            if (match := re.fullmatch(r"epoch_(\d+)_eval_results\.jsonl", path.name))
+            if (match := re.fullmatch(r"epoch_(\d{1,15})_eval_results\.jsonl", path.name))
         }
         return dict(sorted(found.items()))
 

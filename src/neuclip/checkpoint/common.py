@@ -1,6 +1,7 @@
 """Errors, names and lists that both forms of a checkpoint share: a file and a sharded folder."""
 
 import difflib
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from neuclip.errors import UserError
 from neuclip.files import describe
 
 SUMS = "SHA256SUMS"
+_SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _SHOWN = 6
 
 
@@ -37,6 +39,19 @@ def damaged(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"checkpoint {path} is damaged or incomplete ({size}): {why}{neighbours(path)}"
     )
+
+
+def read_sums(folder: Path) -> list[tuple[str, str]] | None:
+    """Digests and names in `SHA256SUMS`; none if there is no such file, or it cannot be read.
+
+    Other lines are left out, such as half of one that a killed process wrote.
+    """
+    try:
+        content = (folder / SUMS).read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return None
+    matches = map(_SUM_LINE.fullmatch, content.splitlines())
+    return [(match[1], match[2]) for match in matches if match]
 
 
 def neighbours(path: Path) -> str:

@@ -26,11 +26,10 @@ from neuclip.checkpoint import torchscript
 from neuclip.checkpoint.common import CheckpointError, damaged, not_plain
 from neuclip.errors import printable
 from neuclip.files import describe as describe_error
-from neuclip.first_bytes import describe, first_bytes
+from neuclip.first_bytes import ZIP, describe, first_bytes
 
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """The number at the start of torch's format before 1.6, as a pickle."""
-_ZIP = b"PK\x03\x04"
 
 _NUMPY = np._core.multiarray  # pyright: ignore[reportAttributeAccessIssue]
 _KINDS = "f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 ?"
@@ -60,7 +59,7 @@ def read(path: Path) -> object:
     """
     head = first_bytes(path)
     try:
-        if head.startswith(_ZIP):
+        if head.startswith(ZIP):
             return _read_archive(path)
         if _LEGACY in head[:32]:
             return _load(path)

@@ -6,23 +6,26 @@ The folder is written under a hidden name and renamed when it is complete. Readi
 group, and the number of ranks may differ from that of the writing run.
 """
 
+import math
 import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
+from torch.serialization import _get_layout  # pyright: ignore[reportPrivateUsage]
 
 from neuclip.checkpoint.common import (
     SUMS,
@@ -30,27 +33,34 @@ from neuclip.checkpoint.common import (
     neighbours,
     not_plain,
     not_written,
+    read_sums,
     remove,
 )
+from neuclip.errors import printable
 from neuclip.files import describe, replacing, sha256, synchronize
 from neuclip.parallel import collectives
 
 VALUES = "values.pt"
 _REFERENCE = "neuclip.sharded"
 """In `values.pt`, `{_REFERENCE: name}` stands in place of the sharded tensor of that name."""
-_METADATA_CLASSES = {
-    ("torch.distributed.checkpoint.metadata", name)
-    for name in (
-        "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-        "_MEM_FORMAT_ENCODING", "MetadataIndex", "StorageMeta",
-    )
-} | {
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),  # its name in Python 3.13
+_METADATA_FILE = ".metadata"
+_SHARDS = ".distcp"
+_PLAIN: dict[tuple[str, str], object] = {
+    **{
+        (metadata.__name__, name): getattr(metadata, name)
+        for name in (
+            "Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
+            "_MEM_FORMAT_ENCODING", "MetadataIndex", "StorageMeta",
+        )
+    },
+    (filesystem.__name__, "_StorageInfo"): vars(filesystem)["_StorageInfo"],
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): _get_layout,
+    ("pathlib", "PosixPath"): PosixPath,
+    ("pathlib._local", "PosixPath"): PosixPath,  # its name in Python 3.13
+    **{("torch", name): value for name, value in vars(torch).items() if type(value) is torch.dtype},
 }  # fmt: skip
+"""The names that `.metadata` may hold, each with its object: nothing is looked up or imported."""
 
 
 def is_sharded(path: Path) -> bool:
@@ -103,7 +113,7 @@ def wait(path: Path, written: Future[Any]) -> None:
     try:
         written.result()
     except CheckpointException as error:  # torch sends every rank's failure to all ranks
-        cause = next(iter(error.failures.values()))[0]
+        cause = _cause(error)
         raise not_written(path, cause if isinstance(cause, Exception) else OSError(cause)) from None
 
 
@@ -134,14 +144,23 @@ def verify(path: Path) -> None:
     """
     if not is_sharded(path):
         raise CheckpointError(f"no sharded checkpoint at {path}{neighbours(path)}")
-    for line in (path / SUMS).read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
+    sums = read_sums(path)
+    if sums is None:
+        raise CheckpointError(f"cannot read {path / SUMS}")
+    listed = {name: digest for digest, name in sums}
+    present = {file.name for file in path.iterdir() if file.name != SUMS}
+    for name in sorted({_METADATA_FILE, VALUES, *listed} | {*filter(_is_shard, present)}):
         file = path / name
-        if not file.is_file() or sha256(file) != digest:
+        plain = file.name == name and name in present and file.is_file()
+        if not plain or sha256(file) != listed.get(name):
             raise CheckpointError(
-                f"checkpoint {path} is damaged or incomplete: {name} is not as it was written"
-                f"{neighbours(path)}"
+                f"checkpoint {path} is damaged or incomplete: {printable(name)} is not as it was "
+                f"written{neighbours(path)}"
             )
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(_SHARDS)
 
 
 def load(path: Path, live: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
@@ -168,14 +187,33 @@ def load(path: Path, live: Mapping[str, Tensor] | None = None) -> dict[str, Any]
             load_tensors(tensors, storage_reader=reader, no_dist=True)
     except pickle.UnpicklingError as error:
         raise not_plain(path, describe(error)) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or incomplete: {describe(error)}{neighbours(path)}"
-        ) from None
-    content = _join(values, tensors)
+    except _ODD_CONTENT as error:
+        raise _damaged(path, error) from None
+    try:
+        content = _join(values, tensors)
+    except KeyError as error:
+        raise _damaged(path, error) from None
     if not isinstance(content, dict) or "state_dict" not in content:
         raise CheckpointError(f"checkpoint {path} has no 'state_dict': not a training checkpoint")
     return cast(dict[str, Any], content)
+
+
+_ODD_CONTENT = (
+    RuntimeError, CheckpointException, EOFError, OSError, ValueError, TypeError, AttributeError,
+    LookupError, ArithmeticError, MemoryError,
+)  # fmt: skip
+"""What torch raises for metadata that contradicts its files."""
+
+
+def _damaged(path: Path, error: BaseException) -> CheckpointError:
+    cause = _cause(error) if isinstance(error, CheckpointException) else error
+    why = printable(f"{type(cause).__name__}: {cause}", 200)
+    return CheckpointError(f"checkpoint {path} is damaged or incomplete: {why}{neighbours(path)}")
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """The first rank's failure."""
+    return next(iter(error.failures.values()))[0]
 
 
 def _partial(path: Path) -> Path:
@@ -223,20 +261,41 @@ class _Reader(FileSystemReader):
     """Reads `.metadata`, a pickle, without running code that a stranger may have put into it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ANN401  torch's own
-        with (Path(self.path) / ".metadata").open("rb") as file:
+        folder = Path(self.path)
+        with (folder / _METADATA_FILE).open("rb") as file:
             metadata = _MetadataUnpickler(file).load()
         if not isinstance(metadata, Metadata):
-            raise pickle.UnpicklingError(f".metadata holds a {type(metadata).__name__}")
+            raise pickle.UnpicklingError(f"{_METADATA_FILE} holds a {type(metadata).__name__}")
+        _check_places(metadata, folder)
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
+def _check_places(metadata: Metadata, folder: Path) -> None:
+    """Checks that tensors are in files of the folder, and are not larger than these files.
+
+    Raises:
+        pickle.UnpicklingError: a file elsewhere is named.
+        ValueError: the tensors need more memory than all files have bytes.
+    """
+    for place in (metadata.storage_data or {}).values():
+        name = place.relative_path
+        if not isinstance(name, str) or "/" in name or not _is_shard(name):
+            raise pickle.UnpicklingError(f"{_METADATA_FILE} names the file {printable(str(name))}")
+    stored = sum(file.stat().st_size for file in folder.iterdir() if _is_shard(file.name))
+    tensors = cast(dict[str, TensorStorageMetadata], metadata.state_dict_metadata)
+    needed = sum(math.prod(t.size) * t.properties.dtype.itemsize for t in tensors.values())
+    if not 0 <= needed <= stored:
+        raise ValueError(f"its tensors take {needed:,} bytes, its files have {stored:,}")
+
+
 class _MetadataUnpickler(pickle.Unpickler):
-    """Accepts the classes of torch's metadata only."""
+    """Accepts the names in `_PLAIN` only."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # noqa: ANN401  pickle's
-        known = (module_name, global_name) in _METADATA_CLASSES
-        if known or isinstance(getattr(torch, global_name, None), torch.dtype):
-            return super().find_class(module_name, global_name)
-        raise pickle.UnpicklingError(f"{module_name}.{global_name} in .metadata")
+        try:
+            return _PLAIN[module_name, global_name]
+        except KeyError:
+            name = printable(f"{module_name}.{global_name}")
+            raise pickle.UnpicklingError(f"{name} in {_METADATA_FILE}") from None

@@ -8,6 +8,7 @@ needs.
 before its file appears, so every complete file has one.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -16,6 +17,7 @@ import re
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +34,18 @@ from neuclip.checkpoint.common import (
     damaged,
     neighbours,
     not_written,
+    read_sums,
     remove,
 )
+from neuclip.errors import printable
 from neuclip.files import describe, partial_name, replacing, sha256, system_error
+from neuclip.first_bytes import ZIP, first_bytes
 from neuclip.parallel import fsdp
 from neuclip.run_folder import LATEST
 
 log = logging.getLogger("neuclip")
 
 _NAME = re.compile(r"(iter|epoch)_(\d+)(\.pt)?")
-_SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _SUMS_KEPT = 4
 """The newest lines stay even if their files are deleted: `epoch_latest.pt` is one of the files."""
 
@@ -100,7 +104,7 @@ def drop_old_step_checkpoints(folder: Path, keep: int) -> None:
     )
     for _, path in numbered[:-keep]:
         remove(path)
-    sums = _read_sums(folder)
+    sums = read_sums(folder)
     if sums is not None:
         old = [(digest, name) for digest, name in sums[:-_SUMS_KEPT] if (folder / name).exists()]
         _write_sums(folder, [*old, *sums[-_SUMS_KEPT:]])
@@ -127,21 +131,8 @@ class _HashingFile:
         return self._hash.hexdigest()
 
 
-def _read_sums(folder: Path) -> list[tuple[str, str]] | None:
-    """Digests and names in `SHA256SUMS`; none if there is no such file, or it cannot be read.
-
-    Other lines are left out, such as half of one that a killed process wrote.
-    """
-    try:
-        content = (folder / SUMS).read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return None
-    matches = map(_SUM_LINE.fullmatch, content.splitlines())
-    return [(match[1], match[2]) for match in matches if match]
-
-
 def _append_sum(path: Path, digest: str) -> None:
-    _write_sums(path.parent, [*(_read_sums(path.parent) or ()), (digest, path.name)])
+    _write_sums(path.parent, [*(read_sums(path.parent) or ()), (digest, path.name)])
 
 
 def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
@@ -165,21 +156,28 @@ class VerifiedCheckpoint:
     path: Path
 
 
-def verify(path: Path) -> VerifiedCheckpoint:
-    """Compares a checkpoint with its checksums. A file from elsewhere, without sums, passes.
+def verify(path: Path, *, of_run: bool = False) -> VerifiedCheckpoint:
+    """Compares a checkpoint with its checksums.
+
+    Of a file from elsewhere, which has no sum, the checksums inside its zip archive are compared.
+    Files of other formats have none and pass.
+
+    Args:
+        path: its file, or its folder if it is sharded.
+        of_run: a run wrote it, so that no other format is possible.
 
     Raises:
         CheckpointError: missing, or the content differs from what was written.
     """
+    _check_exists(path)
     if path.is_dir():
         sharded.verify(path)
         return VerifiedCheckpoint(path)
-    _check_exists(path)
-    sums = _read_sums(path.parent)
-    if sums is None:
+    known = _known_digests(path)
+    if not known:
+        if of_run or first_bytes(path).startswith(ZIP):
+            _verify_zip(path)
         return VerifiedCheckpoint(path)
-    # `epoch_latest.pt` has no line of its own: it is a second name of one of the files.
-    known = {digest for digest, name in sums if name == path.name} or {digest for digest, _ in sums}
     try:
         digest = sha256(path)
     except OSError as error:
@@ -187,6 +185,15 @@ def verify(path: Path) -> VerifiedCheckpoint:
     if digest not in known:
         raise damaged(path, f"its SHA-256 is none of those in {SUMS}")
     return VerifiedCheckpoint(path)
+
+
+def _known_digests(path: Path) -> set[str]:
+    """The digests that a file may have; none if `SHA256SUMS` does not list it.
+
+    `epoch_latest.pt` has no line of its own: it is a second name of one of the files.
+    """
+    sums = read_sums(path.parent) or []
+    return {digest for digest, name in sums if path.name in (name, LATEST)}
 
 
 def furthest_complete(folder: Path) -> VerifiedCheckpoint | None:
@@ -211,9 +218,7 @@ def furthest_complete(folder: Path) -> VerifiedCheckpoint | None:
         kind = _furthest_kind(kinds)
         path = kinds[kind][-1][1]
         try:
-            if path.is_file() and _read_sums(folder) is None:
-                _verify_zip(path)
-            return verify(path)
+            return verify(path, of_run=True)
         except CheckpointError as error:
             log.warning("left out: %s", error)
             kinds[kind].pop()
@@ -243,20 +248,37 @@ def _saved_step(number: int, path: Path) -> int:
 
 
 def _verify_zip(path: Path) -> None:
+    """Compares the checksums inside of a zip archive, which torch does not."""
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        raise damaged(path, describe(error)) from None
+    except (NotImplementedError, RuntimeError, zlib.error) as error:  # as a flipped bit asks for
         raise damaged(path, describe(error)) from None
     if broken is not None:
-        raise damaged(path, f"wrong checksum of {broken}")
+        raise damaged(path, f"wrong checksum of {printable(broken)}")
 
 
 def _check_exists(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise CheckpointError(f"no checkpoint at {path}: there is no folder {path.parent}")
-    if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}{neighbours(path)}")
+    """Checks that something has a name, and can be read.
+
+    Raises:
+        CheckpointError: it does not exist or cannot be read.
+    """
+    try:
+        if not path.parent.is_dir():
+            raise CheckpointError(f"no checkpoint at {path}: there is no folder {path.parent}")
+        path.stat()
+        with contextlib.nullcontext() if path.is_dir() else path.open("rb"):
+            return
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}{neighbours(path)}") from None
+    except CheckpointError:
+        raise
+    except (OSError, ValueError) as error:  # a name that is too long, or holds NUL
+        name = printable(str(path), 200)
+        raise CheckpointError(f"cannot read checkpoint {name}: {describe(error)}") from None
 
 
 # --- reading --------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from neuclip import console
+from neuclip.errors import without_controls
 from neuclip.evaluation.datacomp.suite import Average, Task
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.evaluation.results import EvalResult, read_eval_results
@@ -29,7 +30,7 @@ def print_metrics(found: Mapping[str, EvalResult]) -> None:
     shown = Table(box=None, pad_edge=False)
     shown.add_column("")
     for split in found:
-        shown.add_column(split, justify="right")
+        shown.add_column(without_controls(split), justify="right")
     metrics_of = [result.metrics for result in found.values()]
     for key, label in (("num_samples", "Samples"), ("num_captions", "Captions")):
         if key == "num_samples" or any(key in metrics for metrics in metrics_of):
@@ -98,7 +99,7 @@ def print_demo(run: RunFolder, epoch: int, page: Path) -> None:
     shown.add_column("chance", justify="right")
     for result in read_eval_results(run.results(epoch)):
         values = (_number(result.metrics[key], share=True) for key in ("acc1", "chance"))
-        shown.add_row(result.key, *values)
+        shown.add_row(without_controls(result.key), *values)
     _console().print(shown)
     print(f"checkpoint  {run.epoch_checkpoint(epoch)}")
     print(f"report      {page}")
@@ -106,6 +107,7 @@ def print_demo(run: RunFolder, epoch: int, page: Path) -> None:
 
 def print_line(text: str, *, bold: int = 0, hang: int = 0) -> None:
     """Prints a paragraph with its first `bold` characters bold; wraps it on a terminal only."""
+    text = without_controls(text)
     out = _console()
     if out.is_terminal:
         body = text.lstrip("\n")
@@ -121,7 +123,7 @@ def print_line(text: str, *, bold: int = 0, hang: int = 0) -> None:
 
 def print_plain(text: str) -> None:
     """Prints one line as it is."""
-    _console().print(Text(text), soft_wrap=True)
+    _console().print(Text(without_controls(text)), soft_wrap=True)
 
 
 def _console() -> Console:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from neuclip.errors import UserError, nearest
+from neuclip.config.bounded_yaml import LARGEST, read_yaml_text
+from neuclip.errors import UserError, nearest, printable
+from neuclip.files import describe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RENAMED = {"demo-neuclip-published": "demo-neuclip"}
@@ -57,14 +57,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a configuration file as a tree.
 
     Raises:
-        UserError: the file is missing, is not YAML, or is not a mapping.
+        UserError: the file is missing, is not YAML, is too large or too deep, or is not a
+            mapping.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration {path} is not YAML: {error}") from None
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except (OSError, ValueError) as error:  # a name with NUL is a ValueError
+        raise UserError(f"configuration {printable(str(path), 200)}: {describe(error)}") from None
+    tree = read_yaml_text(content, f"configuration {path}")
     if tree is None:
         return {}
     if not isinstance(tree, dict):

@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from neuclip.catalogue.fields import Section, bounds
 from neuclip.catalogue.registry import METHODS, unknown_method
 from neuclip.config.run_config import RunConfig
-from neuclip.errors import UserError, nearest
+from neuclip.errors import UserError, nearest, printable
 
 Place = Callable[[str, str], str]
 """How a setting is called where it was given: from section ("" for the top) and key."""
@@ -54,7 +54,11 @@ def sections() -> dict[str, type[Section]]:
 
 def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
     """One wrong value: where it is, what it is, and what would be right."""
-    path, value, kind = [str(part) for part in problem["loc"]], problem["input"], problem["type"]
+    path, value, kind = (
+        [printable(str(part)) for part in problem["loc"]],
+        problem["input"],
+        problem["type"],
+    )
     grouped = path[0] == "method" or path[0] in sections()
     section, key, *inside = [*path, ""] if grouped else ["", *path]
     where = called(section, key)
@@ -62,7 +66,7 @@ def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
     if grouped and len(path) > 2 and (parts := section_of(fields[key])):
         where, fields, key = f"{where} {inside[0]}", parts.model_fields, inside[0]
     if key in fields and kind.startswith(("greater_than", "less_than")):
-        return f"{where}: {value:g} is out of range; it must be {bounds(fields[key])}"
+        return f"{where}: {_shown(value)} is out of range; it must be {bounds(fields[key])}"
     if kind == "extra_forbidden":
         return f"{where}: no such key; {nearest(key, list(fields))}"
     if kind == "unknown_method":
@@ -70,8 +74,15 @@ def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
     if kind in {"renamed_method", "renamed_setting"}:
         return f"{where}: {problem['msg']}"
     if kind.startswith("model_"):
-        return f"{where}: a section is expected, with keys of its own (got {value!r})"
-    return f"{where}: {problem['msg']} (got {value!r})"
+        return f"{where}: a section is expected, with keys of its own (got {_shown(value)})"
+    return f"{where}: {problem['msg']} (got {_shown(value)})"
+
+
+def _shown(value: object) -> str:
+    """A given value in a message: short, without control characters."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return printable(repr(value))
 
 
 def section_of(field: FieldInfo) -> type[Section] | None:

@@ -131,9 +131,15 @@ def read_outcomes(path: Path) -> Outcomes | None:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             number, values, groups = int(stored["samples"]), stored["values"], stored["groups"]
             statistic = str(stored["statistic"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError):
+        return None  # changed: what numpy and zipfile raise depends on the byte
     if statistic not in get_args(Statistic):
+        return None
+    if not 0 <= number <= 8 * values.size or values.ndim != 1 or groups.ndim != 1:
+        return None
+    if values.dtype.kind not in "fiu" or groups.dtype.kind not in "iu":
         return None
     if values.dtype == np.uint8:
         values = np.unpackbits(values, count=number)

@@ -9,6 +9,7 @@ import yaml
 
 from neuclip.catalogue.method_info import MethodInfo
 from neuclip.catalogue.registry import method_info
+from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.config.run_config import RunConfig
 from neuclip.evaluation.datacomp.suite import Average, load_suite
 from neuclip.evaluation.metric_names import METRICS
@@ -90,7 +91,7 @@ def _facts(own: Mapping[str, Any], config: RunConfig) -> list[tuple[str, str]]:
 
 def _settings(config: RunConfig) -> str:
     """The configuration; paths are reduced to their last part."""
-    tree: dict[str, Any] = yaml.safe_load(config.to_yaml())
+    tree: dict[str, Any] = read_yaml_text(config.to_yaml(), "the settings")
     kept = {key: _without_place(v) for key, v in tree.items() if key not in _NO_RECIPE}
     return yaml.safe_dump(kept, sort_keys=False).strip()
 

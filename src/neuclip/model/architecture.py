@@ -24,7 +24,6 @@ REPOSITORY_CONFIG = "open_clip_config.json"
 _TRANSFORMERS_CONFIG = "config.json"
 LOCAL = "local-dir:"
 _HUB = "hf-hub:"
-_SECTIONS = ("embed_dim", "vision_cfg", "text_cfg")
 
 _LISTING = "python -c 'import open_clip; print(*open_clip.list_models())'"
 
@@ -109,12 +108,24 @@ class Architecture:
 _PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
-def recorded(record: Mapping[str, Any]) -> Architecture:
-    """The architecture that `Architecture.record` was written of."""
-    size = record["resized"]
-    size = (size[0], size[1]) if isinstance(size, list) else size
-    empty = Architecture(record["name"], record["model_cfg"], {}, size)
-    return empty.preprocessed(record["preprocess_cfg"])
+def recorded(record: Mapping[str, Any], path: Path) -> Architecture:
+    """The architecture that `Architecture.record` was written of.
+
+    Args:
+        record: as a checkpoint holds it.
+        path: the checkpoint, for messages.
+
+    Raises:
+        UserError: the record is not as `Architecture.record` makes it.
+    """
+    size, name, preprocessing = (record.get(k) for k in ("resized", "name", "preprocess_cfg"))
+    size = tuple(size) if isinstance(size, list) else size
+    sides = size if isinstance(size, tuple) else () if size is None else (size, size)
+    whole = len(sides) in (0, 2) and all(isinstance(side, int) for side in sides)
+    if not (isinstance(name, str) and isinstance(preprocessing, dict) and whole):
+        raise UserError(f"checkpoint {path}: its entry neuclip/architecture is malformed")
+    _check_form(record.get("model_cfg"), f"checkpoint {path}: the recorded architecture")
+    return Architecture(name, record["model_cfg"], {}, size).preprocessed(preprocessing)
 
 
 def changes_of_flags(flags: Mapping[str, str]) -> ModelConfig:
@@ -233,15 +244,26 @@ def _of_file(name: str, path: Path) -> Architecture:
     """The architecture in a JSON file: a repository's, or one in the form of open_clip's files."""
     whole = _read_json(name, path)
     config = whole.get("model_cfg", whole)
-    missing = [key for key in _SECTIONS if not isinstance(config, dict) or key not in config]
-    if missing:
-        raise UserError(
-            f"model {name}: {path} is not a model configuration of open_clip (no "
-            f"{', '.join(missing)}); its model_configs/ViT-B-32.json is an example"
-        )
+    _check_form(config, f"model {name}: {path}")
     preprocessing = whole.get("preprocess_cfg")
     found = Architecture(name, config, {})
     return found.preprocessed(preprocessing if isinstance(preprocessing, dict) else {})
+
+
+def _check_form(config: object, place: str) -> None:
+    """Checks that a configuration has the sections that every model of open_clip has.
+
+    Raises:
+        UserError: a section is missing or of another kind.
+    """
+    kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
+    found = config if isinstance(config, dict) else {}
+    wrong = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
+    if wrong:
+        raise UserError(
+            f"{place} is not a model configuration of open_clip (no {', '.join(wrong)}); its "
+            "model_configs/ViT-B-32.json is an example"
+        )
 
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.checkpoint import storage
+from neuclip.checkpoint.entries import own_entry
 from neuclip.checkpoint.sharded import is_sharded
+from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
@@ -109,16 +110,27 @@ class Checkpoint:
     @cached_property
     def config(self) -> RunConfig | None:
         """The settings of the run; none if neuclip did not write the checkpoint."""
-        own = self.own
-        if own is None:
+        tree = self._recorded_settings
+        if tree is None:
             return None
         try:
-            return validate(yaml.safe_load(own["config"]), str(self.path))
+            return validate(tree, str(self.path))
         except UserError as error:
             raise UserError(
                 f"{error}\nthe settings in this checkpoint are not those of this version: use the "
                 "version that wrote it, or start a new run from its weights (--pretrained)"
             ) from None
+
+    @property
+    def _recorded_settings(self) -> dict[str, Any] | None:
+        """The settings of the run as a tree of plain values; None if there is no record."""
+        if self.own is None:
+            return None
+        place = f"checkpoint {self.path}: the recorded configuration"
+        tree = read_yaml_text(self.own["config"], place)
+        if not isinstance(tree, dict):
+            raise UserError(f"{place} has no sections")
+        return tree
 
     def run_config(self) -> RunConfig:
         """The settings of the run.
@@ -164,11 +176,13 @@ class Checkpoint:
             UserError: the record is damaged, or of an architecture that cannot be built.
         """
         if self.own is not None and "architecture" in self.own:
-            return recorded(self.own["architecture"])
+            return recorded(self.own["architecture"], self.path)
         if is_repository(self.choice.path):
             return find_architecture(f"{LOCAL}{self.choice.path}")
-        if self.own is not None:  # an earlier version recorded the name alone
-            return find_architecture(yaml.safe_load(self.own["config"])["model"]["name"])
+        settings = self._recorded_settings
+        if settings is not None:  # an earlier version recorded the name alone
+            model = settings.get("model")
+            return find_architecture(str(model.get("name") if isinstance(model, dict) else model))
         if is_repository(self.path.parent):
             return find_architecture(f"{LOCAL}{self.path.parent}")
         return self._flags_architecture
@@ -269,7 +283,7 @@ def open_checkpoint(
         plain=AVERAGES in content and not averaged,
         epoch=_whole_number(content.get("epoch")),
         name=name if isinstance(name := content.get("name"), str) else None,
-        own=own if isinstance(own := content.get("neuclip"), dict) else None,
+        own=own_entry(content, path),
     )
 
 

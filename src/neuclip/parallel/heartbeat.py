@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 
 from torch.distributed.distributed_c10d import Store
 
+from neuclip.errors import printable
 from neuclip.parallel.launch import hostname
 
 log = logging.getLogger("neuclip")
@@ -27,6 +28,9 @@ _GRACE = 5
 """Grace period in beats: how long a process may take to stop after it has read of a failure, how
 long the store's host waits for the others to read it, and the gap after which a thread must have
 been paused."""
+
+_LINES, _LINE = 40, 1000
+"""Largest number of lines, and of characters in one, that are taken from another's message."""
 
 _FAILURE, _READERS = "failure", "failure_read"
 
@@ -44,6 +48,23 @@ class Failure:
     rank: int | None
     host: str
     reason: str
+
+    @classmethod
+    def read(cls, text: bytes) -> "Failure":
+        """A failure from the store, to which any program that reaches the port can write.
+
+        Text is shortened and its control characters are escaped; other content is replaced.
+        """
+        try:
+            found = json.loads(text)
+            rank, host, reason = (found[key] for key in ("rank", "host", "reason"))
+        except (ValueError, TypeError, LookupError, RecursionError):
+            rank, host, reason = None, None, None
+        if not isinstance(host, str) or not isinstance(reason, str):
+            return cls(None, "", f"unreadable message in the store: {_quoted(text)}")
+        known = isinstance(rank, int) and not isinstance(rank, bool)
+        lines = (printable(line, _LINE) for line in reason.splitlines()[:_LINES])
+        return cls(rank if known else None, printable(host), "\n".join(lines))
 
     def __str__(self) -> str:
         where = f" on {self.host}" if self.host else ""
@@ -118,7 +139,7 @@ class Heartbeat:
         if self._failure is None:
             text = json.dumps(asdict(failure))
             try:
-                failure = Failure(**json.loads(self._store.compare_set(_FAILURE, "", text)))
+                failure = Failure.read(self._store.compare_set(_FAILURE, "", text))
             except RuntimeError:
                 log.warning("cannot notify the other processes: the store does not answer")
         return self._learn(failure)
@@ -153,17 +174,17 @@ class Heartbeat:
         self._beats += 1
         self._store.set(f"beat/{self._rank}", f"{self._beats} {hostname()}")
         if self._store.check([_FAILURE]):
-            self._learn(Failure(**json.loads(self._store.get(_FAILURE))))
+            self._learn(Failure.read(self._store.get(_FAILURE)))
         neighbour = (self._rank - 1) % self._size
         key = f"beat/{neighbour}"
-        beat = self._store.get(key).decode() if self._store.check([key]) else ""
+        beat = self._store.get(key).decode(errors="replace") if self._store.check([key]) else ""
         now, before, (heard, since) = time.monotonic(), self._answered, self._heard
         self._answered = now
         # After a pause of this process, the neighbour's silence proves nothing.
         if beat != heard or now - before > self.grace:
             self._heard = beat, now
         elif now - since > self.silence:
-            self.report(_silent(neighbour, beat.partition(" ")[2], self.silence))
+            self.report(_silent(neighbour, printable(beat.partition(" ")[2]), self.silence))
 
     def _acknowledge(self) -> None:
         """Counts this process as a reader of the failure; the host waits for all readers."""
@@ -206,6 +227,10 @@ class Heartbeat:
             "lost the connection to MASTER_ADDR: process 0 (under torchrun: the launcher) was "
             "killed or paused, or its machine is down",
         )
+
+
+def _quoted(text: bytes) -> str:
+    return repr(printable(text[:200].decode(errors="replace")))
 
 
 def _silent(rank: int, host: str, seconds: float) -> Failure:

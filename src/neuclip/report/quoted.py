@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import yaml
-
+from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.errors import UserError, nearest
 
 MEASURES = {
@@ -60,7 +59,7 @@ class Quoted:
 def load_quoted() -> tuple[Quoted, ...]:
     """All published results, in the order of the file."""
     text = resources.files("neuclip.report").joinpath("published.yaml").read_text(encoding="utf-8")
-    content: dict[str, Any] = yaml.safe_load(text)
+    content: dict[str, Any] = read_yaml_text(text, "published.yaml")
     sources = {key: Citation(**row) for key, row in content["sources"].items()}
     return tuple(
         Quoted(

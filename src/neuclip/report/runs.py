@@ -4,18 +4,22 @@ import math
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from neuclip.catalogue.neuclip import recorded_method
 from neuclip.config.recipes import read_yaml
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
 from neuclip.evaluation.results import Gallery, read_eval_results, read_gallery
+from neuclip.files import describe
 from neuclip.run_folder import RunFolder, record_lines
 
 Numbers = dict[str, float]
 
 EXAMPLES = 20
+_LARGEST = 1e100
+"""Larger numbers are no measurements, and overflow when figures are drawn."""
 
 
 @dataclass(frozen=True)
@@ -142,12 +146,13 @@ def load_runs(folders: list[Path]) -> list[LoadedRun]:
     if not unique:
         raise UserError("a report needs at least one run folder")
     names = [folder.name for folder in unique]
-    return [
-        _load(
-            RunFolder(folder),
-            folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}",
-        )
+    labels = (
+        folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
         for folder in unique
+    )
+    return [
+        _load(RunFolder(folder), printable(label, 300))
+        for folder, label in zip(unique, labels, strict=True)
     ]
 
 
@@ -183,16 +188,14 @@ def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Numbers], list[Eval
 
     A resumed run may record some steps twice: the later record counts.
     """
-    if not path.is_file():
-        gaps.append(f"{path.name} is missing: no curves")
-        return [], []
-    records = record_lines(path)
+    records = _read_lines(path, gaps)
+    absurd: set[str] = set()
     train: list[Numbers] = []
     evaluations: list[Evaluation] = []
     for record in records:
         if record is None:
             continue
-        numbers = _numbers(record)
+        numbers = _numbers(record, absurd)
         if record.get("kind") == "train":
             step = numbers.get("step", math.inf)
             while train and train[-1].get("step", -math.inf) >= step:
@@ -201,15 +204,16 @@ def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Numbers], list[Eval
         elif record.get("kind") == "eval":
             split, epoch = str(record.get("split", "")), numbers.get("epoch", 0.0)
             evaluations = [e for e in evaluations if e.split != split or e.epoch < epoch]
-            metrics = _numbers(record.get("metrics"))
+            metrics = _numbers(record.get("metrics"), absurd)
             evaluations.append(Evaluation(split, epoch, numbers.get("samples_seen"), metrics))
+    _add_absurd(gaps, path.name, absurd)
     broken = [number for number, record in enumerate(records, start=1) if record is None]
-    if broken == [len(records)]:
+    if broken and broken == [len(records)]:
         gaps.append(f"the last line of {path.name} is cut off, as in a killed run; it is left out")
     elif broken:
         where = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
         gaps.append(f"{path.name} has unreadable lines, which are left out: {where}")
-    if not train:
+    if records and not train:
         gaps.append(f"{path.name} has no training records: no training curves")
     return train, evaluations
 
@@ -224,13 +228,15 @@ def _add_results(folder: RunFolder, known: list[Evaluation], gaps: list[str]) ->
             gaps.append(_without_folder(error, path.parent))
             continue
         seen = next((e.samples_seen for e in known if e.epoch == epoch), None)
+        absurd: set[str] = set()
         for result in results:
             same = [e for e in found if e.split == result.key and e.epoch == epoch]
-            metrics = dict(result.metrics)
+            metrics = _numbers(result.metrics, absurd)
             for older in same:
                 metrics = {**older.metrics, **metrics}
                 found.remove(older)
             found.append(Evaluation(result.key, epoch, seen, metrics))
+        _add_absurd(gaps, path.name, absurd)
     if not found:
         gaps.append(
             f"no evaluation yet: neither in {folder.metrics.name} nor in {folder.eval_results.name}"
@@ -269,15 +275,36 @@ def _without_folder(error: UserError, folder: Path) -> str:
     return str(error).replace(f"{folder}/", "")
 
 
-def _numbers(record: object) -> Numbers:
-    """The numeric entries of an object."""
+def _numbers(record: object, absurd: set[str]) -> Numbers:
+    """The numeric entries of an object. Keys of numbers that cannot be drawn go to `absurd`."""
     if not isinstance(record, dict):
         return {}
-    return {
-        str(key): float(value)
-        for key, value in record.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    found: Numbers = {}
+    for key, value in record.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if _LARGEST < abs(value) < math.inf:  # NaN and infinity are recorded as they are
+            absurd.add(printable(str(key)))
+        else:
+            found[str(key)] = float(value)
+    return found
+
+
+def _read_lines(path: Path, gaps: list[str]) -> list[dict[str, Any] | None]:
+    if not path.is_file():
+        gaps.append(f"{path.name} is missing: no curves")
+        return []
+    try:
+        return record_lines(path)
+    except OSError as error:
+        gaps.append(f"{path.name} cannot be read: {describe(error)}")
+        return []
+
+
+def _add_absurd(gaps: list[str], name: str, absurd: set[str]) -> None:
+    if absurd:
+        keys = ", ".join(sorted(absurd)[:5])
+        gaps.append(f"{name} has numbers beyond {_LARGEST:g}, which are left out: {keys}")
 
 
 def _flatten(tree: object, path: str = "") -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from neuclip.checkpoint import storage
 from neuclip.checkpoint.common import CheckpointError
+from neuclip.checkpoint.entries import own_entry, restoring
 from neuclip.checkpoint.rng import random_state, restore_random_state
 from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.model.ema import AVERAGES, WeightAverage
@@ -91,7 +92,7 @@ class RunState:
         """
         run, path = self._run, checkpoint.path
         content = storage.load(checkpoint, live=self._sharded_tensors())
-        own = content.get("neuclip")
+        own = own_entry(content, path)
         if own is None:
             raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
         for key, value in resume_identity(run).items():
@@ -100,14 +101,15 @@ class RunState:
                     f"checkpoint {path} has {key} {own.get(key)!r}, this run has {value!r}; an "
                     "exact resume needs them equal"
                 )
-        storage.load_weights(run.clip.towers, content["state_dict"], path)
-        run.optimizer.load_state_dict(content["optimizer"])
-        self._load_average(content, path)
-        storage.load_loss(run.loss, own["loss"], path)
-        self.step = int(own["step"])
-        self._monitor.skipped = int(own["skipped"])
-        restore_random_state(own, run.device, run.config.seed + self.step)
-        self._data.resume(int(own["fingerprint"]), own["damage"])
+        with restoring(path):
+            storage.load_weights(run.clip.towers, content["state_dict"], path)
+            run.optimizer.load_state_dict(content["optimizer"])
+            self._load_average(content, path)
+            storage.load_loss(run.loss, own["loss"], path)
+            self.step = int(own["step"])
+            self._monitor.skipped = int(own["skipped"])
+            restore_random_state(own, run.device, run.config.seed + self.step)
+            self._data.resume(int(own["fingerprint"]), own["damage"])
         log.info("resumed %s at step %d", path, self.step)
 
     def _load_average(self, content: dict[str, Any], path: Path) -> None:

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from neuclip.files import cache_home, replacing
 
 _FORMAT = 4
 _NO_INTEGER = -1
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -162,10 +163,11 @@ def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
                 return None
             findings = json.loads(str(stored["findings"]))
             rows, keys = stored["long_key_rows"].tolist(), stored["long_keys"].tolist()
+            samples = len(stored["integer_keys"])
             return TarIndex(
-                blocks=stored["blocks"],
-                sizes=stored["sizes"],
-                integer_keys=stored["integer_keys"],
+                blocks=_shaped(stored["blocks"], np.uint32, samples, 5),
+                sizes=_shaped(stored["sizes"], np.uint32, samples, 5),
+                integer_keys=_shaped(stored["integer_keys"], np.int64, samples),
                 long_keys=dict(zip(rows, keys, strict=True)),
                 damage=str(stored["damage"]) or None,
                 findings=tuple((kind, key, text) for kind, key, text in findings),
@@ -173,8 +175,21 @@ def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
                 joined=int(stored["joined"]),
                 long_endings=frozenset(stored["long_endings"].tolist()),
             )
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
         return None  # missing or truncated: scan again
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError):
+        return None  # changed: what numpy and zipfile raise depends on the byte
+
+
+def _shaped(array: NDArray[T], kind: type[T], *shape: int) -> NDArray[T]:
+    """The array.
+
+    Raises:
+        ValueError: it is of another type or shape.
+    """
+    if array.dtype != kind or array.shape != shape:
+        raise ValueError(f"{array.dtype} {array.shape} instead of {kind} {shape}")
+    return array
 
 
 def _save(place: Path, stamp: NDArray[np.int64], index: TarIndex) -> None:

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from neuclip.data.progress import Progress
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
 from neuclip.evaluation.datacomp.convert import convert
 from neuclip.evaluation.datacomp.suite import Task
 from neuclip.files import cannot_write, describe, folder_when_complete, sha256
@@ -29,6 +29,8 @@ _WANTED = (
     "test/nshards.txt",
     "test/*.tar",
 )
+_FILES = 100_000
+"""Largest number of files in a repository; DataComp's sets have at most some hundreds."""
 _SOURCE_RECORD = ".neuclip/source.json"
 
 
@@ -92,7 +94,7 @@ def _download_and_convert(
         sources += found
     origin = {file.rfilename: _digest(file) for file in sources}
     record = folder / _SOURCE_RECORD
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == origin:
+    if _recorded(record) == origin:
         return Downloaded(task, len(sources), 0)
     (table, new_table), (archive, new_archive) = (
         repository.download(file, None, report) for file in sources
@@ -104,19 +106,33 @@ def _download_and_convert(
     return Downloaded(task, len(sources), new_table + new_archive)
 
 
+def _recorded(record: Path) -> object:
+    """The sources that a converted set was made of; None if they are not recorded."""
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 class _Repository:
-    """The current commit of a dataset repository."""
+    """The current commit of a dataset repository.
+
+    The hub's library sends the access token to the hub alone, and asks for the list of files once.
+
+    Attributes:
+        files: all files, with sizes and checksums.
+    """
 
     def __init__(self, name: str) -> None:
         from huggingface_hub import HfApi
 
         self._name = name
-        self._info: DatasetInfo = HfApi().dataset_info(name, files_metadata=True)
-
-    @property
-    def files(self) -> "list[RepoSibling]":
-        """All files, with sizes and checksums."""
-        return self._info.siblings or []
+        try:
+            self._info: DatasetInfo = HfApi().dataset_info(name, files_metadata=True)
+            self.files = _checked(self._info.siblings or [])
+        except (LookupError, TypeError, AttributeError, RecursionError) as error:
+            why = printable(f"{type(error).__name__}: {error}")
+            raise UserError(f"{name}: the hub's answer is not a list of files ({why})") from None
 
     def download(
         self, file: "RepoSibling", folder: Path | None, report: Progress | None
@@ -152,6 +168,23 @@ class _Repository:
                 f"{file.size} bytes) and was removed: run the command again"
             )
         return path, True
+
+
+def _checked(files: "list[RepoSibling]") -> "list[RepoSibling]":
+    """The list of files, if it is one that a hub may send. Its library refuses paths with `..`.
+
+    Raises:
+        TypeError: too many files, or a file without a name or a size.
+    """
+    if len(files) > _FILES:
+        raise TypeError(f"{len(files):,} files, more than {_FILES:,}")
+    for file in files:
+        name, size = cast(object, file.rfilename), cast(object, file.size)
+        if not isinstance(name, str) or not name.isprintable():
+            raise TypeError(f"the name {name!r}")
+        if not isinstance(size, int) or size < 0:
+            raise TypeError(f"{name} of the size {size!r}")
+    return files
 
 
 def _digest(file: "RepoSibling") -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import TypeAdapter
 
+from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.errors import UserError, nearest
 
 TaskKind = Literal["classification", "retrieval", "association"]
@@ -162,7 +162,7 @@ def load_suite() -> Suite:
         .joinpath("suite.yaml")
         .read_text(encoding="utf-8")
     )
-    content: dict[str, Any] = yaml.safe_load(text)
+    content: dict[str, Any] = read_yaml_text(text, "suite.yaml")
     one = TypeAdapter(Task)
     tasks: dict[str, Task] = {}
     for key, row in content["tasks"].items():

@@ -41,6 +41,11 @@ class Fake:
     token: str | None = None
     requests: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
+    siblings: object = None
+    listing: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    elsewhere: str = ""
+    tokens: set[str | None] = field(default_factory=set)
 
     def entry(self, repository, path):
         """How the hub lists a file: large ones (here all but texts) with their SHA-256."""
@@ -75,6 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         fake = self.server.fake
         path = self.path.partition("?")[0]
         fake.requests.append((self.command, path))
+        fake.tokens.add(self.headers["Authorization"])
         repository, _, file = (
             path.removeprefix("/api").removeprefix("/datasets/").partition(f"/resolve/{COMMIT}/")
         )
@@ -86,14 +92,19 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, X_Error_Code="RepoNotFound")
         elif path.startswith("/api/"):
             entries = [fake.entry(repository, path) for path in fake.files[repository]]
+            entries = entries if fake.siblings is None else fake.siblings
             info = {"id": repository, "sha": COMMIT, "siblings": entries}
-            self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
+            listing = json.dumps(info).encode() if fake.listing is None else fake.listing
+            self.answer(200, listing, Content_Type="application/json", **fake.headers)
         else:
             self.content(fake, repository, file)
 
     def content(self, fake, repository, path):
         content, entry = fake.files[repository][path], fake.entry(repository, path)
-        self.send_response(200)
+        self.send_response(302 if fake.elsewhere else 200)
+        if fake.elsewhere:
+            self.send_header("Location", fake.elsewhere + self.path)
+            self.send_header("X-Linked-Size", str(len(content)))
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{entry.get("lfs", {}).get("sha256") or entry["blobId"]}"')
         self.send_header("Content-Length", str(len(content)))
@@ -263,6 +274,53 @@ def test_paths_that_lead_out(hub, tmp_path):
     with pytest.raises(UserError, match=r"evil\.tar': cannot contain a '\.\.' path segment"):
         download_task(tmp_path, MNIST)
     assert not list(tmp_path.rglob("evil*"))
+
+
+ODD_LISTINGS = [
+    7,
+    "text",
+    [7],
+    [None],
+    [{}],
+    [{"size": 3}],
+    [{"rfilename": None, "size": 3}],
+    [{"rfilename": 5, "size": 3}],
+    [{"rfilename": "test/0.tar"}],
+    [{"rfilename": "test/0.tar", "size": "3"}],
+    [{"rfilename": "test/0.tar", "size": -3}],
+    [{"rfilename": "\x1b[2J.tar", "size": 3}],
+    [{"rfilename": "test/0.tar", "size": 3, "lfs": 7}],
+    [{"rfilename": f"{n}", "size": 0} for n in range(100_001)],
+]
+
+
+def test_odd_listings_are_one_line(hub, tmp_path):
+    for siblings in ODD_LISTINGS:
+        hub.siblings = siblings
+        with pytest.raises(UserError, match="the hub's answer is not a list of files") as caught:
+            download_task(tmp_path, MNIST)
+        assert str(caught.value).isprintable()
+    assert len(hub.requests) == len(ODD_LISTINGS)
+
+
+def test_answers_that_are_no_listing(hub, tmp_path):
+    for answer in (b"[]", b"7", b"{", b"[" * 10**5, b"\xff"):
+        hub.listing = answer
+        with pytest.raises(UserError) as caught:
+            download_task(tmp_path, MNIST)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_next_page_is_not_followed_and_the_token_stays_with_the_hub(hub, tmp_path, monkeypatch):
+    """A listing may name another host, or itself without end; a file may lie on another host."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    other = Fake(files=hub.files)
+    with serving(other):
+        hub.headers = {"Link": f'<{other.address}/next>; rel="next", <{hub.address}>; rel="next"'}
+        hub.elsewhere = other.address
+        download_task(tmp_path, MNIST)
+    assert hub.tokens == {"Bearer hf_secret"} and other.requests and other.tokens == {None}
+    assert sum(path.startswith("/api/") for _, path in hub.requests) == 1
 
 
 def archive(path, pictures):
