@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+SMALLEST = str(Path(__file__).parents[1] / "data" / "model_configs" / "tiny-vit.json")
+
 
 @dataclass(frozen=True)
 class Demo:
@@ -16,12 +18,12 @@ class Demo:
     data: Path
     logs: Path
 
-    def flags(self, name: str, *more: str) -> list[str]:
-        """Two epochs of a tiny model in a few seconds."""
+    def flags(self, name: str, *more: str, model: str = SMALLEST) -> list[str]:
+        """Two epochs of the smallest model in a few seconds."""
         return [
             "--train-data", str(self.data / "train"),
             "--val-data", f"{self.data / 'unseen_face'}::{self.data / 'unseen_character'}",
-            "--model", "glyph-tiny", "--batch-size", "16", "--train-num-samples", "160",
+            "--model", model, "--batch-size", "16", "--train-num-samples", "160",
             "--epochs", "2", "--lr", "1e-3", "--warmup", "5", "--workers", "1", "--device", "cpu",
             "--log-every-n-steps", "5", "--seed", "3",
             "--logs", str(self.logs), "--name", name, *more,

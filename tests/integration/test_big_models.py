@@ -19,12 +19,12 @@ def test_an_averaged_run_resumes_bit_by_bit_and_is_evaluated_by_its_average(demo
     evaluated_average = []
     evaluate = Evaluator.evaluate
 
-    def watch(evaluator, step):
+    def watch(evaluator, step, between_sets):
         run = evaluator._run
         weights = storage.load(run.folder.latest)
         average, live = weights["ema_state_dict"], run.clip.towers.visual.conv1.weight
         evaluated_average.append(torch.equal(live, average["visual.conv1.weight"]))
-        evaluate(evaluator, step)
+        evaluate(evaluator, step, between_sets)
 
     monkeypatch.setattr(Evaluator, "evaluate", watch)
     assert main(["train", *demo.flags("whole", *flags)]) == 0
@@ -53,11 +53,11 @@ def test_an_averaged_run_resumes_bit_by_bit_and_is_evaluated_by_its_average(demo
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo hides it, pytest shows it
 def test_a_locked_tower_stays_what_its_file_says(demo, capsys):
     flags = (*METHOD, "--epochs", "1", "--val-frequency", "0")
-    assert main(["train", *demo.flags("first", *flags)]) == 0
+    assert main(["train", *demo.flags("first", *flags, model="glyph-tiny")]) == 0
     first = demo.logs / "first"
     locked = ("--lock-image", "--lock-image-freeze-bn-stats", "--grad-checkpointing")
     more = ("--pretrained", str(first), *locked, "--torchcompile", "--torchcompile-backend=eager")
-    assert main(["train", *demo.flags("second", *flags, *more)]) == 0
+    assert main(["train", *demo.flags("second", *flags, *more, model="glyph-tiny")]) == 0
     said = capsys.readouterr().err
     assert "initial weights: " in said
     assert "--grad-checkpointing: the image tower (ModifiedResNet) does not" in said

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from neuclip.run_folder import read_records
 from neuclip.training import evaluating
 from neuclip.training.device_prefetch import DevicePrefetcher
 
-from .conftest import kill_group, wait_for
+from .conftest import Demo, kill_group, wait_for
 
 NEUCLIP = (
     "--method", "neuclip", "--num-prototypes", "40", "--restart-steps", "6", "--gamma", "0.4",
@@ -58,11 +59,18 @@ def comparable(folder):
     ]
 
 
-@pytest.fixture
-def whole(demo):
-    """The run that nothing interrupts."""
+@pytest.fixture(scope="module")
+def trained(demo_dir, tmp_path_factory):
+    """The run that nothing interrupts. Do not write into it."""
+    demo = Demo(demo_dir, tmp_path_factory.mktemp("trained"))
     assert main(["train", *demo.flags("whole", *NEUCLIP, "--save-every-steps", "3")]) == 0
     return demo.logs / "whole"
+
+
+@pytest.fixture
+def whole(demo, trained):
+    """A copy of the run that nothing interrupts, in the test's own folder."""
+    return shutil.copytree(trained, demo.logs / "whole")
 
 
 def test_killed_in_mid_epoch_and_resumed(demo, whole):
@@ -252,7 +260,7 @@ def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys, monkeypatch):
 
     def loading(path, mmap=False, **named):
         if not mmap:  # with it, only the step is read
-            loaded.append(path.name)
+            loaded.append(Path(path.name).name)
         return load(path, mmap=mmap, **named)
 
     with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 import torch
@@ -234,7 +235,7 @@ def _reading(
         collate_fn=_unchanged,
         num_workers=settings.workers,
         timeout=WORD_AFTER if settings.workers else 0,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_prepare_worker,
         persistent_workers=lasting and settings.workers > 0,
         pin_memory=settings.pin_memory,
         generator=torch.Generator(),  # the default would draw from the training's generator
@@ -246,7 +247,24 @@ def _unchanged(result: object) -> object:
     return result
 
 
-def _ignore_signals(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    _ignore_signals()
+    _ignore_broken_passing()
+
+
+def _ignore_broken_passing() -> None:
+    """Keeps quiet if the main process ends while it fetches a batch from this process."""
+    print_error = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        passing = threading.current_thread() is not threading.main_thread()
+        if not (passing and isinstance(error, (ConnectionError, EOFError))):
+            print_error(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+def _ignore_signals() -> None:
     """Keeps a worker alive when a scheduler or Ctrl-C signals the whole process group.
 
     The main process still needs batches until its checkpoint. Only a SIGTERM from the main process
