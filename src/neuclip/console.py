@@ -203,6 +203,17 @@ def logging_shown() -> Generator[None]:
             logging.captureWarnings(False)
 
 
+@contextmanager
+def warnings_only() -> Generator[None]:
+    """Drops this package's messages below the level WARNING, for a `with` block."""
+    before = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 class MessageFormatter(logging.Formatter):
     """Formats a message; other packages are named, and a warning is reduced to its first line.
 

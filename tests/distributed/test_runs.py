@@ -101,6 +101,8 @@ def test_a_stopped_run_continues_with_another_number_of_processes(flags, tmp_pat
     two = Ranks(tmp_path / "two", 2, neuclip_train, flags("moved", 8, *more))
     assert two.exit_codes() == [0, 0]
     assert "24 = 6 x 2 micro-batches x 2 processes" in two.output(0)
+    assert "resumed" in two.output(0)
+    assert two.output(1) == ""
     assert_same_end(logs / "whole", logs / "moved", tolerance=1e-7)
     assert losses(logs / "moved") == pytest.approx(losses(logs / "whole"), rel=1e-7)
 

@@ -120,6 +120,16 @@ def test_a_program_with_logging_of_its_own_keeps_it(monkeypatch, capsys):
     assert capsys.readouterr().err == "once\n"
 
 
+def test_processes_beside_the_main_one_show_warnings_only(capsys):
+    ours = logging.getLogger("neuclip")
+    with console.logging_shown():
+        with console.warnings_only():
+            ours.info("hidden")
+            ours.warning("shown")
+        ours.info("shown again")
+    assert capsys.readouterr().err == "shown\nshown again\n"
+
+
 @pytest.mark.parametrize("why", ["a folder", "a link", "gone"])
 def test_a_log_file_that_cannot_be_written_is_reported_once(tmp_path, capsys, why):
     path = tmp_path / "folder" / "out.log"

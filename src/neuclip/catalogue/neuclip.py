@@ -7,6 +7,7 @@ through the prediction.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -37,6 +38,7 @@ from neuclip.method.choices import (
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
+    from neuclip.method.normalizers.pool import PoolSettings
 
 _GRADIENT = (
     "detached: the prediction is a constant for the towers; full: the objective is differentiated "
@@ -257,20 +259,27 @@ def _neuclip(settings: NeuCLIPSettings, run: RunFacts) -> "PairLoss":
 
 def _pool(settings: NeuCLIPPoolSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
-    from neuclip.method.normalizers.pool import PoolNormalizer, PoolSettings
-
-    def sizes(settings: NeuCLIPPoolSettings) -> PoolSettings:
-        return PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size)
+    from neuclip.method.normalizers.pool import PoolNormalizer
 
     normalizer = PoolNormalizer(
         run.embed_dim,
-        sizes(settings),
+        _pool_of(settings),
         step_gamma(settings, run),
         settings.epsilon,
-        for_batch=lambda batch_size: sizes(_pool_sizes(settings, batch_size, None)),
+        for_batch=partial(_pool_for_batch, settings),
         sharded=run.sharded,
     )
     return GlobalContrastiveLoss(run.embed_dim, normalizer, robust_objective(settings))
+
+
+def _pool_of(settings: NeuCLIPPoolSettings) -> "PoolSettings":
+    from neuclip.method.normalizers.pool import PoolSettings
+
+    return PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size)
+
+
+def _pool_for_batch(settings: NeuCLIPPoolSettings, global_batch_size: int) -> "PoolSettings":
+    return _pool_of(_pool_sizes(settings, global_batch_size, None))
 
 
 def _pool_sizes(

@@ -84,6 +84,12 @@ _REFERENCE = (
 _DISTILLATION = "distillation from a teacher"
 _COOLDOWN = "a cooldown: --lr-scheduler is cosine or const"
 _AMORLIP = "this variant of AmorLIP: neuclip has the one of its README"
+_DATACOMP = (
+    "DataComp's train.py: give what it passes on, --train-data DIR/shards --logs DIR --name NAME "
+    "and the scale. small: --model ViT-B-32 --lr 5e-4 --warmup 500 --epochs 5 --train-num-samples "
+    "2560000, and 4096 pairs per step (--batch-size x --accum-freq x GPUs); medium: the same with "
+    "--train-num-samples 25600000"
+)
 _REMOVED = "TorchScript and Horovod, which open_clip removed: start with torchrun or srun"
 _OFFLOAD = "FSDP's further modes: --fsdp shards parameters, gradients and optimizer"
 
@@ -101,6 +107,7 @@ OUT_OF_SCOPE: Mapping[str, str] = {
     **dict.fromkeys(("torchscript", "trace", "horovod"), _REMOVED),
     **dict.fromkeys(("fsdp-no-reshard-after-forward", "fsdp-offload-cpu"), _OFFLOAD),
     **dict.fromkeys(("epochs-cooldown", "lr-cooldown-end", "lr-cooldown-power"), _COOLDOWN),
+    **dict.fromkeys(("scale", "exp-name", "num-checkpoints", "data-weights"), _DATACOMP),
     "use-bn-sync": "synchronized BatchNorm: each process normalizes by its own micro-batch",
     "pretrained-image": (
         "ImageNet weights by name: give the file of the image tower with --pretrained-image-path"

@@ -113,8 +113,15 @@ def _file(path: Path, given: Kind | None) -> Recognised:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise _missing(path)
     return path
+
+
+def _missing(path: Path) -> UserError:
+    hint = ""
+    if not path.is_absolute() and len(path.parts) == 2 and not path.parent.exists():
+        hint = f"; a data set of the hub: hf download {path} --repo-type dataset --local-dir DIR"
+    return UserError(f"{path}: no such file or folder{hint}")
 
 
 # a file ------------------------------------------------------------------------------------------
@@ -130,7 +137,7 @@ def _kind_of_files(paths: Sequence[Path]) -> Kind:
     existing = [path for path in paths if path.is_file()][:_LOOKED_INTO]
     if not existing:
         if kind is None and not paths[0].exists():
-            raise UserError(f"{paths[0]}: no such file or folder")
+            raise _missing(paths[0])
         return kind or "webdataset"
     heads = [first_bytes(path) for path in existing]
     if kind == "webdataset":

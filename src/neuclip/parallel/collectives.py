@@ -4,6 +4,7 @@ Callers need no special case for world size 1. A global batch is the ranks' loca
 order.
 """
 
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -354,6 +355,8 @@ def data_parallel(towers: nn.Module, device: torch.device) -> nn.Module:
     """
     if not is_active() or isinstance(towers, FSDPModule):
         return towers
+    # A 1 x 1 convolution in channels-last layout has two equal descriptions of its strides.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     device_ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(towers, device_ids=device_ids)
 

@@ -8,7 +8,7 @@ import os
 import time
 import traceback
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from neuclip import console
 from neuclip.errors import OtherProcessFailed, Preempted, UserError
 from neuclip.parallel.heartbeat import Failure, Heartbeat
 from neuclip.parallel.launch import Launch, hostname, launch_environment, under_torchrun
@@ -100,7 +101,8 @@ def open_process_group(
 ) -> Generator[Launch]:
     """Joins the processes that the launcher started, for the duration of a `with` block.
 
-    If one of them fails, dies or falls silent, the block ends on all of them.
+    If one of them fails, dies or falls silent, the block ends on all of them. Messages below the
+    level WARNING come from the main process only.
 
     Args:
         device: device of this process; a GPU selects NCCL, a CPU gloo.
@@ -118,7 +120,8 @@ def open_process_group(
         yield launch
         return
     stopped: Preempted | None = None
-    with _joining(launch, device, limits) as group:
+    shown = console.warnings_only() if launch.rank else nullcontext()
+    with shown, _joining(launch, device, limits) as group:
         try:
             yield launch
         except Preempted as stop:  # on all processes, after the same step

@@ -163,7 +163,7 @@ def _load(folder: RunFolder, label: str) -> LoadedRun:
     if not folder.config.is_file():
         raise UserError(
             f"{folder.path} is not a run folder: it has no {folder.config.name} "
-            "(a run folder is <logs>/<name>, as written by neuclip train)"
+            f"(a run folder is <logs>/<name>; all runs of a folder: {folder.path}/*)"
         )
     tree = read_yaml(folder.config)
     method = tree.get("method")

@@ -94,7 +94,10 @@ class RunState:
         content = storage.load(checkpoint, live=self._sharded_tensors())
         own = own_entry(content, path)
         if own is None:
-            raise CheckpointError(f"checkpoint {path} was not written by neuclip: it cannot resume")
+            raise CheckpointError(
+                f"checkpoint {path} was not written by neuclip: it cannot resume; --pretrained "
+                f"{path} starts from its weights"
+            )
         for key, value in resume_identity(run).items():
             if own.get(key) != value:
                 raise CheckpointError(

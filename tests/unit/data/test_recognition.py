@@ -114,8 +114,10 @@ def test_a_split_that_is_not_there(make):
     folder = make("test-0.csv", "validation-0.csv")
     with pytest.raises(UserError, match=r"has no split train: name the one to read, .*/test or "):
         recognise(str(folder), AUTO)
-    with pytest.raises(UserError, match="train: no such file or folder"):
+    with pytest.raises(UserError, match=r"train: no such file or folder$"):
         recognise(f"{folder}/train", AUTO)
+    with pytest.raises(UserError, match="hf download owner/set --repo-type dataset"):
+        recognise("owner/set", AUTO)
 
 
 def test_a_dataset_of_several_splits(make, tmp_path):

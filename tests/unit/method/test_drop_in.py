@@ -1,6 +1,7 @@
 """Losses from the width of the embeddings alone: in anybody's loop, with no other number."""
 
 import logging
+import pickle
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_states_before_and_after_the_first_call(name):
     same(run(later, first=2), expected[4:])
     later.load_state_dict(fresh)  # back to the start, in a loss that has seen batches
     same(run(later), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_reaches_another_process(name):
+    """As `torch.multiprocessing.spawn` and `torch.save` of the whole module send it."""
+    loss = create_loss(name, embed_dim=DIM)
+    same(run(pickle.loads(pickle.dumps(loss))), run(loss))
 
 
 def test_the_first_batch_settles_the_pool():

@@ -5,8 +5,10 @@ Everything is decided when a table is opened, so that a mistake costs no sample.
 
 import base64
 import binascii
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +17,16 @@ from neuclip.data.sources.source import Captions, Strings
 from neuclip.errors import UserError, printable
 from neuclip.first_bytes import describe
 
+_log = logging.getLogger("neuclip")
+
 IMAGE_COLUMNS = (
     "filepath", "image", "image_path", "img", "jpg", "png", "webp", "path", "file", "file_name",
-    "filename",
+    "filename", "image_name",
 )  # fmt: skip
-CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions")
+CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions", "comment")
 
 _CHECKED = 100  # paths looked for, spread over the table
+_NEAR = 50  # folders near a table
 _SHOWN = 12  # columns in a message
 _SHORTEST = 64  # characters of an image file as base64 text
 
@@ -97,6 +102,11 @@ def _no_column(what: str, names: Sequence[str], wanted: str | None, where: Path)
     remedy = f"name one with {flag} (and the separator with --csv-separator if these look joined)"
     if what == "image" and any(name.strip().lower() in {"url", "image_url"} for name in names):
         remedy = f"the images are {DOWNLOAD}; if another column holds paths, name it with {flag}"
+    elif {"images", "annotations"} <= set(names):
+        return UserError(
+            f"{where} holds annotations as COCO writes them: write one line an image, as in "
+            '{"file_name": "1.jpg", "caption": ["a cat", "a grey cat"]} (docs/data.md has the code)'
+        )
     elif any(name.startswith(("http://", "https://")) for name in names):
         remedy = f"the first line must hold the names of the columns; the images are {DOWNLOAD}"
     return UserError(f"{where}: {lacks} for the {what}; its columns are {shown}: {remedy}")
@@ -112,15 +122,16 @@ def image_root(table: Path, images: Strings) -> Path:
     """The folder that the image paths of a table are relative to.
 
     It is the table's folder or the current folder, whichever has more of a hundred images, spread
-    over the table.
+    over the table. If neither has any, it is the folder inside or beside the table's folder that
+    has them, as in Flickr8k (`captions.txt` beside `Images/`); a log line names it.
 
     Args:
         table: the table.
         images: the image paths.
 
     Raises:
-        UserError: neither has any of them; the message says what the paths are and where they were
-            looked for.
+        UserError: no such folder has any of them, or several have equally many; the message says
+            what the paths are and where they were looked for.
     """
     step = max(1, len(images) // _CHECKED)
     names = [images[row] for row in range(0, len(images), step)]
@@ -131,16 +142,44 @@ def image_root(table: Path, images: Strings) -> Path:
     roots = [table.parent]
     if Path.cwd() != table.parent.resolve() and not all(map(os.path.isabs, names)):
         roots.append(Path.cwd())
-    found = [sum(os.path.isfile(root / name) for name in names) for root in roots]  # noqa: PTH113
-    if not any(found):
-        places = " and in the current folder ".join(map(str, roots))
-        slashes = "; they contain backslashes, which must be /" if "\\" in names[0] else ""
+    found = _counts(roots, names)
+    if any(found):
+        return roots[found.index(max(found))]
+    near = [] if "\\" in names[0] else _folders_near(table)
+    found = _counts(near, names)
+    best = [root for root, count in zip(near, found, strict=True) if 0 < count == max(found)]
+    first = printable(names[0])
+    if len(best) > 1:
         raise UserError(
-            f"{table}: none of the {len(names)} image paths tried exists; the first is "
-            f"'{printable(names[0])}', looked for in {places}{slashes}: paths must be absolute, or "
-            "relative to one of these folders"
+            f"{table}: images such as '{first}' exist in {' and in '.join(map(str, best[:3]))}: "
+            "start in the folder that the paths are relative to"
         )
-    return roots[found.index(max(found))]
+    if best:
+        _log.info("%s: image paths are relative to %s", table, best[0])
+        return best[0]
+    places = " and in the current folder ".join(map(str, roots))
+    slashes = "; they contain backslashes, which must be /" if "\\" in names[0] else ""
+    raise UserError(
+        f"{table}: none of the {len(names)} image paths tried exists; the first is '{first}', "
+        f"looked for in {places}{slashes}: paths must be absolute, or relative to one of these "
+        "folders"
+    )
+
+
+def _counts(roots: Iterable[Path], names: Sequence[str]) -> list[int]:
+    """How many of the images each folder has."""
+    return [sum(os.path.isfile(root / name) for name in names) for root in roots]  # noqa: PTH113
+
+
+def _folders_near(table: Path) -> list[Path]:
+    """Folders inside and beside the folder of a table, some at most."""
+    folder = table.resolve().parent
+    near: list[Path] = []
+    for place in (folder, folder.parent):
+        with contextlib.suppress(OSError):
+            names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
+            near += [place / name for name in names[:_NEAR] if place / name != folder]
+    return near if table.is_absolute() else [Path(os.path.relpath(path)) for path in near]
 
 
 def _check_paths(table: Path, names: Sequence[str]) -> None:

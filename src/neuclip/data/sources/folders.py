@@ -22,6 +22,8 @@ from neuclip.data.sources.source import (
 from neuclip.errors import UserError, printable
 
 _NONE = -1
+_OF_A_SET = {"classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"}
+"""Texts that describe an evaluation set."""
 
 
 class FolderSource(Source):
@@ -78,7 +80,7 @@ class FolderSource(Source):
         keys = {key for key, _ in images}
         if not captions.keys() <= keys:
             others += [(key, f"{key}.{ending}") for key, ending in captions.items()]
-        for name in (name for key, name in others if key not in keys):
+        for name in (name for key, name in others if key not in keys and name not in _OF_A_SET):
             tally.add("alone", below + name)
         for ending in dict.fromkeys(captions.values()):
             self._endings.setdefault(ending, len(self._endings))
@@ -119,6 +121,9 @@ class FolderSource(Source):
         return self._captions.read(content)
 
     def _no_images(self) -> str:
+        shards = next(self._folder.glob("*/*.tar"), None)
+        if shards is not None:  # DataComp's pool, beside its metadata
+            return f"{self._folder} has its tar shards in {shards.parent}: give that folder"
         known = " ".join(f".{ending}" for ending in image_endings())
         return (
             f"{self._folder} contains no .tar shards, tables or images ({known}){self._not_read()}"

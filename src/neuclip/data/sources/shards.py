@@ -114,7 +114,8 @@ def build_index(
         reasons = "".join(f"\n  {found}" for found in [*unused, *damage[:5]])
         raise UserError(
             f"no samples in {quantity(len(shards), 'shard')}, {shards[0]} first: expected tar "
-            f"files with members like 000000000.jpg and 000000000.txt{reasons}"
+            "files with members like 000000000.jpg and 000000000.txt; --image-key ENDING and "
+            f"--text-key ENDING read others{reasons}"
         )
     joined = ShardIndex(shards, indexes, captions, tuple(damage), known or known_endings())
     joined.opened, joined.tally = "; ".join(_notes(joined, indexes)), tally

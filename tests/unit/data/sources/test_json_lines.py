@@ -56,6 +56,12 @@ def test_a_folder_of_images_with_metadata(write, tmp_path):
     assert "JSON lines" in source.opened
 
 
+def test_annotations_of_coco_are_named(write):
+    content = json.dumps({"info": {}, "images": [{"id": 1}], "annotations": [{"image_id": 1}]})
+    with pytest.raises(UserError, match="holds annotations as COCO writes them: write one line"):
+        open_source(write("captions_train2017.json", content))
+
+
 def test_lines_that_are_not_objects_are_counted(write):
     source = open_source(write("t.jsonl", f"{LINES}\n[1]\n{{broken\n"))
     assert len(source) == 4

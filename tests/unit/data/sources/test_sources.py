@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import pickle
+import shutil
 from collections import Counter
 
 import pytest
@@ -203,6 +204,31 @@ def test_paths_relative_to_the_table_or_to_where_the_user_stands(
         open_source(str(table))
 
 
+@pytest.mark.parametrize("place", ["set/captions.txt", "set/annotations/captions.csv"])
+def test_images_in_a_folder_inside_or_beside_that_of_the_table(
+    tmp_path, images, rows, caplog, place
+):
+    """As in Flickr8k: `captions.txt` beside `Images`; as in COCO: `annotations` beside it."""
+    (tmp_path / "set" / "annotations").mkdir(parents=True)
+    images.rename(tmp_path / "set" / "Images")
+    plain = [(path.removeprefix("images/"), caption) for path, caption in rows]
+    table = write_table(tmp_path / place, plain, separator=",")
+    with caplog.at_level("INFO", "neuclip"):
+        source = open_source(str(table))
+    assert [source.read(n).caption for n in range(len(source))] == [text for _, text in rows]
+    assert f"image paths are relative to {tmp_path / 'set' / 'Images'}" in caplog.text
+    shutil.copytree(tmp_path / "set" / "Images", tmp_path / "set" / "copy")
+    with pytest.raises(UserError, match=r"exist in .*/set/Images and in .*/set/copy: start in"):
+        open_source(str(table))
+
+
+def test_a_table_as_flickr30k_has_it(tmp_path, images, rows):
+    lines = [f"{path}| 0| {caption}" for path, caption in rows]
+    table = tmp_path / "results.csv"
+    table.write_text("\n".join(["image_name| comment_number| comment", *lines]))
+    check(open_source(str(table)))
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -318,6 +344,18 @@ def test_folders_that_are_no_data(tmp_path, images):
     with pytest.raises(UserError, match=r"contains no \.tar shards, tables or images"):
         (tmp_path / "empty").mkdir()
         open_source(str(tmp_path / "empty"))
+    (tmp_path / "pool" / "shards").mkdir(parents=True)
+    (tmp_path / "pool" / "shards" / "0.tar").touch()
+    with pytest.raises(UserError, match=r"has its tar shards in .*/pool/shards: give that folder"):
+        open_source(str(tmp_path / "pool"))
+
+
+def test_texts_of_an_evaluation_set_are_not_captions(images):
+    for name in ("classnames.txt", "zeroshot_classification_templates.txt", "other.txt"):
+        (images / name).write_text("cat")
+    (line,) = open_source(str(images), captions="optional").unused
+    assert "other.txt" in line
+    assert "classnames" not in line
 
 
 # --- parquet and Hugging Face datasets
