@@ -198,7 +198,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         config = smoke(config)
         notes.append(
             "--smoke puts glyph-tiny, batches of 16 and 2 epochs of 10 steps in place of the "
-            "model, batch and length that were given"
+            "model, batch and length that were given; the method's schedules keep their length"
         )
     if not config.only_evaluates:
         notes = [*choice.notes, *notes]
