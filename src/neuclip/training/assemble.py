@@ -45,6 +45,7 @@ from neuclip.training.folder_lock import FolderLock
 from neuclip.training.open_run import changed_settings, earlier_config, open_run_folder
 from neuclip.training.optim import Optimizer
 from neuclip.training.records.run_log import log_to
+from neuclip.training.records.sinks import check_packages
 from neuclip.training.trainer import Trainer
 
 log = logging.getLogger("neuclip")
@@ -83,6 +84,7 @@ def _join_and_train(config: RunConfig) -> Path:
         fsdp.ensure_process_group(device.type, wanted=config.parallel.fsdp),
     ):
         check_same_program(config.model_dump(mode="json"))
+        from_main(lambda: check_packages(config.output))
         name = config.name or from_main(lambda: _new_name(config))
         return _train(config.model_copy(update={"name": name}), config.data.train_data, device)
 

@@ -59,7 +59,9 @@ def _by_class_index(folder: Path, names: list[str]) -> list[str]:
         f"class index (0 ... {CLASSES - 1})"
     )
     if strange:
-        raise UserError(f"{folder}: {expected}; found {strange[0]!r}")
+        raise UserError(
+            f"{folder}: {expected}; found {strange[0]!r}. Classes of your own: --val-data {folder}"
+        )
     if len(names) != CLASSES or (numbered and {int(name) for name in names} != set(range(CLASSES))):
         raise UserError(
             f"{folder}: {expected}; found {len(names)}. The position of a folder among all of them "

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -129,6 +130,17 @@ def evaluation_line(record: Record) -> str:
     return f"{record['split']} after epoch {record['epoch']:g}: " + "  ".join(parts)
 
 
+def check_packages(output: OutputConfig) -> None:
+    """Checks that the packages of `--report-to` are installed, before anything is opened.
+
+    Raises:
+        UserError: one is not.
+    """
+    for package in ("tensorboard", "wandb"):
+        if output.report_to in {package, "all"} and importlib.util.find_spec(package) is None:
+            raise _missing(package)
+
+
 def extra_sinks(output: OutputConfig, run_dir: Path, config: dict[str, Any]) -> list[Sink]:
     """Opens TensorBoard and W&B as `--report-to` asks.
 
@@ -197,6 +209,8 @@ def _optional(module: str, package: str) -> Any:  # noqa: ANN401  a module
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(
-            f"--report-to needs the package {package}: pip install 'neuclip[{package}]'"
-        ) from None
+        raise _missing(package) from None
+
+
+def _missing(package: str) -> UserError:
+    return UserError(f"--report-to needs the package {package}: pip install 'neuclip[{package}]'")

@@ -36,7 +36,9 @@ def test_what_is_not_imagenet_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"found 1000\. The position"):
         open_imagenet(folder, IMAGENET_V2, *PROMPTS)
     (folder / "val").mkdir()
-    with pytest.raises(UserError, match=r"named by WordNet id.*found '0'"):
+    with pytest.raises(
+        UserError, match=r"named by WordNet id.*found '0'\. Classes of your own: --val-data"
+    ):
         open_imagenet(folder, IMAGENET_V2, *PROMPTS)
 
 

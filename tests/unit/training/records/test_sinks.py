@@ -93,6 +93,16 @@ def test_a_missing_package_for_a_sink_is_named(monkeypatch, tmp_path):
     assert sinks.extra_sinks(OutputConfig(), tmp_path, {}) == []
 
 
+@pytest.mark.parametrize(("given", "missing"), [("tensorboard", "tensorboard"), ("all", "wandb")])
+def test_missing_packages_are_found_before_a_run_is_opened(monkeypatch, given, missing):
+    monkeypatch.setattr(
+        sinks.importlib.util, "find_spec", lambda name: None if name == missing else 1
+    )
+    with pytest.raises(UserError, match=rf"needs the package {missing}: pip install"):
+        sinks.check_packages(OutputConfig(report_to=given))
+    sinks.check_packages(OutputConfig())
+
+
 def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
     """W&B gets the same id again; a run of the same name in another folder gets another id."""
     ids = []
