@@ -1,9 +1,14 @@
 """Processes that fail, die, pause or never arrive: the others stop and report the reason."""
 
+import contextlib
 import logging
 import random
 import signal
 import socket
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +16,8 @@ from group_tasks import disagree, open_in_turn, slow_main, steps
 from ranks import Ranks, free_port
 
 from neuclip.errors import UserError
-from neuclip.parallel import process_group
+from neuclip.parallel import process_group, rendezvous
+from neuclip.parallel.launch import Launch
 from neuclip.parallel.process_group import WaitLimits
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
@@ -206,3 +212,47 @@ def test_a_long_wait_names_the_missing_process(monkeypatch, caplog, rank, whom):
     (said,) = [r.getMessage() for r in caplog.records if "still waits" in r.getMessage()]
     assert f"process {rank} on {socket.gethostname()} still waits for {whom}" in said
     assert f"127.0.0.1:{port} (MASTER_ADDR, MASTER_PORT), up to 1 s (--dist-timeout)" in said
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_something_else_listens(monkeypatch, answer):
+    """A listener that never answers has no limit in torch."""
+    monkeypatch.setattr("neuclip.parallel.rendezvous._LOOK", 0.1)
+    done, kept = threading.Event(), []
+
+    def serve():
+        while not done.is_set():
+            with contextlib.suppress(TimeoutError):
+                each, _ = other.accept()
+                kept.append(each)
+                each.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0.05)
+        server = threading.Thread(target=serve)
+        server.start()
+        as_rank(monkeypatch, 1, other.getsockname()[1])
+        start = time.monotonic()
+        said = refusal(timeout=60.0)
+        done.set()
+        server.join()
+    for each in kept:
+        each.close()
+    assert time.monotonic() - start < 20
+    assert "found something else than process 0 at 127.0.0.1:" in said
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_store_for_one_machine_listens_on_that_machine_only(monkeypatch, host):
+    port = free_port()
+    as_rank(monkeypatch, 0, port)
+    monkeypatch.setenv("MASTER_ADDR", host)
+    launch = Launch(0, 2, 0)
+    store = rendezvous._store_in_time(launch, host, port, timedelta(seconds=5))
+    addresses = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
+    addresses |= {line.split()[1] for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]}
+    assert {a for a in addresses if a.endswith(f":{port:04X}")} >= {f"0100007F:{port:04X}"}
+    assert not {f"00000000:{port:04X}", f"{'0' * 32}:{port:04X}"} & addresses
+    other = rendezvous._store_in_time(Launch(1, 2, 1), host, port, timedelta(seconds=5))
+    other.set("key", "value")
+    assert store.get("key") == b"value"

@@ -202,3 +202,31 @@ def test_children_and_a_closed_terminal(tmp_path, closes):
     assert rows.count("PIL: from a reading process") == 1
     assert rows.count("line 1") == 1
     assert rows.count("line 3") == (not closes)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2J\x1b]0;title\x07b", r"a\x1b[2J\x1b]0;title\x07b"),
+        ("a\rb\x08c\x7f", r"a\rb\x08c\x7f"),
+        ("\x9b31m", r"\x9b31m"),
+        ("gpj.\u202eexe", r"gpj.\u202eexe"),
+        ("a\u2028b\x85c", r"a\u2028b\x85c"),
+        ("a\udcffb", r"a\udcffb"),
+        ("ä 猫 ± é\tx\ny", "ä 猫 ± é\tx\ny"),
+    ],
+)
+def test_control_characters_reach_neither_terminal_nor_log(monkeypatch, text, shown):
+    """Of names in archives, of servers' answers, of other processes; the bar's notes too."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    console.write(text)
+    assert stream.getvalue() == shown + "\n"
+    record = logging.LogRecord("neuclip", logging.INFO, "", 0, "%s", (text,), None)
+    assert console.MessageFormatter("%(message)s").format(record) == shown
+    terminal = use_terminal(monkeypatch)
+    bar = console.ProgressBar(1)
+    bar.note([text.partition("\n")[0]])
+    console.write(text)
+    bar.close()
+    assert "\x1b[2J\x1b]0;" not in terminal.getvalue() and "\u202e" not in terminal.getvalue()

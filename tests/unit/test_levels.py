@@ -99,7 +99,7 @@ DOORS = {
         "model.foreign_weights",
     },
     "torch.distributed": {"parallel", "checkpoint.sharded"},
-    "huggingface_hub": {"evaluation.datacomp.download"},
+    "huggingface_hub": {"evaluation.datacomp.download", "model.clip"},
     "tyro": {"cli"},
     "triton": {"method.softmax.fused"},
     "jinja2": {"templates"},

@@ -1,5 +1,6 @@
 """The command line: `neuclip COMMAND`. A command imports what needs torch when it runs."""
 
+import errno
 import os
 import shutil
 import sys
@@ -23,9 +24,20 @@ from neuclip.cli.search import Search, search
 from neuclip.cli.train import TrainCommand, parse_train, resume_command
 from neuclip.config.batch_size import describe_step
 from neuclip.config.resolve import derived, resolve
-from neuclip.errors import OtherProcessFailed, Preempted, UserError, nearest
+from neuclip.errors import OtherProcessFailed, Preempted, UserError, nearest, printable
 from neuclip.interrupts import INTERRUPTED, second_interrupt_ends
 from neuclip.parallel.launch import launch_environment
+
+_REFUSED = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What the operating system says of paths that are of the user's choice."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +73,12 @@ def _run(argv: list[str]) -> int:
         # The reader left (`neuclip methods | head`): let the flush at exit find an open stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in _REFUSED or error.filename is None:
+            raise
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        terminal.say(f"cannot use {printable(name, 200)}: {error.strerror}")
+        return 2
 
 
 def _dispatch(argv: list[str]) -> int:

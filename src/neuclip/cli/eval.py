@@ -3,9 +3,10 @@
 Imports torch only when an evaluation starts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -13,6 +14,7 @@ from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import ReadingFlags
 from neuclip.cli.options import Switch, check_range
+from neuclip.config.sections import DataConfig
 from neuclip.errors import UserError, quantity
 from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
 
@@ -140,6 +142,14 @@ def _run(command: Eval) -> Path:
     return given[0]
 
 
+def _reading(recorded: DataConfig, given: Mapping[str, Any]) -> DataConfig:
+    """How the data of a checkpoint's record are read: as recorded, with the flags that are given.
+
+    The record may come from somebody else. Only a flag allows its `pipe:` sources to run commands.
+    """
+    return recorded.model_copy(update={"allow_pipe": False, **given})
+
+
 def _own_splits(command: Eval, run: Path) -> int:
     import torch
 
@@ -157,7 +167,7 @@ def _own_splits(command: Eval, run: Path) -> int:
         restored = load_run(command.choice(run), command.device, launch.local_rank)
         checkpoint, config = restored.checkpoint, restored.config
         if not splits and config is not None:
-            reading = config.data.model_copy(update=command.reading)
+            reading = _reading(config.data, command.reading)
             splits = open_splits(config.evaluation.val_data, reading, progress)
         if not splits:
             raise UserError(

@@ -191,6 +191,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     notes = [*_translate_values(top), *translate(published, top), *words.notes]
     notes += _cache_note(top)
     tree = _files(sources, notes)
+    _check_commands(tree, top)
     below = tree["method"].get("name") if "method" in tree else None
     choice = choose_method(published, sources.method, below)
     config = _lay_over(tree, top, choice, published, notes)
@@ -301,6 +302,19 @@ def _files(sources: Sources, notes: list[str]) -> dict[str, Any]:
             tree["method"].setdefault("name", DEFAULT_METHOD)
         validate(tree, str(path))
     return tree
+
+
+def _check_commands(tree: Mapping[str, Any], top: Mapping[str, Any]) -> None:
+    """Checks that commands are allowed on the command line, not by a file alone.
+
+    Raises:
+        UserError: a configuration file asks for `allow_pipe`, and no flag does.
+    """
+    if tree.get("data", {}).get("allow_pipe") and "allow_pipe" not in top.get("data", {}):
+        raise UserError(
+            "a configuration file says allow_pipe: true, which lets its 'pipe:' sources run shell "
+            "commands: give --allow-pipe if you trust the file, or --no-allow-pipe"
+        )
 
 
 def _lay_over(

@@ -28,11 +28,13 @@ class CardText:
         usage: code that loads the towers.
         notes: caveats, as sentences.
         licence: licence identifier; none: the card states none.
+        record: the files of the export with their sizes, for a later export.
     """
 
     usage: str
     notes: list[str]
     licence: str | None
+    record: str
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Writes the files of each format, all of them or none."""
 
 import json
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,9 @@ _FILES = {
     "safetensors": "open_clip_model.safetensors",
     "hf": "open_clip_model.safetensors",
 }
-_OURS = {*_FILES.values(), "README.md", REPOSITORY_CONFIG, *transformers_clip.FILES}
+_CARD = "README.md"
+_RECORD = re.compile(r"<!-- written by neuclip export: (.*) -->")
+_CARD_BYTES = 1_000_000
 _METADATA = {"format": "pt"}  # transformers refuses a file without it
 
 
@@ -61,10 +64,11 @@ def export_model(
             open_clip and, if CLIPModel supports the architecture, for transformers.
         out: folder to write to; made if missing.
         licence: identifier for the model card; none: the card states none.
-        overwrite: replace the files of an older export; other files stay.
+        overwrite: replace the files of an older export, which its card lists; other files stay.
 
     Raises:
-        UserError: the folder is not empty, or cannot be written to.
+        UserError: the folder is not empty, or cannot be written to, or a file that no export wrote
+            has the name of a new one.
     """
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(
@@ -75,18 +79,55 @@ def export_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
             usage, notes = _write(model, form, Path(staging), out)
-            card = Path(staging) / "README.md"
-            write_card(card, model, CardText(usage, notes, licence))
+            card = Path(staging) / _CARD
+            write_card(card, model, CardText(usage, notes, licence, _record(Path(staging))))
             out.mkdir(exist_ok=True)
+            before = _of_earlier_export(out)
+            _check_replaceable(out, {path.name for path in Path(staging).iterdir()} - before)
             readable, files = card.stat().st_mode, list[Path]()
             for path in sorted(Path(staging).iterdir()):
                 path.chmod(readable)  # safetensors writes files that only their owner can read
                 files.append(path.replace(out / path.name))
-            for name in _OURS - {path.name for path in files}:
-                (out / name).unlink(missing_ok=True)  # left by an older export of other weights
+            for name in before - {path.name for path in files}:
+                (out / name).unlink()  # of other weights or of another format
     except OSError as error:
         raise UserError(f"cannot write --out {out}: {error.strerror or error}") from None
     return Export(files, usage, notes)
+
+
+def _record(folder: Path) -> str:
+    """The files of an export and their sizes, for its card."""
+    return ", ".join(f"{path.name} {path.stat().st_size}" for path in sorted(folder.iterdir()))
+
+
+def _of_earlier_export(out: Path) -> set[str]:
+    """The files in a folder that are as an earlier export wrote them, by its card."""
+    try:
+        with (out / _CARD).open("rb") as card:
+            found = _RECORD.findall(card.read(_CARD_BYTES).decode("utf-8", "replace"))
+    except OSError:
+        return set()
+    sizes = dict(entry.rpartition(" ")[::2] for entry in found[-1].split(", ")) if found else {}
+    same = {
+        path.name
+        for path in out.iterdir()
+        if path.is_file() and sizes.get(path.name) == str(path.stat().st_size)
+    }
+    return same | {_CARD} if found else set()
+
+
+def _check_replaceable(out: Path, names: set[str]) -> None:
+    """Checks that no file has one of these names.
+
+    Raises:
+        UserError: names the files.
+    """
+    found = sorted(name for name in names if (out / name).exists())
+    if found:
+        raise UserError(
+            f"--out {out}: not written by an export, or changed since: {', '.join(found)}; "
+            "remove these files, or choose another folder"
+        )
 
 
 def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str, list[str]]:

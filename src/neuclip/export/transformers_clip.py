@@ -16,7 +16,6 @@ from neuclip.model.transformers_names import LAYER_NORM_EPS, RESAMPLE
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _PROCESSOR, _TOKENIZER = "preprocessor_config.json", "tokenizer_config.json"
 _SPECIAL, _VOCABULARY, _MERGES = "special_tokens_map.json", "vocab.json", "merges.txt"
-FILES = (CONFIG, WEIGHTS, _PROCESSOR, _TOKENIZER, _SPECIAL, _VOCABULARY, _MERGES)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 # Entries of an architecture that CLIPModel supports, or that do not change the function.

@@ -124,7 +124,9 @@ def recorded(record: Mapping[str, Any], path: Path) -> Architecture:
     whole = len(sides) in (0, 2) and all(isinstance(side, int) for side in sides)
     if not (isinstance(name, str) and isinstance(preprocessing, dict) and whole):
         raise UserError(f"checkpoint {path}: its entry neuclip/architecture is malformed")
-    _check_form(record.get("model_cfg"), f"checkpoint {path}: the recorded architecture")
+    place = f"checkpoint {path}: the recorded architecture"
+    _check_form(record.get("model_cfg"), place)
+    _check_preprocessing(preprocessing, place)
     return Architecture(name, record["model_cfg"], {}, size).preprocessed(preprocessing)
 
 
@@ -245,9 +247,9 @@ def _of_file(name: str, path: Path) -> Architecture:
     whole = _read_json(name, path)
     config = whole.get("model_cfg", whole)
     _check_form(config, f"model {name}: {path}")
-    preprocessing = whole.get("preprocess_cfg")
-    found = Architecture(name, config, {})
-    return found.preprocessed(preprocessing if isinstance(preprocessing, dict) else {})
+    preprocessing = whole.get("preprocess_cfg", {})
+    _check_preprocessing(preprocessing, f"model {name}: {path}")
+    return Architecture(name, config, {}).preprocessed(preprocessing)
 
 
 def _check_form(config: object, place: str) -> None:
@@ -259,11 +261,30 @@ def _check_form(config: object, place: str) -> None:
     kinds = {"embed_dim": int, "vision_cfg": dict, "text_cfg": dict}
     found = config if isinstance(config, dict) else {}
     wrong = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
+    wrong += [] if wrong or found["embed_dim"] > 0 else ["positive embed_dim"]
     if wrong:
         raise UserError(
             f"{place} is not a model configuration of open_clip (no {', '.join(wrong)}); its "
             "model_configs/ViT-B-32.json is an example"
         )
+
+
+def _check_preprocessing(found: object, place: str) -> None:
+    """Checks what open_clip does not check before images are read.
+
+    Raises:
+        UserError: `mean` or `std` is not three numbers, or the whole is not a mapping.
+    """
+    if not isinstance(found, dict):
+        raise UserError(f"{place}: preprocess_cfg is not a mapping")
+    for key in ("mean", "std"):
+        value = found.get(key)
+        numbers = isinstance(value, list) and all(isinstance(n, int | float) for n in value)
+        if value is not None and not (numbers and len(value) == 3):
+            raise UserError(
+                f"{place}: preprocess_cfg.{key} is {printable(repr(value))}; three numbers are "
+                "expected"
+            )
 
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:

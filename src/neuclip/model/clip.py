@@ -147,7 +147,7 @@ def build_clip(
         keywords["force_patch_dropout"] = patch_dropout
     name = architecture.name
     try:
-        with _quiet():
+        with _quiet(), nullcontext() if architecture.known else _without_hub():
             tokenize = _tokenizer(architecture)
             towers, train_transform, eval_transform = _create(
                 architecture, precision, device, keywords
@@ -215,18 +215,22 @@ def _not_built(architecture: Architecture, error: Exception) -> UserError:
     name = architecture.name
     why = printable(str(error) or type(error).__name__, 200)
     config = architecture.config
-    hub = [config[part].get(key) for part, key in _HUB_PARTS if isinstance(config[part], dict)]
-    if any(hub) or architecture.known:
+    hub = [str(config[part].get(key, "")) for part, key in _HUB_PARTS]
+    if any(hub[:2]) or hub[2].startswith("hf") or architecture.known:
         return UserError(
-            f"model {name!r} needs files that are not on this machine (its text tower or tokenizer "
-            f"comes from a hub): {why}"
+            f"model {name!r} needs files that are not on this machine (a tower or the tokenizer "
+            f"comes from a hub, and nothing is downloaded): {why}"
         )
     size = architecture.resized
     which = "this configuration" if size is None else f"it with --force-image-size {size}"
     return UserError(f"model {name!r}: open_clip cannot build {which}: {why}")
 
 
-_HUB_PARTS = (("text_cfg", "hf_model_name"), ("text_cfg", "hf_tokenizer_name"))
+_HUB_PARTS = (
+    ("text_cfg", "hf_model_name"),
+    ("text_cfg", "hf_tokenizer_name"),
+    ("vision_cfg", "timm_model_name"),
+)
 
 
 def fits_as_designed(clip: Clip) -> bool:
@@ -287,6 +291,21 @@ def clamp_logit_scale(towers: nn.Module) -> None:
     assert isinstance(scale, Tensor)
     with torch.no_grad():
         scale.clamp_(0, MAX_LOG_SCALE)
+
+
+@contextmanager
+def _without_hub() -> Generator[None]:
+    """Refuses requests to the hub: open_clip, timm and transformers take what is on this machine.
+
+    A configuration from elsewhere may name towers, tokenizers and weights of any repository.
+    """
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

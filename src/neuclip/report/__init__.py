@@ -15,8 +15,15 @@ In reading order:
 Imports no torch.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from neuclip.errors import UserError
+from neuclip.files import cannot_write, write_whole
+
+_START = 8192
+"""Bytes of a figure that hold its metadata."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ def write_report(run_dirs: list[Path], out: Path, options: ReportOptions | None 
     """Writes one self-contained page about all runs. Equal inputs give equal bytes.
 
     If the page has a comparison, its figure is also written beside the page, as PNG and SVG of the
-    same name.
+    same name. A file of that name that no report has written is not replaced.
 
     Args:
         run_dirs: run folders; the page lists missing content.
@@ -47,18 +54,42 @@ def write_report(run_dirs: list[Path], out: Path, options: ReportOptions | None 
         `out`.
 
     Raises:
-        UserError: a folder is not a run folder, the baseline or the training set is unknown, or
-            the page cannot be written.
+        UserError: a folder is not a run folder, the baseline or the training set is unknown, a
+            figure would replace a file of another origin, or the page cannot be written.
     """
     # Imported here because matplotlib is slow to import.
-    from neuclip.files import write_whole
     from neuclip.report.page import compose
     from neuclip.report.panels import panel_files
 
     page = compose(run_dirs, options or ReportOptions())
-    write_whole(out, page.html)
+    figures: dict[Path, str | bytes] = {}
     if page.board is not None:
         files = panel_files(page.board.panels)
-        write_whole(out.with_suffix(".svg"), files.svg)
-        write_whole(out.with_suffix(".png"), files.png)
+        figures = {out.with_suffix(".svg"): files.svg, out.with_suffix(".png"): files.png}
+        _check_replaceable(figures)
+    for path, content in {out: page.html, **figures}.items():
+        write_whole(path, content)
     return out
+
+
+def _check_replaceable(paths: Iterable[Path]) -> None:
+    """Checks that figures replace only figures of earlier reports.
+
+    Raises:
+        UserError: a file of another origin has the name of a figure.
+    """
+    from neuclip.report.panels import WRITER
+
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                ours = WRITER.encode() in file.read(_START)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        if not ours:
+            raise UserError(
+                f"{path} exists and was not written by `neuclip report`, which would write its "
+                "figure there: move it, or choose another name for the page (--out)"
+            )

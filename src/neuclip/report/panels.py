@@ -26,6 +26,8 @@ from neuclip.report.scoreboard import Panel, PanelBar
 _PAPER = ("#1f5fd0", "#d9581a", "#0f8a5f", "#9333b0", "#a87900", "#c2255c")
 _LIGHT = {INK: "#1b1f27", FAINT: "#b4bcc8", **dict(zip(SERIES, _PAPER, strict=True))}
 _NAME = "panels"
+WRITER = "neuclip report"
+"""In the metadata of the files, by which a later report knows that it may replace them."""
 _DOTS_PER_INCH = 200
 
 
@@ -51,8 +53,8 @@ def panel_files(panels: Sequence[Panel]) -> PanelFiles:
     with drawing_style(_NAME, grid="x"):
         svg = io.StringIO()
         figure = _draw(panels, _labels(panels))
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(svg, format="svg", metadata=nothing, facecolor="white")
+        marked = {**dict.fromkeys(("Date", "Format", "Type")), "Creator": WRITER}
+        figure.savefig(svg, format="svg", metadata=marked, facecolor="white")
     text = svg.getvalue()
     for placeholder, color in _LIGHT.items():
         text = text.replace(placeholder, color)
@@ -60,7 +62,7 @@ def panel_files(panels: Sequence[Panel]) -> PanelFiles:
         png = io.BytesIO()
         figure = _draw(panels, _labels(panels), _LIGHT)
         figure.savefig(
-            png, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None}
+            png, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": WRITER}
         )
     return PanelFiles(png.getvalue(), text)
 

@@ -277,3 +277,36 @@ def test_eval_of_one_split_and_report(demo, capsys, tmp_path):
     assert run("report", str(run_dir), "--out", str(page)) == 0
     assert capsys.readouterr().out == f"{page}\n"
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "eval {long}",
+        "eval {file}/x",
+        "eval {loop}",
+        "report {long}",
+        "export {long} --out x",
+        "train --config {long}",
+        "train --resume {long}/checkpoints/x.pt --name x --epochs 1 --train-data synthetic",
+        "train --name {long} --train-data synthetic",
+        "data inspect {long}",
+    ],
+)
+def test_impossible_paths_are_one_line(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    places = {"long": "n" * 300, "file": tmp_path / "file", "loop": tmp_path / "loop"}
+    assert main([word.format(**places) for word in line.split()]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith(("neuclip: ", "  ")) and not any("Traceback" in s for s in said)
+
+
+def test_an_error_of_this_package_keeps_its_traceback(monkeypatch):
+    def fail(*_):
+        raise OSError("not of a path")
+
+    monkeypatch.setattr("neuclip.cli.app._dispatch", fail)
+    with pytest.raises(OSError, match="not of a path"):
+        main(["methods"])

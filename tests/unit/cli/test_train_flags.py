@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from command_lines import DATA, command, parse, refusal
 from neuclip.catalogue.registry import METHODS
+from neuclip.cli.eval import _reading
 from neuclip.cli.flag_table import table
 from neuclip.cli.train import flag_names, parse_train
+from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 
 
@@ -445,3 +447,21 @@ def test_open_clips_flags_for_large_models():
     assert (model.force_patch_dropout, model.pretrained) == (0.5, "weights.pt")
     smoke = parse(f"{line} --smoke").model
     assert (smoke.lock_image, smoke.lock_image_unlocked_groups, smoke.pretrained) == (True, 0, None)
+
+
+def test_a_file_alone_does_not_allow_commands(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("data: {allow_pipe: true, train_data: 'pipe:cat x.tar'}\n")
+    assert "give --allow-pipe if you trust the file" in refusal(f"--config {path}")
+    path.with_name("b.yaml").write_text("optim: {lr: 1}\n")
+    assert "allow_pipe" in refusal(f"--config {path} --config {path.with_name('b.yaml')}")
+    assert parse_train(["--config", str(path), "--allow-pipe"]).config.data.allow_pipe
+    assert not parse_train(["--config", str(path), "--no-allow-pipe"]).config.data.allow_pipe
+
+
+def test_a_checkpoint_does_not_allow_commands():
+    """Evaluation opens the data that a checkpoint records."""
+    recorded = RunConfig().data.model_copy(update={"allow_pipe": True, "cache_dir": "kept"})
+    assert not _reading(recorded, {}).allow_pipe
+    assert _reading(recorded, {"allow_pipe": True}).allow_pipe
+    assert _reading(recorded, {"data_format": "csv"}).cache_dir == "kept"

@@ -227,16 +227,37 @@ def test_bad_input(make_run, tmp_path, flags, text, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full", "mine"]
 
 
-def test_overwrite_replaces_only_its_own_files(make_run, tmp_path):
+def test_overwrite_replaces_only_its_own_files(make_run, tmp_path, capsys):
+    run, out = make_run(), tmp_path / "out"
+    command = ["export", str(run), "--out", str(out)]
+    assert main([*command, "--format", "hf"]) == 0
+    assert (out / "open_clip_model.safetensors").exists()
+    (out / "notes.txt").write_text("kept")
+    (out / "open_clip_config.json").write_text("changed since")
+    assert main([*command, "--overwrite"]) == 0
+    kept = ["README.md", "glyph-tiny.json", "notes.txt"]
+    kept += ["open_clip_config.json", "open_clip_model.pt"]
+    assert sorted(path.name for path in out.iterdir()) == kept
+    assert (out / "open_clip_config.json").read_text() == "changed since"
+    capsys.readouterr()
+    assert main([*command, "--format", "hf", "--overwrite"]) == 2
+    assert "not written by an export, or changed since: open_clip_config" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == kept
+
+
+@pytest.mark.parametrize("card", [None, "mine", "<!-- written by neuclip export:  -->"])
+def test_what_no_export_wrote_is_never_deleted(make_run, tmp_path, capsys, card):
     run, out = make_run(), tmp_path / "out"
     out.mkdir()
-    (out / "notes.txt").write_text("kept")
-    (out / "README.md").write_text("old")
-    (out / "model.safetensors").write_text("of another model")
-    assert main(["export", str(run), "--out", str(out), "--overwrite"]) == 0
-    assert (out / "notes.txt").read_text() == "kept"
-    assert "# mine" in (out / "README.md").read_text()
-    assert not (out / "model.safetensors").exists()
+    names = ["config.json", "model.safetensors", "open_clip_model.safetensors", "merges.txt"]
+    for name in names:
+        (out / name).write_text("mine")
+    if card is not None:
+        (out / "README.md").write_text(card)
+    code = main(["export", str(run), "--out", str(out), "--overwrite"])
+    assert code == (2 if card == "mine" else 0)
+    assert ("changed since: README.md;" in capsys.readouterr().err) == (card == "mine")
+    assert all((out / name).read_text() == "mine" for name in names)
 
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):

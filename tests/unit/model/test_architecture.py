@@ -1,9 +1,11 @@
 import json
+import socket
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 from neuclip.config.sections import ModelConfig
@@ -161,3 +163,73 @@ def test_preprocessing_of_published_weights(name, resize_mode):
 def test_sizes_and_deviations_are_positive(settings):
     with pytest.raises(UserError, match=r"is not a size in pixels|are above 0"):
         ModelConfig(**settings).check()
+
+
+SMALL = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def from_disk(tmp_path, part, change, **whole):
+    config = {**SMALL, part: {**SMALL[part], **change} if isinstance(change, dict) else change}
+    tree = {"model_cfg": config, "preprocess_cfg": {}, **whole}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(tree))
+    return build_clip(f"local-dir:{tmp_path}", "fp32", CPU)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("text_cfg", {"hf_model_name": "evil/x"}),
+        ("text_cfg", {"hf_model_name": "evil/x", "hf_model_pretrained": True}),
+        ("text_cfg", {"hf_tokenizer_name": "evil/x"}),
+        ("vision_cfg", {"timm_model_name": "hf-hub:evil/x"}),
+        ("vision_cfg", {"timm_model_name": "hf_hub:evil/x", "timm_model_pretrained": True}),
+    ],
+)
+def test_a_repository_on_disk_never_asks_the_hub(tmp_path, monkeypatch, part, change):
+    def refuse(*where, **_):
+        asked.append(where)
+        raise OSError("no network")
+
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    before = constants.HF_HUB_OFFLINE
+    with pytest.raises(UserError, match="comes from a hub, and nothing is downloaded"):
+        from_disk(tmp_path, part, change)
+    assert asked == [] and before == constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("embed_dim", 0),
+        ("embed_dim", "x"),
+        ("text_cfg", 7),
+        ("vision_cfg", {"layers": "x"}),
+        ("vision_cfg", {"head_width": 0}),
+        ("vision_cfg", {"patch_size": 0}),
+        ("vision_cfg", {"image_size": []}),
+        ("vision_cfg", {"unknown": 1}),
+        ("text_cfg", {"heads": None}),
+        ("text_cfg", {"width": 1.5}),
+        ("text_cfg", {"context_length": "x"}),
+        ("text_cfg", {"tokenizer_kwargs": [1]}),
+    ],
+)
+def test_wrong_types_are_one_line(tmp_path, part, change):
+    with pytest.raises(UserError) as caught:
+        from_disk(tmp_path, part, change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "preprocessing",
+    [7, {"mean": "x"}, {"std": []}, {"mean": [1, 2]}, {"mean": ["a"] * 3}, {"interpolation": 7}],
+)
+def test_wrong_preprocessing_is_one_line(tmp_path, preprocessing):
+    with pytest.raises(UserError) as caught:
+        from_disk(tmp_path, "text_cfg", {}, preprocess_cfg=preprocessing)
+    assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -325,3 +326,50 @@ def test_matplotlib_waits_for_a_drawing_and_torch_is_never_needed():
     code = "import sys, neuclip.report; assert not {'torch', 'matplotlib'} & {*sys.modules}; "
     code += "import neuclip.report.page; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("line", "gap"),
+    [
+        ('{"kind": "train", "step": 220, "samples_seen": 1, "loss": 1%s}' % ("0" * 400), "loss"),
+        ('{"kind": "train", "step": 220, "samples_seen": 1e308, "loss": 1}', "samples_seen"),
+        ('{"kind": "train", "step": 1%s, "loss": 1}' % ("0" * 400), "step"),
+        (json.dumps(evaluation(220, 1e308)), "main_metric"),
+        ('{"kind": "train", "step": 220, "loss": 1%s}' % ("0" * 5000), "unreadable lines|cut off"),
+        ('{"step": 1, "a": ' + "[" * 100_000, "unreadable lines|cut off"),
+        ('{"step": {}}', "unreadable lines|cut off"),
+        ("\x00", "unreadable lines|cut off"),
+    ],
+)
+def test_absurd_lines_are_gaps(tmp_path, line, gap):
+    run = make_run(tmp_path / "a")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    page = write_report([run, make_run(tmp_path / "b")], tmp_path / "page.html").read_text()
+    (loaded,) = load_runs([run])
+    assert any(re.search(gap, each) for each in loaded.gaps)
+    assert len(loaded.train) >= 20
+    assert "Traceback" not in page
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff\xfe", b"a\x1b[2J", "\u202eexe".encode(), b"n" * 255, b"a&<b>"]
+)
+def test_odd_folder_names(tmp_path, name):
+    folder = tmp_path / os.fsdecode(name)
+    make_run(tmp_path / "a").rename(folder)
+    out = write_report([folder, make_run(tmp_path / "b")], tmp_path / "page.html")
+    text = out.read_text()
+    assert "\x1b" not in text and "<b>" not in text.partition("</style>")[2].partition("<h2")[0]
+    assert all(run.label.isprintable() for run in load_runs([folder]))
+
+
+def test_absurd_results_and_unreadable_records_are_gaps(tmp_path):
+    run = make_run(tmp_path / "a")
+    write_eval_result(RunFolder(run).results(2), "unseen_face", {"acc1": 1e308, "acc5": 0.4})
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to("/proc/self/mem")
+    (loaded,) = load_runs([run])
+    assert loaded.final("unseen_face") == {"acc5": 0.4}
+    assert any("numbers beyond 1e+100, which are left out: acc1" in gap for gap in loaded.gaps)
+    assert any("metrics.jsonl cannot be read" in gap for gap in loaded.gaps)

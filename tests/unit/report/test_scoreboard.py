@@ -207,6 +207,20 @@ class TestFigure:
         text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
         assert re.search(r"\+\d+\.\d\d \[\+\d+\.\d\d, \+\d+\.\d\d\]", text)
 
+    def test_figures_replace_only_figures_of_a_report(self, three, tmp_path, capsys):
+        folders, _ = three
+        out = tmp_path / "page.html"
+        for _ in range(2):
+            write_report(folders, out)
+        for name, content in [("page.png", b"mine"), ("page.svg", b"<svg/>"), ("page.svg", b"")]:
+            before = (tmp_path / name).read_bytes()
+            (tmp_path / name).write_bytes(content)
+            out.unlink(missing_ok=True)
+            assert main(["report", *map(str, folders), "--out", str(out)]) == 2
+            assert f"{name} exists and was not written by" in capsys.readouterr().err
+            assert (tmp_path / name).read_bytes() == content and not out.exists()
+            (tmp_path / name).write_bytes(before)
+
     def test_one_run_with_splits_of_its_own_has_nothing_to_compare(self, runs, tmp_path):
         run = runs.make("a")
         runs.evaluate_split(run, 0.3)
