@@ -9,6 +9,7 @@ from tower_tasks import run, run_counting_reads, write_where_it_fails
 
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
+from neuclip.files import sha256
 from neuclip.model.load import CheckpointChoice, load_pretrained, load_run
 from neuclip.run_folder import read_records
 from tiny_models import VIT
@@ -223,8 +224,9 @@ def test_metadata_that_would_run_code_is_refused(whole, tmp_path):
     shutil.copytree(whole / "checkpoints" / "epoch_2", folder)
     (folder / ".metadata").write_bytes(b"cos\nsystem\n(S'touch executed'\ntR.")
     lines = (folder / "SHA256SUMS").read_text().splitlines()
-    kept = "\n".join(line for line in lines if not line.endswith(".metadata"))
-    (folder / "SHA256SUMS").write_text(kept + "\n")
+    kept = [line for line in lines if not line.endswith(".metadata")]
+    kept.append(f"{sha256(folder / '.metadata')}  .metadata")
+    (folder / "SHA256SUMS").write_text("\n".join(kept) + "\n")
     with pytest.raises(storage.CheckpointError, match=r"could run code.*os\.system"):
         storage.load(folder)
 
