@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from neuclip.untrusted import open_regular
+
 HEAD = 512
 """Number of bytes that `describe` looks at."""
 
@@ -52,9 +54,9 @@ def describe(head: bytes) -> str | None:
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first `HEAD` bytes of a file; nothing if it cannot be read."""
+    """The first `HEAD` bytes of a file; nothing if it cannot be read or is not a regular file."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(HEAD)
     except OSError:
         return b""

@@ -14,11 +14,12 @@ eval_results/       epoch_N_eval_results.jsonl, gallery_SPLIT.json, outcomes/
 params.txt          open_clip's record of its flags, in run folders of open_clip
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from neuclip.untrusted import parse_json
 
 LATEST = "epoch_latest.pt"
 """The newest checkpoint of a run: a second name of its file."""
@@ -157,8 +158,8 @@ def record_lines(path: Path) -> list[dict[str, Any] | None]:
 
 def _parse_record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int)
     return record if whole else None

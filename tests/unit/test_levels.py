@@ -14,7 +14,7 @@ import pytest
 SRC = Path(__file__).parents[2] / "src" / "neuclip"
 
 LEVELS = [
-    ["errors", "masking"],
+    ["errors", "masking", "untrusted"],
     ["files", "first_bytes", "templates", "console", "interrupts"],
     ["run_folder", "parallel"],
     ["method"],
@@ -36,7 +36,15 @@ INSIDE = {
         ["work_sharing", "rank_consistency", "fsdp"],
     ],
     "data": [
-        ["samples", "order", "progress", "shard_writer", "folder_contents", "truncation"],
+        [
+            "samples",
+            "order",
+            "progress",
+            "shard_writer",
+            "folder_contents",
+            "truncation",
+            "patterns",
+        ],
         ["captions", "decode", "damage"],
         ["endings"],
         ["sources"],
@@ -118,7 +126,7 @@ TORCH_FREE = [
     "report",
     "cli",
 ]
-LOOSE_MODULES = 9
+LOOSE_MODULES = 10
 
 
 def modules():

@@ -9,7 +9,6 @@ Everything else is named in the error.
 
 import argparse
 import contextlib
-import json
 import pathlib
 import pickle
 import re
@@ -27,6 +26,7 @@ from neuclip.checkpoint.common import CheckpointError, damaged, not_plain
 from neuclip.errors import printable
 from neuclip.files import describe as describe_error
 from neuclip.first_bytes import ZIP, describe, first_bytes
+from neuclip.untrusted import read_json
 
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """The number at the start of torch's format before 1.6, as a pickle."""
@@ -128,8 +128,8 @@ def _text(path: Path, head: bytes) -> str | None:
     if start not in (b"{", b"["):
         return None
     try:
-        tree = json.loads(path.read_bytes()[:1_000_000])
-    except (ValueError, RecursionError):
+        tree = read_json(path)
+    except (OSError, ValueError):
         return None
     if isinstance(tree, dict) and "weight_map" in tree:
         return (

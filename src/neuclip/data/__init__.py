@@ -4,6 +4,7 @@ In reading order:
 
 - `samples`: a sample, and what can be wrong with one;
 - `order`: the order in which an epoch visits the samples; pure functions of the seed;
+- `patterns`: expands braces in patterns;
 - `captions`: decodes caption files;
 - `decode`: decodes images (JPEG, PNG, ...) to RGB;
 - `endings`: the file name endings that shards and folders read;

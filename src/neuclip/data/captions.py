@@ -4,10 +4,10 @@ A sample may have several captions. All sources read them by one rule, `captions
 reader draws one for each visit (`--caption-choice`).
 """
 
-import json
 from dataclasses import dataclass
 
 from neuclip.data.samples import Unusable
+from neuclip.untrusted import parse_json
 
 _MAX_LENGTH = 4096  # characters; the longest token of open_clip's vocabulary has 25
 
@@ -129,8 +129,8 @@ def shorten(text: str) -> str:
 def _from_json(text: str, keys: tuple[str, ...]) -> tuple[str, ...]:
     """The captions under the first key that has any."""
     try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        record = parse_json(text)
+    except ValueError as error:
         raise Unusable("caption_json", f"invalid JSON: {error}") from error
     if not isinstance(record, dict):
         raise Unusable("caption_missing", f"the .json is {_kind(record)}, not an object with keys")

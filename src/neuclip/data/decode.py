@@ -28,6 +28,11 @@ _TAIL = 4096  # bytes; some cameras write data after the end of the image
 # Not EPS, PDF or the like: Pillow would start another program for them.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000")
 
+_SCANNED = 2**31  # pixels times scans of a JPEG: about three seconds
+_SHORTEST_SCAN = 10  # bytes
+_START_OF_SCAN = b"\xff\xda"
+_IN_PYTHON = 2**21  # pixels of the formats that Pillow decodes in Python: about four seconds
+
 # Formats whose plugin is present even if the library behind it is not.
 _LIBRARIES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 
@@ -91,7 +96,7 @@ class ImageDecoder:
         """Decodes the content of an image file to RGB.
 
         Raises:
-            Unusable: the file is not an image, truncated, or too large.
+            Unusable: the file is not an image, truncated, too large, or takes too long to decode.
         """
         with self._opened(content) as image:
             if self.smallest is not None and image.format in {"JPEG", "MPO"}:
@@ -115,6 +120,7 @@ class ImageDecoder:
             with _pillow_limit_lifted():
                 image = Image.open(io.BytesIO(content), formats=_formats())
                 self._check_size(image.size)
+                _check_work(image, content)
                 yield image
         except Unusable:
             raise
@@ -132,6 +138,46 @@ class ImageDecoder:
                 "image_too_large",
                 f"{width} x {height} pixels are more than --max-image-pixels {self.max_pixels}",
             )
+
+
+def _check_work(image: Image.Image, content: bytes) -> None:
+    """Refuses images of few bytes that take minutes to decode.
+
+    Raises:
+        Unusable: a JPEG has very many scans, or Pillow decodes the format in Python.
+    """
+    pixels = image.width * image.height
+    if image.format in {"JPEG", "MPO"}:
+        # A scan can be empty: the number of bytes does not bound the work.
+        most = pixels * len(content) // _SHORTEST_SCAN
+        if most > _SCANNED and not _has_one_scan(image, content):
+            scans = content.count(_START_OF_SCAN)
+            if pixels * scans > _SCANNED:
+                raise Unusable("image_too_large", f"{scans:,} scans of {pixels:,} pixels")
+    elif pixels > _IN_PYTHON and _decodes_in_python(image):
+        raise Unusable(
+            "image_too_large",
+            f"{pixels:,} pixels of a form of {image.format} that decodes slowly: at most "
+            f"{_IN_PYTHON:,} are read",
+        )
+
+
+def _decodes_in_python(image: Image.Image) -> bool:
+    return any(tile[0] in Image.DECODERS for tile in getattr(image, "tile", ()))
+
+
+def _has_one_scan(image: Image.Image, content: bytes) -> bool:
+    """Whether all components of a JPEG are in its first scan, and it is not progressive.
+
+    Then the decoder stops after that scan. Pillow has read up to the end of its header.
+    """
+    layers = len(image.getbands())
+    header = _START_OF_SCAN + bytes([0, 6 + 2 * layers, layers])
+    file = getattr(image, "fp", None)
+    end = 0 if file is None else file.tell()
+    start = content.rfind(_START_OF_SCAN, 0, end)
+    whole = content.startswith(header, start) and start + 8 + 2 * layers == end
+    return whole and "progressive" not in image.info
 
 
 decode_image: Decode = ImageDecoder()

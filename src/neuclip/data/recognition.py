@@ -9,8 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from tarfile import ReadError
 
-from braceexpand import braceexpand
-
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.folder_contents import (
     TRAINING_SPLITS,
@@ -21,6 +19,7 @@ from neuclip.data.folder_contents import (
     in_folder,
     split_by_name,
 )
+from neuclip.data.patterns import expand_braces
 from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.columns import DOWNLOAD
 from neuclip.data.sources.synthetic import SYNTHETIC
@@ -59,8 +58,8 @@ def recognise(
             raise UserError(
                 f"{part!r}: only tar shards can be read remotely: copy the data to a local disk"
             )
-        return Recognised("remote", part, tuple(braces(part)))
-    paths = [Path(name).expanduser() for name in braces(part)]
+        return Recognised("remote", part, tuple(expand_braces(part)))
+    paths = [Path(name).expanduser() for name in expand_braces(part)]
     given: Kind | None = None if reading.data_format == "auto" else reading.data_format
     if len(paths) == 1 and not paths[0].exists():
         found = split_by_name(part, paths[0], given)
@@ -78,18 +77,6 @@ def recognise(
     # A missing shard is reported with the pattern and the number of others.
     names = (part,) if kind == "webdataset" else tuple(str(_existing(path)) for path in paths)
     return Recognised(kind, part, names)
-
-
-def braces(part: str) -> list[str]:
-    """The names that a pattern with braces stands for.
-
-    Raises:
-        UserError: the braces are unbalanced.
-    """
-    try:
-        return list(braceexpand(part))
-    except ValueError:  # braceexpand's UnbalancedBracesError
-        raise UserError(f"unbalanced braces in the pattern {part!r}") from None
 
 
 def _joined(part: str, found: Sequence[Recognised]) -> Recognised:

@@ -18,12 +18,13 @@ DamageKind = Literal[
     "class",
     "duplicate_key",
     "member_name",
+    "member_size",
     "member_type",
     "shard",
     "shard_changed",
 ]
 INDEX_KINDS: frozenset[DamageKind] = frozenset(
-    ("duplicate_key", "member_name", "member_type", "shard")
+    ("duplicate_key", "member_name", "member_size", "member_type", "shard")
 )
 """Found once, when a shard is indexed; the other kinds are found each time a sample is read."""
 

@@ -19,6 +19,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError, nearest, printable
 from neuclip.model.transformers_names import architecture_of, preprocessing_of
+from neuclip.untrusted import read_json
 
 REPOSITORY_CONFIG = "open_clip_config.json"
 _TRANSFORMERS_CONFIG = "config.json"
@@ -289,10 +290,10 @@ def _check_preprocessing(found: object, place: str) -> None:
 
 def _read_json(name: str, path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
     except OSError as error:
         raise UserError(f"model {name}: cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"model {name}: {path} is not JSON: {printable(str(error))}") from None
     return tree if isinstance(tree, dict) else {}
 

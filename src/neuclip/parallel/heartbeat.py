@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import Store
 
 from neuclip.errors import printable
 from neuclip.parallel.launch import hostname
+from neuclip.untrusted import parse_json
 
 log = logging.getLogger("neuclip")
 
@@ -56,9 +57,9 @@ class Failure:
         Text is shortened and its control characters are escaped; other content is replaced.
         """
         try:
-            found = json.loads(text)
+            found = parse_json(text)
             rank, host, reason = (found[key] for key in ("rank", "host", "reason"))
-        except (ValueError, TypeError, LookupError, RecursionError):
+        except (ValueError, TypeError, LookupError):
             rank, host, reason = None, None, None
         if not isinstance(host, str) or not isinstance(reason, str):
             return cls(None, "", f"unreadable message in the store: {_quoted(text)}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from neuclip.errors import UserError
+from neuclip.untrusted import whole_number
 
 log = logging.getLogger("neuclip")
 
@@ -60,7 +61,7 @@ def _is_job_shell(environ: Mapping[str, str]) -> bool:
     step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID"))
     if step is None:
         return environ.get("ENVIRONMENT") == "BATCH" or "SLURM_PROCID" not in environ
-    return step.isdigit() and int(step) >= _SHELL_STEPS
+    return (whole_number(step) or 0) >= _SHELL_STEPS
 
 
 def _read(environ: Mapping[str, str], rank: str, size: str, local: str) -> Launch:
@@ -97,9 +98,10 @@ def rendezvous_address(launch: Launch) -> tuple[str, int]:
             "  export MASTER_PORT=12805"
         )
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    if not port.isdigit() or not 0 < int(port) < 2**16:
+    number = whole_number(port)
+    if number is None or not 0 < number < 2**16:
         raise UserError(f"MASTER_PORT must be an integer between 1 and 65535, got {port!r}")
-    return host, int(port)
+    return host, number
 
 
 def under_torchrun() -> bool:

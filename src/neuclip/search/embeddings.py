@@ -24,6 +24,7 @@ from neuclip.data.sources.source import Source, content_digest
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
 from neuclip.files import cache_home, folder_when_complete
+from neuclip.untrusted import read_json
 
 _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
 
@@ -203,7 +204,7 @@ def _write_header(file: BinaryIO, rows: int, dim: int) -> None:
 
 def _open(folder: Path, *, reused: bool) -> Embeddings:
     positions: NDArray[np.int64] = np.load(folder / _POSITIONS)
-    corrupt = json.loads((folder / _DAMAGE).read_text(encoding="utf-8"))
+    corrupt = read_json(folder / _DAMAGE)
     features = FeatureRows(folder / _FEATURES)
     return Embeddings(features, positions, corrupt["total"], corrupt["summary"], reused)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 from neuclip.errors import UserError
+from neuclip.untrusted import whole_number
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -268,9 +269,9 @@ class _Handler(BaseHTTPRequestHandler):
         text = self.headers.get("Content-Length") or ""
         if "Transfer-Encoding" in self.headers or not text:
             raise _Refused(411, "Send the length of the file (Content-Length).")
-        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        length, most = whole_number(text), self._local.limits.body
+        if length is None:
             raise _Refused(400, "Content-Length is not a number.")
-        length, most = int(text), self._local.limits.body
         if length > most:
             self._discard(length)
             raise _Refused(413, f"The file is too large: at most {most // 2**20} MB.")

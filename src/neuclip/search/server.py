@@ -11,6 +11,7 @@ from neuclip.errors import UserError
 from neuclip.search.engine import Engine, Found
 from neuclip.search.local_server import Answer, PageRequest, Reply
 from neuclip.templates import render
+from neuclip.untrusted import whole_number
 
 RESULTS = 24
 _MAX_RESULTS = 200
@@ -94,9 +95,10 @@ def _image(engine: Engine, request: PageRequest) -> Reply:
 
 def _integer(request: PageRequest, name: str) -> int:
     text = request.query.get(name, "")
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+    number = whole_number(text)
+    if number is None:
         raise UserError(f"{name} must be a non-negative integer, got {text[:40]!r}.")
-    return int(text)
+    return number
 
 
 def _number(request: PageRequest) -> int:

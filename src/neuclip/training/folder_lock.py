@@ -21,6 +21,7 @@ from typing import Any
 from neuclip.errors import UserError
 from neuclip.files import describe
 from neuclip.parallel.launch import hostname
+from neuclip.untrusted import parse_json
 
 log = logging.getLogger("neuclip")
 
@@ -189,8 +190,8 @@ class FolderLock:
 def _parse(content: bytes) -> dict[str, Any]:
     """The content of a lock file; nothing if it is empty or damaged."""
     try:
-        holder = json.loads(content)
-    except (ValueError, RecursionError):
+        holder = parse_json(content)
+    except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}
 

@@ -10,7 +10,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from neuclip.untrusted import parse_json
+
 MANIFEST = "manifest.json"
+_MAX_SIZE = 2**25  # bytes; about 200,000 shards
+_LARGEST = 2**40  # bytes of a shard
 _VERSION = 1
 
 
@@ -44,7 +48,7 @@ def parse_manifest(text: str | bytes) -> dict[str, ShardEntry]:
         ValueError: the text is not a manifest of this version; the message gives the reason.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text, _MAX_SIZE)
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']!r}, not {_VERSION}")
         entries = [ShardEntry(**shard) for shard in content["shards"]]
@@ -52,6 +56,6 @@ def parse_manifest(text: str | bytes) -> dict[str, ShardEntry]:
         raise ValueError(f"not a manifest: {error!r}") from None
     for entry in entries:
         types = (type(entry.name), type(entry.size), type(entry.sha256), type(entry.samples))
-        if types != (str, int, str, int) or entry.size < 0 or entry.samples < 0:
+        if types != (str, int, str, int) or not 0 <= entry.samples <= entry.size < _LARGEST:
             raise ValueError(f"invalid shard entry: {entry}")
     return {entry.name: entry for entry in entries}

@@ -30,6 +30,7 @@ from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, quantity
 from neuclip.files import replacing
 from neuclip.masking import mask
+from neuclip.untrusted import read_json
 
 WINDOW = 16
 """Shards shuffled together by default.
@@ -245,7 +246,7 @@ def _count(
     identity = hashlib.sha256(f"{url}\n{reading.caption_key}".encode()).hexdigest()[:32]
     note = cache.folder / ".counted" / f"{identity}.json"
     try:
-        entry = json.loads(note.read_text(encoding="utf-8"))
+        entry = read_json(note)
         damage = tuple(Damage(**each) for each in entry["damage"])
         shard = RemoteShard(url, Expected(entry["size"]), entry["samples"])
         return _Counted(shard, damage, Tally(**entry.get("tally", {"unit": "members"})))

@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from neuclip.errors import UserError, printable
 from neuclip.masking import mask
+from neuclip.untrusted import whole_number
 
 PIPE = "pipe:"
 SCHEMES = (
@@ -167,7 +168,7 @@ def _open_http(url: str, start: int, tag: str | None, timeout: float) -> Stream:
 
 def _integer(text: str) -> int | None:
     """A number of bytes that a server sent; none if it is not a plausible number."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
+    return whole_number(text)
 
 
 @cache

@@ -7,7 +7,6 @@ process.
 
 import base64
 import importlib
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,10 @@ from neuclip.data.sources.source import (
     read_image_file,
 )
 from neuclip.data.sources.tables import TableRows, TableSource
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
+from neuclip.untrusted import open_regular, read_json
 
+_ROWS, _ROWS_PER_BYTE = 10_000_000, 10  # more than these a table cannot have
 _WINDOW = 4  # row groups shuffled together, and kept in memory, if images are in the table
 
 
@@ -94,7 +95,7 @@ class ParquetSource(Source):
                 read = _open_parquet(self._tables[table]).read_row_group(
                     group, columns=names, use_threads=False
                 )
-            except (OSError, ValueError) as error:  # pyarrow's own errors are of these kinds
+            except _errors() as error:
                 raise Unusable("shard", f"row group {group} cannot be read: {error}") from error
             rows = tuple(read.column(name) for name in names)
         self._loaded[block] = rows
@@ -122,6 +123,7 @@ class DatasetSource(Source):
         self._folder, self._files = folder, _dataset_files(folder)
         table = self._map()
         self._columns = arrow_columns(table.schema, reading, folder, captions)
+        self._validate(table)
         self._rows: tuple[Any, ...] | None = None
         self.layout = Layout.of(str(folder), even_blocks(table.num_rows))
         self.has_captions = bool(self._columns.captions)
@@ -154,13 +156,27 @@ class DatasetSource(Source):
     def _map(self) -> Any:  # noqa: ANN401  a pyarrow.Table
         arrow = pyarrow(self._folder)
         try:
+            for file in self._files:
+                open_regular(self._folder / file).close()  # pyarrow waits for named pipes
             parts = [
                 arrow.ipc.open_stream(arrow.memory_map(str(self._folder / file))).read_all()
                 for file in self._files
             ]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self._folder}: the dataset cannot be read: {error}") from None
-        return arrow.concat_tables(parts)
+            return arrow.concat_tables(parts)
+        except _errors() as error:
+            raise self._broken(error) from None
+
+    def _validate(self, table: Any) -> None:  # noqa: ANN401  a pyarrow.Table
+        """Checks the offsets and texts of the columns; invalid ones would end the process."""
+        try:
+            table.select(self._columns.names).validate(full=True)
+        except _errors() as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: Exception) -> UserError:
+        return UserError(
+            f"{self._folder}: the dataset cannot be read: {printable(str(error), 300)}"
+        )
 
 
 def open_parquet(
@@ -198,7 +214,7 @@ def _holds_base64(table: Path, columns: ArrowColumns) -> bool:
     """Whether the first image of a table is an image file as base64 text."""
     file = _open_parquet(table)
     for group in range(file.num_row_groups):
-        column = file.read_row_group(group, columns=[columns.image], use_threads=False)[0]
+        column = _row_group(file, table, group, [columns.image])[0]
         for value in column:
             if value.is_valid:
                 return base64_image(value.as_py()) is not None
@@ -210,7 +226,7 @@ def _table_rows(table: Path, columns: ArrowColumns) -> TableRows:
     file = _open_parquet(table)
     texts = [ArrowTexts(pyarrow(table)) for _ in columns.names]
     for group in range(file.num_row_groups):
-        read = file.read_row_group(group, columns=columns.names, use_threads=False)
+        read = _row_group(file, table, group, columns.names)
         for column, name in zip(texts, columns.names, strict=True):
             for chunk in read.column(name).chunks:
                 column.add(chunk)
@@ -225,7 +241,10 @@ def _sample(
     key: str, rows: tuple[Any, ...], row: int, folder: Path, rule: CaptionRule
 ) -> Sample[bytes]:
     """One row of an image column and of caption columns; raises `Unusable`."""
-    image, *values = (column[row].as_py() for column in rows)
+    try:
+        image, *values = (column[row].as_py() for column in rows)
+    except UnicodeDecodeError as error:
+        raise Unusable("caption_encoding", f"not UTF-8 ({error.reason})") from error
     captions = rule.checked(tuple(text for value in values for text in captions_of(value)))
     path = None
     if isinstance(image, dict):
@@ -249,7 +268,7 @@ def _decoded(text: str) -> bytes:
 
 def _dataset_files(folder: Path) -> list[str]:
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         files = [str(each["filename"]) for each in state["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'state.json'} does not describe a dataset: {error!r}") from None
@@ -261,6 +280,27 @@ def _dataset_files(folder: Path) -> list[str]:
 def _open_parquet(table: Path) -> Any:  # noqa: ANN401  a pyarrow.parquet.ParquetFile
     pyarrow(table)
     try:
-        return importlib.import_module("pyarrow.parquet").ParquetFile(table, pre_buffer=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{table} cannot be read as a parquet table: {error}") from None
+        open_regular(table).close()  # pyarrow waits for named pipes
+        file = importlib.import_module("pyarrow.parquet").ParquetFile(table, pre_buffer=False)
+        rows, size = file.metadata.num_rows, table.stat().st_size
+    except _errors() as error:
+        raise _not_parquet(table, error) from None
+    if not 0 <= rows <= max(_ROWS, _ROWS_PER_BYTE * size):
+        raise _not_parquet(table, ValueError(f"{rows:,} rows in {size:,} bytes"))
+    return file
+
+
+def _row_group(file: Any, table: Path, group: int, names: list[str]) -> Any:  # noqa: ANN401
+    try:
+        return file.read_row_group(group, columns=names, use_threads=False)
+    except _errors() as error:
+        raise _not_parquet(table, error) from None
+
+
+def _not_parquet(table: Path, error: Exception) -> UserError:
+    return UserError(f"{table} cannot be read as a parquet table: {printable(str(error), 300)}")
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises on damaged files."""
+    return OSError, ValueError, MemoryError, importlib.import_module("pyarrow").ArrowException

@@ -20,6 +20,7 @@ from neuclip.data.sources.source import (
     read_image_file,
 )
 from neuclip.errors import UserError, printable
+from neuclip.untrusted import MAX_TEXT_FILE, read_file
 
 _NONE = -1
 _OF_A_SET = {"classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"}
@@ -113,7 +114,7 @@ class FolderSource(Source):
         image = self._images[position]
         path = self._folder / f"{image.rpartition('.')[0]}.{[*self._endings][ending]}"
         try:
-            content = path.read_bytes()
+            content = read_file(path, MAX_TEXT_FILE)
         except OSError as error:
             if not self._captions.required and isinstance(error, FileNotFoundError):
                 return ()

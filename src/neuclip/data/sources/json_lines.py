@@ -13,6 +13,7 @@ from neuclip.data.sources.columns import columns_note, find_columns, image_root
 from neuclip.data.sources.source import Captions, TextLists, Texts
 from neuclip.data.sources.tables import TableRows, text_of
 from neuclip.errors import UserError, printable, quantity
+from neuclip.untrusted import MAX_JSON, parse_json
 
 _EXPECTED = "expected one JSON object a line, or a list of objects"
 
@@ -58,7 +59,7 @@ def _records(content: bytes, bad: list[int]) -> Iterator[tuple[int, dict[str, ob
     """The objects with the numbers of their lines (entries of a list); adds others to `bad`."""
     entries: Iterable[object]
     if content.lstrip()[:1] == b"[":
-        parsed = _parsed(content)
+        parsed = _parsed(content, None)
         entries = parsed if isinstance(parsed, list) else []
     else:
         entries = (_parsed(line) if line.strip() else "" for line in io.BytesIO(content))
@@ -69,11 +70,11 @@ def _records(content: bytes, bad: list[int]) -> Iterator[tuple[int, dict[str, ob
             bad.append(number)
 
 
-def _parsed(text: bytes) -> object:
+def _parsed(text: bytes, max_size: int | None = MAX_JSON) -> object:
     """What a JSON text stands for; None if it is not JSON."""
     try:
-        return json.loads(text.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
+        return parse_json(text.decode("utf-8", "surrogateescape"), max_size)
+    except ValueError:
         return None
 
 

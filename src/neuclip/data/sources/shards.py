@@ -13,12 +13,12 @@ from pathlib import Path
 from tarfile import ReadError
 
 import numpy as np
-from braceexpand import braceexpand
 from numpy.typing import NDArray
 
 from neuclip.data.captions import CaptionRule
 from neuclip.data.endings import CLASS, IMAGE, JSON, METADATA, TEXT, known_endings
 from neuclip.data.order import Layout
+from neuclip.data.patterns import expand_braces
 from neuclip.data.progress import Progress
 from neuclip.data.samples import Damage, Sample, SampleError, Tally, Unusable
 from neuclip.data.sources.source import Source
@@ -26,6 +26,7 @@ from neuclip.data.sources.tar_headers import BLOCK, parse_header
 from neuclip.data.sources.tar_index import TarIndex, index_shard
 from neuclip.data.sources.tar_samples import key_of
 from neuclip.errors import UserError, quantity
+from neuclip.untrusted import whole_number
 
 _CLASS_DIGITS = 9
 _OPEN_SHARDS = 128  # file handles kept open by each process
@@ -40,7 +41,7 @@ def expand_patterns(pattern: str) -> list[Path]:
             in it, sorted.
 
     Raises:
-        UserError: a shard does not exist.
+        UserError: a shard does not exist, or the braces stand for too many.
     """
     shards: list[Path] = []
     for part in pattern.split("::"):
@@ -48,11 +49,7 @@ def expand_patterns(pattern: str) -> list[Path]:
             raise UserError(
                 f"{part!r}: remote shards cannot be read here: copy them to a local disk"
             )
-        try:
-            paths = [Path(path).expanduser() for path in braceexpand(part)] if part else []
-        except ValueError:  # braceexpand's UnbalancedBracesError
-            raise UserError(f"unbalanced braces in the pattern {part!r}") from None
-        for path in paths:
+        for path in (Path(name).expanduser() for name in expand_braces(part)):
             shards += sorted(path.glob("*.tar")) if path.is_dir() else [path]
     missing = [str(shard) for shard in shards if not shard.is_file()]
     if len(missing) == len(shards):
@@ -265,10 +262,10 @@ class ShardIndex(Source):
         content = self._member(position, _CLASS)
         if content is None:
             return None
-        content = content.strip()
-        if not content.isdigit() or len(content) > _CLASS_DIGITS:
-            raise Unusable("class", f"the .cls holds {content[:40]!r}, not a class index")
-        return int(content)
+        number = whole_number(content.strip(), _CLASS_DIGITS)
+        if number is None:
+            raise Unusable("class", f"the .cls holds {content.strip()[:40]!r}, not a class index")
+        return number
 
     def _member(self, position: int, column: int) -> bytes | None:
         """The content of a member, or None if the sample lacks it."""

@@ -2,6 +2,7 @@
 
 import codecs
 import contextlib
+import errno
 import hashlib
 from abc import ABC, abstractmethod
 from array import array
@@ -16,6 +17,7 @@ from PIL import Image
 from neuclip.data.decode import decode_image
 from neuclip.data.order import Layout
 from neuclip.data.samples import Damage, Sample, SampleError, Unusable
+from neuclip.untrusted import MAX_IMAGE_FILE, read_file
 
 ROWS_PER_BLOCK = 1000  # for sources without blocks of their own
 
@@ -163,15 +165,18 @@ def read_image_file(folder: Path, name: str) -> bytes:
         name: path of the file.
 
     Raises:
-        Unusable: the name is empty, or the file cannot be read.
+        Unusable: the name is empty, or the file cannot be read, is not a regular file, or is larger
+            than `MAX_IMAGE_FILE`.
     """
     if not name.strip():
         raise Unusable("image_missing", "the image path is empty")
     try:
-        return (folder / name).read_bytes()
+        return read_file(folder / name, MAX_IMAGE_FILE)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = getattr(error, "strerror", None) or error
-        raise Unusable("image_missing", f"{folder / name}: {reason}") from error
+        too_large = getattr(error, "errno", None) == errno.EFBIG
+        kind = "image_too_large" if too_large else "image_missing"
+        raise Unusable(kind, f"{folder / name}: {reason}") from error
 
 
 class Strings(ABC):

@@ -1,6 +1,9 @@
 """Tables of image paths and captions: csv, tsv, and JSON lines."""
 
+import errno
 import gzip
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +24,10 @@ from neuclip.data.sources.source import (
 )
 from neuclip.errors import UserError, printable, quantity
 from neuclip.files import describe
+from neuclip.untrusted import read_file
 
 SEPARATORS = "\t,;|"
+_UNPACKED, _RATIO = 2**26, 100  # bytes a gzip file may unpack to, and how many times its size
 
 
 @dataclass(frozen=True)
@@ -171,10 +176,10 @@ def text_of(table: Path) -> tuple[bytes, str]:
         UserError: the file cannot be read, or is not valid in its encoding.
     """
     try:
-        content = table.read_bytes()
+        content = read_file(table)
         if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+            content = _unpacked(content)
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{table} cannot be read: {describe(error)}") from None
     head = content[:1000]
     for encoding, mark in (("utf-16", b"\xff\xfe"), ("utf-16", b"\xfe\xff")):
@@ -183,6 +188,16 @@ def text_of(table: Path) -> tuple[bytes, str]:
     if head.count(0) > len(head) // 4:
         return _decoded(table, content, "utf-16-be" if head[:1] == b"\0" else "utf-16-le"), "UTF-16"
     return content.removeprefix(b"\xef\xbb\xbf"), ""
+
+
+def _unpacked(content: bytes) -> bytes:
+    """The content of a gzip file."""
+    limit = max(_UNPACKED, _RATIO * len(content))
+    with gzip.open(io.BytesIO(content)) as file:
+        unpacked = file.read(limit + 1)
+    if len(unpacked) > limit:
+        raise OSError(errno.EFBIG, f"{len(content):,} bytes unpack to more than {limit:,}")
+    return unpacked
 
 
 def _decoded(table: Path, content: bytes, encoding: str) -> bytes:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from neuclip.untrusted import whole_number
+
 BLOCK = tarfile.BLOCKSIZE
 REGULAR = (b"0", b"\0", b"7")
 """Member types of plain files."""
@@ -16,7 +18,12 @@ REGULAR = (b"0", b"\0", b"7")
 _LONG_NAME, _PAX = b"L", b"x"
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders
 _QUIET = (b"5", b"g", b"K", b"V")  # folders, global headers, long link names, volume labels
+_NAMING = (_LONG_NAME, _PAX)
+_LONGEST_HEADER = 2**20  # bytes of an extended header
+_LENGTH_DIGITS = 7  # of the length of a record in one
+_LAST = (2**32 - 1) * BLOCK  # offset of a member's content; indexes keep it in blocks as 32 bits
 _PADDING = 2**20  # bytes of zeros after the end mark that are normal
+_SEARCHED = 2**28  # bytes after the end mark that are searched for content
 
 
 @dataclass(frozen=True)
@@ -61,21 +68,28 @@ def members(file: BinaryIO, file_size: int) -> Iterator[Member]:
         position = start + -(-size // BLOCK) * BLOCK
         if start + size > file_size:
             raise tarfile.ReadError(f"is truncated at byte {file_size}, inside {path!r}")
-        if kind == _LONG_NAME:
-            long_path = _text(file.read(size))
-        elif kind == _PAX:
-            long_path = _pax_path(file.read(size)) or long_path
+        if kind in _NAMING:
+            long_path = _long_path(kind, _extended_header(file, start, size)) or long_path
         else:
+            if start > _LAST:
+                raise tarfile.ReadError(f"is longer than {_LAST} bytes, the longest that is read")
             if kind not in _QUIET:
                 yield Member(long_path or path, start // BLOCK, size, bool(long_path), kind)
             if kind != b"K":  # it precedes the same member as the long path
                 long_path = ""
 
 
+def _extended_header(file: BinaryIO, start: int, size: int) -> bytes:
+    """The content of a member that names the next one."""
+    if size > _LONGEST_HEADER:
+        raise tarfile.ReadError(f"has an extended header of {size} bytes at byte {start}")
+    return file.read(size)
+
+
 def _check_end(file: BinaryIO, position: int) -> None:
     """Refuses content, or too much padding, after the end mark."""
     behind = BLOCK
-    while chunk := file.read(2**20):
+    while behind <= _SEARCHED and (chunk := file.read(2**20)):
         text = chunk.lstrip(b"\0")
         if text:
             found = position + behind + len(chunk) - len(text)
@@ -101,16 +115,22 @@ def _not_a_header(header: bytes, position: int) -> str:
     return "is not a tar file"
 
 
+def _long_path(kind: bytes, content: bytes) -> str:
+    return _text(content) if kind == _LONG_NAME else _pax_path(content)
+
+
 def _pax_path(records: bytes) -> str:
     """The `path` record of an extended header: lines of `<length> <keyword>=<value>`."""
-    while records:
-        length = records.split(b" ", 1)[0]
-        if not length.isdigit() or int(length) <= len(length):
+    start, last = 0, records.rfind(b" path=")
+    while start <= last:
+        digits = records[start : start + _LENGTH_DIGITS + 1].partition(b" ")[0]
+        length = whole_number(digits, _LENGTH_DIGITS)
+        if length is None or length <= len(digits):
             break
-        keyword, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
-        if keyword == b"path":
-            return _text(value)
-        records = records[int(length) :]
+        keyword = start + len(digits) + 1
+        if records.startswith(b"path=", keyword):
+            return _text(records[keyword + 5 : start + length - 1])
+        start += length
     return ""
 
 

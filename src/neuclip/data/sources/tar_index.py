@@ -27,8 +27,10 @@ from neuclip.data.samples import Damage, Tally
 from neuclip.data.sources.tar_headers import members
 from neuclip.data.sources.tar_samples import Finding, TarSamples
 from neuclip.files import cache_home, replacing
+from neuclip.untrusted import open_regular, parse_json, whole_number
 
-_FORMAT = 4
+_FORMAT = 5
+_SMALL = 2**20  # bytes of an index that need no explanation
 _NO_INTEGER = -1
 T = TypeVar("T", bound=np.generic)
 
@@ -96,7 +98,7 @@ def index_shard(shard: Path, known: Mapping[str, int] | None = None) -> TarIndex
         index = _load(place, stamp)
         if index is not None:
             return index
-    with shard.open("rb") as file:
+    with open_regular(shard) as file:
         index = scan(file, status.st_size, known)
     for place in places:
         # If neither place can be written, the next run scans again.
@@ -143,8 +145,12 @@ def scan(file: BinaryIO, file_size: int, known: Mapping[str, int] | None = None)
 
 
 def _integer(key: str) -> int:
-    name = key.rpartition("/")[2]
-    return int(name) if name.isascii() and name.isdigit() and len(name) <= 18 else _NO_INTEGER
+    number = whole_number(key.rpartition("/")[2])
+    return _NO_INTEGER if number is None else number
+
+
+def _json(value: object) -> NDArray[np.uint8]:
+    return np.frombuffer(json.dumps(value).encode(), dtype=np.uint8)
 
 
 def _beside(shard: Path) -> Path:
@@ -158,11 +164,15 @@ def _in_cache(shard: Path) -> Path:
 
 def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
     try:
-        with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_regular(place) as file, np.load(file, allow_pickle=False) as stored:
+            # Someone else may have written it: it must not unpack to more than the shard explains.
+            if sum(each.file_size for each in stored.zip.infolist()) > stamp[2] + _SMALL:
+                return None
             if not np.array_equal(stored["stamp"], stamp):
                 return None
-            findings = json.loads(str(stored["findings"]))
-            rows, keys = stored["long_key_rows"].tolist(), stored["long_keys"].tolist()
+            findings = parse_json(stored["findings"].tobytes(), None)
+            rows = stored["long_key_rows"].tolist()
+            keys = parse_json(stored["long_keys"].tobytes(), None)
             samples = len(stored["integer_keys"])
             return TarIndex(
                 blocks=_shaped(stored["blocks"], np.uint32, samples, 5),
@@ -171,7 +181,7 @@ def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
                 long_keys=dict(zip(rows, keys, strict=True)),
                 damage=str(stored["damage"]) or None,
                 findings=tuple((kind, key, text) for kind, key, text in findings),
-                tally=Tally(**json.loads(str(stored["tally"]))),
+                tally=Tally(**parse_json(stored["tally"].tobytes())),
                 joined=int(stored["joined"]),
                 long_endings=frozenset(stored["long_endings"].tolist()),
             )
@@ -201,10 +211,11 @@ def _save(place: Path, stamp: NDArray[np.int64], index: TarIndex) -> None:
             sizes=index.sizes,
             integer_keys=index.integer_keys,
             long_key_rows=np.array(list(index.long_keys), dtype=np.int64),
-            long_keys=np.array(list(index.long_keys.values()), dtype=np.str_),
+            # Not an array of texts: it takes the space of the longest for each.
+            long_keys=_json(list(index.long_keys.values())),
             damage=np.array(index.damage or ""),
-            findings=np.array(json.dumps(index.findings)),
-            tally=np.array(json.dumps(asdict(index.tally))),
+            findings=_json(index.findings),
+            tally=_json(asdict(index.tally)),
             joined=np.array(index.joined),
             long_endings=np.array(sorted(index.long_endings), dtype=np.str_),
         )

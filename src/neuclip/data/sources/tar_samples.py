@@ -16,9 +16,11 @@ Members of a sample need not be adjacent, unlike in webdataset, which would spli
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from neuclip.data.endings import CLASS, IMAGE, JSON, TEXT, ending_of, known_endings
+from neuclip.data.endings import CLASS, IMAGE, JSON, METADATA, TEXT, ending_of, known_endings
 from neuclip.data.samples import DamageKind, Tally
 from neuclip.data.sources.tar_headers import REGULAR, Member
+from neuclip.errors import printable
+from neuclip.untrusted import MAX_ARRAY_FILE, MAX_IMAGE_FILE, MAX_TEXT_FILE
 
 _TYPES = {
     b"1": "a hard link",
@@ -29,6 +31,15 @@ _TYPES = {
     b"S": "a sparse file",
 }
 _DESCRIPTIONS = frozenset((TEXT, JSON, CLASS))
+_LARGEST = {
+    IMAGE: MAX_IMAGE_FILE,
+    TEXT: MAX_TEXT_FILE,
+    JSON: MAX_TEXT_FILE,
+    CLASS: MAX_TEXT_FILE,
+    METADATA: MAX_ARRAY_FILE,
+}
+"""Largest member of each part of a sample, in bytes."""
+_LONGEST_PATH = 4096  # as on Linux
 
 Finding = tuple[DamageKind, str, str]
 """Kind, key or path, and explanation of a member or sample that was skipped."""
@@ -111,6 +122,10 @@ class TarSamples:
         if path.startswith("/") or (".." in path and ".." in path.split("/")):
             self.findings.append(("member_name", path, "the path leads out of the folder"))
             return
+        if len(path) > _LONGEST_PATH:
+            detail = f"the path has {len(path):,} characters, more than {_LONGEST_PATH:,}"
+            self.findings.append(("member_name", printable(path), detail))
+            return
         folder, slash, name = path.rpartition("/")
         stem, _, ending = name.partition(".")
         column = self.known.get(ending.lower())
@@ -132,6 +147,10 @@ class TarSamples:
             self._dotted.append(_Dotted(member, short, long, ending, column))
 
     def _place(self, member: Member, key: str, column: int) -> None:
+        if member.size > MAX_TEXT_FILE and member.size > _LARGEST[column]:
+            detail = f"{member.size:,} bytes are more than {_LARGEST[column]:,}"
+            self.findings.append(("member_size", member.path, detail))
+            return
         if key != self._key:
             if self._again is not None:
                 self._end_again()

@@ -32,10 +32,12 @@ from neuclip.data.shard_writer import add_sample
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.files import replacing
+from neuclip.untrusted import read_json
 
 REPORT = "pack_report.json"
 
 _STATE = ".pack"
+_MAX_REPORT = 2**27  # bytes
 _EXTENSIONS = {
     "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif"
 }  # fmt: skip
@@ -171,8 +173,7 @@ class _Record:
 def _record(plan: Plan, out: Path, number: int) -> _Record | None:
     """The record of a shard, or None if there is none or the shard has another size."""
     try:
-        text = (out / _STATE / f"{plan.name(number)}.json").read_text(encoding="utf-8")
-        stored = json.loads(text)
+        stored = read_json(out / _STATE / f"{plan.name(number)}.json", _MAX_REPORT)
         entry = ShardEntry(**stored["entry"])
         damage = [
             Damage(each["shard"], each["key"], cast(DamageKind, each["kind"]), each["detail"])
@@ -330,7 +331,7 @@ def _owned(out: Path, plan: Plan) -> Generator[None]:
 def _complete(plan: Plan, out: Path) -> Packed | None:
     """The result of an earlier start with the same plan, or None if it is not complete."""
     try:
-        report = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        report = read_json(out / REPORT, _MAX_REPORT)
         entries = list(parse_manifest((out / MANIFEST).read_bytes()).values())
         sizes = [(out / entry.name).stat().st_size for entry in entries]
     except (OSError, ValueError):
@@ -345,7 +346,7 @@ def _complete(plan: Plan, out: Path) -> Packed | None:
 def _check_folder(out: Path, plan: Plan) -> None:
     for path in (out / _STATE / "plan.json", out / REPORT):
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored = read_json(path, _MAX_REPORT)
         except (OSError, ValueError):
             continue
         stored = {key: stored.get(key) for key in asdict(plan)}

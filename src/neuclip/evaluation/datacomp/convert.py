@@ -15,6 +15,7 @@ from neuclip.data.shard_writer import write_shards
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp.sets import DATASET_TYPE, INSTANCES, SHARD_COUNT
 from neuclip.evaluation.datacomp.suite import TaskKind
+from neuclip.untrusted import parse_json
 
 IMAGES_PER_SHARD = 1000
 _EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpeg", ".png": "png", ".webp": "webp"}
@@ -131,11 +132,11 @@ def _rows(table: Path) -> list[dict[str, str]]:
 def _list(text: str, table: Path, row: int) -> list[str]:
     """Parses a list of texts in JSON or Python syntax."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             value = None
     if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
         raise UserError(f"{table}, row {row + 1}: expected a list of texts, found {text[:60]!r}")

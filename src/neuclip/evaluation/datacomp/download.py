@@ -18,6 +18,7 @@ from neuclip.errors import UserError, printable
 from neuclip.evaluation.datacomp.convert import convert
 from neuclip.evaluation.datacomp.suite import Task
 from neuclip.files import cannot_write, describe, folder_when_complete, sha256
+from neuclip.untrusted import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import DatasetInfo, RepoSibling
@@ -109,8 +110,8 @@ def _download_and_convert(
 def _recorded(record: Path) -> object:
     """The sources that a converted set was made of; None if they are not recorded."""
     try:
-        return json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(record)
+    except (OSError, ValueError):
         return None
 
 

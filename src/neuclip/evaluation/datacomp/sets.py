@@ -40,9 +40,11 @@ from neuclip.evaluation.splits import (
     read_classes,
 )
 from neuclip.parallel.work_sharing import from_main
+from neuclip.untrusted import whole_number
 
 INSTANCES = "instances.jsonl"
 SHARD_COUNT = "test/nshards.txt"
+_SHARD_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -231,9 +233,10 @@ def _check_type(folder: Path, task: Task) -> None:
 def _shards(folder: Path) -> list[Path]:
     path = folder / SHARD_COUNT
     text = _text(path).strip()
-    if not text.isdigit() or int(text) == 0:
+    count = whole_number(text, _SHARD_DIGITS)
+    if not count:
         raise UserError(f"{path}: expected the number of shards, found {text[:40]!r}")
-    shards = [folder / "test" / f"{number}.tar" for number in range(int(text))]
+    shards = [folder / "test" / f"{number}.tar" for number in range(count)]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise UserError(
