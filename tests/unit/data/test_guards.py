@@ -249,7 +249,7 @@ def test_compressed_tables_that_unpack_without_end(size, tmp_path):
         for _ in range(size // 10**6):
             file.write(b"a" * 10**6)
     (tmp_path / "t.csv").write_bytes(packed.getvalue())
-    with pytest.raises(UserError, match="unpack to more than 67,108,864"):
+    with pytest.raises(UserError, match="unpack to more than"):
         open_source(str(tmp_path / "t.csv"))
 
 
