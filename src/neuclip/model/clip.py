@@ -104,13 +104,12 @@ class Clip:
 
     @cached_property
     def _skips_pixels(self) -> bool:
-        layers = cast(nn.Module, self.towers.visual).modules()
         return any(
             isinstance(layer, nn.Conv2d)
             and layer.in_channels == 3
             and layer.kernel_size == (1, 1)
             and max(layer.stride) > 1
-            for layer in layers
+            for layer in self.towers.modules()
         )
 
 
