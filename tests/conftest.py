@@ -12,3 +12,8 @@ def demo_dir(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "demo"
     tiny_demo(out, characters=64, seed=0)
     return out
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Names a case of many bytes by its argument: compressed bytes hold the time they were made."""
+    return argname if isinstance(val, bytes) and len(val) > 16 else None
