@@ -43,7 +43,7 @@ def written(write):
         (b"\xef\xbb\xbf\n <!DOCTYPE html><html>", "an HTML page"),
         (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>', "an XML document"),
         (gzip.compress(b"x", mtime=0), "gunzip"),
-        (written(lambda file: zipfile.ZipFile(file, "w").writestr(zipfile.ZipInfo("a"), "b")), "unzip"),
+        (written(lambda file: zipfile.ZipFile(file, "w").writestr("a", "b")), "unzip"),
         (written(lambda file: Image.new("RGB", (4, 4)).save(file, "jpeg")), "a JPEG image"),
         (written(lambda file: Image.new("RGB", (4, 4)).save(file, "webp")), "a WebP image"),
         (b"", "an empty file"),
