@@ -169,6 +169,7 @@ def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
     values = {
         "num_prototypes": count, "inner_steps": 10, "restart_steps": 10**9, "prototype_lr": 1.0,
         "prototype_optimizer": "adagrad_norm", "refresh": "restart", "gradient": "detached",
+        "restart_from": "earlier", "restart_fill": "pool", "restart_optimizer": True,
         "log_weights": False, **changes,
     }  # fmt: skip
     network = PrototypeNormalizer(

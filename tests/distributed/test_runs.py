@@ -82,12 +82,12 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_continues_with_another_number_of_processes(flags, tmp_path, method):
     """Three processes, one of which gets SIGUSR1, or all Ctrl-C; then two, with the same flags."""
-    more = METHODS[method]
+    more = (*METHODS[method], "--train-num-samples", "384")  # 32 steps: time to stop it
     logs = tmp_path / "logs"
     whole = Ranks(tmp_path / "whole", 1, neuclip_train, flags("whole", 24, *more))
     assert whole.exit_codes() == [0]
     three = Ranks(tmp_path / "three", 3, neuclip_train, flags("moved", 8, *more))
-    three.wait_for_output(0, "2/8")
+    three.wait_for_output(0, "2/32")
     if method == "neuclip":
         three.signal(2, signal.SIGUSR1)
         assert three.exit_codes() == [75] * 3
@@ -97,7 +97,7 @@ def test_a_stopped_run_continues_with_another_number_of_processes(flags, tmp_pat
         assert three.exit_codes() == [130] * 3
         assert "to continue: start all processes again with: neuclip" in three.output(0)
     done = len(losses(logs / "moved"))
-    assert 2 <= done < 8
+    assert 2 <= done < 32
     two = Ranks(tmp_path / "two", 2, neuclip_train, flags("moved", 8, *more))
     assert two.exit_codes() == [0, 0]
     assert "24 = 6 x 2 micro-batches x 2 processes" in two.output(0)

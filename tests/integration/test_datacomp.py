@@ -180,28 +180,6 @@ def test_the_published_command(data, run_folder, capsys):
     assert results.read_bytes() == before
 
 
-def test_killed_and_started_again(data, run_folder):
-    """By its module's name; nothing that was written is evaluated twice or lost."""
-    command = [sys.executable, "-m", "neuclip.evaluation.datacomp"]
-    command += published(run_folder, data[0])
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
-        start_new_session=True,
-    )  # fmt: skip
-    results = results_of(run_folder)
-    wait_for(lambda: results.exists() and results.read_text().count("\n") >= 3, process)
-    os.killpg(process.pid, signal.SIGSTOP)
-    kill_group(process)
-    done = results.read_text().splitlines()
-    assert 3 <= len(done) < 38
-    again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert again.stdout.count("(reused)") == len(done)
-    lines = results.read_text().splitlines()
-    assert len(lines) == 38
-    assert lines[: len(done)] == done
-
-
 @pytest.mark.distributed
 def test_two_processes_killed_and_started_again(data, run_folder, capsys):
     """They share the samples of every task out; one process then gives the same file."""

@@ -1,6 +1,7 @@
 """The error for weights of another architecture: what differs, and which model they fit."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ def _without_positions(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
     return {name: () if "pos" in name else shape for name, shape in shapes.items()}
 
 
+@cache
 def _signature_of(name: str) -> dict[str, tuple[int, ...]]:
     try:
         towers = build_clip(name, "fp32", torch.device("meta")).towers

@@ -162,7 +162,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
     chance = random.Random(4)
-    for number in range(200):
+    for number in range(120):
         pixels = Image.frombytes("RGB", (64, 64), chance.randbytes(64 * 64 * 3))
         pixels.save(folder / f"{number:03d}.png")
         (folder / f"{number:03d}.txt").write_text(f"number {number}")
@@ -175,7 +175,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path):
             stdout=subprocess.DEVNULL,
         )
         before = len(list(out.glob("*.tar")))
-        while process.poll() is None and len(list(out.glob("*.tar"))) < before + 12:
+        while process.poll() is None and len(list(out.glob("*.tar"))) < before + 7:
             time.sleep(0.01)
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
