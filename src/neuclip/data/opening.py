@@ -118,6 +118,9 @@ class _Opener:
         """One source; folders and datasets are opened one by one and joined."""
         source = self._open(found)
         details = f"; {source.opened}" if source.opened else ""
+        if found.kind in {"webdataset", "remote"} and self.reading.caption_key:
+            keys = CaptionRule.for_key(self.reading.caption_key).json_keys
+            details += f"; captions from {' or '.join(map(repr, keys))} in the .json"
         source.opened = f"{found.words}, {quantity(len(source), 'sample')}{details}"
         source.unused = (*found.unused, *source.unused)
         return source

@@ -228,3 +228,11 @@ def test_remote_shards_without_captions(tmp_path, write_tar, picture):
         assert source.read(0).captions == ()
     finally:
         source.close()
+
+
+def test_the_opening_line_names_the_keys_of_captions(tmp_path, write_tar, picture):
+    texts = [("0.txt", b"plain"), ("0.json", b'{"long": "of the json"}')]
+    write_tar(tmp_path / "0.tar", [("0.png", picture(1)), *texts])
+    source = open_source(str(tmp_path), ReadingConfig(caption_key="txt;long"))
+    assert source.opened.endswith("captions from 'txt' or 'long' in the .json")
+    assert source.read(0).caption == "of the json"
