@@ -34,6 +34,8 @@ def _live(environ: dict[str, str], output: Path, task: Task, arguments: tuple[An
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    # A suite that a shell runs in the background ignores Ctrl-C, and so would its processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     # Multiprocessing's own exit would wait for children; a launched process does not.
     sys.exit(task(*arguments))
