@@ -109,7 +109,7 @@ def check_arguments(name: object, numbers: Mapping[str, object]) -> None:
         numbers: arguments of `create_loss` by name; all but `embed_dim` may be none.
 
     Raises:
-        UserError: the name is no text, or a number is not whole or below 1.
+        UserError: the name is not a text, or a number is not whole or below 1.
     """
     if not isinstance(name, str):
         raise UserError(unknown_method(str(name)))

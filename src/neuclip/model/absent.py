@@ -15,7 +15,7 @@ _SHOWN = 3
 
 
 def absent(path: Path, model: str | None) -> UserError:
-    """The error for a path that is no run folder, no checkpoint and no repository.
+    """The error for a path that is not a run folder, a checkpoint or a repository.
 
     Args:
         path: as it was given; it may be a tag of open_clip's or a name on the hub.
