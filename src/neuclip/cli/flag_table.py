@@ -151,7 +151,7 @@ def _union(types: Iterable[object]) -> object:
 def _metavar(kind: object) -> str | None:
     """Placeholder of a value in the help; none for a switch."""
     parts = [part for part in get_args(kind) if part is not type(None)] or [kind]
-    names = {int: "INT", float: "FLOAT", str: "TEXT"}
+    names: dict[object, str] = {int: "INT", float: "FLOAT", str: "TEXT", ...: "..."}
     if all(get_origin(part) is tuple or part in names for part in parts):
         shown = [[names[word] for word in get_args(part) or (part,)] for part in parts]
         first, *rest = shown

@@ -211,6 +211,19 @@ class ReadingConfig(Section):
         "joined by ; the first with a caption",
         flag="--json-text-key",
     )
+    caption_key_probs: tuple[float, ...] | None = setting(
+        None,
+        "draw the caption by these probabilities of the keys in caption_key, in their order: a key "
+        "without a caption leaves its share to the others, one of probability 0 is read only if "
+        "they all lack one; none: the first key with a caption",
+        flag="--json-text-key-probs",
+    )
+    caption_keys: str | None = Field(
+        default=None,
+        description="columns of a table, or keys of the .json files, of which each visit draws one "
+        "by its weight, as in long=0.7,short=0.3 (without weights all are as likely); a key "
+        "without a caption leaves its share to the others",
+    )
     image_key: str | None = Field(
         default=None,
         description="endings of the images in local tar shards, as in 'img;jpg'; none: all that "
@@ -326,6 +339,31 @@ class DataConfig(ReadingConfig):
     caption_choice: Literal["random", "first"] = Field(
         default="random",
         description="of a sample with several captions, draw one for each visit or take the first",
+    )
+    hard_negative_key: str | None = Field(
+        default=None,
+        description="column of a table, or key of the .json files, with hard negatives: captions "
+        "that nearly fit the image; of a list, each visit draws one",
+    )
+    pair_weight_key: str | None = Field(
+        default=None,
+        description="column of a table, or key of the .json files, with the weight of each pair in "
+        "the loss: a number, 0 or more",
+    )
+    label_key: str | None = Field(
+        default=None,
+        description="column of a table, or key of the .json files (cls: the .cls files of tar "
+        "shards), with labels: two pairs of one label are false negatives of each other",
+    )
+    false_negatives: Literal["keep", "mask"] = Field(
+        default="keep",
+        description="pairs of equal captions, equal image files or equal labels: keep them as "
+        "negatives of each other, or mask them in the loss",
+    )
+    no_duplicates: bool = Field(
+        default=False,
+        description="order the data so that no batch holds two pairs of equal captions, equal "
+        "image files or equal labels; the data are read once before the run to find them",
     )
     train_num_samples: int | None = Field(
         default=None, ge=1, description="samples per epoch; none: all samples of the data once"

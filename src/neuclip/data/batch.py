@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -33,6 +33,7 @@ it, and a sample visited twice in an epoch gets two draws.
 
 _ATTEMPTS = 20  # samples tried for one place before the loader gives up
 _CACHED_CAPTIONS = 2**16
+_INPUTS = ("images", "tokens", "groups", "pair_weights", "negative_tokens", "has_negative")
 _CAPTION = -1  # in place of the number of an attempt, to draw a caption
 
 
@@ -49,6 +50,13 @@ class Batch:
         caption_owners: index in the batch of each caption's sample, if all captions are read;
             otherwise empty: there is one caption per sample, in order.
         digests: in evaluation, a 64-bit digest of each sample's image file, captions and class.
+        groups: ids of the caption, the image file and the label of each sample, one column a kind;
+            two samples are false negatives of each other if they agree in any column that is not 0.
+            0: the sample has none. None: groups were not asked for (`--false-negatives keep`).
+        pair_weights: weight of each pair in the loss, 0 or more; None without `--pair-weight-key`.
+        negative_tokens: tokens of one hard negative caption per sample, in order; rows of samples
+            without one hold the tokens of an empty text. None without `--hard-negative-key`.
+        has_negative: whether a sample has a hard negative; None if `negative_tokens` is.
         keys: the keys of the samples.
         damage: corrupt samples that were replaced (in evaluation: left out).
         metadata: content of the samples' `.npy` files, if the split has them.
@@ -64,14 +72,24 @@ class Batch:
     metadata: tuple[bytes | None, ...] = ()
     caption_owners: tuple[int, ...] = ()
     digests: tuple[int, ...] = ()
+    groups: Int64[Tensor, "batch kinds"] | None = None
+    pair_weights: Float[Tensor, " batch"] | None = None
+    negative_tokens: Int64[Tensor, "batch context"] | None = None
+    has_negative: Bool[Tensor, " batch"] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The tensors that the step reads on the device, by field; those that the batch has."""
+        found = {name: getattr(self, name) for name in _INPUTS}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
     def inputs_to(self, device: torch.device) -> "Batch":
-        """A copy with images and tokens on a device; ids stay on the CPU, which checks bounds."""
-        images = self.images.to(device, non_blocking=True)
-        return replace(self, images=images, tokens=self.tokens.to(device, non_blocking=True))
+        """A copy with `inputs` on a device; ids stay on the CPU, which checks bounds."""
+        moved = {name: each.to(device, non_blocking=True) for name, each in self.inputs.items()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
         """A copy in page-locked memory, from which transfers to a GPU can overlap."""

@@ -36,6 +36,6 @@ class DevicePrefetcher:
             copy = batch.inputs_to(self._device)
         step = torch.cuda.current_stream(self._device)
         step.wait_stream(self._copies)
-        for tensor in (copy.images, copy.tokens):
+        for tensor in copy.inputs.values():
             tensor.record_stream(step)  # the copy stream allocated its memory
         return copy
