@@ -1,5 +1,7 @@
 """Which files of a folder are read: the kind of its data, and one of its splits."""
 
+import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ _ENDINGS: dict[str, Kind] = {
     ".jsonl.gz": "jsonl",
     ".parquet": "parquet",
 }
+_DATA = tuple(_ENDINGS)
 _ORDER: tuple[Kind, ...] = ("webdataset", "csv", "jsonl", "parquet")  # in a folder
 _SPLITS = {
     "train": "train", "training": "train",
@@ -86,11 +89,10 @@ def in_folder(folder: Path, splits: Sequence[str], given: Kind | None) -> Recogn
     name = str(folder)
     if (folder / "state.json").is_file():
         return Recognised(given or "huggingface", name, (name,))
-    entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    below = _by_split((path for path in entries if path.is_dir()), _split_of_folder)
-    files = [path for path in entries if path.is_file()]
+    folders, files = _listed(folder)
+    below = _by_split(folders, _split_of_folder)
     is_divided = len(below) > 1 or (folder / "dataset_dict.json").is_file()
-    if not is_divided or any(ending_of(path) for path in files):
+    if not is_divided or files:
         return _of_files(folder, files, splits, given)
     split, (chosen, *more) = _chosen(folder, below, splits)
     if more:
@@ -98,6 +100,23 @@ def in_folder(folder: Path, splits: Sequence[str], given: Kind | None) -> Recogn
     inside = in_folder(chosen, splits, given)
     unused = (*_others(below, split), *inside.unused)
     return Recognised(inside.kind, name, inside.paths, split, unused)
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders in a folder, and its data files; a million images between them cost little."""
+    folders: list[str] = []
+    files: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name[0] == ".":
+                continue
+            with contextlib.suppress(OSError):  # a link to itself
+                if entry.is_dir():
+                    folders.append(name)
+                elif name.lower().endswith(_DATA) and entry.is_file():
+                    files.append(name)
+    return [folder / name for name in sorted(folders)], [folder / name for name in sorted(files)]
 
 
 def _of_files(
@@ -201,9 +220,8 @@ def split_by_name(part: str, path: Path, given: Kind | None) -> Recognised | Non
     split, folder = _SPLITS.get(path.name.lower()), path.parent
     if split is None or not folder.is_dir():
         return None
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    below = _by_split((e for e in entries if e.is_dir()), _split_of_folder)
-    files = _by_split((e for e in entries if e.is_file() and ending_of(e)), _split_of_file)
+    folders, listed = _listed(folder)
+    below, files = _by_split(folders, _split_of_folder), _by_split(listed, _split_of_file)
     if split not in below and split not in files:
         return None
     if files and split in files and len(files) == 1:  # the only split: every file belongs to it
