@@ -112,10 +112,10 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
             if name[0] == ".":
                 continue
             with contextlib.suppress(OSError):  # a link to itself
-                if entry.is_dir():
-                    folders.append(name)
-                elif name.lower().endswith(_DATA) and entry.is_file():
+                if name.lower().endswith(_DATA) and entry.is_file():
                     files.append(name)
+                elif entry.is_dir():
+                    folders.append(name)
     return [folder / name for name in sorted(folders)], [folder / name for name in sorted(files)]
 
 

@@ -432,16 +432,23 @@ def test_a_damaged_index_is_made_again(tmp_path, write_tar, pairs):
             changed = bytearray(content)
             changed[place] ^= bit
             damaged.append(bytes(changed))
-    for name, array in {
-        "blocks": arrays["blocks"][:, :2],
-        "sizes": arrays["sizes"].astype(np.float64),
-        "integer_keys": arrays["integer_keys"][:0],
-        "findings": np.array("[" * 100_000),
-        "tally": np.array("7"),
-        "joined": np.array("x"),
-        "long_endings": np.array(5),
-        "long_key_rows": np.array([[1]]),
-    }.items():
+    rest = json.loads(arrays["rest"].tobytes())
+
+    def changed_rest(**values):
+        return np.frombuffer(json.dumps(rest | values).encode(), np.uint8)
+
+    for name, array in [
+        ("blocks", arrays["blocks"][:, :2]),
+        ("sizes", arrays["sizes"].astype(np.float64)),
+        ("integer_keys", arrays["integer_keys"][:0]),
+        ("rest", np.array("[" * 100_000)),
+        ("rest", np.array([1.5])),
+        ("rest", changed_rest(findings=7)),
+        ("rest", changed_rest(tally=[7])),
+        ("rest", changed_rest(joined="x")),
+        ("rest", changed_rest(long_endings=5)),
+        ("rest", changed_rest(long_keys=[[1]])),
+    ]:
         file = io.BytesIO()
         np.savez(file, **{**arrays, name: array})
         damaged.append(file.getvalue())
