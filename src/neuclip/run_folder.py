@@ -27,6 +27,8 @@ EVAL_RESULTS = "eval_results"
 PLAIN = "weights"
 """Marks results of a checkpoint's weights in file names, if the checkpoint also holds their moving
 average."""
+CANARY = "canary:"
+"""Prefix of the names of canaries: sets that show what a fine-tuned model forgets."""
 _CHECKPOINTS = "checkpoints"
 
 
@@ -138,6 +140,11 @@ class RunFolder:
     def split_outcomes(self, split: str) -> Path:
         """Outcomes per sample of a split's latest evaluation."""
         return split_outcomes_in(self.eval_results, split)
+
+
+def is_canary(split: str) -> bool:
+    """Whether an evaluation set shows what a fine-tuned model forgets: `--canary`, or ImageNet."""
+    return split.startswith((CANARY, "imagenet-val", "imagenet-v2"))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -84,6 +84,7 @@ INSIDE = {
         ["evaluate"],
     ],
     "training": [
+        ["warning_signs"],
         ["records", "optim", "oom_advice", "folder_lock"],
         ["open_run"],
         ["nonfinite", "components", "device_prefetch"],

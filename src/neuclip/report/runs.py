@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class LoadedRun:
         galleries: retrieved images, by split.
         damage: corrupt samples of the training data; none if they were not recorded.
         gaps: missing or unreadable content, as sentences.
+        warnings: what the run warned of, and after which epoch, as sentences.
     """
 
     folder: RunFolder
@@ -90,6 +91,7 @@ class LoadedRun:
     galleries: dict[str, Gallery]
     damage: DataReport | None
     gaps: list[str]
+    warnings: list[str] = field(default_factory=list[str])
 
     @property
     def data(self) -> DataRead | None:
@@ -168,7 +170,8 @@ def _load(folder: RunFolder, label: str) -> LoadedRun:
     tree = read_yaml(folder.config)
     method = tree.get("method")
     gaps: list[str] = []
-    train, evaluations = _read_metrics(folder.metrics, gaps)
+    warnings: list[str] = []
+    train, evaluations = _read_metrics(folder.metrics, gaps, warnings)
     return LoadedRun(
         folder=folder,
         label=label,
@@ -180,11 +183,14 @@ def _load(folder: RunFolder, label: str) -> LoadedRun:
         galleries=_read_galleries(folder, gaps),
         damage=_read_damage(folder.data_report, gaps),
         gaps=gaps,
+        warnings=warnings,
     )
 
 
-def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Numbers], list[Evaluation]]:
-    """Training records and evaluations.
+def _read_metrics(
+    path: Path, gaps: list[str], warnings: list[str]
+) -> tuple[list[Numbers], list[Evaluation]]:
+    """Training records and evaluations; warnings are added to `warnings`.
 
     A resumed run may record some steps twice: the later record counts.
     """
@@ -206,6 +212,9 @@ def _read_metrics(path: Path, gaps: list[str]) -> tuple[list[Numbers], list[Eval
             evaluations = [e for e in evaluations if e.split != split or e.epoch < epoch]
             metrics = _numbers(record.get("metrics"), absurd)
             evaluations.append(Evaluation(split, epoch, numbers.get("samples_seen"), metrics))
+        elif record.get("kind") == "warning":
+            text = printable(str(record.get("text", "")), 600)
+            warnings.append(f"after epoch {numbers.get('epoch', 0.0):g}: {text}")
     _add_absurd(gaps, path.name, absurd)
     broken = [number for number, record in enumerate(records, start=1) if record is None]
     if broken and broken == [len(records)]:

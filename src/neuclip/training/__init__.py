@@ -16,6 +16,7 @@ In reading order:
 - `folder_lock`: one process at a time uses a run folder.
 - `open_run`: starts a run folder, or finds the checkpoint to resume from.
 - `oom_advice`: turns out-of-memory errors into advice.
+- `warning_signs`: signs that a run goes wrong, found in its records: overfitting, forgetting.
 - `records`: metrics, times, logs and the record of the data.
 - `main`: entry point of published command lines.
 """

@@ -13,9 +13,10 @@ from neuclip.config.run_config import RunConfig
 from neuclip.evaluation.results import EvalResult
 from neuclip.masking import mask_tree
 from neuclip.parallel import collectives
-from neuclip.run_folder import RunFolder
+from neuclip.run_folder import RunFolder, read_records
 from neuclip.training.records.sinks import ConsoleSink, JsonLines, Record, Sink, extra_sinks
 from neuclip.training.records.step_timer import StepTimer
+from neuclip.training.warning_signs import WarningSigns
 
 
 class Recorder:
@@ -37,6 +38,7 @@ class Recorder:
         self._device = device
         self._sinks: list[Sink] = []
         self._console: ConsoleSink | None = None
+        self._signs = WarningSigns(config)
         self.start_period()
 
     @contextmanager
@@ -54,6 +56,7 @@ class Recorder:
         tree = mask_tree(self._config.model_dump(mode="json"))
         extra = extra_sinks(self._config.output, self._folder.path, tree)
         lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done)
+        self._signs = WarningSigns(self._config, read_records(self._folder.metrics))
         self._console = ConsoleSink(total, done)
         self._sinks = [lines, self._console, *extra]
         self.start_period()
@@ -83,16 +86,16 @@ class Recorder:
         """Writes a training record with speed, times and memory; starts a new period."""
         shares = self.timer.shares()
         seconds = time.perf_counter() - self._start
-        self._emit(
-            {
-                "kind": "train",
-                **values,
-                "samples_per_second": round(self._steps * global_batch_size / seconds, 2),
-                **{f"share_{name}": round(share, 4) for name, share in sorted(shares.items())},
-                "memory_mb": round(_peak_memory_mb(self._device), 1),
-                "seconds": round(seconds, 3),
-            }
-        )
+        record: Record = {
+            "kind": "train",
+            **values,
+            "samples_per_second": round(self._steps * global_batch_size / seconds, 2),
+            **{f"share_{name}": round(share, 4) for name, share in sorted(shares.items())},
+            "memory_mb": round(_peak_memory_mb(self._device), 1),
+            "seconds": round(seconds, 3),
+        }
+        self._emit(record)
+        self._warn_after(record)
         self.start_period()
 
     def evaluation(self, position: Mapping[str, float], split: str, result: EvalResult) -> None:
@@ -102,6 +105,16 @@ class Recorder:
         if result.data is not None:
             record["data"] = asdict(result.data)
         self._emit(record)
+        self._warn_after(record)
+
+    def _warn_after(self, record: Record) -> None:
+        """Logs and records the warning signs that a record completes."""
+        if not self._sinks:
+            return
+        position = {key: record[key] for key in ("step", "epoch", "samples_seen")}
+        for sign in self._signs.after(record):
+            self._emit({"kind": "warning", **position, "sign": sign.name, "subject": sign.subject,
+                        "text": sign.text})  # fmt: skip
 
     def _emit(self, record: Record) -> None:
         for sink in self._sinks:

@@ -86,6 +86,9 @@ class ConsoleSink:
         if record["kind"] == "eval":
             log.info("%s", evaluation_line(record))
             return
+        if record["kind"] == "warning":
+            log.warning("%s", record["text"])
+            return
         speed = f"{record['samples_per_second']:.0f} samples/s"
         self._bar.note([f"loss {record['loss']:.4f}", speed, f"epoch {record['epoch']:.2f}"])
         log.info("%6d/%d  %s", record["step"], self._total, training_line(record))
@@ -196,6 +199,8 @@ def _wandb(output: OutputConfig, run_dir: Path, config: dict[str, Any]) -> Sink:
 
 
 def _scalars(record: Record) -> dict[str, float]:
+    if record["kind"] == "warning":
+        return {}
     prefix = f"{record['kind']}/" + (f"{record['split']}/" if record["kind"] == "eval" else "")
     values = record.get("metrics", record)
     return {
