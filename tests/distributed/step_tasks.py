@@ -5,12 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuclip import create_loss
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.parallel import collectives
 from neuclip.training.optim import Optimizer
 from neuclip.training.step import TrainingStep
-from step_parts import CPU, Bench, batch, rows, split
+from step_parts import CPU, DIM, SAMPLES, Bench, batch, rows, split
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,25 @@ def infinity_on_one_rank(method: str) -> tuple[list[str | None], bool, bool]:
     asked = collectives.rank() == 0
     statuses.append(step([rows(batch(7), 0, 6)], stop_asked=asked).readback.read())
     return [status.problem for status in statuses], same, statuses[1].stop
+
+
+def settle(method: str, size: int) -> tuple[Tensor, Tensor]:
+    """A warm start on this rank's share of three batches, with a rho that is measured.
+
+    Returns:
+        Rho, and the first moment of a weight.
+    """
+    torch.set_num_threads(1)
+    bench = Bench.of(method, noisy=False)
+    loss = create_loss(method, embed_dim=DIM, num_samples=SAMPLES, rho="auto").double()
+    optimizer = Optimizer(bench.towers, resolve(RunConfig(), 1).optim, 10)
+    towers = collectives.data_parallel(bench.towers, CPU)
+    step = TrainingStep(bench.clip, towers, loss, optimizer, CPU)
+    with step.settling():
+        for number in range(3):
+            whole = batch(number)
+            share = len(whole) // collectives.world_size()
+            first = collectives.rank() * share
+            step(split(rows(whole, first, first + share), size))
+    moment = optimizer.adamw.state[bench.towers.head.weight]["exp_avg"]
+    return loss.measured_rho.value, moment

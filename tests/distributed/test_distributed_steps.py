@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from step_tasks import infinity_on_one_rank, train_in_micro_batches
+from step_tasks import infinity_on_one_rank, settle, train_in_micro_batches
 
 from neuclip.catalogue.registry import METHODS
 
@@ -36,3 +36,10 @@ def test_all_ranks_skip_a_step_that_is_not_finite_on_one(pool, method):
         ["image_features: 1 of 6 rows are not finite, the first is row 2", None],
     ]
     assert [rank[1:] for rank in ranks] == [(True, True)] * 2
+
+
+@pytest.mark.parametrize("method", ["rgcl_batch", "neuclip_pool"])
+def test_a_warm_start_of_two_processes_equals_one(pool, method):
+    rho, moment = settle(method, 12)
+    for found in pool.run(2, settle, method, 3):
+        torch.testing.assert_close(found, (rho, moment), rtol=1e-8, atol=1e-12)

@@ -285,3 +285,36 @@ def test_auto_leaves_out_a_damaged_checkpoint(demo, whole, capsys, monkeypatch):
 def test_auto_of_nothing_begins(demo):
     flags = demo.flags("fresh", "--method", "rgcl_batch", "--epochs", "1", "--resume", "auto")
     assert main(["train", *flags, "--val-frequency", "0", "--workers", "0"]) == 0
+
+
+def test_stopped_in_a_warm_start_and_continued(demo, monkeypatch, capsys):
+    """Rho is being measured and the pool fills: bit by bit the run that nothing stopped."""
+    flags = demo.flags("warm", "--rho", "auto", "--warm-start-steps", "12", "--epochs", "1")
+    assert main(["train", *flags[:-1], "1", "--name", "straight"]) == 0
+    straight = demo.logs / "straight"
+    assert "warm start done: 12 batches of 16 pairs" in (straight / "out.log").read_text()
+    work, calls = DevicePrefetcher.next_step, []
+
+    def signalled(*given):
+        calls.append(None)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return work(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DevicePrefetcher, "next_step", signalled)
+        assert main(["train", *flags]) == 75
+    assert "after batch 7 of the warm start, which is saved" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    saved = storage.load(demo.logs / "warm/checkpoints/iter_0.pt")["neuclip"]
+    assert (saved["step"], saved["warm_steps"]) == (0, 7)
+    assert main(["train", *flags, "--resume", "auto"]) == 0
+    assert_same_checkpoint(
+        straight / "checkpoints/epoch_1.pt", demo.logs / "warm/checkpoints/epoch_1.pt"
+    )
+    assert comparable(demo.logs / "warm") == comparable(straight)
+    found = [(r["kind"], r["step"], r.get("warm_step")) for r in comparable(straight)]
+    assert found[:4] == [
+        ("warm_start", 0, 1), ("warm_start", 0, 5), ("warm_start", 0, 10), ("train", 1, None),
+    ]  # fmt: skip

@@ -111,6 +111,12 @@ def test_gamma_by_steps_waits_for_the_pool_and_ends_within_the_run(fill, end, st
     assert [constant.at(step, fill) for step in steps] == [1.0 if s < start else 0.4 for s in steps]
 
 
+def test_gamma_may_be_final_from_the_first_step():
+    by_epoch, by_step = Gamma(0.4, "final", 9.0, steps_per_epoch=3), StepGamma(0.4, "final", 50)
+    assert {by_epoch.at(step) for step in range(40)} == {0.4}
+    assert {by_step.at(step, 20) for step in range(40)} == {0.4}
+
+
 def test_gamma_rule():
     assert gamma_floor(24) == pytest.approx(0.42, abs=0.005)
     assert gamma_floor(1) == 1.0

@@ -25,7 +25,7 @@ def robust_objective(settings: GlobalContrastiveSettings) -> "Objective":
 
     return Objective(
         epsilon=settings.epsilon,
-        rho=settings.rho,
+        rho=None if settings.rho == "auto" else settings.rho,
         temperature_gradient=settings.temperature_gradient,
         scale=settings.objective_scale,
     )

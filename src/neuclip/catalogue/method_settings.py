@@ -1,13 +1,18 @@
 """Settings that several methods share. Imports no torch."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import model_validator
+from pydantic import ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section, setting
 from neuclip.method.choices import GammaSchedule, ObjectiveScale, TemperatureGradient
+
+RHO_TEXT = (
+    "temperature regulariser: rho * tau is added to the loss; auto: the value that keeps the "
+    "temperature of the starting weights, measured in the warm start"
+)
 
 
 class MethodSettings(Section):
@@ -89,12 +94,24 @@ class GlobalTemperatureSettings(MethodSettings):
 class GlobalContrastiveSettings(GlobalTemperatureSettings, StabilisedSettings):
     """The robust global contrastive objective with one learnable temperature (RGCL-g)."""
 
-    rho: float = setting(6.5, "temperature regulariser: rho * tau is added to the loss", ge=0)
+    rho: float | Literal["auto"] = setting(6.5, RHO_TEXT, ge=0)
     objective_scale: ObjectiveScale = setting(
         "fastclip",
         "fastclip: half the sum of the two sides, means over B - 1 negatives; drrho: as the code "
         "of DRRho-CLIP and SCENT, the sum of the two sides, and a normalizer that averages over B",
     )
+
+    @field_validator("rho", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        if value == "auto":
+            return value
+        try:
+            return check(value)
+        except ValidationError as error:
+            if any(each["type"].startswith("greater") for each in error.errors()):
+                raise
+            raise PydanticCustomError("rho", "must be a number or auto") from None
 
 
 class MixingSettings(MethodSettings):
@@ -113,7 +130,10 @@ class MixingSettings(MethodSettings):
         le=1,
     )
     gamma_schedule: GammaSchedule = setting(
-        "cosine", "how gamma goes from 1 in the first epoch to its final value"
+        "cosine",
+        "how gamma goes from 1 in the first epoch to its final value: along half a cosine, or "
+        "constant from then on; final: it has this value from the first step, the default "
+        "after a warm start",
     )
     gamma_decay_epochs: float | None = setting(
         None, "epochs until gamma reaches its final value; none: the whole run", unit="epochs", gt=0
@@ -131,18 +151,30 @@ class MixingSettings(MethodSettings):
         }
         return self.model_copy(update=update)
 
+    def after_warm_start(self) -> "MixingSettings":
+        """The settings of a run with a warm start: gamma is final from the first step.
+
+        Gamma is 1 at first because the memory is empty. After a warm start it is not, and a gamma
+        of 1 would overwrite it. A schedule that was given stays.
+        """
+        if "gamma_schedule" in self.model_fields_set:
+            return self
+        return self.model_copy(update={"gamma_schedule": "final"})
+
     def gamma_text(self, global_batch_size: int) -> str | None:
         """The published schedule changes once per epoch."""
         if self.gamma == 1:
             return None
         way = f"{self.gamma:g}"
+        if self.gamma_schedule == "final":
+            return f"{way} from the first step"
         if self.gamma_schedule == "cosine":
             way = f"along half a cosine to {way} at the end of epoch {self.gamma_decay_epochs:g}"
         return f"1 in the first epoch, then {way}, changing once per epoch"
 
     def batch_only(self, epochs: float) -> str | None:
         """Gamma may be 1 by its rule, or because the run has only the first epoch."""
-        if epochs <= 1:
+        if epochs <= 1 and self.gamma_schedule != "final":
             return (
                 f"gamma stays 1: it is 1 in the first epoch, as published, so {self.method} uses "
                 "the batch's own normalizers throughout, as rgcl_batch does (--epochs 2 --gamma "

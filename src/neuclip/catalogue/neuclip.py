@@ -20,6 +20,7 @@ from neuclip.catalogue.fields import setting
 from neuclip.catalogue.formulas import ROBUST
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import (
+    RHO_TEXT,
     GlobalContrastiveSettings,
     MethodSettings,
     MixingSettings,
@@ -57,7 +58,7 @@ class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
     """Prototypes that are trained to predict the log-normalizer; the defaults are the paper's."""
 
     name: Literal["neuclip"] = "neuclip"
-    rho: float = setting(11.0, "temperature regulariser: rho * tau is added to the loss", ge=0)
+    rho: float | Literal["auto"] = setting(11.0, RHO_TEXT, ge=0)
     epsilon: float = setting(
         1e-6, "stabiliser inside log(epsilon + g)", flag="--fastclip-eps", ge=0, le=1
     )
@@ -216,6 +217,8 @@ class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
         assert self.pool_size is not None
         fill = -(-self.pool_size // global_batch_size)
         way = f"{self.gamma:g}"
+        if self.gamma_schedule == "final":
+            return f"{way} from the first step"
         if self.gamma_schedule == "cosine":
             way = f"along half a cosine to {way} at the end of epoch {self.gamma_decay_epochs:g}"
         return (

@@ -9,7 +9,11 @@ from neuclip.catalogue.fastclip import DOUBLED, DRRHO
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.formulas import AVERAGE_STATE, ROBUST
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
-from neuclip.catalogue.method_settings import GlobalContrastiveSettings, first_visits_only
+from neuclip.catalogue.method_settings import (
+    RHO_TEXT,
+    GlobalContrastiveSettings,
+    first_visits_only,
+)
 from neuclip.catalogue.published_trainers import SCENT
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ class ScentSettings(GlobalContrastiveSettings):
     }  # fmt: skip
 
     name: Literal["scent"] = "scent"
-    rho: float = setting(11.0, "temperature regulariser: rho * tau is added to the loss", ge=0)
+    rho: float | Literal["auto"] = setting(11.0, RHO_TEXT, ge=0)
     epsilon: float = setting(
         1e-6, "stabiliser inside log(epsilon + g)", flag="--fastclip-eps", ge=0, le=1
     )

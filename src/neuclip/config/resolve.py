@@ -53,7 +53,10 @@ def smoke(config: RunConfig) -> RunConfig:
         "train_num_samples": 160, "data_size": None, "workers": 0,
     }  # fmt: skip
     stop = 1 if config.optim.stop_epochs == 1 else None
-    optim = {"epochs": 2, "stop_epochs": stop, "warmup": min(config.optim.warmup, 2)}
+    optim = {
+        "epochs": 2, "stop_epochs": stop, "warmup": min(config.optim.warmup, 2),
+        "warm_start_steps": min(config.optim.warm_start_steps, 2),
+    }  # fmt: skip
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
@@ -76,6 +79,7 @@ def derived(config: RunConfig) -> RunConfig:
     method = config.method
     if isinstance(method, MixingSettings):
         method = method.for_length(float(max(config.optim.epochs, 1)))
+        method = method.after_warm_start() if config.optim.warm_start_steps else method
     return config.model_copy(update={"optim": optim, "method": method})
 
 

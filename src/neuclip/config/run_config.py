@@ -75,6 +75,11 @@ class RunConfig(Section):
                 f"stop_epochs {optim.stop_epochs} is beyond the schedule of "
                 f"{quantity(optim.epochs, 'epoch')}; it must be at most epochs"
             )
+        if getattr(self.method, "rho", None) == "auto" and not optim.warm_start_steps:
+            raise UserError(
+                "rho auto is measured in the warm start: add --warm-start-steps 50, or give rho a "
+                "number"
+            )
         if name is not None and (not name or name in {".", ".."} or "/" in name or "\\" in name):
             raise UserError(
                 f"name {name!r} cannot be a folder's name; use letters, digits, '-', '_'"

@@ -439,6 +439,12 @@ class OptimConfig(Section):
         default="cosine", description="schedule after warm-up"
     )
     warmup: int = Field(default=10000, ge=0, description="steps of linear warm-up")
+    warm_start_steps: int = Field(
+        default=0,
+        ge=0,
+        description="batches before the first step in which the towers stay as they are, while the "
+        "optimiser's moments and the state of the method settle on them",
+    )
     wd: float = Field(
         default=0.2, ge=0, description="weight decay (not on gains, biases and logit_scale)"
     )

@@ -137,11 +137,18 @@ class TrainLoader:
         """Global batches in an epoch; an incomplete last one is dropped."""
         return len(self)
 
-    def set_position(self, epoch: int, step: int) -> None:
-        """Continues with step `step` of epoch `epoch`, both counted from 0."""
-        if epoch < 0 or not 0 <= step <= len(self):
+    def set_position(self, epoch: int, step: int, stop: int | None = None) -> None:
+        """Continues with step `step` of epoch `epoch`, both counted from 0.
+
+        Args:
+            epoch: index of the epoch.
+            step: the first step that is read.
+            stop: the step before which the next iteration ends; none: the end of the epoch.
+        """
+        stop = len(self) if stop is None else stop
+        if epoch < 0 or not 0 <= step <= stop <= len(self):
             raise ValueError(f"no epoch {epoch}, step {step}: an epoch has {len(self)} steps")
-        self._requests.epoch, self._requests.step = epoch, step
+        self._requests.epoch, self._requests.step, self._requests.stop = epoch, step, stop
 
     def __iter__(self) -> Iterator[Batch]:
         epoch = self._requests.epoch
@@ -204,6 +211,7 @@ class _TrainRequests:
     ) -> None:
         self.epoch, self.step = 0, 0
         self._order, self._settings, self._expect = order, settings, expect
+        self.stop = len(self)
 
     def __len__(self) -> int:
         return self._order.length // self._settings.global_batch
@@ -211,7 +219,7 @@ class _TrainRequests:
     def __iter__(self) -> Iterator[Request]:
         epoch, size, settings = self.epoch, self._settings.batch_size, self._settings
         known = 0  # the blocks up to this place of the epoch are announced
-        for step in range(self.step, len(self)):
+        for step in range(self.step, self.stop):
             first = step * settings.global_batch
             if first >= known:
                 self._expect(self._order.blocks_ahead(epoch, first))

@@ -6,7 +6,7 @@ Imports no torch, so that the catalogue can use it.
 from dataclasses import dataclass
 from typing import Literal
 
-GammaSchedule = Literal["cosine", "constant"]
+GammaSchedule = Literal["cosine", "constant", "final"]
 """How gamma goes from 1 to its final value: see `neuclip.method.schedule`."""
 
 TemperatureGradient = Literal["exact", "fastclip"]

@@ -22,7 +22,7 @@ class Gamma:
     Attributes:
         final: the value at the end.
         schedule: `constant`: `final` from the second epoch on; `cosine`: from 1 to `final` along
-            half a cosine.
+            half a cosine; `final`: that value from the first step on.
         decay_epochs: epochs until a cosine reaches `final`.
         steps_per_epoch: training steps in an epoch.
     """
@@ -35,6 +35,8 @@ class Gamma:
     def at(self, step: int) -> float:
         """The weight at a training step."""
         epoch = step // self.steps_per_epoch
+        if self.schedule == "final":
+            return self.final
         if epoch == 0:
             return 1.0
         if self.schedule == "constant" or epoch >= self.decay_epochs:
@@ -51,7 +53,7 @@ class StepGamma:
     Attributes:
         final: the value at the end.
         schedule: `constant`: `final` once the pool is filled; `cosine`: from 1 to `final` along
-            half a cosine.
+            half a cosine; `final`: that value from the first step on.
         end: the step at which a cosine reaches `final`.
     """
 
@@ -70,6 +72,8 @@ class StepGamma:
     def at(self, step: int, fill_steps: int) -> float:
         """The weight at a training step."""
         start = self.start(fill_steps)
+        if self.schedule == "final":
+            return self.final
         if step < start:
             return 1.0
         if self.schedule == "constant" or step >= self.end:

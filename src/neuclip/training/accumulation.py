@@ -94,7 +94,7 @@ class CachedFeatures:
         """
         after = RandomState.now(self._device)
         last, start = len(self._batches) - 1, 0
-        with _running_statistics_frozen(towers):
+        with running_statistics_frozen(towers):
             for number, (batch, state) in enumerate(zip(self._batches, self._states, strict=True)):
                 stop = start + len(batch)
                 state.restore(self._device)
@@ -123,7 +123,7 @@ def _backward(outputs: Outputs, gradients: Outputs) -> None:
 
 
 @contextmanager
-def _running_statistics_frozen(towers: nn.Module) -> Generator[None]:
+def running_statistics_frozen(towers: nn.Module) -> Generator[None]:
     """BatchNorm still normalises by its batch, but does not update its running statistics."""
     tracking = [
         module

@@ -142,6 +142,15 @@ class Optimizer:
                 group["lr"] = rate
         return rate
 
+    def hold(self) -> None:
+        """Sets all learning rates to 0.
+
+        A step then updates the moments and step counts, and changes no parameter: AdamW multiplies
+        its weight decay by the rate, too.
+        """
+        for group in self.adamw.param_groups:
+            group["lr"] = 0.0
+
     def gradient_norm(self) -> Tensor:
         """Returns the norm of all gradients, then clips them if `grad_clip_norm` is set.
 

@@ -49,14 +49,21 @@ class RunState:
 
     Attributes:
         step: steps done; epoch and position in the data follow from it.
+        warm_steps: batches of the warm start done, before the first step.
         average: the moving average of the weights, if the run keeps one.
     """
 
     def __init__(self, run: Components, monitor: StepMonitor, data: DataRecord) -> None:
         self._run, self._monitor, self._data = run, monitor, data
         self.step = 0
+        self.warm_steps = 0
         decay = run.config.model.model_ema_decay
         self.average = None if decay is None else WeightAverage(run.clip.towers, decay)
+
+    @property
+    def batches(self) -> int:
+        """Batches used so far, those of the warm start included."""
+        return self.warm_steps + self.step
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint: open_clip's layout, with our state in `neuclip`.
@@ -74,6 +81,7 @@ class RunState:
             "neuclip": {
                 **resume_identity(run),
                 "step": self.step,
+                "warm_steps": self.warm_steps,
                 "skipped": self._monitor.skipped,
                 "fingerprint": self._data.fingerprint(),
                 "config": run.config.to_yaml(),
@@ -109,11 +117,16 @@ class RunState:
             run.optimizer.load_state_dict(content["optimizer"])
             self._load_average(content, path)
             storage.load_loss(run.loss, own["loss"], path)
-            self.step = int(own["step"])
+            self.step, self.warm_steps = int(own["step"]), int(own.get("warm_steps", 0))
             self._monitor.skipped = int(own["skipped"])
             restore_random_state(own, run.device, run.config.seed + self.step)
             self._data.resume(int(own["fingerprint"]), own["damage"])
-        log.info("resumed %s at step %d", path, self.step)
+        log.info("resumed %s at step %d%s", path, self.step, self._within_warm_start())
+
+    def _within_warm_start(self) -> str:
+        if self.step or not self.warm_steps:
+            return ""
+        return f", after batch {self.warm_steps} of the warm start"
 
     def _load_average(self, content: dict[str, Any], path: Path) -> None:
         """Restores the average of the weights; without a saved one it starts at the weights."""

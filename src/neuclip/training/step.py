@@ -3,7 +3,8 @@
 The host never waits for the device in a step: see `neuclip.training.nonfinite`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.notation import SectionTimer, no_timer
 from neuclip.model.clip import Clip, clamp_logit_scale
 from neuclip.parallel import collectives
-from neuclip.training.accumulation import CachedFeatures
+from neuclip.training.accumulation import CachedFeatures, running_statistics_frozen
 from neuclip.training.nonfinite import FiniteOutputs, Outputs, Readback
 from neuclip.training.optim import Optimizer
 
@@ -58,6 +59,22 @@ class TrainingStep:
         self._clip, self._towers = clip, towers
         self._loss, self._optimizer = loss, optimizer
         self._device, self._section = device, section
+        self._settling = False
+
+    @contextmanager
+    def settling(self) -> Generator[None]:
+        """Inside, steps leave the towers and the temperature as they are.
+
+        The optimiser's moments and the state of the loss learn as in any step (TuneCLIP, arXiv
+        2601.09859, stage 1). The caller sets the learning rates again for the steps after it.
+        """
+        self._settling = self._loss.settling = True
+        self._optimizer.hold()
+        try:
+            with running_statistics_frozen(self._towers):
+                yield
+        finally:
+            self._settling = self._loss.settling = False
 
     def __call__(self, batches: Sequence[Batch], stop_asked: bool = False) -> StepResult:
         """Runs one step; every rank skips the towers' update if any rank has a non-finite number.
@@ -110,5 +127,6 @@ class TrainingStep:
         """
         norm = self._optimizer.gradient_norm()
         self._optimizer.step(skip=torch.maximum(loss_rejected, (~torch.isfinite(norm)).float()))
-        clamp_logit_scale(self._clip.towers)
+        if not self._settling:
+            clamp_logit_scale(self._clip.towers)
         return norm

@@ -29,6 +29,10 @@ from neuclip.training.step import StepResult, TrainingStep
 
 log = logging.getLogger("neuclip")
 
+WARM_START_EPOCH = 2**30
+"""The epoch whose order the warm start reads in: training never gets there, so it reads its first
+epoch as it would without a warm start."""
+
 
 class Trainer:
     """Trains, records, evaluates and saves a run, from its start or from a checkpoint.
@@ -70,7 +74,7 @@ class Trainer:
             before_save=before_save,
         )
         self._stop = StopRequest()
-        self._saved_step = 0
+        self._saved_batches = 0
         self._rate = 0.0
 
     # --- the run ----------------------------------------------------------------------------
@@ -83,15 +87,17 @@ class Trainer:
             Preempted: a signal asked to stop; a checkpoint has all steps.
         """
         run, steps = self._run, self._run.loader.steps_per_epoch
-        start = self._saved_step = self.state.step
+        start = self.state.step
+        self._saved_batches = self.state.batches
         with (
-            self._recorder.open(start, run.last_epoch * steps),
+            self._recorder.open(start, run.last_epoch * steps, self.state.warm_steps),
             stop_requests(self._stop_at_once) as self._stop,
             self._saver.open(),
             self._data.reporting(run.folder),
             self._profiler() as profiler,
             process_group.reporting_errors(),
         ):
+            self._warm_start()
             if self._evaluator.is_due(start) and not self._evaluator.is_done(start):
                 self._evaluate()
             for epoch in range(start // steps, run.last_epoch):
@@ -102,6 +108,45 @@ class Trainer:
                     self._after_step(batches, result)
                     profiler.step()
                 self._end_epoch()
+
+    def _warm_start(self) -> None:
+        """Lets the state of optimiser and loss settle on the starting weights, before step 1."""
+        run, total = self._run, self._run.config.optim.warm_start_steps
+        if self.state.step or self.state.warm_steps >= total:
+            return
+        with self._update.settling():
+            while self.state.warm_steps < total:
+                epoch, first = divmod(self.state.warm_steps, run.loader.steps_per_epoch)
+                stop = min(first + total - self.state.warm_steps, run.loader.steps_per_epoch)
+                run.loader.set_position(WARM_START_EPOCH + epoch, first, stop)
+                for batches in self._timed(iter(run.loader)):
+                    with advice_when_out_of_memory(run.config):
+                        result = self._update(batches, self._stop.asked)
+                    self._after_warm_step(batches, result)
+        self._monitor.read_all()
+        log.info("warm start done: %s", self._warm_start_text())
+
+    def _after_warm_step(self, batches: Sequence[Batch], result: StepResult) -> None:
+        self.state.warm_steps += 1
+        number, every = self.state.warm_steps, self._run.config.output.save_every_steps
+        self._monitor.add(number, 0.0, batches, result.readback)
+        self._data.add(batches)
+        self._recorder.count_step()
+        if self._recorder.is_due(number):
+            values = self._measured(result)
+            self._recorder.warm_start(number, values, self._run.loader.global_batch_size)
+        if self._asked_to_stop():
+            self._save_step()
+            raise self._preempted()
+        if every and number % every == 0:
+            self._save_step()
+
+    def _warm_start_text(self) -> str:
+        """What the warm start has done, in words."""
+        number, pairs = self.state.warm_steps, self._run.loader.global_batch_size
+        rho = self._run.loss.metrics().get("rho")
+        measured = "" if rho is None else f"; rho {rho:.3g} keeps the temperature"
+        return f"{number} batches of {pairs} pairs, towers unchanged{measured}"
 
     def train_step(self, batches: Sequence[Batch]) -> StepResult:
         """Runs one step.
@@ -129,7 +174,7 @@ class Trainer:
             self._record(result)
         if step % self._run.loader.steps_per_epoch == 0:
             return  # the end of the epoch saves
-        if self._monitor.stop if collectives.is_active() else self._stop.asked:
+        if self._asked_to_stop():
             self._save_step()
             raise self._preempted()
         if every and step % every == 0:
@@ -166,20 +211,23 @@ class Trainer:
             yield step
 
     def _record(self, result: StepResult) -> None:
+        values = {"lr": self._rate, **self._measured(result)}
+        self._recorder.training(values, self._run.loader.global_batch_size)
+
+    def _measured(self, result: StepResult) -> dict[str, float | str]:
+        """The numbers of a step for its record; waits for the device."""
         self._monitor.read_all()
         run, temperature = self._run, 1 / self._run.clip.logit_scale
-        values = {
+        return {
             **run.position(self.state.step),
             "loss": float(collectives.mean_over_ranks(result.loss.clone())),
             "temperature": temperature,
             "logit_scale": 1 / temperature,
-            "lr": self._rate,
             "grad_norm": float(result.gradient_norm),
             "skipped_steps": self._monitor.skipped,
             "samples_fingerprint": f"{self._data.fingerprint():016x}",
             **run.loss.metrics(),
         }
-        self._recorder.training(values, run.loader.global_batch_size)
 
     def _profiler(self) -> AbstractContextManager[Any]:
         """Records a trace of ten steps in `trace.json`, if `--profile` asks for it."""
@@ -199,9 +247,13 @@ class Trainer:
     def _save(self, path: Path) -> None:
         self._monitor.read_all()
         self._saver.save(path, self.state.state_dict())
-        self._saved_step = self.state.step
+        self._saved_batches = self.state.batches
 
     # --- stopping ---------------------------------------------------------------------------
+
+    def _asked_to_stop(self) -> bool:
+        """Whether all ranks know after this step that one of them was asked to stop."""
+        return self._monitor.stop if collectives.is_active() else self._stop.asked
 
     def _stop_if_asked(self) -> None:
         """Stops all ranks if a signal asked one of them to; nothing is unsaved here."""
@@ -213,13 +265,15 @@ class Trainer:
 
         Several ranks must stop at the same place, and agree on it in their next step.
         """
-        if self.state.step == self._saved_step and not collectives.is_active():
+        if self.state.batches == self._saved_batches and not collectives.is_active():
             self._stop = request
             raise self._preempted()
 
     def _preempted(self) -> Preempted:
-        step, folder = self.state.step, self._run.folder.path
+        step, warm, folder = self.state.step, self.state.warm_steps, self._run.folder.path
         saved = f"after step {step}, which is saved" if step else "before the first step"
+        if warm and not step:
+            saved = f"after batch {warm} of the warm start, which is saved"
         return Preempted(
             f"stopped by {self._stop.name} {saved}; --resume auto continues {folder}",
             folder.name,

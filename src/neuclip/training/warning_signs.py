@@ -143,7 +143,9 @@ class WarningSigns:
         """Adds a record, and returns the signs that it completes and nothing reported before."""
         history = self._history
         history.add(record)
-        detectors = AFTER_TRAINING_RECORD if record["kind"] == "train" else AFTER_EVALUATION
+        detectors = {"train": AFTER_TRAINING_RECORD, "eval": AFTER_EVALUATION}.get(
+            str(record["kind"]), []
+        )
         new: list[WarningSign] = []
         for sign in (sign for detector in detectors for sign in detector(history)):
             if (sign.name, sign.subject) not in history.reported:

@@ -141,3 +141,26 @@ def test_read_yaml_refuses(tmp_path, content, message):
 def test_read_yaml_of_no_file(tmp_path):
     with pytest.raises(UserError, match="No such file"):
         read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("method", ["neuclip_pool", "fastclip_v3"])
+def test_after_a_warm_start_gamma_is_final_unless_a_schedule_is_given(method):
+    warm = {"optim": {"warm_start_steps": 5, "epochs": 20}}
+    assert resolve(run(**warm, method={"name": method}), 1).method.gamma_schedule == "final"
+    given = {"name": method, "gamma_schedule": "cosine"}
+    assert resolve(run(**warm, method=given), 1).method.gamma_schedule == "cosine"
+    assert resolve(run(method={"name": method}), 1).method.gamma_schedule == "cosine"
+    words = resolve(run(**warm, method={"name": method, "gamma": 0.3}), 1).method.gamma_text(64)
+    assert words == "0.3 from the first step"
+
+
+def test_rho_auto_needs_a_warm_start():
+    measured = {"method": {"name": "neuclip_pool", "rho": "auto"}}
+    with pytest.raises(UserError, match="add --warm-start-steps 50"):
+        run(**measured).check()
+    warm = run(**measured, optim={"warm_start_steps": 2})
+    warm.check()
+    assert validate(yaml.safe_load(warm.to_yaml()), "here").method.rho == "auto"
+    for value, words in ((-1, "must be >= 0"), ("some", "must be a number or auto")):
+        with pytest.raises(UserError, match=words):
+            run(method={"name": "neuclip_pool", "rho": value})

@@ -183,6 +183,16 @@ def test_epochs_differ_and_follow_each_other(index):
     assert contents(again) == second
 
 
+def test_a_part_of_an_epoch_ends_where_it_is_told_to(index):
+    whole, part = loader(index, 4), loader(index, 4)
+    expected = contents(whole)
+    part.set_position(0, 2, 5)
+    assert contents(part) == expected[2:5]
+    assert contents(part) == contents(whole)  # the next epoch, in full
+    with pytest.raises(ValueError, match="no epoch 0, step 6"):
+        part.set_position(0, 6, 5)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_is_exact_at_any_step(index, workers):
     whole = loader(index, 4)

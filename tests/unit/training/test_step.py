@@ -169,4 +169,6 @@ def test_the_host_never_waits_in_a_step(method, monkeypatch):
         results = [step(batches[number]) for number in (4, 5)]
         bench.optimizer.set_rates(5)
         step(split(batches[6][0], 6))
+        with step.settling():
+            step(batches[6])
     assert not any(result.readback.read().problem for result in results)

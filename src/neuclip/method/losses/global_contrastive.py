@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from neuclip.method.choices import ObjectiveScale, TemperatureGradient
 from neuclip.method.losses.pair_loss import PairLoss, anchors_of
+from neuclip.method.measured_rho import MeasuredRho
 from neuclip.method.notation import Anchors, Normalizer, Pairs
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient, log_plus
 
@@ -37,7 +38,7 @@ class Objective:
 
     Attributes:
         epsilon: stabiliser inside log(epsilon + g).
-        rho: regulariser of the temperature.
+        rho: regulariser of the temperature; none: measured in a warm start, see `MeasuredRho`.
         temperature_gradient: `exact`, or `fastclip` as the published code has it.
         scale: `fastclip`, or `drrho` as DRRho-CLIP's code has it.
         times_temperature: whether the objective has the factor tau.
@@ -45,7 +46,7 @@ class Objective:
     """
 
     epsilon: float
-    rho: float = 0.0
+    rho: float | None = 0.0
     temperature_gradient: TemperatureGradient = "exact"
     scale: ObjectiveScale = "fastclip"
     times_temperature: bool = True
@@ -66,6 +67,7 @@ class GlobalContrastiveLoss(PairLoss):
         assert isinstance(normalizer, nn.Module)
         self.normalizer = normalizer
         self.objective = objective
+        self.measured_rho = MeasuredRho() if objective.rho is None else None
         self.epsilon = objective.epsilon
         self.learns_temperature = objective.learns_temperature
         self.needs_sample_ids = normalizer.needs_sample_ids
@@ -79,6 +81,8 @@ class GlobalContrastiveLoss(PairLoss):
         """This rank's part of the loss above."""
         if not self.learns_temperature:
             logit_scale = logit_scale.detach()
+        if self.settling and self.measured_rho is not None:
+            logit_scale = self.measured_rho.watch(logit_scale)
         through_inner = 2.0 if self.objective.temperature_gradient == "fastclip" else 1.0
         sides = 2.0 if self.objective.scale == "drrho" else 1.0
         anchors = anchors_of(pairs, count_gradient(logit_scale, through_inner / sides))
@@ -104,11 +108,18 @@ class GlobalContrastiveLoss(PairLoss):
         if not self.objective.times_temperature:
             return surrogate
         temperature = 1 / logit_scale
-        regulariser = self.objective.rho * temperature
+        regulariser = self._rho() * temperature
         if self.objective.temperature_gradient == "exact":
             return temperature * surrogate + regulariser
         constant = temperature.detach()
         return constant * surrogate + (temperature - constant) * log_normalizer + regulariser
+
+    def _rho(self) -> float | Tensor:
+        """The regulariser: as given, or as measured so far."""
+        if self.measured_rho is None:
+            assert self.objective.rho is not None
+            return self.objective.rho
+        return self.measured_rho.known().clone()  # the backward pass changes it in place
 
     def predict(
         self,
@@ -126,6 +137,7 @@ class GlobalContrastiveLoss(PairLoss):
                 "log_normalizer": log_normalizer.mean(),
                 "batch_log_inner": anchors.log_inner.mean(),
                 "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
+                **({} if self.measured_rho is None else {"rho": self.measured_rho.value}),
                 **self.normalizer.metrics(),
             }
         )

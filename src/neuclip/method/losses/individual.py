@@ -60,7 +60,8 @@ class IndividualContrastiveLoss(PairLoss):
         anchors = anchors_of(pairs, 1 / temperature)
         with self.section("normalizer"):
             log_normalizer = self.normalizer.estimate(anchors)
-            self.temperature.step(anchors, log_normalizer)
+            if not self.settling:
+                self.temperature.step(anchors, log_normalizer)
         surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
         ratio = log_plus(anchors.log_inner.detach(), self.epsilon) - log_normalizer
         self.record_metrics(

@@ -25,11 +25,14 @@ class PairLoss(nn.Module):
         epsilon: stabiliser inside log(epsilon + g).
         needs_sample_ids: whether `sample_ids` must be passed.
         learns_temperature: whether `logit_scale` gets a gradient; if not, freeze it.
+        settling: set while the towers stay as they are and only the loss's state learns: individual
+            temperatures stay too, and a rho that is to be measured is.
     """
 
     epsilon: float = 0.0
     needs_sample_ids: bool = False
     learns_temperature: bool = True
+    settling: bool = False
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()

@@ -42,12 +42,15 @@ class Recorder:
         self.start_period()
 
     @contextmanager
-    def open(self, done: int, total: int, *, keep_later: bool = False) -> Generator[None]:
+    def open(
+        self, done: int, total: int, warm: int = 0, *, keep_later: bool = False
+    ) -> Generator[None]:
         """Opens the sinks for the duration of a `with` block.
 
         Args:
             done: steps done already; records of later steps are dropped.
             total: steps of the whole run.
+            warm: batches of the warm start done already; records of later ones are dropped.
             keep_later: keep the records of later steps, in an evaluation without training.
         """
         if not collectives.is_main():
@@ -55,7 +58,7 @@ class Recorder:
             return
         tree = mask_tree(self._config.model_dump(mode="json"))
         extra = extra_sinks(self._config.output, self._folder.path, tree)
-        lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done)
+        lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done, warm)
         self._signs = WarningSigns(self._config, read_records(self._folder.metrics))
         self._console = ConsoleSink(total, done)
         self._sinks = [lines, self._console, *extra]
@@ -72,9 +75,13 @@ class Recorder:
 
     def advance(self, step: int) -> None:
         """Counts a step."""
-        self._steps += 1
+        self.count_step()
         if self._console is not None:
             self._console.advance(step)
+
+    def count_step(self) -> None:
+        """Counts a step for the speed, without moving the progress bar."""
+        self._steps += 1
 
     def start_period(self) -> None:
         """Starts the times anew, after a record and after an evaluation."""
@@ -84,10 +91,21 @@ class Recorder:
 
     def training(self, values: Mapping[str, float | str | None], global_batch_size: int) -> None:
         """Writes a training record with speed, times and memory; starts a new period."""
+        self._step_record("train", values, global_batch_size)
+
+    def warm_start(
+        self, number: int, values: Mapping[str, float | str | None], global_batch_size: int
+    ) -> None:
+        """Writes a record of the warm start, after `number` batches; starts a new period."""
+        self._step_record("warm_start", {"warm_step": number, **values}, global_batch_size)
+
+    def _step_record(
+        self, kind: str, values: Mapping[str, float | str | None], global_batch_size: int
+    ) -> None:
         shares = self.timer.shares()
         seconds = time.perf_counter() - self._start
         record: Record = {
-            "kind": "train",
+            "kind": kind,
             **values,
             "samples_per_second": round(self._steps * global_batch_size / seconds, 2),
             **{f"share_{name}": round(share, 4) for name, share in sorted(shares.items())},

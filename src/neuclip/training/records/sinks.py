@@ -35,10 +35,15 @@ class JsonLines:
         path: the file.
         from_step: the step that the run starts from. Records of later steps are dropped: a process
             wrote them after this checkpoint, before it was killed. Broken lines are dropped, too.
+        from_warm_step: the same for batches of the warm start.
     """
 
-    def __init__(self, path: Path, from_step: int) -> None:
-        kept = [record for record in read_records(path) if record["step"] <= from_step]
+    def __init__(self, path: Path, from_step: int, from_warm_step: int = 0) -> None:
+        kept = [
+            record
+            for record in read_records(path)
+            if record["step"] <= from_step and record.get("warm_step", 0) <= from_warm_step
+        ]
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._path = path
         with writing(path):
@@ -89,6 +94,9 @@ class ConsoleSink:
         if record["kind"] == "warning":
             log.warning("%s", record["text"])
             return
+        if record["kind"] == "warm_start":
+            log.info("warm start: batch %d  %s", record["warm_step"], training_line(record))
+            return
         speed = f"{record['samples_per_second']:.0f} samples/s"
         self._bar.note([f"loss {record['loss']:.4f}", speed, f"epoch {record['epoch']:.2f}"])
         log.info("%6d/%d  %s", record["step"], self._total, training_line(record))
@@ -104,8 +112,9 @@ def training_line(record: Record) -> str:
         f"epoch {record['epoch']:.2f}",
         f"loss {record['loss']:.4f}",
         f"tau {record['temperature']:.4f}",
-        f"lr {record['lr']:.2e}",
     ]
+    if "lr" in record:
+        parts.append(f"lr {record['lr']:.2e}")
     if "gamma" in record:
         parts.append(f"gamma {record['gamma']:.2f}")
     parts.append(f"{record['samples_per_second']:.0f} samples/s")
