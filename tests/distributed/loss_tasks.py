@@ -39,6 +39,7 @@ class Task:
         other_form: gradients of features travel the way this method does not take by itself.
         sharded: whether ranks keep shards of the prototypes.
         drop_in: whether the loss is created from the width of the embeddings alone.
+        options: whether batches bring groups, pair weights and hard negatives.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Task:
     other_form: bool = False
     sharded: bool = True
     drop_in: bool = False
+    options: bool = False
 
 
 def global_batch(number: int) -> tuple[Tensor, Tensor]:
@@ -58,6 +60,21 @@ def global_batch(number: int) -> tuple[Tensor, Tensor]:
     if number % 2:
         ids[-1] = ids[0]
     return functional.normalize(features, dim=-1), ids
+
+
+def global_options(number: int) -> dict[str, Tensor]:
+    """What a global batch brings beside its pairs; in batch 2 the last pair has no negative."""
+    generator = torch.Generator().manual_seed(50 + number)
+    groups = torch.randint(0, 4, (BATCH, 2), generator=generator)
+    if number == 2:
+        groups[:, 0], groups[-1, 0] = 7, 7
+        groups[0] = 0
+        groups[0, 1] = groups[-1, 1] = 9
+    hard = functional.normalize(torch.randn(BATCH, DIM, generator=generator).double(), dim=-1)
+    hard[torch.rand(BATCH, generator=generator) < 0.3] = 0
+    weights = torch.rand(BATCH, generator=generator).double()
+    weights[3] = 0
+    return {"groups": groups, "pair_weights": weights, "negative_features": hard}
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ def local_slice(number: int) -> slice:
 
 
 def gathered_log_inner(
-    features: Tensor, logit_scale: Tensor, whole: Tensor, layout: BatchLayout
+    features: Tensor, logit_scale: Tensor, whole: Tensor, layout: BatchLayout, excluded: None
 ) -> tuple[Tensor, Tensor | None]:
     """`log_inner` by a gather with gradients (reduce-scatter backward) and the whole matrix."""
     whole = collectives.gather(features.transpose(0, 1).contiguous(), layout).transpose(0, 1)
@@ -149,10 +166,15 @@ def _train(task: Task, state: dict[str, Any] | None) -> Result:
         leaf = features[:, own].clone().requires_grad_()
         scale = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
         bias = torch.tensor(-5.0, dtype=torch.float64, requires_grad=True)
-        value = loss(leaf[0], leaf[1], scale, bias, sample_ids=ids[own])
+        options = {}
+        if task.options:
+            options = {name: each[own] for name, each in global_options(number).items()}
+            options["negative_features"].requires_grad_()
+        value = loss(leaf[0], leaf[1], scale, bias, sample_ids=ids[own], **options)
         value.backward()
         losses.append(value.detach())
-        feature_grads.append(leaf.grad)
+        hard = options.get("negative_features")
+        feature_grads.append(leaf.grad if hard is None else torch.cat([leaf.grad, hard.grad[None]]))
         scale_grads.append(torch.zeros(()).double() if scale.grad is None else scale.grad)
         bias_grads.append(torch.zeros(()).double() if bias.grad is None else bias.grad)
     predicted = None

@@ -107,6 +107,19 @@ def test_several_ranks_equal_one_process(pool, case, size):
     same_run(pool.run(size, train, TASKS[case]), alone(case))
 
 
+@pytest.mark.parametrize("case", [*METHODS, "pool-newest", "scent-drrho"])
+def test_several_ranks_with_groups_weights_and_hard_negatives_equal_one_process(pool, case):
+    """One process equals the double loops of tests/numerics/test_batch_options.py."""
+    whole = replace(TASKS[case], options=True)
+    expected = train(whole)
+    same_run(pool.run(2, train, whole), expected)
+    if case != "pool-newest":
+        return
+    state = pool.run(2, train, replace(whole, steps=(0, 1)))[0].state
+    assert state["normalizer.ring.groups"].shape == (2, 13)
+    same_run(pool.run(3, train, replace(whole, steps=(2, 3)), state), expected, first=2)
+
+
 @pytest.mark.parametrize("case", METHODS)
 def test_the_other_form_of_the_gather_equals_one_process(pool, case):
     """Gradients through the gather for softmax losses, FastCLIP's two terms for the sigmoid's."""

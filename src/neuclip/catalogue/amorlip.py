@@ -7,7 +7,7 @@ from neuclip.catalogue.fields import setting
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.catalogue.published_trainers import AMORLIP
-from neuclip.method.choices import Amortization
+from neuclip.method.choices import BATCH_OPTIONS, Amortization
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -110,6 +110,7 @@ METHODS = (
     MethodInfo(
         settings=AmorLIPSettings,
         build=_build,
+        takes=BATCH_OPTIONS,
         summary="partition functions amortised by small networks",
         normalizer="an MLP per side with an EMA copy, mixed with the batch",
         state="10 * (2 d^2 + ...) numbers: networks, their Adam state and two copies, two sides",

@@ -89,6 +89,7 @@ def build_loss(settings: MethodSettings, run: RunFacts) -> "PairLoss":
     from neuclip.method.losses.pair_loss import PairLoss
 
     _check_result(info, "build", loss, PairLoss)
+    loss.takes = info.takes
     return loss
 
 

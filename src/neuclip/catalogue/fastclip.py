@@ -25,7 +25,7 @@ from neuclip.catalogue.method_settings import (
     StabilisedSettings,
 )
 from neuclip.catalogue.published_trainers import FASTCLIP
-from neuclip.method.choices import TemperatureGradient
+from neuclip.method.choices import BATCH_OPTIONS, TemperatureGradient
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -142,6 +142,7 @@ METHODS = (
     MethodInfo(
         settings=RGCLBatchSettings,
         build=_rgcl_batch,
+        takes=BATCH_OPTIONS,
         summary="robust global contrastive objective, normalizer from the current batch",
         normalizer="the current batch, positive excluded (gamma = 1)",
         state="none",
@@ -155,6 +156,7 @@ METHODS = (
     MethodInfo(
         settings=FastCLIPv0Settings,
         build=_v0,
+        takes=BATCH_OPTIONS,
         summary="moving average, learnable temperature, objective without the factor tau",
         normalizer=_BY_SCHEDULE,
         state=AVERAGE_STATE,
@@ -169,6 +171,7 @@ METHODS = (
     MethodInfo(
         settings=FastCLIPv1Settings,
         build=_v1,
+        takes=BATCH_OPTIONS,
         summary="moving average, constant temperature",
         normalizer=_BY_SCHEDULE,
         state=AVERAGE_STATE,
@@ -182,6 +185,7 @@ METHODS = (
     MethodInfo(
         settings=FastCLIPv2Settings,
         build=_v2,
+        takes=BATCH_OPTIONS,
         summary="moving average, one temperature per image and per text",
         normalizer=_BY_SCHEDULE,
         state="8 numbers per sample: 32 bytes",
@@ -200,6 +204,7 @@ METHODS = (
     MethodInfo(
         settings=FastCLIPv3Settings,
         build=_v3,
+        takes=BATCH_OPTIONS,
         summary="moving average on the robust global contrastive objective",
         normalizer=_BY_SCHEDULE,
         state=AVERAGE_STATE,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from neuclip.catalogue.cost import Cost, Setup
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.catalogue.published_trainers import PublishedTrainer
-from neuclip.method.choices import AdamRates
+from neuclip.method.choices import AdamRates, BatchOption
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -101,6 +101,8 @@ class MethodInfo:
         paper: what to cite.
         statements: what the paper states and what is a reading of it, where both are mixed.
         needs_sample_ids: whether it keeps a state per sample.
+        takes: what its loss takes beside the pairs: groups of false negatives, weights of pairs,
+            hard negatives. The methods of the package take all three.
         resolve: fills in settings that depend on the global batch. Called with the settings, the
             global batch size (none: unknown) and the settings of the run that is continued (none:
             a new run).
@@ -124,6 +126,7 @@ class MethodInfo:
     paper: str
     statements: tuple[Statement, ...] = ()
     needs_sample_ids: bool = False
+    takes: frozenset[BatchOption] = frozenset()
     resolve: Callable[[Any, int | None, MethodSettings | None], Any] = unchanged
     spelling: Mapping[str, object] | None = None
     published: Mapping[str, object] = field(default_factory=dict[str, object])

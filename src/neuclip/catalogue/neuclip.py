@@ -28,6 +28,7 @@ from neuclip.catalogue.method_settings import (
 from neuclip.catalogue.neuclip_readings import STATEMENTS
 from neuclip.errors import UserError
 from neuclip.method.choices import (
+    BATCH_OPTIONS,
     Mixing,
     NetworkRefresh,
     PredictionGradient,
@@ -326,6 +327,7 @@ METHODS = (
     MethodInfo(
         settings=NeuCLIPSettings,
         build=_neuclip,
+        takes=BATCH_OPTIONS,
         summary="NeuCLIP as published: a trained network of prototypes predicts log-normalizers",
         normalizer="a trained network of m prototypes per side, mixed with the batch by gamma",
         state="4 * m * d numbers whatever the data size: prototypes and recent embeddings, two "
@@ -349,6 +351,7 @@ METHODS = (
     MethodInfo(
         settings=NeuCLIPPoolSettings,
         build=_pool,
+        takes=BATCH_OPTIONS,
         resolve=_pool_sizes,
         summary="the newest embeddings predict log-normalizers; the loss is differentiated through",
         normalizer="a pool of the newest m embeddings per side, mixed with the batch by gamma",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 from neuclip.catalogue.cost import softmax_loss
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.method.choices import BATCH_OPTIONS
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -26,6 +27,7 @@ METHODS = (
     MethodInfo(
         settings=OpenCLIPSettings,
         build=_build,
+        takes=BATCH_OPTIONS,
         summary="mini-batch InfoNCE with a learnable temperature (open_clip's ClipLoss)",
         normalizer="the current batch, positive included",
         state="none",

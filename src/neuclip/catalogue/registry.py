@@ -26,6 +26,7 @@ from neuclip.catalogue import amorlip, fastclip, neuclip, openclip, scent, sigli
 from neuclip.catalogue.method_info import MethodInfo
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.errors import UserError, nearest
+from neuclip.method.choices import BatchOption
 
 _FAMILIES = (openclip, siglip, fastclip, sogclr, scent, amorlip, neuclip)
 
@@ -119,6 +120,27 @@ def method_settings(name: str, values: Mapping[str, Any]) -> MethodSettings:
     except ValidationError as error:
         problems = "; ".join(_problem(info, dict(each)) for each in error.errors())
         raise UserError(f"method {name!r}{problems}") from None
+
+
+def check_takes(name: str, asked: Mapping[BatchOption, str]) -> None:
+    """Checks that a method's loss takes what the data settings bring to it.
+
+    Args:
+        name: of the method.
+        asked: the flag that asks for each option.
+
+    Raises:
+        UserError: it does not take one; the message lists the methods that do.
+    """
+    info = method_info(name)
+    for option, flag in asked.items():
+        if option not in info.takes:
+            able = ", ".join(each.name for each in METHODS.values() if option in each.takes)
+            raise UserError(
+                f"{flag} needs a method whose loss takes {option}; {name!r} does not. These do: "
+                f"{able} (--method). If {name!r} is your own and treats {option}, name it in "
+                "`takes` of its MethodInfo"
+            )
 
 
 def _problem(info: MethodInfo, problem: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from neuclip.catalogue.method_settings import (
     first_visits_only,
 )
 from neuclip.catalogue.published_trainers import SCENT
+from neuclip.method.choices import BATCH_OPTIONS
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -62,6 +63,7 @@ METHODS = (
     MethodInfo(
         settings=ScentSettings,
         build=_build,
+        takes=BATCH_OPTIONS,
         summary="moving average with a rate per anchor, from its own value",
         normalizer="a moving average per sample, a gamma of its own for each anchor",
         state=AVERAGE_STATE,

@@ -6,6 +6,7 @@ from neuclip.catalogue.cost import sigmoid_loss
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.method.choices import BATCH_OPTIONS
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -29,6 +30,7 @@ METHODS = (
     MethodInfo(
         settings=SigLIPSettings,
         build=_build,
+        takes=BATCH_OPTIONS,
         summary="pairwise sigmoid loss with a learnable bias (open_clip's SigLipLoss)",
         normalizer="none",
         state="none",

@@ -13,6 +13,7 @@ from neuclip.catalogue.method_settings import (
     StabilisedSettings,
     first_visits_only,
 )
+from neuclip.method.choices import BATCH_OPTIONS
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
@@ -81,6 +82,7 @@ METHODS = (
     MethodInfo(
         settings=SogCLRSettings,
         build=_sogclr,
+        takes=BATCH_OPTIONS,
         summary="moving average with a constant rate, constant temperature",
         normalizer="a moving average per sample, constant gamma",
         state=AVERAGE_STATE,
@@ -97,6 +99,7 @@ METHODS = (
     MethodInfo(
         settings=ISogCLRSettings,
         build=_isogclr,
+        takes=BATCH_OPTIONS,
         summary="moving average with a constant rate, one temperature per image and per text",
         normalizer="a moving average per sample, constant gamma",
         state="6 numbers per sample: 24 bytes",

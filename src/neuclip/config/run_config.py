@@ -12,7 +12,7 @@ from pydantic import Field
 
 from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import MethodSettings
-from neuclip.catalogue.registry import DEFAULT_METHOD, AnyMethodSettings, method_info
+from neuclip.catalogue.registry import DEFAULT_METHOD, AnyMethodSettings, check_takes, method_info
 from neuclip.config.sections import (
     DataConfig,
     EvaluationConfig,
@@ -23,10 +23,21 @@ from neuclip.config.sections import (
 )
 from neuclip.errors import UserError, quantity
 from neuclip.masking import mask_tree
+from neuclip.method.choices import BatchOption
 
 
 def _default_method() -> MethodSettings:
     return method_info(DEFAULT_METHOD).settings()
+
+
+def _batch_options(data: DataConfig) -> dict[BatchOption, str]:
+    """What the batches bring to the loss, with the flag that asks for it."""
+    asked: dict[BatchOption, tuple[bool, str]] = {
+        "groups": (data.false_negatives == "mask", "--false-negatives mask"),
+        "pair_weights": (data.pair_weight_key is not None, "--pair-weight-key"),
+        "negative_features": (data.hard_negative_key is not None, "--hard-negative-key"),
+    }
+    return {option: flag for option, (wanted, flag) in asked.items() if wanted}
 
 
 class RunConfig(Section):
@@ -59,6 +70,7 @@ class RunConfig(Section):
         optim, name = self.optim, self.name
         self.model.check()
         self.data.check()
+        check_takes(self.method.method, _batch_options(self.data))
         self.parallel.check(self.model.precision)
         self.evaluation.check()
         if optim.lr_min > optim.lr:

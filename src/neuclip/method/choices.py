@@ -41,6 +41,12 @@ PrototypeOptimizer = Literal["adagrad_norm", "adagrad", "adam", "sgd"]
 NetworkRefresh = Literal["restart", "rolling"]
 """How trained prototypes are renewed from recent embeddings: all at once, or a moving window."""
 
+BatchOption = Literal["groups", "pair_weights", "negative_features"]
+"""What a batch may bring to its loss beside the pairs: arguments of the call, by name."""
+
+BATCH_OPTIONS: frozenset[BatchOption] = frozenset({"groups", "pair_weights", "negative_features"})
+"""All of them: what the methods of the package take."""
+
 
 @dataclass(frozen=True)
 class AdamRates:

@@ -1,9 +1,13 @@
 """Checks of a loss's inputs, so that a mistake raises an error before it becomes a NaN."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from neuclip.errors import UserError
+from neuclip.method.notation import Pairs
 from neuclip.parallel.collectives import BatchLayout
 
 UNIT_NORM_TOLERANCE = 0.02
@@ -46,18 +50,75 @@ def check_values(image_features: Tensor, text_features: Tensor) -> None:
     Raises:
         UserError: a row is wrong; the message has the first such row and its norm.
     """
-    for name, features in (("image_features", image_features), ("text_features", text_features)):
-        norms = torch.linalg.vector_norm(features.float(), dim=1)
-        bad = ~torch.isfinite(norms)
-        if bool(bad.any()):
-            raise NotFiniteError(
-                f"{name}: {int(bad.sum())} of {len(norms)} rows are not finite, the first is row "
-                f"{int(bad.nonzero()[0])}"
-            )
-        off = (norms - 1).abs()
-        if float(off.max()) > UNIT_NORM_TOLERANCE:
-            row = int(off.argmax())
+    _check_rows("image_features", image_features)
+    _check_rows("text_features", text_features)
+
+
+@torch.no_grad()
+def _check_rows(name: str, features: Tensor, *, may_be_zero: bool = False) -> None:
+    norms = torch.linalg.vector_norm(features.float(), dim=1)
+    bad = ~torch.isfinite(norms)
+    if bool(bad.any()):
+        raise NotFiniteError(
+            f"{name}: {int(bad.sum())} of {len(norms)} rows are not finite, the first is row "
+            f"{int(bad.nonzero()[0])}"
+        )
+    off = (norms - 1).abs()
+    if may_be_zero:
+        off = off.masked_fill(norms == 0, 0)
+    if float(off.max()) > UNIT_NORM_TOLERANCE:
+        row = int(off.argmax())
+        raise UserError(
+            f"{name}: row {row} has norm {float(norms[row]):.4g}; embeddings must have unit "
+            f"norm (within {UNIT_NORM_TOLERANCE:g}): use torch.nn.functional.normalize"
+        )
+
+
+def with_options(pairs: Pairs, given: Mapping[str, Tensor], *, check_values: bool) -> Pairs:
+    """Checks what a batch brings beside its pairs, and adds it on the device of the features.
+
+    Args:
+        pairs: this rank's pairs.
+        given: `groups`, `pair_weights` and `negative_features`, as far as they are given.
+        check_values: whether to read values too, which synchronises with the device.
+
+    Raises:
+        UserError: a wrong shape or type, or a wrong value; the message has it.
+    """
+    device, dtype = pairs.features.device, pairs.features.dtype
+    count, dim = pairs.features.shape[1:]
+    if (groups := given.get("groups")) is not None:
+        if groups.dtype != torch.int64 or groups.shape[:1] != (count,) or groups.ndim > 2:
             raise UserError(
-                f"{name}: row {row} has norm {float(norms[row]):.4g}; embeddings must have unit "
-                f"norm (within {UNIT_NORM_TOLERANCE:g}): use torch.nn.functional.normalize"
+                f"groups {list(groups.shape)} of {groups.dtype}: expected [{count}] or "
+                f"[{count}, kinds] of torch.int64, one row per pair"
             )
+        groups = groups.reshape(count, -1).to(device, non_blocking=True)
+        pairs = replace(pairs, groups=groups)
+    if (weights := given.get("pair_weights")) is not None:
+        _check_weights(weights, count, check_values=check_values)
+        pairs = replace(pairs, weights=weights.detach().to(device, dtype, non_blocking=True))
+    if (negatives := given.get("negative_features")) is not None:
+        if negatives.shape != (count, dim):
+            raise UserError(
+                f"negative_features {list(negatives.shape)}: expected [{count}, {dim}], one row "
+                "per pair, zeros for a pair without a hard negative"
+            )
+        if check_values:
+            _check_rows("negative_features", negatives, may_be_zero=True)
+        pairs = replace(pairs, negatives=negatives.to(dtype))
+    return pairs
+
+
+def _check_weights(weights: Tensor, count: int, *, check_values: bool) -> None:
+    if weights.shape != (count,) or not weights.is_floating_point():
+        raise UserError(
+            f"pair_weights {list(weights.shape)} of {weights.dtype}: expected [{count}] of a "
+            "floating-point type, one per pair"
+        )
+    bad = ~(torch.isfinite(weights) & (weights >= 0)) if check_values else None
+    if bad is not None and bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise UserError(
+            f"pair_weights: row {row} has {float(weights[row]):g}; weights must be 0 or more"
+        )

@@ -17,10 +17,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Int64
+import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
+
+NO_ESTIMATE = -1e30
+"""log g^ of an anchor without a negative. Minus infinity times 0 would be NaN."""
 
 SectionTimer = Callable[[str], AbstractContextManager[None]]
 """Called with the name of a part of the step; times what runs inside."""
@@ -39,11 +44,35 @@ class Pairs:
         features: embeddings of the images and of the texts.
         layout: how the global batch is split over ranks.
         sample_ids: the pairs' ids in the data, if given.
+        groups: ids of the pairs' groups, one column a kind; 0: none. Two pairs with the same id of
+            some kind are not negatives of each other. None: all pairs are.
+        weights: weights of the pairs in the loss; none: all weigh the same.
+        negatives: embeddings of the texts' hard negatives; rows of pairs without one are 0.
     """
 
     features: Float[Tensor, "2 local dim"]
     layout: BatchLayout
     sample_ids: Int64[Tensor, " local"] | None = None
+    groups: Int64[Tensor, "local kinds"] | None = None
+    weights: Float[Tensor, " local"] | None = None
+    negatives: Float[Tensor, "local dim"] | None = None
+
+    def mean(self, values: Float[Tensor, "*rows local"]) -> Float[Tensor, "*rows"]:
+        """The weighted mean over the pairs (last axis); its mean over ranks is the global one."""
+        if self.weights is None:
+            return self.layout.mean(values)
+        return (values * shares(self.weights, self.layout)).sum(-1)
+
+
+def shares(
+    weights: Float[Tensor, "*rows local"], layout: BatchLayout
+) -> Float[Tensor, "*rows local"]:
+    """Weights over their mean over ranks of the sum: then a sum's mean over ranks is a mean.
+
+    They are 0 if all weights are.
+    """
+    total = collectives.mean_over_ranks(weights.sum(-1, keepdim=True))
+    return weights / total.clamp_min(torch.finfo(weights.dtype).tiny)
 
 
 @dataclass(frozen=True)
@@ -53,9 +82,12 @@ class Anchors:
     Attributes:
         pairs: this rank's pairs.
         positive: s_ii.
-        log_inner: log g^_i over the global batch.
+        log_inner: log g^_i over the global batch; `NO_ESTIMATE` for an anchor without a negative.
         logit_scale: 1 / tau, one for all anchors or one per anchor of each side.
         global_features: embeddings of all ranks, as constants.
+        negatives: the number of candidates that g^_i is the mean over, one for all without groups
+            or hard negatives.
+        global_groups: groups of the pairs of all ranks; none: they were not given.
         dlog_inner_dscale: derivative of log_inner by logit_scale, as a constant; only with a scale
             per anchor.
     """
@@ -65,7 +97,42 @@ class Anchors:
     log_inner: Float[Tensor, "2 local"]
     logit_scale: Float[Tensor, "*scales"]
     global_features: Float[Tensor, "2 batch dim"]
+    negatives: int | Float[Tensor, "*sides local"]
+    global_groups: Int64[Tensor, "batch kinds"] | None = None
     dlog_inner_dscale: Float[Tensor, "2 local"] | None = None
+
+    @property
+    def known(self) -> Bool[Tensor, "2 local"] | None:
+        """Which anchors have a negative; none: all, because no groups were given."""
+        return None if self.pairs.groups is None else has_estimate(self.log_inner)
+
+    def mean(self, values: Float[Tensor, "*rows 2 local"]) -> Float[Tensor, "*rows 2"]:
+        """As `Pairs.mean`, over the anchors that have a negative."""
+        known = self.known
+        if known is None:
+            return self.pairs.mean(values)
+        weights = known.to(values.dtype)
+        if self.pairs.weights is not None:
+            weights = weights * self.pairs.weights
+        return (values * shares(weights, self.pairs.layout)).sum(-1)
+
+    def average(self, values: Float[Tensor, "2 local"]) -> Float[Tensor, ""]:
+        """For metrics: the plain mean over this rank's anchors that have a negative."""
+        return known_mean(values, self.known)
+
+
+def has_estimate(log_inner: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Whether a batch estimate is one, and not `NO_ESTIMATE`."""
+    return log_inner.detach() > NO_ESTIMATE / 2
+
+
+def known_mean(
+    values: Float[Tensor, "*shape"], known: Bool[Tensor, "*shape"] | None
+) -> Float[Tensor, ""]:
+    """Mean of the values that are known; 0 if none is."""
+    if known is None:
+        return values.mean()
+    return values.masked_fill(~known, 0).sum() / known.sum().clamp_min(1)
 
 
 @runtime_checkable

@@ -3,7 +3,7 @@
     F(tau_i) = tau_i (log(eps + g_i) + rho)
     dF/dtau_i = alpha_i + rho - exp(log g^_i - alpha_i) d log g^_i / d s_i / tau_i,  s_i = 1 / tau_i
 
-Three optimisers; a temperature steps only when its sample is in the batch:
+Three optimisers; a temperature steps only when its sample is in the batch, with a negative:
 
     momentum   m <- (1 - beta) m + beta grad;  tau <- tau - lr m                          iSogCLR
     adam       tau <- tau - lr m / (sqrt(v) + e);  m and v start at the first gradient, squared
@@ -99,12 +99,16 @@ class IndividualTemperature(nn.Module):
         assert sample_ids is not None
         assert by_scale is not None
         log_inner = anchors.log_inner.detach()
-        temperature, *moments = self.table.read(sample_ids).to(log_inner.dtype).split(2)
+        before = self.table.read(sample_ids).to(log_inner.dtype)
+        temperature, *moments = before.split(2)
         ratio = (log_inner - log_normalizer).exp()
         grad = log_normalizer + self.rule.rho - ratio * by_scale / temperature
         move, moments = self._move(grad.clamp(-self.rule.clip, self.rule.clip), moments)
         temperature = (temperature - self.rule.lr * move).clamp(self.rule.low, self.rule.high)
-        self.table.write(sample_ids, torch.cat([temperature, *moments]), anchors.pairs.layout)
+        after = torch.cat([temperature, *moments])
+        if (known := anchors.known) is not None:
+            after = torch.where(known.repeat(1 + len(moments), 1), after, before)
+        self.table.write(sample_ids, after, anchors.pairs.layout)
         self.step_count += 1
 
     def _move(self, grad: Tensor, moments: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

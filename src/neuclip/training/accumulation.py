@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from neuclip.data.batch import Batch
 from neuclip.parallel import collectives
-from neuclip.training.nonfinite import FEATURES, Outputs
+from neuclip.training.nonfinite import PER_PAIR, Outputs
 
 Encode = Callable[[Batch], Outputs]
 
@@ -63,7 +63,8 @@ class CachedFeatures:
         device: of the towers.
 
     Attributes:
-        outputs: leaf tensors: the features of all pairs, [pairs, dim], and the scalars
+        outputs: leaf tensors: the features of all pairs, [pairs, dim] (of images, texts, and hard
+            negatives if there are any), and the scalars
             `logit_scale` and `logit_bias`, which all micro-batches share.
     """
 
@@ -76,7 +77,7 @@ class CachedFeatures:
                 self._states.append(RandomState.now(device))
                 encoded.append(encode(batch))
         self.outputs = {
-            name: (torch.cat([each[name] for each in encoded]) if name in FEATURES else value)
+            name: (torch.cat([each[name] for each in encoded]) if name in PER_PAIR else value)
             .detach()
             .clone()
             .requires_grad_()
@@ -107,9 +108,9 @@ class CachedFeatures:
     def _gradients(self, start: int, stop: int, *, scalars: bool) -> Outputs:
         """Gradients of the pairs from `start` to `stop`, and of the scalars if asked for."""
         return {
-            name: leaf.grad[start:stop] if name in FEATURES else leaf.grad
+            name: leaf.grad[start:stop] if name in PER_PAIR else leaf.grad
             for name, leaf in self.outputs.items()
-            if leaf.grad is not None and (scalars or name in FEATURES)
+            if leaf.grad is not None and (scalars or name in PER_PAIR)
         }
 
 

@@ -31,6 +31,9 @@ log = logging.getLogger("neuclip")
 Outputs = dict[str, Tensor]
 
 FEATURES = ("image_features", "text_features")
+NEGATIVES = "negative_features"
+PER_PAIR = (*FEATURES, NEGATIVES)
+"""The towers' outputs with one row per pair; hard negatives only if the data have some."""
 
 ON_ANOTHER_RANK = "the loss is not finite on another process"
 
@@ -43,7 +46,8 @@ class FiniteOutputs:
     spoil their state for good.
 
     Attributes:
-        outputs: the towers' outputs; a unit vector replaces every non-finite row of features.
+        outputs: the towers' outputs; a unit vector replaces every non-finite row of features, zeros
+            one of hard negatives.
         bad_rows: [2, 2], for the image and the text features: the number of non-finite rows, and
             the index of the first.
         any_bad: scalar bool: whether there is a non-finite row.
@@ -65,7 +69,12 @@ class FiniteOutputs:
             finite[name] = torch.where(bad[:, None], unit, features)
             bad_rows.append(torch.stack([bad.sum(), bad.int().argmax()]))
         counts = torch.stack(bad_rows)
-        return cls(finite, counts, (counts[:, 0] > 0).any())
+        any_bad = (counts[:, 0] > 0).any()
+        if NEGATIVES in outputs:
+            bad = ~torch.isfinite(outputs[NEGATIVES].detach()).all(-1)
+            finite[NEGATIVES] = outputs[NEGATIVES].masked_fill(bad[:, None], 0)
+            any_bad = any_bad | bad.any()
+        return cls(finite, counts, any_bad)
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,9 @@ class TrainingStep:
             outputs = cached.outputs
         finite = FiniteOutputs.of(outputs)
         ids = [batch.sample_ids for batch in batches]
+        given = {"sample_ids": torch.cat(ids) if cached else ids[0], **_batch_options(batches)}
         with self._section("loss"):
-            loss = self._loss(**finite.outputs, sample_ids=torch.cat(ids) if cached else ids[0])
+            loss = self._loss(**finite.outputs, **given)
         assert isinstance(loss, Tensor)
         value = loss.detach().masked_fill(finite.any_bad, torch.nan)
         flags = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
@@ -114,7 +115,11 @@ class TrainingStep:
             # Convolutions keep the memory layout of their input; a ViT accepts either.
             layout = self._clip.image_format(self._device)
             images = batch.images.to(self._clip.input_dtype, memory_format=layout)
-            return self._towers(images, batch.tokens)
+            if batch.negative_tokens is None:
+                return self._towers(images, batch.tokens)
+            # One pass of the text tower for captions and hard negatives.
+            captions = torch.cat([batch.tokens, batch.negative_tokens])
+            return _split(self._towers(images, captions), batch)
 
     def _update(self, loss_rejected: Tensor) -> Tensor:
         """Updates the towers, unless the loss or the gradient is not finite on some rank.
@@ -130,3 +135,21 @@ class TrainingStep:
         if not self._settling:
             clamp_logit_scale(self._clip.towers)
         return norm
+
+
+def _split(outputs: Outputs, batch: Batch) -> Outputs:
+    """The outputs with the hard negatives apart; rows of pairs without one are 0."""
+    text, negative = outputs["text_features"].split(len(batch))
+    assert batch.has_negative is not None
+    negative = negative * batch.has_negative[:, None]
+    return {**outputs, "text_features": text, "negative_features": negative}
+
+
+def _batch_options(batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """The groups and weights of the pairs of all micro-batches, as far as batches have them."""
+    found: dict[str, Tensor] = {}
+    for name in ("groups", "pair_weights"):
+        parts = [getattr(batch, name) for batch in batches]
+        if parts[0] is not None:
+            found[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return found

@@ -5,6 +5,10 @@
 
 tau~ and z are held constant. Where z = Z, the gradient by the features is the gradient of
 -2 s_ii / tau + log Z1_i + log Z2_i, twice CLIP's. All values are kept as logarithms.
+
+The networks answer for batches of B, so the sum over j is B - 1 times the mean over the negatives
+that an anchor has. The mean over i is over the anchors that have one, weighted by the pairs'
+weights.
 """
 
 import math
@@ -63,7 +67,7 @@ class AmorLIPLoss(PairLoss):
         with self.section("normalizer"):
             log_target = self.normalizer.estimate(anchors, log_partition.detach())
         weights = bounded_exp(log_partition - log_target)
-        loss = pairs.layout.mean(weights - positive).sum() / logit_scale.detach()
+        loss = anchors.mean(weights - positive).sum() / logit_scale.detach()
         self.record_metrics({"rho": rho, "weight_max": weights.max(), **self.normalizer.metrics()})
         return loss + rho / logit_scale
 

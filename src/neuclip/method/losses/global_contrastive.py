@@ -11,6 +11,8 @@ the gradient through g^ counts twice. Published values of rho and lr_tau were tu
 code uses log u in place of alpha = log(eps + u), which is the same for u >> eps.)
 FastCLIP-v0 and v1 leave out the factor tau and rho; v1 and SogCLR hold tau constant.
 
+The mean is over the anchors that have a negative, weighted by the pairs' weights.
+
 The scale is `fastclip`, L as above, or `drrho`, as the code of DRRho-CLIP has it, with which SCENT
 was trained. There the normalizer takes the batch estimate as a mean over all B candidates (the
 positive counts as 0), while g^ itself stays the mean over B - 1; and the gradient by the embeddings
@@ -93,14 +95,18 @@ class GlobalContrastiveLoss(PairLoss):
         else:
             surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
         self._record(anchors, log_normalizer)
-        means = pairs.layout.mean(torch.stack([surrogate, log_normalizer.detach()])).mean(-1)
+        means = anchors.mean(torch.stack([surrogate, log_normalizer.detach()])).mean(-1)
         return self._weigh(count_gradient(means[0], sides), means[1], logit_scale)
 
     def _scaled(self, anchors: Anchors) -> Anchors:
         """The anchors with the batch estimate that the normalizer takes."""
         if self.objective.scale == "fastclip":
             return anchors
-        over_batch = math.log1p(-1 / anchors.pairs.layout.total)
+        negatives = anchors.negatives
+        if isinstance(negatives, Tensor):
+            over_batch = (negatives.clamp_min(1) / (negatives + 1)).log()
+        else:
+            over_batch = math.log1p(-1 / (negatives + 1))
         return replace(anchors, log_inner=anchors.log_inner + over_batch)
 
     def _weigh(self, surrogate: Tensor, log_normalizer: Tensor, logit_scale: Tensor) -> Tensor:
@@ -134,8 +140,8 @@ class GlobalContrastiveLoss(PairLoss):
         ratio = log_plus(anchors.log_inner, self.epsilon) - log_normalizer
         self.record_metrics(
             {
-                "log_normalizer": log_normalizer.mean(),
-                "batch_log_inner": anchors.log_inner.mean(),
+                "log_normalizer": anchors.average(log_normalizer),
+                "batch_log_inner": anchors.average(anchors.log_inner),
                 "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
                 **({} if self.measured_rho is None else {"rho": self.measured_rho.value}),
                 **self.normalizer.metrics(),

@@ -4,6 +4,7 @@
 
 with w_i = tau_i for iSogCLR and w_i = 1 for FastCLIP-v2, as published. The temperatures are the
 loss's own state; they step inside it, after the loss of the batch is computed with the old ones.
+The mean is over the anchors that have a negative, weighted by the pairs' weights.
 """
 
 from jaxtyping import Float
@@ -66,15 +67,15 @@ class IndividualContrastiveLoss(PairLoss):
         ratio = log_plus(anchors.log_inner.detach(), self.epsilon) - log_normalizer
         self.record_metrics(
             {
-                "log_normalizer": log_normalizer.mean(),
-                "batch_log_inner": anchors.log_inner.mean(),
+                "log_normalizer": anchors.average(log_normalizer),
+                "batch_log_inner": anchors.average(anchors.log_inner),
                 "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
                 "individual_temperature": temperature.mean(),
                 **self.normalizer.metrics(),
             }
         )
         weighted = temperature * surrogate if self.times_temperature else surrogate
-        return pairs.layout.mean(weighted).mean()
+        return anchors.mean(weighted).mean()
 
     def predict(
         self,

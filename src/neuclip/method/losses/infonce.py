@@ -4,10 +4,12 @@
 
 It is the global contrastive objective with the batch as normalizer and eps = 1/(B-1):
 log sum_j exp((s_ij - s_ii)/tau) = log(B-1) + log(1/(B-1) + g^_i).
+With groups or hard negatives, the anchor's number of negatives takes the place of B-1.
 """
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,9 +34,15 @@ class InfoNCELoss(PairLoss):
         logit_bias: Float[Tensor, ""] | None,
     ) -> Float[Tensor, ""]:
         """This rank's part of the loss above."""
-        negatives = pairs.layout.total - 1
-        inner = anchors_of(pairs, logit_scale).log_inner
-        losses = pairs.layout.mean(log_plus(inner, 1 / negatives) + math.log(negatives))
+        anchors = anchors_of(pairs, logit_scale)
+        inner, negatives = anchors.log_inner, anchors.negatives
+        if isinstance(negatives, Tensor):
+            # Without a negative the loss of an anchor is log(1), the cross-entropy of one class.
+            log_count = negatives.clamp_min(1).log()
+            losses = torch.logaddexp(inner, -log_count) + log_count
+        else:
+            losses = log_plus(inner, 1 / negatives) + math.log(negatives)
+        losses = pairs.mean(losses)
         self.record_metrics({"image_loss": losses[0], "text_loss": losses[1]})
         return losses.mean()
 

@@ -8,8 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuclip.errors import UserError
-from neuclip.method.inputs import check_layout, check_shapes, check_values
+from neuclip.method.choices import BatchOption
+from neuclip.method.inputs import check_layout, check_shapes, check_values, with_options
 from neuclip.method.notation import Anchors, Pairs, SectionTimer, ShardedState, no_timer
+from neuclip.method.softmax.exclusion import Exclusion
+from neuclip.method.softmax.hard_negatives import with_hard_negatives
 from neuclip.method.softmax.log_inner import log_inner
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
@@ -24,6 +27,7 @@ class PairLoss(nn.Module):
     Attributes:
         epsilon: stabiliser inside log(epsilon + g).
         needs_sample_ids: whether `sample_ids` must be passed.
+        takes: which of `groups`, `pair_weights` and `negative_features` may be passed.
         learns_temperature: whether `logit_scale` gets a gradient; if not, freeze it.
         settling: set while the towers stay as they are and only the loss's state learns: individual
             temperatures stay too, and a rho that is to be measured is.
@@ -31,6 +35,7 @@ class PairLoss(nn.Module):
 
     epsilon: float = 0.0
     needs_sample_ids: bool = False
+    takes: frozenset[BatchOption] = frozenset()
     learns_temperature: bool = True
     settling: bool = False
 
@@ -40,6 +45,7 @@ class PairLoss(nn.Module):
         self.attach()
         self._layout_checked = False
         self._checked_values = False
+        self._checked_options = False
         self._last: dict[str, Tensor | float] = {}
 
     def attach(self, *, section: SectionTimer = no_timer, equal_batches: bool = False) -> None:
@@ -76,7 +82,7 @@ class PairLoss(nn.Module):
         """Predicts log(epsilon + g) of the anchors."""
         raise UserError(f"{type(self).__name__} has no log-normalizers to predict")
 
-    def forward(
+    def forward(  # noqa: PLR0913  open_clip's arguments, and what a batch may bring
         self,
         image_features: Float[Tensor, "*images"],
         text_features: Float[Tensor, "*texts"],
@@ -84,6 +90,9 @@ class PairLoss(nn.Module):
         logit_bias: Tensor | float | None = None,
         *,
         sample_ids: Tensor | None = None,
+        groups: Tensor | None = None,
+        pair_weights: Tensor | None = None,
+        negative_features: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Computes the loss of a batch of pairs.
@@ -97,12 +106,20 @@ class PairLoss(nn.Module):
             sample_ids: stable ids of the pairs (int64, [local]), for methods with a state per
                 sample, and for `neuclip_pool` to leave an anchor's own pair out of its pool. Pass
                 them on the CPU: their bounds are checked there at every call.
+            groups: groups of the pairs (int64, [local] or [local, kinds]), on any device. Two pairs
+                with the same number other than 0 in some column are not negatives of each other.
+            pair_weights: weights of the pairs in the loss ([local], 0 or more), on any device; only
+                their ratios over the global batch count. A pair of weight 0 is no anchor, but
+                stays a negative of the others.
+            negative_features: unit-norm embeddings of the texts' hard negatives, [local, dim]:
+                further candidates of the image anchors. A row of zeros: the pair has none.
             output_dict: return `{"contrastive_loss": loss}`, as open_clip's losses do.
 
         Raises:
             UserError: wrong shapes, a single pair, a rank without pairs, ids missing or out of
-                range, embeddings that are not finite or not of unit norm (checked at every call on
-                the CPU, at the first call on other devices).
+                range, embeddings that are not finite or not of unit norm, weights that are negative
+                or not finite (checked at every call on the CPU, at the first call on other
+                devices), or an argument that this method does not take.
         """
         if self.needs_sample_ids and sample_ids is None:
             raise UserError(
@@ -110,6 +127,12 @@ class PairLoss(nn.Module):
                 f"{len(image_features)} integers, such as the pairs' positions in the data"
             )
         pairs = self._prepare(image_features, text_features, sample_ids, self._training_layout)
+        given = {
+            "groups": groups,
+            "pair_weights": pair_weights,
+            "negative_features": negative_features,
+        }
+        pairs = self._with_options(pairs, {key: v for key, v in given.items() if v is not None})
         scale = _scalar("logit_scale", logit_scale, pairs.features)
         bias = None if logit_bias is None else _scalar("logit_bias", logit_bias, pairs.features)
         with torch.autocast(scale.device.type, enabled=False):
@@ -190,6 +213,19 @@ class PairLoss(nn.Module):
         features = both if both.dtype == torch.float64 else both.float()
         return Pairs(features, layout, sample_ids)
 
+    def _with_options(self, pairs: Pairs, given: Mapping[str, Tensor]) -> Pairs:
+        """The pairs with what their batch brings, checked and on the device of the features."""
+        if refused := sorted(given.keys() - self.takes):
+            raise UserError(
+                f"this loss does not take {', '.join(refused)}: leave it out, or, if the method is "
+                "your own and treats it, name it in `takes` of its MethodInfo"
+            )
+        if not given:
+            return pairs
+        check = pairs.features.device.type == "cpu" or not self._checked_options
+        self._checked_options = True
+        return with_options(pairs, given, check_values=check)
+
     def _training_layout(self, local: int) -> BatchLayout:
         """The ranks' numbers of pairs, all-gathered at the first call only if they are equal."""
         known = self.equal_batches and self._layout_checked
@@ -223,15 +259,24 @@ def anchors_of(pairs: Pairs, logit_scale: Float[Tensor, "*scales"]) -> Anchors:
         pairs: this rank's pairs.
         logit_scale: 1 / tau, one for all anchors or [2, local].
     """
-    features = pairs.features
+    features, layout = pairs.features, pairs.layout
     by_pair = features.transpose(0, 1)
-    global_features = collectives.gather_constant(by_pair, pairs.layout).transpose(0, 1)
-    estimate, derivative = log_inner(features, logit_scale, global_features, pairs.layout)
-    return Anchors(
+    global_features = collectives.gather_constant(by_pair, layout).transpose(0, 1)
+    global_groups, excluded = None, None
+    if pairs.groups is not None:
+        global_groups = collectives.gather_constant(pairs.groups, layout)
+        excluded = Exclusion.between(
+            pairs.groups.T.contiguous(), global_groups.T.contiguous(), layout.start
+        )
+    estimate, derivative = log_inner(features, logit_scale, global_features, layout, excluded)
+    anchors = Anchors(
         pairs=pairs,
         positive=(features[0] * features[1]).sum(-1),
         log_inner=estimate,
         logit_scale=logit_scale,
         global_features=global_features,
+        negatives=layout.total - 1 if excluded is None else excluded.remaining.to(features.dtype),
+        global_groups=global_groups,
         dlog_inner_dscale=derivative,
     )
+    return anchors if pairs.negatives is None else with_hard_negatives(anchors, pairs.negatives)

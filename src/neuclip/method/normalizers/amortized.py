@@ -20,8 +20,8 @@ of the fit, with zeta_i = log lambda(e_i) and T_i = log z_i, is summed over both
     js_div       1/B^2 sum_ij 1/2 [P log(P/M) + Q log(Q/M)],  M = (P + Q)/2   + weight * log_l2
                  P_ij = w_ij exp(s_ij / tau) / lambda_i, Q_ij the same over z_i, w_ii = c, else 1
 
-P/M and Q/M do not depend on j, so the sums over j are Z_i / lambda_i and Z_i / z_i, and no
-objective needs the matrix.
+An anchor without a negative has no part in the means. P/M and Q/M do not depend on j, so the sums
+over j are Z_i / lambda_i and Z_i / z_i, and no objective needs the matrix.
 """
 
 import math
@@ -37,7 +37,7 @@ from torch.nn import functional
 
 from neuclip.method.choices import Amortization
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
-from neuclip.method.notation import Anchors
+from neuclip.method.notation import Anchors, shares
 from neuclip.method.objective import bounded_exp
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
@@ -122,20 +122,33 @@ class BatchTargets:
         layout: how the global batch is split over ranks.
         log_partition: log Z_i.
         log_target: log z_i.
+        shares: see `notation.shares`, of the anchors that have a negative; none: all have one.
     """
 
     features: Float[Tensor, "2 local dim"]
     layout: BatchLayout
     log_partition: Float[Tensor, "2 local"]
     log_target: Float[Tensor, "2 local"]
+    shares: Float[Tensor, "2 local"] | None
 
     def chunks(self) -> Iterator["BatchTargets"]:
         """Splits the anchors, so that only the activations of a chunk are in memory."""
-        values = self.features, self.log_partition, self.log_target
-        for features, partition, target in zip(
-            *(value.split(ANCHORS_AT_ONCE, 1) for value in values), strict=True
-        ):
-            yield BatchTargets(features, self.layout, partition, target)
+        for start in range(0, self.features.shape[1], ANCHORS_AT_ONCE):
+            chunk = slice(start, start + ANCHORS_AT_ONCE)
+            yield BatchTargets(
+                self.features[:, chunk],
+                self.layout,
+                self.log_partition[:, chunk],
+                self.log_target[:, chunk],
+                None if self.shares is None else self.shares[:, chunk],
+            )
+
+    def mean(self, values: Float[Tensor, "2 local"]) -> Float[Tensor, ""]:
+        """This chunk's part of the rank's mean, summed over the sides."""
+        if self.shares is not None:
+            return (values * self.shares).sum()
+        share = values.shape[1] / self.layout.sizes[self.layout.rank]
+        return self.layout.mean(values).sum() * share
 
 
 class AmortizedNormalizer(nn.Module):
@@ -180,7 +193,9 @@ class AmortizedNormalizer(nn.Module):
         if settings.fit_previous and share > 0:
             before = self._log_lambda(self.previous, features) + math.log(share)
             log_target = torch.logaddexp(before, log_partition + math.log1p(-share))
-        targets = BatchTargets(features, anchors.pairs.layout, log_partition, log_target)
+        layout, known = anchors.pairs.layout, anchors.known
+        weights = None if known is None else shares(known.to(features.dtype), layout)
+        targets = BatchTargets(features, layout, log_partition, log_target, weights)
         for _ in range(settings.inner_steps):
             self._inner_step(targets)
         predicted = self._log_lambda(self.average, features)
@@ -193,8 +208,8 @@ class AmortizedNormalizer(nn.Module):
                 kept.lerp_(weight, 1 - rate)
         self._last = {
             "previous_share": share,
-            "log_partition": log_partition.mean(),
-            "log_partition_error": (predicted - log_partition).square().mean(),
+            "log_partition": anchors.average(log_partition),
+            "log_partition_error": anchors.average((predicted - log_partition).square()),
         }
         return log_target if settings.fit_previous else predicted
 
@@ -255,9 +270,8 @@ class AmortizedNormalizer(nn.Module):
 
     def _objective(self, log_lambda: Tensor, targets: BatchTargets) -> Tensor:
         """The objective of the fit, summed over the sides: this chunk's part of the rank's mean."""
-        gap, layout = targets.log_target - log_lambda, targets.layout
-        share = gap.shape[1] / layout.sizes[layout.rank]
-        square = layout.mean(gap.square()).sum() * share
+        gap = targets.log_target - log_lambda
+        square = targets.mean(gap.square())
         kind = self.settings.amortization
         if kind == "log_l2":
             return square
@@ -269,7 +283,7 @@ class AmortizedNormalizer(nn.Module):
             log_m = torch.logaddexp(log_p, log_q) - math.log(2)
             terms = bounded_exp(log_p) * (log_p - log_m) + bounded_exp(log_q) * (log_q - log_m)
             terms = terms / 2
-        divergence = layout.mean(terms).sum() * share / layout.total
+        divergence = targets.mean(terms) / targets.layout.total
         return divergence + self.settings.divergence_weight * square
 
     def get_extra_state(self) -> dict[str, int]:

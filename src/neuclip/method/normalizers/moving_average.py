@@ -3,6 +3,8 @@
     u_i <- (1 - gamma) u_i + gamma g^_i          one per image anchor and one per text anchor
     alpha_i = log(eps + u_i)                     u_i = g^_i at a sample's first visit
 
+An anchor without a negative in its batch keeps its u_i.
+
 The rate gamma is constant (SogCLR, arXiv 2202.12387), follows a schedule (FastCLIP, arXiv
 2407.01445), or depends on the anchor (SCENT, arXiv 2602.02877):
 
@@ -17,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neuclip.method.notation import Anchors
+from neuclip.method.notation import NO_ESTIMATE, Anchors
 from neuclip.method.objective import log_plus, mix
 from neuclip.method.sample_table import SampleTable
 from neuclip.method.schedule import Gamma
@@ -74,9 +76,13 @@ class MovingAverageNormalizer(nn.Module):
         remembered = self.table.read(ids).to(fresh.dtype)
         seen = ~torch.isneginf(remembered)
         average = torch.where(seen, self._mix(remembered, fresh), fresh)
+        if (known := anchors.known) is not None:
+            average = torch.where(known, average, remembered)
         self.table.write(ids, average, anchors.pairs.layout)
         self.step_count += 1
         self._last = {**self._last, "share_seen": seen.to(fresh.dtype).mean()}
+        if known is not None:
+            average = average.clamp_min(NO_ESTIMATE)
         return log_plus(average, self.epsilon)
 
     @torch.no_grad()

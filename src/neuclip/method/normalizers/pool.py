@@ -10,9 +10,15 @@ estimate. While the pool fills, the sum is over the embeddings that it holds. An
 anchor's own pair, from an earlier step, is a positive: where sample ids are given, it is left out
 of the sum. (The mean stays one over m: about one prototype in n is such a positive.)
 
+Where groups are given, the pool keeps those of its embeddings, and leaves out all that are in a
+group with the anchor. Then the mean is over the embeddings that remain. If none does, the anchor's
+prediction is its batch estimate; if only older ones remain than those that carry the gradient, the
+prediction is a constant.
+
 Sizes that follow from the batch are settled by the first batch of training, or by a loaded state.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -33,9 +39,10 @@ from neuclip.method.normalizers.prototype_network import (
     network_output,
 )
 from neuclip.method.normalizers.sharded_rows import RowShard, gathered_rows
-from neuclip.method.notation import Anchors
+from neuclip.method.notation import Anchors, has_estimate
 from neuclip.method.objective import log_plus, mix
 from neuclip.method.schedule import StepGamma
+from neuclip.method.softmax.exclusion import same_group
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import Slice
 
@@ -121,6 +128,9 @@ class PoolNormalizer(nn.Module):
             gradient, newest = self.settings.gradient, self._newest()
             predicted = attach_gradient(output, anchors, gradient, self.ring.shard, newest)
             log_mean = output.log_mean
+            if batch.groups is not None:
+                fresh = anchors.log_inner.detach()
+                predicted = torch.where(has_estimate(predicted), predicted, fresh)
         self._push(batch)
         gamma = self.gamma.at(self.step_count, self.fill_steps)
         self.step_count += 1
@@ -139,7 +149,7 @@ class PoolNormalizer(nn.Module):
     @contextmanager
     def gathered(self) -> Generator[None]:
         """Inside, every rank has the full pool to predict from; all ranks enter together."""
-        with gathered_rows(self.ring, "slots", "sample_ids"):
+        with gathered_rows(self.ring, *self.ring.row_names):
             yield
 
     def metrics(self) -> dict[str, Tensor | float]:
@@ -147,20 +157,26 @@ class PoolNormalizer(nn.Module):
         return self._last
 
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
+        excluded, count = self._excluded(batch), self.ring.filled
+        if batch.groups is not None and excluded is not None:
+            remaining = (~excluded).sum(1).to(batch.features.dtype)
+            count = self.ring.shard.sum(remaining)
         return network_output(
-            self.ring.slots,
-            batch,
-            self.ring.shard,
-            excluded=self._excluded(batch),
-            count=self.ring.filled,
+            self.ring.slots, batch, self.ring.shard, excluded=excluded, count=count
         )
 
     def _excluded(self, batch: GlobalBatch) -> Bool[Tensor, "*batch owned"] | None:
         """Which slots have no part in an anchor's sum; none: all have one."""
-        positives, unwritten = self._positives(batch), self.ring.unwritten()
-        if positives is None or unwritten is None:
-            return unwritten if positives is None else positives
-        return positives | unwritten
+        parts = [self._positives(batch), self._false_negatives(batch), self.ring.unwritten()]
+        given = [part for part in parts if part is not None]
+        return functools.reduce(torch.logical_or, given) if given else None
+
+    def _false_negatives(self, batch: GlobalBatch) -> Bool[Tensor, "batch owned"] | None:
+        """Which embeddings are in a group with an anchor; none: no groups were given."""
+        if batch.groups is None:
+            return None
+        kept = self.ring.groups_of(batch.groups.shape[1])
+        return same_group(batch.groups.T.contiguous(), kept)
 
     def _positives(self, batch: GlobalBatch) -> Bool[Tensor, "batch owned"] | None:
         """Which embeddings belong to an anchor's own pair; none: unknown."""
@@ -174,7 +190,7 @@ class PoolNormalizer(nn.Module):
         return None if count is None or count >= self.ring.shard.size else self.ring.newest(count)
 
     def _push(self, batch: GlobalBatch) -> None:
-        self.ring.push(batch.candidates, batch.sample_ids)
+        self.ring.push(batch.candidates, batch.sample_ids, batch.groups)
 
     def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Float[Tensor, "2 local"]:
         """The prediction with the batch estimate, which is a constant unless it is minimised."""

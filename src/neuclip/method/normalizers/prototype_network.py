@@ -27,7 +27,7 @@ from torch import Tensor
 
 from neuclip.method.choices import PredictionGradient
 from neuclip.method.normalizers.sharded_rows import RowShard
-from neuclip.method.notation import Anchors
+from neuclip.method.notation import NO_ESTIMATE, Anchors, has_estimate, known_mean
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, log_plus
 from neuclip.parallel import collectives
 
@@ -45,6 +45,7 @@ class GlobalBatch:
         logit_scale: 1 / tau.
         log_inner: log g^_i.
         sample_ids: the anchors' ids, if given and asked for.
+        groups: the anchors' groups, if given.
     """
 
     features: Float[Tensor, "2 batch dim"]
@@ -52,6 +53,7 @@ class GlobalBatch:
     logit_scale: Float[Tensor, ""]
     log_inner: Float[Tensor, "2 batch"]
     sample_ids: Int64[Tensor, " batch"] | None
+    groups: Int64[Tensor, "batch kinds"] | None
 
     @classmethod
     @torch.no_grad()
@@ -75,7 +77,13 @@ class GlobalBatch:
             logit_scale=anchors.logit_scale.detach().to(dtype),
             log_inner=log_inner.T.to(dtype),
             sample_ids=ids,
+            groups=anchors.global_groups,
         )
+
+    @property
+    def known(self) -> Bool[Tensor, "2 batch"] | None:
+        """Which anchors have a negative in the batch; none: all, because no groups were given."""
+        return None if self.groups is None else has_estimate(self.log_inner)
 
     @property
     def candidates(self) -> Float[Tensor, "2 batch dim"]:
@@ -108,7 +116,7 @@ def network_output(
     *,
     log_shares: Float[Tensor, "2 owned"] | None = None,
     excluded: Bool[Tensor, "*batch owned"] | None = None,
-    count: int | None = None,
+    count: int | Float[Tensor, " batch"] | None = None,
 ) -> NetworkOutput:
     """The forward pass.
 
@@ -118,12 +126,13 @@ def network_output(
         shard: which prototypes are this rank's.
         log_shares: see `log_shares`; none: all prototypes weigh 1/m.
         excluded: prototypes left out of an anchor's sum, or out of all sums.
-        count: prototypes that the mean is over; none: all m.
+        count: prototypes that the mean is over, for all anchors or for each; none: all m. An
+            anchor with none has `NO_ESTIMATE` and weights of 0.
     """
     norms = torch.linalg.vector_norm(prototypes, dim=-1, keepdim=True)
     directions = prototypes / norms.clamp_min(1e-30)
     logits = torch.bmm(batch.features, directions.transpose(1, 2)).mul_(batch.logit_scale)
-    log_count = math.log(shard.size if count is None else count)
+    log_count = math.log(count if isinstance(count, int) else shard.size)
     if log_shares is not None:
         logits += (log_shares + log_count)[:, None, :]
     if excluded is not None:
@@ -134,7 +143,11 @@ def network_output(
     bound = batch.logit_scale + log_count
     log_sum = shard.logsumexp(weights.sum(-1, keepdim=True).log_().add_(top), bound)
     weights.mul_(top.sub_(log_sum).exp_())
-    log_mean = log_sum.squeeze(-1) - log_count - batch.positive * batch.logit_scale
+    mean_over = count.clamp_min(1).log() if isinstance(count, Tensor) else log_count
+    log_mean = log_sum.squeeze(-1) - mean_over - batch.positive * batch.logit_scale
+    if isinstance(count, Tensor):
+        weights.masked_fill_((count == 0)[:, None], 0)
+        log_mean.masked_fill_(count == 0, NO_ESTIMATE)
     return NetworkOutput(directions, norms, weights, log_mean)
 
 
@@ -146,15 +159,20 @@ def log_shares(log_weights: Float[Tensor, "2 owned"], shard: RowShard) -> Float[
 
 
 def log_mean_gradient(
-    output: NetworkOutput, log_target: Float[Tensor, "2 batch"], epsilon: float
+    output: NetworkOutput, batch: GlobalBatch, epsilon: float
 ) -> Float[Tensor, "2 batch"]:
     """Derivative of the prototypes' objective by the log-means, over tau.
 
-    (1 - exp(-alpha_i) q_i) share_i / B, with the notation of `prototypes`.
+    (1 - exp(-alpha_i) q_i) share_i / B, with the notation of `prototypes`; the mean is over the
+    anchors that have a negative.
     """
+    log_target, known = log_plus(batch.log_inner, epsilon), batch.known
     alpha = log_plus(output.log_mean, epsilon)
     ratio = (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_()
-    return (1 - ratio) * (output.log_mean - alpha).exp_() / log_target.shape[-1]
+    gradient = (1 - ratio) * (output.log_mean - alpha).exp_()
+    if known is None:
+        return gradient / log_target.shape[-1]
+    return gradient * known / known.sum(-1, keepdim=True).clamp_min(1)
 
 
 def prototype_gradient(
@@ -192,19 +210,26 @@ def attach_gradient(
     value = anchors.pairs.layout.own(output.log_mean).to(anchors.pairs.features.dtype)
     if gradient == "detached":
         return value
-    centre = _centre(output, anchors, shard, newest).to(anchors.pairs.features.dtype)
+    centre, weight = _centre(output, anchors, shard, newest)
+    centre = centre.to(anchors.pairs.features.dtype)
     linear = anchors.logit_scale * ((anchors.pairs.features * centre).sum(-1) - anchors.positive)
+    if weight is not None and anchors.pairs.groups is not None:
+        linear = linear.masked_fill(weight == 0, 0)  # groups left none of the newest to the anchor
     return value + (linear - linear.detach())
 
 
 @torch.no_grad()
 def _centre(
     output: NetworkOutput, anchors: Anchors, shard: RowShard, newest: list[slice] | None
-) -> Float[Tensor, "2 local dim"]:
-    """v_i of this rank's anchors: the mean of all ranks' prototypes under p_ik."""
+) -> tuple[Float[Tensor, "2 local dim"], Float[Tensor, "2 local"] | None]:
+    """v_i of this rank's anchors: the mean of all ranks' prototypes under p_ik.
+
+    The second result is the sum of p_ik over the newest, if only those carry the gradient.
+    """
     if newest is None:
         means = torch.bmm(output.weights, output.directions)
-        return shard.scatter_sum(means.transpose(0, 1), anchors.pairs.layout).transpose(0, 1)
+        centre = shard.scatter_sum(means.transpose(0, 1), anchors.pairs.layout).transpose(0, 1)
+        return centre, None
     # The sums of the weights travel as another column: one message.
     sums = output.weights.new_zeros(*output.weights.shape[:2], anchors.pairs.features.shape[-1] + 1)
     for rows in newest:
@@ -212,7 +237,7 @@ def _centre(
         sums[..., :-1] += torch.bmm(weights, output.directions[:, rows])
         sums[..., -1] += weights.sum(-1)
     total = shard.scatter_sum(sums.transpose(0, 1), anchors.pairs.layout).transpose(0, 1)
-    return total[..., :-1] / total[..., -1:].clamp_min(1e-30)
+    return total[..., :-1] / total[..., -1:].clamp_min(1e-30), total[..., -1]
 
 
 def diagnostics(
@@ -220,9 +245,14 @@ def diagnostics(
 ) -> dict[str, Tensor | float]:
     """The prediction beside the batch estimate, as means over the anchors of all ranks."""
     alpha, log_target = log_plus(log_mean, epsilon), log_plus(batch.log_inner, epsilon)
+    known = batch.known
+    if known is not None:
+        known = known & has_estimate(log_mean)
     return {
         "gamma": gamma,
-        "predicted_log_normalizer": alpha.mean(),
-        "prototype_objective": conjugate(log_target, alpha).mean(),
-        "prototype_ratio": (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_().mean(),
+        "predicted_log_normalizer": known_mean(alpha, known),
+        "prototype_objective": known_mean(conjugate(log_target, alpha), known),
+        "prototype_ratio": known_mean(
+            (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_(), known
+        ),
     }

@@ -14,6 +14,9 @@ An inner step has q_i = eps + g^_i, in the notation of `prototype_network`, and 
     dL/dW_k = 1/|W_k| (I - w_k w_k^T) 1/B sum_i (1 - exp(-alpha_i) q_i) share_i p_ik e_i
 
 where tau cancels, since the objective is tau times the conjugate.
+
+Trained prototypes belong to no sample, so groups cannot exclude any of them. They are trained on
+batch estimates that leave out an anchor's groups, over the anchors that have a negative.
 """
 
 from collections.abc import Generator
@@ -169,8 +172,7 @@ class PrototypeNormalizer(nn.Module):
     def _inner_step(self, batch: GlobalBatch) -> None:
         """One step of the prototypes on the objective, everything else fixed."""
         output = self._read(batch)
-        log_target = log_plus(batch.log_inner, self.epsilon)
-        by_log_mean = log_mean_gradient(output, log_target, self.epsilon)
+        by_log_mean = log_mean_gradient(output, batch, self.epsilon)
         if self.settings.log_weights:
             shares = log_shares(self.log_weights, self.shard).exp()
             grad = (by_log_mean[:, None] @ output.weights).squeeze(1)

@@ -112,6 +112,7 @@ class Sharded(Protocol):
 def keep_full_in_state(module: nn.Module, names: tuple[str, ...]) -> None:
     """Makes `state_dict` hold all rows of these buffers, and `load_state_dict` keep the shard.
 
+    Buffers that are none are left out.
     The module is `Sharded`: its shard at the time of the call counts.
     """
     module.register_state_dict_post_hook(partial(_gather, names))
@@ -142,8 +143,9 @@ def _gather(
 ) -> None:
     """After `state_dict`: puts all rows in place of this rank's."""
     assert isinstance(module, Sharded)
-    for name in names:
-        state[prefix + name] = module.shard.gather(state[prefix + name])
+    for key in (prefix + name for name in names):
+        if key in state:
+            state[key] = module.shard.gather(state[key])
 
 
 def _scatter(

@@ -9,6 +9,9 @@ weight' of the other side's softmaxes, as a candidate of the anchors j. Both use
 similarities. With one temperature for all, one product of a block serves both sides, where
 open_clip's ClipLoss takes two (backward four, against three here). `neuclip.method.softmax.fused`
 does the same on CUDA.
+
+Excluded candidates leave the sums and get no gradient from them, as the positive does. The log_sum
+of an anchor without a negative is far below any other: callers replace it by 0, with weight 0.
 """
 
 import math
@@ -18,6 +21,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from neuclip.method.softmax.exclusion import Exclusion
 
 CPU_BLOCK = 2**20
 CUDA_BLOCK = 2**26
@@ -47,6 +52,7 @@ def row_sums(
     columns: Float[Tensor, "candidates dim"],
     scale: Float[Tensor, "*scales"],
     offset: int,
+    excluded: Exclusion | None = None,
 ) -> Float[Tensor, "kinds anchors"]:
     """Computes log_sums of anchors over candidates, and means if there is a scale per anchor.
 
@@ -54,36 +60,40 @@ def row_sums(
         rows: anchors; the positive of row i is column offset + i.
         columns: candidates.
         scale: 1 / temperature, one for all or one per anchor.
-        offset: the first anchor's positive.
+        offset: the first anchor's positive; the number of columns: no anchor has one.
+        excluded: candidates without a part in an anchor's sum; none: all have one.
     """
     found = rows.new_empty(1 + scale.ndim, len(rows))
     if scale.ndim == 0:
-        for block, logits in _blocks(rows * scale, columns, offset):
+        for block, logits in _blocks(rows * scale, columns, offset, excluded):
             found[0, block] = torch.logsumexp(logits, 1)
     else:
-        for block, similarity in _blocks(rows, columns, offset):
+        for block, similarity in _blocks(rows, columns, offset, excluded):
             found[:, block] = _sums(similarity, scale[block, None], 1)
     return found
 
 
 def pair_sums(
-    features: Float[Tensor, "2 batch dim"], scale: Float[Tensor, "*scales"]
+    features: Float[Tensor, "2 batch dim"],
+    scale: Float[Tensor, "*scales"],
+    excluded: Exclusion | None = None,
 ) -> Float[Tensor, "kinds 2 batch"]:
     """Computes `row_sums` of images over texts and of texts over images, for a full batch.
 
     Args:
         features: images, texts; pair i in row i of both.
         scale: 1 / temperature, one for all or [2, batch].
+        excluded: candidates without a part in an anchor's sum; none: all have one.
     """
     image, text = features.unbind(0)
     found = features.new_full((1 if scale.ndim == 0 else 2, *features.shape[:2]), -math.inf)
     if scale.ndim == 0:
-        for block, logits in _blocks(image * scale, text, 0):
+        for block, logits in _blocks(image * scale, text, 0, excluded):
             found[0, 0, block] = torch.logsumexp(logits, 1)
             torch.logaddexp(found[0, 1], torch.logsumexp(logits, 0), out=found[0, 1])
         return found
     found[1] = 0
-    for block, similarity in _blocks(image, text, 0):
+    for block, similarity in _blocks(image, text, 0, excluded):
         found[:, 0, block] = _sums(similarity, scale[0, block, None], 1)
         found[:, 1] = _merged(found[:, 1], _sums(similarity, scale[1], 0))
     return found
@@ -95,6 +105,7 @@ def row_gradients(
     own: SoftmaxStats,
     other: SoftmaxStats,
     offset: int,
+    excluded: Exclusion | None = None,
 ) -> Float[Tensor, "anchors dim"]:
     """Computes the feature gradients of the rows.
 
@@ -103,27 +114,33 @@ def row_gradients(
         columns: candidates.
         own: softmaxes of the rows over the columns.
         other: softmaxes of the columns over the rows of all ranks.
-        offset: the first anchor's positive.
+        offset: the first anchor's positive; the number of columns: no anchor has one.
+        excluded: columns without a part in a row's sum, and the row in theirs; none: all have one.
     """
     grads = torch.empty_like(rows)
-    for block, weights in _weights(rows, columns, own, other, offset):
+    for block, weights in _weights(rows, columns, own, other, offset, excluded):
         torch.mm(weights, columns, out=grads[block])
     return grads
 
 
 def pair_gradients(
-    features: Float[Tensor, "2 batch dim"], image: SoftmaxStats, text: SoftmaxStats
+    features: Float[Tensor, "2 batch dim"],
+    image: SoftmaxStats,
+    text: SoftmaxStats,
+    excluded: Exclusion | None = None,
 ) -> Float[Tensor, "2 batch dim"]:
     """Computes `row_gradients` of images and of texts, for a full batch."""
     grads = torch.zeros_like(features)
-    for block, weights in _weights(features[0], features[1], image, text, 0):
+    for block, weights in _weights(features[0], features[1], image, text, 0, excluded):
         torch.mm(weights, features[1], out=grads[0, block])
         grads[1].addmm_(weights.T, features[0, block])
     return grads
 
 
-def _blocks(rows: Tensor, columns: Tensor, offset: int) -> Iterator[tuple[slice, Tensor]]:
-    """Yields slices of the rows with their products, the positives masked."""
+def _blocks(
+    rows: Tensor, columns: Tensor, offset: int, excluded: Exclusion | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yields slices of the rows with their products, positives and excluded candidates masked."""
     limit = CUDA_BLOCK if rows.is_cuda else CPU_BLOCK
     size = max(1, min(len(rows), limit // len(columns)))
     products = rows.new_empty(size, len(columns))
@@ -132,15 +149,23 @@ def _blocks(rows: Tensor, columns: Tensor, offset: int) -> Iterator[tuple[slice,
         product = products[: block.stop - start]
         torch.mm(rows[block], columns.T, out=product)
         product.diagonal(offset + start)[: len(product)].fill_(_MASKED)
+        if excluded is not None:
+            product.masked_fill_(excluded.of(block), _MASKED)
         yield block, product
 
 
 def _weights(
-    rows: Tensor, columns: Tensor, own: SoftmaxStats, other: SoftmaxStats, offset: int
+    rows: Tensor,
+    columns: Tensor,
+    own: SoftmaxStats,
+    other: SoftmaxStats,
+    offset: int,
+    excluded: Exclusion | None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields slices of the rows with weight_i p_ij + weight'_j p'_ji."""
     individual = own.scale.ndim > 0
-    for block, product in _blocks(rows if individual else rows * own.scale, columns, offset):
+    scaled = rows if individual else rows * own.scale
+    for block, product in _blocks(scaled, columns, offset, excluded):
         if individual:
             as_candidate = product * other.scale
             product *= own.scale[block, None]

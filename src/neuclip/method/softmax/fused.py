@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuclip.method.softmax.blocks import SoftmaxStats
+from neuclip.method.softmax.exclusion import Exclusion
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,12 @@ def row_sums(
     columns: Float[Tensor, "candidates dim"],
     scale: Float[Tensor, "*scales"],
     offset: int,
+    excluded: Exclusion | None = None,
 ) -> Float[Tensor, "kinds anchors"]:
     """Computes `blocks.row_sums`."""
     found = torch.empty(1 + scale.ndim, len(rows), device=rows.device)
     scales = scale.expand(len(rows))
+    groups, kinds = _groups(excluded, rows)
     with torch.cuda.device_of(rows):
         _sums_kernel[(triton.cdiv(len(rows), TILES.anchors),)](
             rows,
@@ -54,9 +57,11 @@ def row_sums(
             scales,
             found[0],
             found[-1],
+            *groups,
             *(len(rows), len(columns), rows.shape[1], offset),
             *(*rows.stride(), *columns.stride(), scales.stride(0)),
             WITH_MEANS=scale.ndim > 0,
+            KINDS=kinds,
             PRECISION=_precision(),
             ANCHORS=TILES.anchors,
             CANDIDATES=TILES.candidates,
@@ -72,12 +77,14 @@ def row_gradients(
     own: SoftmaxStats,
     other: SoftmaxStats,
     offset: int,
+    excluded: Exclusion | None = None,
 ) -> Float[Tensor, "anchors dim"]:
     """Computes `blocks.row_gradients`."""
     grads = torch.empty(rows.shape, device=rows.device)
     dim = rows.shape[1]
     part = min(TILES.part, max(16, triton.next_power_of_2(dim)))
     scales, other_scales = own.scale.expand(len(rows)), other.scale.expand(len(columns))
+    groups, kinds = _groups(excluded, rows)
     with torch.cuda.device_of(rows):
         _gradients_kernel[(triton.cdiv(len(rows), TILES.anchors), triton.cdiv(dim, part))](
             rows,
@@ -85,8 +92,10 @@ def row_gradients(
             *(scales, own.log_sum.contiguous(), own.weight.contiguous()),
             *(other_scales, other.log_sum.contiguous(), other.weight.contiguous()),
             grads,
+            *groups,
             *(len(rows), len(columns), dim, offset),
             *(*rows.stride(), *columns.stride(), scales.stride(0), other_scales.stride(0)),
+            KINDS=kinds,
             PRECISION=_precision(),
             ANCHORS=TILES.anchors,
             CANDIDATES=TILES.candidates,
@@ -95,6 +104,14 @@ def row_gradients(
             num_warps=_WARPS,  # pyright: ignore[reportCallIssue]  launch option
         )
     return grads
+
+
+def _groups(excluded: Exclusion | None, rows: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
+    """The group ids of anchors and candidates, and the number of kinds; 0: nothing is read."""
+    if excluded is None:
+        return (rows, rows), 0
+    kinds = len(excluded.anchors)
+    return (excluded.anchors.contiguous(), excluded.candidates.contiguous()), kinds
 
 
 def _precision() -> str:
@@ -142,12 +159,30 @@ def _products(
 
 @triton.jit
 @no_type_check
+def _negatives(
+    row_groups, column_groups, anchor, candidate, n_rows, n_columns, offset, KINDS: tl.constexpr
+):
+    """Whether a candidate has a part in an anchor's sum: not the positive, nor excluded."""
+    taken = (candidate < n_columns)[None, :] & (candidate[None, :] != anchor[:, None] + offset)
+    for kind in tl.static_range(KINDS):
+        ids = tl.load(row_groups + kind * n_rows + anchor, mask=anchor < n_rows, other=0)
+        others = tl.load(
+            column_groups + kind * n_columns + candidate, mask=candidate < n_columns, other=0
+        )
+        taken &= (ids[:, None] != others[None, :]) | (ids == 0)[:, None]
+    return taken
+
+
+@triton.jit
+@no_type_check
 def _sums_kernel(
     rows,
     columns,
     scales,
     log_sums,
     means,
+    row_groups,
+    column_groups,
     n_rows,
     n_columns,
     dim,
@@ -158,6 +193,7 @@ def _sums_kernel(
     column_step,
     scale_stride,
     WITH_MEANS: tl.constexpr,
+    KINDS: tl.constexpr,
     PRECISION: tl.constexpr,
     ANCHORS: tl.constexpr,
     CANDIDATES: tl.constexpr,
@@ -165,7 +201,8 @@ def _sums_kernel(
 ):
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     scale = tl.load(scales + anchor * scale_stride, mask=anchor < n_rows, other=0.0)
-    # The first tile has at least two candidates, so from there on the maximum is a real logit.
+    # Weights of masked logits count for nothing once the maximum is a real logit; without
+    # exclusions it is one from the first tile on, which has at least two candidates.
     top = tl.full((ANCHORS,), -1e30, dtype=tl.float32)
     total = tl.zeros((ANCHORS,), dtype=tl.float32)
     weighted = tl.zeros((ANCHORS,), dtype=tl.float32)
@@ -188,7 +225,9 @@ def _sums_kernel(
             CANDIDATES,
             INNER,
         )
-        taken = (candidate < n_columns)[None, :] & (candidate[None, :] != anchor[:, None] + offset)
+        taken = _negatives(
+            row_groups, column_groups, anchor, candidate, n_rows, n_columns, offset, KINDS
+        )
         logits = tl.where(taken, similarity * scale[:, None], -1e30)
         new_top = tl.maximum(top, tl.max(logits, 1))
         shrink = tl.exp(top - new_top)
@@ -214,6 +253,8 @@ def _gradients_kernel(
     other_log_sums,
     other_weights,
     grads,
+    row_groups,
+    column_groups,
     n_rows,
     n_columns,
     dim,
@@ -224,6 +265,7 @@ def _gradients_kernel(
     column_step,
     scale_stride,
     other_scale_stride,
+    KINDS: tl.constexpr,
     PRECISION: tl.constexpr,
     ANCHORS: tl.constexpr,
     CANDIDATES: tl.constexpr,
@@ -264,7 +306,9 @@ def _gradients_kernel(
         as_candidate = other_weight[None, :] * tl.exp(
             similarity * other_scale[None, :] - other_log_sum[None, :]
         )
-        taken = there[None, :] & (candidate[None, :] != anchor[:, None] + offset)
+        taken = _negatives(
+            row_groups, column_groups, anchor, candidate, n_rows, n_columns, offset, KINDS
+        )
         shares = tl.where(taken, own + as_candidate, 0.0)
         values = tl.load(
             columns

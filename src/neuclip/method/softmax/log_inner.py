@@ -1,6 +1,8 @@
 """log g^ of a batch over all ranks, without its B x B matrix.
 
-    log g^_i = log sum_{j != i} exp(s_ij / tau) - s_ii / tau - log(B - 1)
+    log g^_i = log sum_{j in N_i} exp(s_ij / tau) - s_ii / tau - log |N_i|
+
+N_i are the negatives of anchor i: all j != i, or those of them that are not in a group with i.
 
 Every rank gathers all features once, as constants (FastCLIP, arXiv 2407.01445, section 5). The loss
 depends on a rank's features as anchors and as candidates of the anchors of all ranks. The gradient
@@ -10,6 +12,7 @@ product gives both gradients.
 """
 
 import math
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,8 +21,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from neuclip.method.notation import NO_ESTIMATE
 from neuclip.method.softmax import blocks
 from neuclip.method.softmax.blocks import SoftmaxStats
+from neuclip.method.softmax.exclusion import Exclusion
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
 
@@ -31,6 +36,7 @@ def log_inner(
     logit_scale: Float[Tensor, "*scales"],
     global_features: Float[Tensor, "2 batch dim"],
     layout: BatchLayout,
+    excluded: Exclusion | None = None,
 ) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "2 local"] | None]:
     """Computes log g^ of this rank's anchors over the global batch.
 
@@ -39,11 +45,13 @@ def log_inner(
         logit_scale: 1 / temperature, one for all or [2, local].
         global_features: the embeddings of all ranks, as constants.
         layout: how the global batch is split over ranks.
+        excluded: pairs of the global batch that are not negatives of this rank's; none: all are.
 
     Returns:
-        log g^_i, and its derivative by the scale as a constant if there is a scale per anchor.
+        log g^_i, and its derivative by the scale as a constant if there is a scale per anchor. An
+        anchor without a negative has `NO_ESTIMATE` and 0.
     """
-    found = _LogInner.apply(features, logit_scale, global_features.detach(), layout)
+    found = _LogInner.apply(features, logit_scale, global_features.detach(), layout, excluded)
     assert isinstance(found, tuple)
     return found
 
@@ -58,13 +66,21 @@ class _LogInner(torch.autograd.Function):
         scale: Tensor,
         global_features: Tensor,
         layout: BatchLayout,
+        excluded: Exclusion | None,
     ) -> tuple[Tensor, Tensor | None]:
-        found = _sums(features, scale, global_features, layout)
+        found = _sums(features, scale, _GlobalCandidates(global_features, layout, excluded))
         positive = (features[0] * features[1]).sum(-1)
-        value = found[0] - positive * scale - math.log(layout.total - 1)
         by_scale = found[1] - positive if scale.ndim else None
+        if excluded is None:
+            value = found[0] - positive * scale - math.log(layout.total - 1)
+        else:
+            count = excluded.remaining
+            value = found[0] - positive * scale - count.clamp_min(1).to(positive.dtype).log()
+            found[0].masked_fill_(count == 0, 0)
+            value.masked_fill_(count == 0, NO_ESTIMATE)
+            by_scale = by_scale if by_scale is None else by_scale.masked_fill_(count == 0, 0)
         ctx.save_for_backward(features, scale, global_features, found[0], by_scale)
-        ctx.layout = layout
+        ctx.layout, ctx.excluded = layout, excluded
         if by_scale is not None:
             ctx.mark_non_differentiable(by_scale)
         return value, by_scale
@@ -78,56 +94,69 @@ class _LogInner(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         features, scale, global_features, log_sum, by_scale = ctx.saved_tensors
         weight = grad * scale if scale.ndim else grad
-        grads = _feature_gradients(features, scale, global_features, log_sum, weight, ctx.layout)
+        everybody = _GlobalCandidates(global_features, ctx.layout, ctx.excluded)
+        grads = _feature_gradients(features, scale, everybody, log_sum, weight)
         grads -= weight.sum(0)[:, None] * features.flip(0)
         if by_scale is not None:
-            return grads, grad * by_scale, None, None
+            return grads, grad * by_scale, None, None, None
         # Logits are scale * e_i . e_j, so the radial part of the images' gradient is the scale's.
         # The ranks' parts sum to the derivative of the global loss.
-        return grads * scale, (grads[0] * features[0]).sum(), None, None
+        return grads * scale, (grads[0] * features[0]).sum(), None, None, None
 
 
-def _sums(features: Tensor, scale: Tensor, global_features: Tensor, layout: BatchLayout) -> Tensor:
+@dataclass(frozen=True)
+class _GlobalCandidates:
+    """The candidates of this rank's anchors.
+
+    Attributes:
+        features: embeddings of all ranks.
+        layout: how the global batch is split over ranks.
+        excluded: pairs that are not negatives of this rank's; none: all are.
+    """
+
+    features: Float[Tensor, "2 batch dim"]
+    layout: BatchLayout
+    excluded: Exclusion | None
+
+
+def _sums(features: Tensor, scale: Tensor, others: _GlobalCandidates) -> Tensor:
     """log_sum, and mean if there is a scale per anchor: [1 or 2, 2, local]."""
-    fused = _fused(features)
-    if len(layout.sizes) == 1 and fused is None:
-        return blocks.pair_sums(features, scale)
+    fused = fused_kernels(features)
+    if len(others.layout.sizes) == 1 and fused is None:
+        return blocks.pair_sums(features, scale, others.excluded)
     row_sums = blocks.row_sums if fused is None else fused.row_sums
     scales = [scale, scale] if scale.ndim == 0 else scale.unbind(0)
+    start, excluded = others.layout.start, others.excluded
     sides = [
-        row_sums(features[side], global_features[1 - side], scales[side], layout.start)
+        row_sums(features[side], others.features[1 - side], scales[side], start, excluded)
         for side in (0, 1)
     ]
     return torch.stack(sides, 1)
 
 
 def _feature_gradients(
-    features: Tensor,
-    scale: Tensor,
-    global_features: Tensor,
-    log_sum: Tensor,
-    weight: Tensor,
-    layout: BatchLayout,
+    features: Tensor, scale: Tensor, others: _GlobalCandidates, log_sum: Tensor, weight: Tensor
 ) -> Tensor:
     """Gradients of this rank's features, as anchors and as candidates of all anchors."""
     scales = scale.expand(2) if scale.ndim == 0 else scale
     own = [SoftmaxStats(scales[side], log_sum[side], weight[side]) for side in (0, 1)]
-    fused = _fused(features)
-    if len(layout.sizes) == 1 and fused is None:
-        return blocks.pair_gradients(features, own[0], own[1])
+    fused = fused_kernels(features)
+    if len(others.layout.sizes) == 1 and fused is None:
+        return blocks.pair_gradients(features, own[0], own[1], others.excluded)
     local = torch.stack([log_sum, weight, *([scale] if scale.ndim else [])])
-    stats = collectives.gather_constant(local.permute(2, 0, 1), layout).permute(1, 2, 0)
+    stats = collectives.gather_constant(local.permute(2, 0, 1), others.layout).permute(1, 2, 0)
     global_scales = stats[2] if scale.ndim else scales
     row_gradients = blocks.row_gradients if fused is None else fused.row_gradients
+    start, excluded = others.layout.start, others.excluded
     sides: list[Tensor] = []
     for side, other in ((0, 1), (1, 0)):
-        others = SoftmaxStats(global_scales[other], stats[0, other], stats[1, other])
-        columns = global_features[other]
-        sides.append(row_gradients(features[side], columns, own[side], others, layout.start))
+        theirs = SoftmaxStats(global_scales[other], stats[0, other], stats[1, other])
+        rows, columns = features[side], others.features[other]
+        sides.append(row_gradients(rows, columns, own[side], theirs, start, excluded))
     return torch.stack(sides)
 
 
-def _fused(features: Tensor) -> Any:  # noqa: ANN401  a module, or none
+def fused_kernels(features: Tensor) -> Any:  # noqa: ANN401  a module, or none
     """The module of fused kernels if they run here: tiles need the shared memory of an A100."""
     if not (HAS_TRITON and features.is_cuda and features.dtype == torch.float32):
         return None

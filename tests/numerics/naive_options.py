@@ -1,0 +1,273 @@
+"""Every method with groups, pair weights and hard negatives: double loops, in linear space."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from naive_reference import published_gamma
+from torch import Tensor
+
+Values = list[list[Tensor | None]]
+"""A number per side and anchor; none: the anchor has no negative."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A global batch, as the loss is called with it.
+
+    Attributes:
+        features: [2, batch, dim].
+        scale: 1 / temperature.
+        bias: for the sigmoid loss.
+        ids: of the pairs.
+        groups: [batch, kinds]; 0: none.
+        weights: of the pairs.
+        hard: hard negatives, [batch, dim]; rows of zeros: none.
+    """
+
+    features: Tensor
+    scale: Tensor
+    bias: Tensor
+    ids: list[int]
+    groups: list[list[int]] | None = None
+    weights: list[float] | None = None
+    hard: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.features.shape[1]
+
+    def related(self, i: int, j: int) -> bool:
+        """Whether two pairs are not negatives of each other."""
+        return self.groups is not None and share_a_group(self.groups[i], self.groups[j])
+
+    def similarities(self, side: int, i: int) -> Tensor:
+        """Those of an anchor to its negatives."""
+        others = range(len(self))
+        found = [self.features[1 - side, j] for j in others if j != i and not self.related(i, j)]
+        if side == 0 and self.hard is not None:
+            found += [caption for caption in self.hard if caption.detach().any()]
+        if not found:
+            return self.features.new_empty(0)
+        return torch.stack(found) @ self.features[side, i]
+
+    def positive(self, i: int) -> Tensor:
+        return self.features[0, i] @ self.features[1, i]
+
+    def inner(self, side: int, i: int, scale: Tensor) -> Tensor | None:
+        """g of an anchor: the mean over its negatives."""
+        found = torch.exp((self.similarities(side, i) - self.positive(i)) * scale)
+        return found.mean() if len(found) else None
+
+    def inners(self, scales: Tensor) -> Values:
+        return [[self.inner(s, i, scales[s, i]) for i in range(len(self))] for s in (0, 1)]
+
+    def mean(self, values: Values) -> Tensor:
+        """Mean of the sides' means over anchors with a negative, by the pairs' weights."""
+        sides = []
+        for side in values:
+            total, weight_sum = 0 * self.features.sum(), 0.0
+            for i, value in enumerate(side):
+                if value is not None:
+                    weight = 1.0 if self.weights is None else self.weights[i]
+                    total, weight_sum = total + weight * value, weight_sum + weight
+            sides.append(total / weight_sum if weight_sum else total)
+        return (sides[0] + sides[1]) / 2
+
+    def surrogate(self, inners: Values, alpha: Values, epsilon: float) -> Values:
+        return [
+            [
+                None if g is None else torch.exp(-alpha[s][i]) * (epsilon + g) + alpha[s][i] - 1
+                for i, g in enumerate(side)
+            ]
+            for s, side in enumerate(inners)
+        ]
+
+
+def share_a_group(one: list[int], other: list[int]) -> bool:
+    return any(a == b and a != 0 for a, b in zip(one, other, strict=True))
+
+
+def constant(values: Values) -> Values:
+    return [[None if v is None else v.detach() for v in side] for side in values]
+
+
+@dataclass
+class Memory:
+    """What a naive method remembers between steps: u by side and id, or the pool, newest last."""
+
+    table: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    pool: list[tuple[Tensor, int, list[int] | None]] = field(default_factory=list)
+    step: int = 0
+
+
+def openclip(step: Step) -> Tensor:
+    """Cross-entropy of each anchor over its positive and its negatives."""
+    terms: Values = [[], []]
+    for side in (0, 1):
+        for i in range(len(step)):
+            margins = step.similarities(side, i) - step.positive(i)
+            terms[side].append(torch.log1p(torch.exp(margins * step.scale).sum()))
+    return step.mean(terms)
+
+
+def siglip(step: Step) -> Tensor:
+    """Every term counts for its two anchors, half each; hard negatives for their image alone."""
+    weights = torch.tensor(step.weights or [1.0] * len(step), dtype=torch.float64)
+    weights = weights / weights.sum()
+    total = torch.zeros((), dtype=torch.float64)
+
+    def term(similarity: Tensor, z: int) -> Tensor:
+        return torch.log(1 + torch.exp(-z * (similarity * step.scale + step.bias)))
+
+    image, text = step.features
+    for i in range(len(step)):
+        for j in range(len(step)):
+            if i == j or not step.related(i, j):
+                z = 1 if i == j else -1
+                total = total + (weights[i] + weights[j]) / 2 * term(image[i] @ text[j], z)
+        for caption in step.hard if step.hard is not None else ():
+            if caption.detach().any():
+                total = total + weights[i] * term(image[i] @ caption, -1)
+    return total
+
+
+def averages(
+    step: Step, inners: Values, memory: Memory, rate: Callable[[Tensor], float | Tensor]
+) -> Values:
+    """u after the step; an anchor without a negative keeps its own. For new ids: g."""
+    result: Values = [[], []]
+    written = {}
+    for side in (0, 1):
+        for i, g in enumerate(inners[side]):
+            before = memory.table.get((side, step.ids[i]))
+            if g is None or before is None:
+                value = before if g is None else g.detach()
+            else:
+                gamma = rate(before)
+                value = (1 - gamma) * before + gamma * g.detach()
+            result[side].append(value)
+            if value is not None:
+                written[side, step.ids[i]] = value
+    memory.table |= written
+    memory.step += 1
+    return result
+
+
+def log_plus(values: Values, epsilon: float) -> Values:
+    return [[None if v is None else torch.log(v + epsilon) for v in side] for side in values]
+
+
+def expand(scale: Tensor, step: Step) -> Tensor:
+    return scale.expand(2, len(step))
+
+
+def table_method(
+    step: Step, memory: Memory, rate: Callable[[Tensor], float | Tensor], epsilon: float
+) -> Tensor:
+    """The mean of the surrogate."""
+    inners = step.inners(expand(step.scale, step))
+    alpha = log_plus(averages(step, inners, memory, rate), epsilon)
+    return step.mean(step.surrogate(inners, alpha, epsilon))
+
+
+def over_batch(step: Step, inners: Values) -> Values:
+    """The estimates as means over the negatives and the positive, which counts as 0."""
+
+    def share(side: int, i: int) -> float:
+        count = len(step.similarities(side, i))
+        return count / (count + 1)
+
+    return [
+        [None if g is None else g * share(s, i) for i, g in enumerate(side)]
+        for s, side in enumerate(inners)
+    ]
+
+
+def predicted(
+    step: Step, prototypes: list[Tensor], keep: Callable[[int, int], bool], count: int | None
+) -> Values:
+    """Means over the prototypes of each side that `keep` leaves; `count`: what they are over."""
+    result: Values = [[], []]
+    for side in (0, 1):
+        for i in range(len(step)):
+            kept = [p[side] for k, p in enumerate(prototypes) if keep(i, k)]
+            if not kept:
+                result[side].append(None)
+                continue
+            vectors = torch.stack(kept)
+            cosines = (vectors / vectors.norm(dim=1, keepdim=True)) @ step.features[side, i]
+            terms = torch.exp((cosines - step.positive(i)) * step.scale)
+            result[side].append(terms.sum() / (count or len(terms)))
+    return result
+
+
+def pool_method(
+    step: Step, memory: Memory, gamma: float, size: int, newest: int, epsilon: float
+) -> Tensor:
+    """The surrogate over tau with the pool's prediction; the batch then enters the pool."""
+    inners = step.inners(expand(step.scale, step))
+    pool = memory.pool
+    alpha: Values = [[], []]
+
+    def keep(i: int, k: int) -> bool:
+        _, sample, groups = pool[k]
+        if sample == step.ids[i]:
+            return False
+        return step.groups is None or groups is None or not share_a_group(step.groups[i], groups)
+
+    count = len(pool) if step.groups is None else None
+    found = predicted(step, [p for p, _, _ in pool], keep, count)
+    for side in (0, 1):
+        for i, g in enumerate(inners[side]):
+            value = found[side][i]
+            if g is None:
+                alpha[side].append(None)
+                continue
+            if value is None:
+                value = g.detach()
+            else:
+                value = _through_newest(step, pool, keep, (side, i), newest, value)
+            alpha[side].append(torch.log(epsilon + (1 - gamma) * value + gamma * g.detach()))
+    groups = step.groups or [None] * len(step)
+    for i in range(len(step)):
+        pool.append((step.features[:, i].detach().flip(0), step.ids[i], groups[i]))
+    del pool[: max(0, len(pool) - size)]
+    memory.step += 1
+    return step.mean(step.surrogate(inners, alpha, epsilon))
+
+
+def _through_newest(step, pool, keep, anchor, newest, value) -> Tensor:
+    """The value with its gradient by the anchor over the newest of the pool alone."""
+    side, i = anchor
+    first = max(0, len(pool) - newest)
+    fresh = [pool[k][0][side] for k in range(first, len(pool)) if keep(i, k)]
+    if not fresh:
+        return value.detach()
+    vectors = torch.stack(fresh)
+    weights = torch.softmax((vectors @ step.features[side, i].detach()) * step.scale.detach(), 0)
+    centre = weights @ vectors
+    linear = step.scale * (step.features[side, i] @ centre - step.positive(i))
+    return value.detach() * torch.exp(linear - linear.detach())
+
+
+def fastclip_rate(step: int) -> float:
+    """gamma 0.3 along a cosine of 4 epochs of 2 steps."""
+    return published_gamma(step // 2, 0.3, 4.0, "cosine")
+
+
+def scent_rate(offset: float, epsilon: float) -> Callable[[Tensor], Tensor]:
+    return lambda before: torch.sigmoid(torch.log(before + epsilon) + offset)
+
+
+def log_partitions(step: Step, positive_weight: float) -> Values:
+    """AmorLIP's log Z: B - 1 times the mean over the negatives, and the weighted positive."""
+    result: Values = [[], []]
+    for side in (0, 1):
+        for i in range(len(step)):
+            g = step.inner(side, i, step.scale)
+            if g is None:
+                result[side].append(None)
+                continue
+            ratio = torch.exp(step.positive(i) * step.scale)
+            result[side].append(torch.log(ratio * ((len(step) - 1) * g + positive_weight)))
+    return result
