@@ -36,6 +36,7 @@ INSIDE = {
         ["work_sharing", "rank_consistency", "fsdp"],
     ],
     "data": [
+        ["distinct"],
         [
             "samples",
             "order",
@@ -46,11 +47,11 @@ INSIDE = {
             "patterns",
         ],
         ["captions", "decode", "damage"],
-        ["endings"],
+        ["endings", "annotations"],
         ["sources"],
         ["remote"],
         ["recognition", "identity"],
-        ["opening"],
+        ["opening", "groups", "epoch_description"],
         ["batch"],
         ["reading"],
         ["loader"],

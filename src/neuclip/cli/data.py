@@ -20,12 +20,10 @@ from neuclip.errors import quantity
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Captions, Source
 
-READING = tuple(
-    key
-    for key in ReadingConfig.model_fields
-    # They decide order and ids of samples, which only training uses.
-    if key not in {"train_data_upsampling_factors", "shuffle_window", "data_size"}
-)
+ANNOTATIONS = ("label_key", "hard_negative_key", "pair_weight_key")
+# Only training uses order and ids of samples, and annotations.
+_TRAINING = {"train_data_upsampling_factors", "shuffle_window", "data_size", *ANNOTATIONS}
+READING = tuple(key for key in ReadingConfig.model_fields if key not in _TRAINING)
 
 GivenSettings = dict[str, Any]
 """Values of the flags given, by setting of the `data` section."""

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section, setting
+from neuclip.config.caption_keys import CaptionKeys
 from neuclip.errors import UserError
 from neuclip.method.choices import AdamRates
 
@@ -224,6 +225,21 @@ class ReadingConfig(Section):
         "by its weight, as in long=0.7,short=0.3 (without weights all are as likely); a key "
         "without a caption leaves its share to the others",
     )
+    hard_negative_key: str | None = Field(
+        default=None,
+        description="column of a table, or key of the .json files, with hard negatives: captions "
+        "that nearly fit the image; of a list, each visit draws one",
+    )
+    pair_weight_key: str | None = Field(
+        default=None,
+        description="column of a table, or key of the .json files, with the weight of each pair in "
+        "the loss: a number, 0 or more",
+    )
+    label_key: str | None = Field(
+        default=None,
+        description="column of a table, or key of the .json files (cls: the .cls files of tar "
+        "shards), with labels: two pairs of one label are false negatives of each other",
+    )
     image_key: str | None = Field(
         default=None,
         description="endings of the images in local tar shards, as in 'img;jpg'; none: all that "
@@ -256,6 +272,31 @@ class ReadingConfig(Section):
         default=50.0, gt=0, description="maximum size of the downloaded shards in GiB"
     )
     allow_pipe: bool = Field(default=False, description="run the shell commands of 'pipe:' sources")
+
+    @property
+    def caption_keys_read(self) -> CaptionKeys | None:
+        """The keys that hold captions, if they are named; of tables, `--caption-keys` only.
+
+        Raises:
+            UserError: the flags contradict each other, or their values are wrong.
+        """
+        if self.caption_keys is None:
+            if self.caption_key_probs is not None and not self.caption_key:
+                raise UserError(
+                    "--caption-key-probs needs --caption-key: its keys, joined by ; (for the "
+                    "columns of a table: --caption-keys long=0.7,short=0.3)"
+                )
+            if not self.caption_key:
+                return None
+            return CaptionKeys.prioritised(self.caption_key, self.caption_key_probs)
+        for flag, value in (
+            ("--caption-key", self.caption_key),
+            ("--caption-key-probs", self.caption_key_probs),
+            ("--csv-caption-key", self.csv_caption_key),
+        ):
+            if value is not None:
+                raise UserError(f"--caption-keys and {flag} both name captions: leave one out")
+        return CaptionKeys.weighted(self.caption_keys)
 
     @field_validator("csv_separator")
     @classmethod
@@ -340,21 +381,6 @@ class DataConfig(ReadingConfig):
         default="random",
         description="of a sample with several captions, draw one for each visit or take the first",
     )
-    hard_negative_key: str | None = Field(
-        default=None,
-        description="column of a table, or key of the .json files, with hard negatives: captions "
-        "that nearly fit the image; of a list, each visit draws one",
-    )
-    pair_weight_key: str | None = Field(
-        default=None,
-        description="column of a table, or key of the .json files, with the weight of each pair in "
-        "the loss: a number, 0 or more",
-    )
-    label_key: str | None = Field(
-        default=None,
-        description="column of a table, or key of the .json files (cls: the .cls files of tar "
-        "shards), with labels: two pairs of one label are false negatives of each other",
-    )
     false_negatives: Literal["keep", "mask"] = Field(
         default="keep",
         description="pairs of equal captions, equal image files or equal labels: keep them as "
@@ -420,6 +446,17 @@ class DataConfig(ReadingConfig):
         """
         if self.aug_cfg is not None:
             self.aug_cfg.check()
+        if self.label_key is not None and self.false_negatives == "keep" and not self.no_duplicates:
+            raise UserError(
+                "--label-key has no effect without --false-negatives mask or --no-duplicates: add "
+                "one, or leave it out"
+            )
+        keys = self.caption_keys_read
+        if keys is not None and keys.weights and self.caption_choice == "first":
+            raise UserError(
+                "the weights of caption keys are for drawing, and --caption-choice first draws "
+                "nothing: leave one out"
+            )
 
 
 class OptimConfig(Section):

@@ -3,9 +3,11 @@
 In reading order:
 
 - `samples`: a sample, and what can be wrong with one;
+- `distinct`: deals samples to batches without duplicates;
 - `order`: the order in which an epoch visits the samples; pure functions of the seed;
 - `patterns`: expands braces in patterns;
 - `captions`: decodes caption files;
+- `annotations`: labels, hard negatives and pair weights of a sample;
 - `decode`: decodes images (JPEG, PNG, ...) to RGB;
 - `endings`: the file name endings that shards and folders read;
 - `sources`: samples by position, from shards, tables and folders;
@@ -14,7 +16,9 @@ In reading order:
 - `recognition`: what a source is, by names and first bytes;
 - `identity`: what data a run reads, wherever they are;
 - `opening`: opens the source that `--train-data` names, and every other one;
+- `groups`: which samples share a caption, an image or a label;
 - `batch`: fills one batch, in a worker process;
+- `epoch_description`: what an epoch visits, in words;
 - `reading`: reading processes: passing batches, and what happens when one dies or stalls;
 - `loader`: the batches of an epoch, over worker processes and ranks;
 - `truncation`: counts captions that are longer than a model reads;

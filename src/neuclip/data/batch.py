@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from neuclip.data.decode import Decode, decode_image
+from neuclip.data.groups import NO_GROUP, image_id, text_id
 from neuclip.data.order import Order, draw
 from neuclip.data.samples import Damage, Sample, SampleError
 from neuclip.data.sources.source import Source
@@ -34,7 +37,7 @@ it, and a sample visited twice in an epoch gets two draws.
 _ATTEMPTS = 20  # samples tried for one place before the loader gives up
 _CACHED_CAPTIONS = 2**16
 _INPUTS = ("images", "tokens", "groups", "pair_weights", "negative_tokens", "has_negative")
-_CAPTION = -1  # in place of the number of an attempt, to draw a caption
+_CAPTION, _NEGATIVE = -1, -2  # in place of the number of an attempt, to draw a caption or negative
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,42 @@ class Unreadable:
     damage: tuple[Damage, ...]
 
 
+@dataclass(frozen=True)
+class Extras:
+    """The optional fields of the batches of training.
+
+    Attributes:
+        groups: whether batches have `groups`.
+        pair_weights: whether they have `pair_weights`.
+        hard_negatives: whether they have `negative_tokens` and `has_negative`.
+    """
+
+    groups: bool = False
+    pair_weights: bool = False
+    hard_negatives: bool = False
+
+
 class _Found(NamedTuple):
-    """A sample, its position in the source, and in evaluation the digest of its content."""
+    """A sample and its position in the source.
+
+    Attributes:
+        sample: the sample.
+        position: its position in the source.
+        image_id: id of its image file, if batches have groups.
+        digest: in evaluation, the digest of its content.
+    """
 
     sample: Sample[Image.Image]
     position: int
-    digest: int | None
+    image_id: int = NO_GROUP
+    digest: int | None = None
+
+
+class _Chosen(NamedTuple):
+    """The captions of a sample that a batch holds, and its hard negative; empty if it has none."""
+
+    captions: tuple[str, ...]
+    negative: str
 
 
 class BatchReader(Dataset[Batch | Unreadable]):
@@ -143,18 +176,17 @@ class BatchReader(Dataset[Batch | Unreadable]):
         tokenize: Tokenize,
         order: Order,
         decode: Decode = decode_image,
+        extras: Extras | None = None,
     ) -> None:
         self._source, self._transform, self._tokenize = source, transform, tokenize
-        self._order, self._decode = order, decode
+        self._order, self._decode, self._extras = order, decode, extras or Extras()
         self._cached_tokens: dict[str, NDArray[np.int32]] = {}
 
     def __getitem__(self, request: Request) -> Batch | Unreadable:
         damage: list[Damage] = []
-        samples: list[Sample[Image.Image]] = []
-        captions: list[tuple[str, ...]] = []
+        read: list[_Found] = []
+        chosen: list[_Chosen] = []
         images: Tensor | None = None
-        ids: list[int] = []
-        digests: list[int] = []
         with _random_state_kept():
             for offset, position in enumerate(request.positions.tolist()):
                 place = request.place + offset
@@ -163,24 +195,38 @@ class BatchReader(Dataset[Batch | Unreadable]):
                     if request.replace_damaged:
                         return Unreadable(tuple(damage[-_ATTEMPTS:]))
                     continue
-                sample = found.sample
                 _seed_transforms(draw(self._order.seed, request.epoch, place))
-                image = self._transform(sample.image)
+                image = self._transform(found.sample.image)
                 if images is None:
                     images = _room_for(image, len(request.positions))
                 # Written in place: a list to be stacked would be a second batch in memory.
-                images[len(samples)] = image
-                samples.append(sample)
-                captions.append(self._chosen(sample, request, place))
-                ids.append(self._source.sample_id(found.position))
-                digests += [] if found.digest is None else [found.digest]
+                images[len(read)] = image
+                chosen.append(self._chosen(found.sample, request, place))
+                read.append(found)
         if images is None:
             return Unreadable(tuple(damage))
-        texts = [text for chosen in captions for text in chosen]
-        owners = [number for number, chosen in enumerate(captions) for _ in chosen]
+        return self._batch(request, images[: len(read)], read, chosen, damage)
+
+    def _batch(
+        self,
+        request: Request,
+        images: Tensor,
+        read: list[_Found],
+        chosen: list[_Chosen],
+        damage: list[Damage],
+    ) -> Batch:
+        """The batch of the samples read."""
+        samples = [found.sample for found in read]
+        texts = [text for each in chosen for text in each.captions]
+        owners = [number for number, each in enumerate(chosen) for _ in each.captions]
         classes = [-1 if s.class_index is None else s.class_index for s in samples]
+        ids = [self._source.sample_id(found.position) for found in read]
+        digests = [found.digest for found in read if found.digest is not None]
+        weights = [sample.annotations.pair_weight for sample in samples]
+        negatives = [each.negative for each in chosen]
+        extras = self._extras
         return Batch(
-            images=images[: len(samples)],
+            images=images,
             tokens=self._tokens(texts),
             sample_ids=torch.tensor(ids, dtype=torch.int64),
             class_indices=torch.tensor(classes, dtype=torch.int64),
@@ -190,17 +236,25 @@ class BatchReader(Dataset[Batch | Unreadable]):
             metadata=tuple(sample.metadata for sample in samples),
             caption_owners=tuple(owners) if request.captions == "all" else (),
             digests=tuple(digests),
+            groups=_group_ids(read, chosen) if extras.groups else None,
+            pair_weights=torch.tensor(weights) if extras.pair_weights else None,
+            negative_tokens=self._tokens(negatives) if extras.hard_negatives else None,
+            has_negative=torch.tensor([*map(bool, negatives)]) if extras.hard_negatives else None,
         )
 
-    def _chosen(self, sample: Sample[Image.Image], request: Request, place: int) -> tuple[str, ...]:
-        """The requested captions of a sample; if one is wanted and there is none, an empty one."""
-        captions = sample.captions
+    def _chosen(self, sample: Sample[Image.Image], request: Request, place: int) -> _Chosen:
+        """What is drawn of a sample; if one caption is wanted and there is none, an empty one."""
+        captions, told = sample.captions, sample.annotations
         if request.captions == "all":
-            return captions
+            return _Chosen(captions, "")
+        caption, negative = sample.caption, ""
         if request.captions == "random" and len(captions) > 1:
             chance = draw(self._order.seed, request.epoch, place, _CAPTION)
-            return (captions[chance % len(captions)],)
-        return (sample.caption,)
+            caption = _drawn(captions, told.caption_weights, chance)
+        if told.negatives:
+            chance = draw(self._order.seed, request.epoch, place, _NEGATIVE)
+            negative = told.negatives[chance % len(told.negatives)]
+        return _Chosen((caption,), negative)
 
     def _first_readable(
         self, request: Request, place: int, position: int, damage: list[Damage]
@@ -210,17 +264,25 @@ class BatchReader(Dataset[Batch | Unreadable]):
             if attempt:
                 position = self._order.substitute(request.epoch, place, attempt)
             try:
-                if request.replace_damaged:
-                    return _Found(self._source.read_with(position, self._decode), position, None)
-                sample = self._source.read_with(position, self._decode_and_hash)
-                image, digest = sample.image
-                return _Found(sample.with_image(image), position, _add_texts(digest, sample))
+                if not request.replace_damaged:
+                    sample = self._source.read_with(position, self._decode_and_hash)
+                    image, digest = sample.image
+                    digest = _add_texts(digest, sample)
+                    return _Found(sample.with_image(image), position, digest=digest)
+                if self._extras.groups:
+                    sample = self._source.read_with(position, self._decode_and_id)
+                    image, number = sample.image
+                    return _Found(sample.with_image(image), position, number)
+                return _Found(self._source.read_with(position, self._decode), position)
             except SampleError as error:
                 damage.append(error.damage)
         return None
 
     def _decode_and_hash(self, content: bytes) -> tuple[Image.Image, hashlib.blake2b]:
         return self._decode(content), hashlib.blake2b(content, digest_size=8)
+
+    def _decode_and_id(self, content: bytes) -> tuple[Image.Image, int]:
+        return self._decode(content), image_id(content)
 
     def _tokens(self, captions: list[str]) -> Int64[Tensor, "batch context"]:
         """Tokenizes captions, with a bounded cache for captions that repeat."""
@@ -234,6 +296,24 @@ class BatchReader(Dataset[Batch | Unreadable]):
         if len(cache) + len(fresh) <= _CACHED_CAPTIONS:
             cache.update(fresh)
         return torch.from_numpy(tokens).to(torch.int64)
+
+
+def _drawn(captions: tuple[str, ...], weights: tuple[float, ...], chance: int) -> str:
+    """One of several captions, by a random 64-bit number."""
+    if not weights:
+        return captions[chance % len(captions)]
+    ends = list(accumulate(weights))
+    # Rounding may reach the last end.
+    return captions[min(bisect_right(ends, chance / 2**64 * ends[-1]), len(captions) - 1)]
+
+
+def _group_ids(read: list[_Found], chosen: list[_Chosen]) -> Int64[Tensor, "batch kinds"]:
+    """The ids of the drawn captions, images and labels: the columns of `KINDS`."""
+    rows = [
+        (text_id(each.captions[0]), found.image_id, text_id(found.sample.annotations.label))
+        for found, each in zip(read, chosen, strict=True)
+    ]
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 def _add_texts(image: hashlib.blake2b, sample: Sample[Any]) -> int:

@@ -4,12 +4,26 @@ A sample may have several captions. All sources read them by one rule, `captions
 reader draws one for each visit (`--caption-choice`).
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from neuclip.config.caption_keys import CaptionKeys
+from neuclip.config.sections import ReadingConfig
 from neuclip.data.samples import Unusable
 from neuclip.untrusted import parse_json
 
 _MAX_LENGTH = 4096  # characters; the longest token of open_clip's vocabulary has 25
+
+
+class WeightedCaptions(NamedTuple):
+    """The captions of a sample, and how likely each is drawn; without weights all are as likely."""
+
+    texts: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+
+
+NO_CAPTIONS = WeightedCaptions(())
 
 
 @dataclass(frozen=True)
@@ -20,30 +34,96 @@ class CaptionRule:
         json_keys: keys of the `.json` file, tried in order; none: the `.txt` file is read.
         lines: each line of a text is a caption, as in clip-benchmark's evaluation sets.
         required: a sample without a caption is corrupt.
+        weights: how likely each key, or each caption column of a table, is drawn, in proportion.
     """
 
     json_keys: tuple[str, ...] = ()
     lines: bool = False
     required: bool = True
+    weights: tuple[float, ...] = ()
 
     @classmethod
     def for_key(cls, caption_key: str | None) -> "CaptionRule":
         """The rule for the value of `--caption-key`: keys joined by `;`, or none."""
-        keys = (key.strip() for key in (caption_key or "").split(";"))
-        return cls(tuple(key for key in keys if key))
+        return cls(CaptionKeys.prioritised(caption_key or "").names)
+
+    @classmethod
+    def of(cls, reading: ReadingConfig, *, required: bool = True) -> "CaptionRule":
+        """The rule for `.txt` and `.json` files.
+
+        Raises:
+            UserError: the flags contradict each other, or their values are wrong.
+        """
+        keys = reading.caption_keys_read or CaptionKeys(())
+        return cls(keys.names, required=required, weights=keys.weights)
+
+    @classmethod
+    def of_columns(cls, reading: ReadingConfig, *, required: bool = True) -> "CaptionRule":
+        """The rule for the columns of a table; raises as `of` does."""
+        keys = reading.caption_keys_read if reading.caption_keys is not None else None
+        return cls(required=required, weights=keys.weights if keys else ())
 
     def read(self, content: bytes) -> tuple[str, ...]:
-        """The captions in a `.txt` file, or under a key of a `.json` file.
+        """The captions in a `.txt` file, or under the keys of a `.json` file.
 
         Raises:
             Unusable: the file is not UTF-8 or not JSON, or has no caption although one is required.
         """
-        text = decode_text(content)
+        return self.in_file(content).texts
+
+    def in_file(self, content: bytes) -> WeightedCaptions:
+        """As `read`, with the weights."""
         if self.json_keys:
-            captions = _from_json(text, self.json_keys)
-        else:
-            captions = captions_of(text.splitlines() if self.lines else text)
-        return self.checked(captions)
+            return self._in_record(read_record(content))
+        text = decode_text(content)
+        captions = captions_of(text.splitlines() if self.lines else text)
+        return WeightedCaptions(self.checked(captions))
+
+    def _in_record(self, record: Mapping[str, object]) -> WeightedCaptions:
+        """The captions under the keys of a `.json` file; raises `Unusable`."""
+        present = [key for key in self.json_keys if record.get(key) is not None]
+        if not present:
+            names = " or ".join(map(repr, self.json_keys))
+            raise Unusable("caption_missing", f"the .json has no {names}")
+        if self.weights:
+            return self._drawn([(record.get(k), f"{k!r} in the .json") for k in self.json_keys])
+        for key in present:
+            captions = captions_of(record[key], f"{key!r} in the .json")
+            if captions:
+                return WeightedCaptions(captions)
+        return WeightedCaptions(self.checked(()))
+
+    def in_columns(self, values: Sequence[object]) -> WeightedCaptions:
+        """The captions in the caption columns of a row.
+
+        Raises:
+            Unusable: a value is not a text or a list of texts, or there is no caption although one
+                is required.
+        """
+        if self.weights:
+            return self._drawn([(value, "the caption") for value in values])
+        texts = tuple(text for value in values for text in captions_of(value))
+        return WeightedCaptions(self.checked(texts))
+
+    def _drawn(self, values: Sequence[tuple[object, str]]) -> WeightedCaptions:
+        """The captions of all keys with their weights.
+
+        The captions of a key share its weight. Keys of weight 0 stand in, the first with a caption,
+        if no other key has one: as in open_clip, where a drawn order of the keys decides.
+
+        Args:
+            values: for each key its value, and its name for messages.
+        """
+        found = [captions_of(value, name) for value, name in values]
+        texts: list[str] = []
+        weights: list[float] = []
+        for captions, weight in zip(found, self.weights, strict=True):
+            if weight > 0:
+                texts += captions
+                weights += [weight / len(captions)] * len(captions) if captions else []
+        if texts:
+            return WeightedCaptions(tuple(texts), tuple(weights))
+        return WeightedCaptions(self.checked(next(filter(None, found), ())))
 
     def checked(self, captions: tuple[str, ...]) -> tuple[str, ...]:
         """The captions of a sample.
@@ -68,6 +148,23 @@ def decode_text(content: bytes) -> str:
         raise Unusable("caption_encoding", f"not UTF-8 ({error.reason})") from error
 
 
+def read_record(content: bytes) -> Mapping[str, object]:
+    """The object in a `.json` file.
+
+    Raises:
+        Unusable: the file is not UTF-8, not JSON, or holds something else.
+    """
+    try:
+        record = parse_json(decode_text(content))
+    except ValueError as error:
+        raise Unusable("caption_json", f"invalid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise Unusable(
+            "caption_missing", f"the .json is {kind_of(record)}, not an object with keys"
+        )
+    return record  # pyright: ignore[reportUnknownVariableType]  keys of JSON are texts
+
+
 def captions_of(value: object, name: str = "the caption") -> tuple[str, ...]:
     """The captions in a value of a table, of JSON or of a text file: a text or a list of texts.
 
@@ -86,14 +183,14 @@ def captions_of(value: object, name: str = "the caption") -> tuple[str, ...]:
     if isinstance(value, str):
         return (clean_caption(value),) if value.strip() else ()
     if not isinstance(value, (list, tuple)):
-        raise Unusable("caption_type", f"{name} is {_kind(value)}, not a text or a list of texts")
+        raise Unusable("caption_type", f"{name} is {kind_of(value)}, not a text or a list of texts")
     captions: list[str] = []
     for entry in value:  # pyright: ignore[reportUnknownVariableType]  a list of anything
         if isinstance(entry, str):
             if entry.strip():
                 captions.append(clean_caption(entry))
         elif entry is not None:
-            raise Unusable("caption_type", f"{name} is a list with {_kind(entry)}, not of texts")
+            raise Unusable("caption_type", f"{name} is a list with {kind_of(entry)}, not of texts")
     return tuple(captions)
 
 
@@ -126,25 +223,6 @@ def shorten(text: str) -> str:
     return text
 
 
-def _from_json(text: str, keys: tuple[str, ...]) -> tuple[str, ...]:
-    """The captions under the first key that has any."""
-    try:
-        record = parse_json(text)
-    except ValueError as error:
-        raise Unusable("caption_json", f"invalid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise Unusable("caption_missing", f"the .json is {_kind(record)}, not an object with keys")
-    present = [key for key in keys if record.get(key) is not None]  # pyright: ignore[reportUnknownMemberType]
-    for key in present:
-        captions = captions_of(record[key], f"{key!r} in the .json")
-        if captions:
-            return captions
-    if present:
-        return ()
-    names = " or ".join(map(repr, keys))
-    raise Unusable("caption_missing", f"the .json has no {names}")
-
-
 _KINDS: dict[type, str] = {
     bool: "true or false",
     int: "a number",
@@ -153,7 +231,7 @@ _KINDS: dict[type, str] = {
 }
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     """A short name of a value's type, for messages."""
     if isinstance(value, (list, tuple)):
         return "a list"

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 import numpy as np
@@ -27,13 +27,16 @@ from neuclip.data.batch import (
     Batch,
     BatchReader,
     CaptionChoice,
+    Extras,
     Request,
     Tokenize,
     Transform,
     Unreadable,
 )
 from neuclip.data.decode import Decode, decode_image
-from neuclip.data.order import Order, describe_epoch
+from neuclip.data.distinct import Distinct
+from neuclip.data.epoch_description import describe_distinct, describe_epoch
+from neuclip.data.order import Order
 from neuclip.data.reading import STALL_LIMIT, WORD_AFTER, Passed, PassingReader, Reading
 from neuclip.data.samples import Damage
 from neuclip.data.sources.source import Source
@@ -60,6 +63,9 @@ class LoaderSettings:
         stall_limit: seconds without a batch after which reading fails.
         decode: decodes image files.
         caption_choice: the caption of a sample that has several.
+        extras: the optional fields of batches.
+        components: [samples] the component of each sample, for an order in which no batch holds two
+            of one (`--no-duplicates`); None: any order.
     """
 
     batch_size: int
@@ -74,6 +80,8 @@ class LoaderSettings:
     stall_limit: float = STALL_LIMIT
     decode: Decode = decode_image
     caption_choice: CaptionChoice = "random"
+    extras: Extras = field(default_factory=Extras)
+    components: NDArray[np.int64] | None = None
 
     @property
     def rank_batch(self) -> int:
@@ -114,11 +122,15 @@ class TrainLoader:
         """
         self._settings = settings
         window = _window(source, settings)
-        order = Order(source.layout, settings.seed, length=settings.num_samples, window=window)
-        length, global_batch = order.length, settings.global_batch
+        length, global_batch = settings.num_samples, settings.global_batch
+        distinct = _distinct(source, settings)
+        order = Order(source.layout, settings.seed, length=length, window=window, distinct=distinct)
+        length = order.length
         self.factors = settings.factors
         self.global_batch_size = settings.global_batch
         self.order_digest = source.layout.digest(window, settings.num_samples)
+        if distinct is not None:
+            self.order_digest += distinct.digest
         self._requests = _TrainRequests(order, settings, source.expect)
         if len(self._requests) == 0:
             raise UserError(
@@ -126,7 +138,9 @@ class TrainLoader:
                 f"({settings.factors}): lower --batch-size, or add data"
             )
         self.description = describe_epoch(source.layout, length, global_batch)
-        reader = BatchReader(source, transform, tokenize, order, settings.decode)
+        if distinct is not None:
+            self.description += f"; {describe_distinct(order, distinct)}"
+        reader = BatchReader(source, transform, tokenize, order, settings.decode, settings.extras)
         self._reading = _reading(reader, self._requests, settings)
 
     def __len__(self) -> int:
@@ -201,6 +215,22 @@ def _window(source: Source, settings: LoaderSettings) -> int:
     if source.shuffle_window == 0 and len(source) > _LARGEST_SHUFFLE:
         return _LARGE_WINDOW
     return source.shuffle_window
+
+
+def _distinct(source: Source, settings: LoaderSettings) -> Distinct | None:
+    """How visits are dealt to batches without duplicates, if they are.
+
+    Raises:
+        UserError: the number of visits of a sample differs from round to round.
+    """
+    if settings.components is None:
+        return None
+    if any(span.extra_visits for span in source.layout.spans):
+        raise UserError(
+            "--no-duplicates needs whole numbers in --train-data-upsampling-factors: otherwise the "
+            "number of batches without duplicates differs from round to round"
+        )
+    return Distinct(settings.components, settings.global_batch)
 
 
 class _TrainRequests:

@@ -1,11 +1,15 @@
 """Opens data in whatever format they are: for training, evaluation, search, and `neuclip data`."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.captions import CaptionRule
 from neuclip.data.endings import endings_of_keys
 from neuclip.data.folder_contents import TRAINING_SPLITS, Recognised
@@ -14,6 +18,7 @@ from neuclip.data.recognition import recognise
 from neuclip.data.remote.cache import GIB, ShardCache
 from neuclip.data.remote.fetch import RetryPolicy
 from neuclip.data.remote.remote_shards import open_remote
+from neuclip.data.samples import SampleError, Unusable
 from neuclip.data.sources.arrow import DatasetSource, open_parquet
 from neuclip.data.sources.folders import FolderSource
 from neuclip.data.sources.json_lines import read_json_lines
@@ -22,9 +27,10 @@ from neuclip.data.sources.shards import ShardIndex, build_index, expand_patterns
 from neuclip.data.sources.source import Captions, Source, captions_required
 from neuclip.data.sources.synthetic import SyntheticSource
 from neuclip.data.sources.tables import TableSource, read_delimited
-from neuclip.errors import UserError, quantity
+from neuclip.errors import UserError, printable, quantity
 from neuclip.files import cache_home
 
+_TRIED = 200  # samples looked at for a key
 _log = logging.getLogger(__name__)
 
 
@@ -105,6 +111,24 @@ def _joined(sources: Sequence[Source]) -> Source:
     return sources[0] if len(sources) == 1 else Mixture(sources, [1.0] * len(sources))
 
 
+def _check_annotations(source: ShardIndex | FolderSource, keys: AnnotationKeys) -> None:
+    """Refuses a key that none of many samples has in its `.json` file."""
+    if not keys.names:
+        return
+    known: dict[str, None] = {}
+    tried = sorted(set(np.linspace(0, len(source) - 1, _TRIED).astype(int).tolist()))
+    for position in tried:
+        with contextlib.suppress(Unusable, SampleError):
+            known |= dict.fromkeys(source.record(position))
+    for flag, key in keys.by_flag.items():
+        if key not in known:
+            there = f"they have {', '.join(map(repr, known))}" if known else "they have none"
+            raise UserError(
+                f"{source.layout.spans[0].name}: no {key!r} for {flag} in the .json files of "
+                f"{quantity(len(tried), 'sample')} tried: {printable(there, 300)}"
+            )
+
+
 @dataclass(frozen=True)
 class _Opener:
     """Opens sources of known kind."""
@@ -118,8 +142,8 @@ class _Opener:
         """One source; folders and datasets are opened one by one and joined."""
         source = self._open(found)
         details = f"; {source.opened}" if source.opened else ""
-        if found.kind in {"webdataset", "remote"} and self.reading.caption_key:
-            keys = CaptionRule.for_key(self.reading.caption_key).json_keys
+        if found.kind in {"webdataset", "remote"} and self.reading.caption_keys_read:
+            keys = CaptionRule.of(self.reading).json_keys
             details += f"; captions from {' or '.join(map(repr, keys))} in the .json"
         source.opened = f"{found.words}, {quantity(len(source), 'sample')}{details}"
         source.unused = (*found.unused, *source.unused)
@@ -143,26 +167,28 @@ class _Opener:
             rows = [read(path, reading, self.captions) for path in paths]
             has_captions = any(each.captions for each in rows)
             required = captions_required(self.captions, has_captions=has_captions)
-            return TableSource(rows, CaptionRule(required=required))
-        sources = [
-            DatasetSource(folder, reading, self.captions)
-            if found.kind == "huggingface"
-            else FolderSource(folder, reading.caption_key, self.captions)
-            for folder in paths
-        ]
-        return _joined(sources)
+            rule = CaptionRule.of_columns(reading, required=required)
+            return TableSource(rows, rule, AnnotationKeys.of(reading))
+        if found.kind == "huggingface":
+            return _joined([DatasetSource(folder, reading, self.captions) for folder in paths])
+        folders = [FolderSource(folder, reading, self.captions) for folder in paths]
+        for folder in folders:
+            _check_annotations(folder, AnnotationKeys.of(reading))
+        return _joined(folders)
 
     def _shards(self, found: Recognised) -> Source:
         shards = [shard for path in found.paths for shard in expand_patterns(path)]
         index = self._index(shards, required=self.captions != "optional")
         if self.captions == "if_any" and not index.has_captions:
             index = self._index(shards, required=False)
+        _check_annotations(index, AnnotationKeys.of(self.reading))
         return index
 
     def _index(self, shards: Sequence[Path], *, required: bool) -> ShardIndex:
         return build_index(
             shards,
-            captions=replace(CaptionRule.for_key(self.reading.caption_key), required=required),
+            captions=CaptionRule.of(self.reading, required=required),
+            keys=AnnotationKeys.of(self.reading),
             data_size=self.reading.data_size,
             known=endings_of_keys(self.reading.image_key, self.reading.text_key),
             progress=self.progress,

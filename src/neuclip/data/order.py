@@ -18,18 +18,14 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from neuclip.errors import quantity
+from neuclip.data.distinct import Distinct
 
 Positions = NDArray[np.int64]
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
-_BLOCKS, _SAMPLES, _EXTRAS = (
-    1,
-    2,
-    3,
-)  # purpose; a SeedSequence ignores a final 0
+_BLOCKS, _SAMPLES, _EXTRAS, _DEALT = 1, 2, 3, 4  # purpose; a SeedSequence ignores a final 0
 _KEPT_WINDOWS = 2  # a batch may extend over two
 
 
@@ -136,16 +132,40 @@ class Order:
 
     Attributes:
         length: visits in an epoch.
+        round_length: visits in a round: those of the layout, or fewer without duplicates.
         window: blocks shuffled together; 0: all.
         seed: seed of the run.
     """
 
     def __init__(
-        self, layout: Layout, seed: int, *, length: int | None = None, window: int = 0
+        self,
+        layout: Layout,
+        seed: int,
+        *,
+        length: int | None = None,
+        window: int = 0,
+        distinct: Distinct | None = None,
     ) -> None:
-        """Sets up the order; by default, an epoch is one round of the layout."""
+        """Sets up the order; by default, an epoch is one round of the layout.
+
+        Args:
+            layout: the blocks of the source.
+            seed: seed of the run.
+            length: visits in an epoch.
+            window: blocks shuffled together; 0: all.
+            distinct: deals visits to batches without duplicates. Without a window, a round then
+                has only the visits that fit.
+
+        Raises:
+            UserError: there are no batches without duplicates.
+        """
         self.layout, self.seed, self.window = layout, seed, window
-        self.length = layout.visits if length is None else length
+        self._distinct = distinct
+        self.round_length = layout.visits
+        if distinct is not None and not window:
+            every_visit = self._visited(0, 0, self._visits())
+            self.round_length = distinct.most_batches(every_visit) * distinct.batch
+        self.length = self.round_length if length is None else length
         self._plain = all(span.factor == 1 for span in layout.spans)
         self._epoch: tuple[int, Positions] | None = None
         self._rounds: dict[tuple[int, int], _Round] = {}
@@ -193,6 +213,9 @@ class Order:
 
     def _full_epoch(self, epoch: int) -> Positions:
         if self._epoch is None or self._epoch[0] != epoch:
+            if self._distinct is not None:
+                self._epoch = epoch, self._distinct_epoch(epoch, self._distinct)
+                return self._epoch[1]
             visits = self.layout.visits
             order = epoch_order(visits, self.length, self.seed, epoch)
             if not self._plain:
@@ -201,6 +224,17 @@ class Order:
                     part[:] = self._visited(epoch, number, self._visits())[part]
             self._epoch = epoch, order
         return self._epoch[1]
+
+    def _distinct_epoch(self, epoch: int, distinct: Distinct) -> Positions:
+        rounds = [
+            distinct.dealt(
+                self._visited(epoch, number, self._visits()),
+                self.round_length // distinct.batch,
+                self._bits(epoch, number, _DEALT).random_raw,
+            )
+            for number in range(-(-self.length // self.round_length))
+        ]
+        return np.concatenate(rounds)[: self.length]
 
     def _window_at(self, epoch: int, place: int) -> tuple[int, int, int, int]:
         """Round and window of a place, and the first and last place of the window."""
@@ -234,7 +268,12 @@ class Order:
         if found is None:
             visited = self._visited(epoch, number, self._round(epoch, number).windows[window])
             bits = self._bits(epoch, number, _SAMPLES, 1 + window)
-            found = visited[np.argsort(bits.random_raw(len(visited)), kind="stable")]
+            if self._distinct is None:
+                found = visited[np.argsort(bits.random_raw(len(visited)), kind="stable")]
+            else:
+                ends = self._round(epoch, number).ends
+                place = number * self.layout.visits + (int(ends[window - 1]) if window else 0)
+                found = self._distinct.dealt_from(visited, place, bits.random_raw)
             _remember(self._shuffled, (epoch, number, window), found)
         return found
 
@@ -303,45 +342,3 @@ def draw(seed: int, epoch: int, position: int, attempt: int = 0) -> int:
     """A random 64-bit number for one place in one epoch: seeds transforms, picks replacements."""
     place = struct.pack("<4q", seed, epoch, position, attempt)
     return int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "little")
-
-
-def describe_epoch(layout: Layout, length: int, global_batch: int) -> str:
-    """How often an epoch visits the samples, in one sentence for the log."""
-    steps, rest = divmod(length, global_batch)
-    used, visits = length - rest, layout.visits
-    text = f"an epoch is {quantity(used, 'sample')}: {quantity(steps, 'step')} of {global_batch:,}"
-    if any(span.factor != 1 for span in layout.spans):
-        return f"{text}; {_describe_round(layout, used)}"
-    if used > visits:
-        often, more = divmod(used, visits)
-        text += (
-            f"; each of the {quantity(visits, 'sample')} is visited {quantity(often, 'time')}, "
-            f"{more:,} once more"
-        )
-    elif used < visits:
-        text += (
-            f"; each epoch drops a different {visits - used:,} of the {quantity(visits, 'sample')}"
-        )
-    return text
-
-
-def _describe_round(layout: Layout, used: int) -> str:
-    """How often a mixture visits the samples of each source."""
-    rounds, rest = divmod(used, layout.visits)
-    part = quantity(rounds, "round") + (
-        f" and {quantity(rest, 'visit')} of the next" if rest else ""
-    )
-    if not rounds:
-        part = f"{quantity(used, 'visit')} of a round"
-    sources = ", ".join(_describe_span(span) for span in layout.spans)
-    return f"that is {part}; a round is {quantity(layout.visits, 'visit')}: {sources}"
-
-
-def _describe_span(span: SourceSpan) -> str:
-    """The visits of a source in a round."""
-    samples, full, extra = quantity(span.samples, "sample"), span.full_visits, span.extra_visits
-    if not extra:
-        return f"{span.name}: each of {samples} {quantity(full, 'time')}"
-    if not full:
-        return f"{span.name}: a different {extra:,} of {samples} each round"
-    return f"{span.name}: each of {samples} {quantity(full, 'time')}, {extra:,} once more"

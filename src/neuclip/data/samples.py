@@ -16,6 +16,9 @@ DamageKind = Literal[
     "caption_json",
     "caption_type",
     "class",
+    "label",
+    "hard_negative",
+    "pair_weight",
     "duplicate_key",
     "member_name",
     "member_size",
@@ -33,6 +36,26 @@ _OtherT = TypeVar("_OtherT")
 
 
 @dataclass(frozen=True)
+class Annotations:
+    """What a sample says of its pair besides the captions.
+
+    Attributes:
+        caption_weights: how likely each caption is drawn, in proportion; empty: all alike.
+        label: the label as a text; empty if the sample has none.
+        negatives: hard negative captions.
+        pair_weight: weight of the pair in the loss.
+    """
+
+    caption_weights: tuple[float, ...] = ()
+    label: str = ""
+    negatives: tuple[str, ...] = ()
+    pair_weight: float = 1.0
+
+
+NO_ANNOTATIONS = Annotations()
+
+
+@dataclass(frozen=True)
 class Sample(Generic[ImageT]):
     """A sample; its image is the content of an image file, or what a decoder makes of it.
 
@@ -42,6 +65,7 @@ class Sample(Generic[ImageT]):
         captions: the captions, as they will be tokenized; empty if the sample has none.
         class_index: class index, in evaluation splits.
         metadata: content of the `.npy` file, in evaluation splits.
+        annotations: what the flags ask for besides: label, hard negatives, weights.
     """
 
     key: str
@@ -49,6 +73,7 @@ class Sample(Generic[ImageT]):
     captions: tuple[str, ...]
     class_index: int | None = None
     metadata: bytes | None = None
+    annotations: Annotations = NO_ANNOTATIONS
 
     @property
     def caption(self) -> str:
@@ -57,7 +82,9 @@ class Sample(Generic[ImageT]):
 
     def with_image(self, image: _OtherT) -> "Sample[_OtherT]":
         """The sample with its image in another form."""
-        return Sample(self.key, image, self.captions, self.class_index, self.metadata)
+        return Sample(
+            self.key, image, self.captions, self.class_index, self.metadata, self.annotations
+        )
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,7 @@ def open_split(
 def _open(part: str, reading: ReadingConfig | None, progress: Progress | None) -> Source:
     """Opens data as in training, without the settings that decide order and ids of samples."""
     neutral = {"train_data_upsampling_factors": None, "data_size": None, "data_format": "auto"}
+    neutral |= {"label_key": None, "hard_negative_key": None, "pair_weight_key": None}
     reading = (reading or ReadingConfig()).model_copy(update=neutral)
     source = open_source(part, reading, progress, captions="if_any", splits=EVALUATION_SPLITS)
     if source.has_captions or reading.caption_key is None:

@@ -11,7 +11,9 @@ import logging
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from neuclip import console
 from neuclip.catalogue.create import build_loss
@@ -19,9 +21,11 @@ from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import method_info
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import AugmentationConfig
+from neuclip.config.sections import AugmentationConfig, DataConfig
+from neuclip.data.batch import Extras
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
+from neuclip.data.groups import check_labels, components, read_groups
 from neuclip.data.identity import identify
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
@@ -209,6 +213,20 @@ def _prepare_towers(
         fsdp.shard(clip.towers, units, _logit_scale(clip).device, low_precision=low)
 
 
+def _components(data: DataConfig, index: Source) -> NDArray[np.int64] | None:
+    """The component of each sample for `--no-duplicates`; none without.
+
+    Raises:
+        UserError: all labels are equal.
+    """
+    if data.label_key is not None:
+        check_labels(index, data.label_key)
+    if not data.no_duplicates:
+        return None
+    log.info("--no-duplicates: looks at every sample once to find duplicates; kept for later runs")
+    return components(read_groups(index, data))
+
+
 def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
     settings = LoaderSettings(
         batch_size=config.data.batch_size,
@@ -222,6 +240,12 @@ def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
         pin_memory=torch.cuda.is_available() and config.device != "cpu",
         stall_limit=config.data.data_timeout,
         caption_choice=config.data.caption_choice,
+        extras=Extras(
+            groups=config.data.false_negatives == "mask",
+            pair_weights=config.data.pair_weight_key is not None,
+            hard_negatives=config.data.hard_negative_key is not None,
+        ),
+        components=in_turn(lambda: _components(config.data, index)),
         decode=ImageDecoder.for_model(
             clip.image_size,
             max_pixels=config.data.max_image_pixels,
@@ -238,8 +262,15 @@ def _logit_scale(clip: Clip) -> torch.Tensor:
     return scale
 
 
-def _announce_captions(index: Source, choice: str) -> None:
+def _announce_captions(index: Source, data: DataConfig) -> None:
     """Logs which caption is read if samples have several."""
+    keys, choice = data.caption_keys_read, data.caption_choice
+    if keys is not None and keys.weights:
+        shares = zip(keys.names, keys.weights, strict=True)
+        total = sum(keys.weights)
+        words = ", ".join(f"{name} {weight / total:.0%}" for name, weight in shares)
+        log.info("captions: each visit draws one, by key: %s", words)
+        return
     numbers = [len(captions) for captions in index.first_captions()]
     if max(numbers, default=0) > 1:
         which = (
@@ -262,7 +293,7 @@ def _announce(run: Components, index: Source) -> None:
     log.info(
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
     )
-    _announce_captions(index, config.data.caption_choice)
+    _announce_captions(index, config.data)
     log.info(
         "epochs: %d of %d steps; pairs per step: %d = %s",
         run.last_epoch, steps, run.loader.global_batch_size, run.loader.factors,

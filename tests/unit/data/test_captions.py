@@ -94,3 +94,28 @@ def test_captions_are_optional_where_nothing_needs_them():
     assert CaptionRule(required=False).read(b" \n") == ()
     with pytest.raises(Unusable, match="empty"):
         CaptionRule().read(b" \n")
+
+
+WEIGHTED = CaptionRule(("a", "b", "c"), weights=(3.0, 1.0, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("record", "texts", "weights"),
+    [
+        ({"a": "A", "b": "B", "c": "C"}, ("A", "B"), (3.0, 1.0)),
+        ({"a": ["A", "AA"], "b": "B"}, ("A", "AA", "B"), (1.5, 1.5, 1.0)),  # they share 3
+        ({"a": " ", "b": "B", "c": "C"}, ("B",), (1.0,)),
+        ({"c": ["C", "CC"]}, ("C", "CC"), ()),  # weight 0 stands in
+    ],
+)
+def test_keys_are_drawn_by_weight(record, texts, weights):
+    assert WEIGHTED.in_file(json.dumps(record).encode()) == (texts, weights)
+    columns = CaptionRule(weights=WEIGHTED.weights)
+    assert columns.in_columns([record.get(key) for key in "abc"]) == (texts, weights)
+
+
+def test_no_key_with_a_caption_is_a_corrupt_caption():
+    for content, kind in ((b'{"a": ""}', "caption_empty"), (b"{}", "caption_missing")):
+        with pytest.raises(Unusable) as error:
+            WEIGHTED.in_file(content)
+        assert error.value.kind == kind

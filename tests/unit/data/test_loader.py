@@ -17,13 +17,14 @@ from torchvision.transforms.functional import pil_to_tensor
 from neuclip.data.batch import Batch, Unreadable, _random_state_kept
 from neuclip.data.captions import CaptionRule
 from neuclip.data.damage import DamageLog
+from neuclip.data.epoch_description import describe_epoch
 from neuclip.data.loader import (
     LoaderSettings,
     TrainLoader,
     evaluation_loader,
     evaluation_requests,
 )
-from neuclip.data.order import Layout, describe_epoch, draw, epoch_order
+from neuclip.data.order import Layout, draw, epoch_order
 from neuclip.data.samples import Damage
 from neuclip.data.sources.shards import build_index
 from neuclip.errors import UserError

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuclip.data.order import Layout, Order, SourceSpan, describe_epoch
+from neuclip.data.epoch_description import describe_epoch
+from neuclip.data.order import Layout, Order, SourceSpan
 
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=9).filter(any)
 SEEDS = st.integers(0, 2**31)

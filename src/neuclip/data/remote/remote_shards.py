@@ -10,12 +10,13 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout
 from neuclip.data.progress import Progress
@@ -26,7 +27,7 @@ from neuclip.data.remote.prefetch import Prefetcher
 from neuclip.data.remote.transport import PIPE, FetchError, check_addresses
 from neuclip.data.samples import Damage, Sample, SampleError, Tally
 from neuclip.data.sources.shards import ShardIndex, build_index
-from neuclip.data.sources.source import Source
+from neuclip.data.sources.source import ImageT, Source
 from neuclip.errors import UserError, quantity
 from neuclip.files import replacing
 from neuclip.masking import mask
@@ -85,10 +86,19 @@ class RemoteShards(Source):
         self._prefetcher = Prefetcher(self._cache, self._shards)
 
     def _content(self, position: int) -> Sample[bytes]:
+        return self._of_shard(position, ShardIndex.content)
+
+    def _texts(self, position: int) -> Sample[None]:
+        return self._of_shard(position, ShardIndex.texts)
+
+    def _of_shard(
+        self, position: int, read: Callable[[ShardIndex, int], Sample[ImageT]]
+    ) -> Sample[ImageT]:
+        """A sample of a shard, whose damage names the address."""
         block = self.layout.block(position)
         index = self._index(block)
         try:
-            return index.content(position - int(self.layout.starts[block]))
+            return read(index, position - int(self.layout.starts[block]))
         except SampleError as error:
             found = replace(error.damage, shard=mask(self._shards[block].url))
             raise SampleError(found) from error.__cause__
@@ -161,8 +171,12 @@ class RemoteShards(Source):
 
 def _index_of(path: Path, reading: ReadingConfig, *, captions_required: bool) -> ShardIndex:
     """The index of one downloaded shard; raises `UserError` if it holds no sample."""
-    captions = replace(CaptionRule.for_key(reading.caption_key), required=captions_required)
-    return build_index([path], captions=captions, data_size=reading.data_size)
+    return build_index(
+        [path],
+        captions=CaptionRule.of(reading, required=captions_required),
+        keys=AnnotationKeys.of(reading),
+        data_size=reading.data_size,
+    )
 
 
 class _Opened:
@@ -243,7 +257,8 @@ def _count(
 ) -> _Counted:
     if known is not None:
         return _Counted(RemoteShard(url, Expected(known.size, known.sha256), known.samples))
-    identity = hashlib.sha256(f"{url}\n{reading.caption_key}".encode()).hexdigest()[:32]
+    in_json = CaptionRule.of(reading).json_keys  # samples are counted by their caption files
+    identity = hashlib.sha256(f"{url}\n{';'.join(in_json) or None}".encode()).hexdigest()[:32]
     note = cache.folder / ".counted" / f"{identity}.json"
     try:
         entry = read_json(note)
@@ -272,7 +287,7 @@ def _count(
 def _indexed(url: str, path: Path, reading: ReadingConfig) -> tuple[int, tuple[Damage, ...], Tally]:
     """Number of samples, damage and members of a downloaded shard."""
     try:
-        index = build_index([path], captions=CaptionRule.for_key(reading.caption_key))
+        index = build_index([path], captions=CaptionRule.of(reading))
     except UserError as error:
         reason = str(error).replace(str(path), url).splitlines()[-1].strip()
         return 0, (Damage(mask(url), "", "shard", reason),), Tally("members")

@@ -9,11 +9,13 @@ import base64
 import importlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from neuclip.config.sections import ReadingConfig
-from neuclip.data.captions import CaptionRule, captions_of
+from neuclip.data.annotations import AnnotationKeys
+from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample, Unusable
 from neuclip.data.sources.arrow_columns import ArrowColumns, ArrowTexts, arrow_columns, pyarrow
@@ -44,7 +46,7 @@ class ParquetSource(Source):
         self,
         tables: Sequence[Path],
         columns: Sequence[ArrowColumns],
-        captions: CaptionRule,
+        rule: "RowRule",
         kept: int | None,
     ) -> None:
         """Reads the tables' footers.
@@ -52,10 +54,10 @@ class ParquetSource(Source):
         Args:
             tables: parquet files.
             columns: the columns of each.
-            captions: whether captions are required.
+            rule: how a row is read.
             kept: row groups that each process keeps in memory; 0: all.
         """
-        self._tables, self._columns, self._captions = tuple(tables), tuple(columns), captions
+        self._tables, self._columns, self._rule = tuple(tables), tuple(columns), rule
         self.shuffle_window = _WINDOW
         self._groups: list[tuple[int, int]] = []
         sizes: list[int] = []
@@ -69,15 +71,27 @@ class ParquetSource(Source):
         self.layout = Layout.of(name, sizes)
         self.has_captions = any(each.captions for each in columns)
         self._loaded: OrderedDict[int, Any] = OrderedDict()
+        self._loaded_texts: tuple[int, tuple[Any, ...]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_loaded": OrderedDict()}
+        return {**vars(self), "_loaded": OrderedDict(), "_loaded_texts": None}
 
     def _content(self, position: int) -> Sample[bytes]:
         block = self.layout.block(position)
         table, key = self.locate(position)
-        row = position - int(self.layout.starts[block])
-        return _sample(key, self._rows(block), row, Path(table).parent, self._captions)
+        row, columns = position - int(self.layout.starts[block]), self._columns_of(block)
+        values = self._rule.values(self._rows(block), columns.names, row)
+        sample = self._rule.texts(key, values, columns)
+        return sample.with_image(_image(values[columns.image], Path(table).parent))
+
+    def _texts(self, position: int) -> Sample[None]:
+        block = self.layout.block(position)
+        row, columns = position - int(self.layout.starts[block]), self._columns_of(block)
+        values = self._rule.values(self._rows(block, texts_only=True), columns.texts, row)
+        return self._rule.texts(self.locate(position)[1], values, columns)
+
+    def _columns_of(self, block: int) -> ArrowColumns:
+        return self._columns[self._groups[block][0]]
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The table, and the row number in it."""
@@ -86,22 +100,29 @@ class ParquetSource(Source):
         first = block - group  # row groups of a table follow each other
         return self._tables[table], str(position - int(self.layout.starts[first]))
 
-    def _rows(self, block: int) -> tuple[Any, ...]:
+    def _rows(self, block: int, *, texts_only: bool = False) -> tuple[Any, ...]:
+        """The columns of a row group; without the images, the last one read is kept."""
+        if texts_only:
+            if self._loaded_texts is None or self._loaded_texts[0] != block:
+                self._loaded_texts = block, self._read(block, self._columns_of(block).texts)
+            return self._loaded_texts[1]
         rows = self._loaded.pop(block, None)
         if rows is None:
-            table, group = self._groups[block]
-            names = self._columns[table].names
-            try:
-                read = _open_parquet(self._tables[table]).read_row_group(
-                    group, columns=names, use_threads=False
-                )
-            except _errors() as error:
-                raise Unusable("shard", f"row group {group} cannot be read: {error}") from error
-            rows = tuple(read.column(name) for name in names)
+            rows = self._read(block, self._columns_of(block).names)
         self._loaded[block] = rows
         if len(self._loaded) > self._kept:
             self._loaded.popitem(last=False)
         return rows
+
+    def _read(self, block: int, names: list[str]) -> tuple[Any, ...]:
+        table, group = self._groups[block]
+        try:
+            read = _open_parquet(self._tables[table]).read_row_group(
+                group, columns=names, use_threads=False
+            )
+        except _errors() as error:
+            raise Unusable("shard", f"row group {group} cannot be read: {error}") from error
+        return tuple(read.column(name) for name in names)
 
 
 class DatasetSource(Source):
@@ -124,22 +145,29 @@ class DatasetSource(Source):
         table = self._map()
         self._columns = arrow_columns(table.schema, reading, folder, captions)
         self._validate(table)
-        self._rows: tuple[Any, ...] | None = None
+        self._rows: dict[str, Any] | None = None
         self.layout = Layout.of(str(folder), even_blocks(table.num_rows))
         self.has_captions = bool(self._columns.captions)
-        self._captions = CaptionRule(
-            required=captions_required(captions, has_captions=self.has_captions)
-        )
+        self._rule = RowRule.of(reading, captions, has_captions=self.has_captions)
         self.opened = columns_note([self._columns.image], self._columns.captions)
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_rows": None}
 
     def _content(self, position: int) -> Sample[bytes]:
+        values = self._values(position, self._columns.names)
+        sample = self._rule.texts(str(position), values, self._columns)
+        return sample.with_image(_image(values[self._columns.image], self._folder))
+
+    def _texts(self, position: int) -> Sample[None]:
+        values = self._values(position, self._columns.texts)
+        return self._rule.texts(str(position), values, self._columns)
+
+    def _values(self, position: int, names: list[str]) -> dict[str, Any]:
         if self._rows is None:
             table = self._map()
-            self._rows = tuple(table.column(name) for name in self._columns.names)
-        return _sample(str(position), self._rows, position, self._folder, self._captions)
+            self._rows = {name: table.column(name) for name in self._columns.names}
+        return self._rule.values([self._rows[name] for name in names], names, position)
 
     def files(self) -> list[Path]:
         """The Arrow files."""
@@ -195,11 +223,13 @@ def open_parquet(
     """
     columns = [arrow_columns(_open_parquet(t).schema_arrow, reading, t, captions) for t in tables]
     has_captions = any(each.captions for each in columns)
-    rule = CaptionRule(required=captions_required(captions, has_captions=has_captions))
+    rule = RowRule.of(reading, captions, has_captions=has_captions)
     note = columns_note([columns[0].image], columns[0].captions)
     if all(each.images_are_paths for each in columns) and not _holds_base64(tables[0], columns[0]):
         source: Source = TableSource(
-            [_table_rows(*each) for each in zip(tables, columns, strict=True)], rule
+            [_table_rows(*each) for each in zip(tables, columns, strict=True)],
+            rule.captions,
+            rule.annotations,
         )
     else:
         source = ParquetSource(tables, columns, rule, reading.shuffle_window)
@@ -224,28 +254,60 @@ def _holds_base64(table: Path, columns: ArrowColumns) -> bool:
 def _table_rows(table: Path, columns: ArrowColumns) -> TableRows:
     """A table of paths, read by row group, without a Python object per value."""
     file = _open_parquet(table)
-    texts = [ArrowTexts(pyarrow(table)) for _ in columns.names]
+    names = columns.names
+    texts = {name: ArrowTexts(pyarrow(table)) for name in names}
     for group in range(file.num_row_groups):
-        read = _row_group(file, table, group, columns.names)
-        for column, name in zip(texts, columns.names, strict=True):
+        read = _row_group(file, table, group, names)
+        for name, column in texts.items():
             for chunk in read.column(name).chunks:
                 column.add(chunk)
-    images, *captions = texts
-    paths = images.slices()
+    paths = texts[columns.image].slices()
     return TableRows(
-        table, image_root(table, paths), paths, tuple(each.values() for each in captions)
+        table,
+        image_root(table, paths),
+        paths,
+        tuple(texts[name].values() for name in columns.captions),
+        tuple(texts[name].values() for name in columns.annotations),
     )
 
 
-def _sample(
-    key: str, rows: tuple[Any, ...], row: int, folder: Path, rule: CaptionRule
-) -> Sample[bytes]:
-    """One row of an image column and of caption columns; raises `Unusable`."""
-    try:
-        image, *values = (column[row].as_py() for column in rows)
-    except UnicodeDecodeError as error:
-        raise Unusable("caption_encoding", f"not UTF-8 ({error.reason})") from error
-    captions = rule.checked(tuple(text for value in values for text in captions_of(value)))
+@dataclass(frozen=True)
+class RowRule:
+    """How a row is read besides its image.
+
+    Attributes:
+        captions: whether captions are required, and their weights.
+        annotations: the annotations to read.
+    """
+
+    captions: CaptionRule
+    annotations: AnnotationKeys
+
+    @classmethod
+    def of(cls, reading: ReadingConfig, captions: Captions, *, has_captions: bool) -> "RowRule":
+        """The rule that the flags give."""
+        required = captions_required(captions, has_captions=has_captions)
+        return cls(CaptionRule.of_columns(reading, required=required), AnnotationKeys.of(reading))
+
+    def values(self, columns: Sequence[Any], names: Sequence[str], row: int) -> dict[str, Any]:
+        """The values of a row by column; raises `Unusable`."""
+        try:
+            read = zip(names, columns, strict=True)
+            return {name: column[row].as_py() for name, column in read}
+        except UnicodeDecodeError as error:
+            raise Unusable("caption_encoding", f"not UTF-8 ({error.reason})") from error
+
+    def texts(self, key: str, values: dict[str, Any], columns: ArrowColumns) -> Sample[None]:
+        """A sample without its image; raises `Unusable`."""
+        captions = self.captions.in_columns([values[name] for name in columns.captions])
+        named = zip(self.annotations.names, columns.annotations, strict=True)
+        record = {name: values[column] for name, column in named}
+        annotations = self.annotations.read(record, captions.weights)
+        return Sample(key, None, captions.texts, annotations=annotations)
+
+
+def _image(image: Any, folder: Path) -> bytes:  # noqa: ANN401  a value of an image column
+    """The content of an image file; raises `Unusable`."""
     path = None
     if isinstance(image, dict):
         image, path = image.get("bytes"), image.get("path")
@@ -256,7 +318,7 @@ def _sample(
     if isinstance(image, str):
         encoded = base64_image(image) is not None
         image = _decoded(image) if encoded else read_image_file(folder, image)
-    return Sample(key, image, captions)
+    return image
 
 
 def _decoded(text: str) -> bytes:

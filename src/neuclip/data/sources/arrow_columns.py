@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.sources.columns import find_columns
 from neuclip.data.sources.source import Captions, Offsets, Slices, TextLists
 from neuclip.errors import UserError, printable
@@ -24,16 +25,23 @@ class ArrowColumns:
         image: the image column.
         captions: the caption columns; a sample has the captions of all of them.
         images_are_paths: whether the image column holds texts.
+        annotations: the columns of `AnnotationKeys.names`, in their order.
     """
 
     image: str
     captions: tuple[str, ...]
     images_are_paths: bool
+    annotations: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> list[str]:
+        """The caption columns, then those of annotations, each once."""
+        return list(dict.fromkeys((*self.captions, *self.annotations)))
 
     @property
     def names(self) -> list[str]:
-        """The image column, then the caption columns."""
-        return [self.image, *self.captions]
+        """The image column, then `texts`."""
+        return [self.image, *(name for name in self.texts if name != self.image)]
 
 
 def arrow_columns(
@@ -73,7 +81,13 @@ def arrow_columns(
                 f"text or a list of texts; name another one with --csv-caption-key{known}"
             )
         names.append(caption.name)
-    return ArrowColumns(image.name, tuple(names), as_path)
+    annotations = tuple(schema.field(index).name for index in found.annotations)
+    for flag, name in AnnotationKeys.of(reading).by_flag.items():
+        kind = schema.field(annotations[AnnotationKeys.of(reading).names.index(name)]).type
+        listed = flag == "--hard-negative-key" and _is_caption(types, kind)
+        if not listed and (types.is_nested(kind) or _is_bytes(types, kind)):
+            raise UserError(f"{where}: column {name!r} of {flag} holds {_type(kind)}")
+    return ArrowColumns(image.name, tuple(names), as_path, annotations)
 
 
 def _is_text(types: Any, kind: Any) -> bool:  # noqa: ANN401  pyarrow.types and a DataType

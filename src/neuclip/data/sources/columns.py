@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
+from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.sources.source import Captions, Strings
 from neuclip.errors import UserError, printable
 from neuclip.first_bytes import describe
@@ -38,10 +39,12 @@ class ColumnIndices:
     Attributes:
         image: index of the image column.
         captions: indices of the caption columns; a sample has the captions of all of them.
+        annotations: indices of the columns of `AnnotationKeys.names`, in their order.
     """
 
     image: int
     captions: tuple[int, ...]
+    annotations: tuple[int, ...] = ()
 
 
 def find_columns(
@@ -52,7 +55,7 @@ def find_columns(
     Args:
         names: columns of the table, in order.
         reading: may name the columns, caption columns joined by commas; otherwise the first of the
-            known names is taken, in any case.
+            known names is taken, in any case. Names the columns of annotations.
         where: the table, for messages.
         captions: whether a table without captions is accepted.
 
@@ -64,12 +67,31 @@ def find_columns(
         raise _no_column("image", names, reading.csv_img_key, where)
     wanted = reading.csv_caption_key
     keys = [wanted] if wanted is None or _find(names, wanted, ()) is not None else wanted.split(",")
+    if reading.caption_keys is not None:
+        drawn = reading.caption_keys_read
+        wanted, keys = reading.caption_keys, list(drawn.names if drawn else ())
     found = [_find(names, key and key.strip(), CAPTION_COLUMNS) for key in keys]
     present = tuple(index for index in found if index is not None)
     if len(present) < len(found) and (wanted is not None or captions == "required"):
         missing = next(key for key, index in zip(keys, found, strict=True) if index is None)
         raise _no_column("caption", names, missing, where)
-    return ColumnIndices(image, present)
+    return ColumnIndices(image, present, _annotation_columns(names, reading, where))
+
+
+def _annotation_columns(
+    names: Sequence[str], reading: ReadingConfig, where: Path
+) -> tuple[int, ...]:
+    """The columns of `AnnotationKeys.names`; raises `UserError` if one does not exist."""
+    found: dict[str, int] = {}
+    for flag, key in AnnotationKeys.of(reading).by_flag.items():
+        index = _find(names, key, ())
+        if index is None:
+            raise UserError(
+                f"{where}: no column {key!r} for {flag}; its columns are {_shown_names(names)}: "
+                "name one of them, or leave the flag out"
+            )
+        found[key] = index
+    return tuple(found.values())
 
 
 def columns_note(images: Sequence[str], captions: Sequence[str]) -> str:
@@ -80,6 +102,11 @@ def columns_note(images: Sequence[str], captions: Sequence[str]) -> str:
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(f"'{printable(name, 40)}'" for name in names)
+
+
+def _shown_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return _quoted(names[:_SHOWN]) + more
 
 
 def _find(names: Sequence[str], wanted: str | None, known: Sequence[str]) -> int | None:
@@ -96,9 +123,7 @@ def _no_column(what: str, names: Sequence[str], wanted: str | None, where: Path)
     if what == "caption":
         known, flag = CAPTION_COLUMNS, "--csv-caption-key"
     lacks = f"none of the columns {', '.join(known)}" if wanted is None else f"no column {wanted!r}"
-    shown = _quoted(names[:_SHOWN])
-    if len(names) > _SHOWN:
-        shown += f" and {len(names) - _SHOWN} more"
+    shown = _shown_names(names)
     remedy = f"name one with {flag} (and the separator with --csv-separator if these look joined)"
     if what == "image" and any(name.strip().lower() in {"url", "image_url"} for name in names):
         remedy = f"the images are {DOWNLOAD}; if another column holds paths, name it with {flag}"

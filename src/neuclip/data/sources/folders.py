@@ -1,11 +1,13 @@
 """A folder of images with captions beside them: `cat.jpg` and `cat.txt` (or `cat.json`)."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from neuclip.data.captions import CaptionRule
+from neuclip.config.sections import ReadingConfig
+from neuclip.data.annotations import AnnotationKeys
+from neuclip.data.captions import NO_CAPTIONS, CaptionRule, read_record
 from neuclip.data.decode import image_endings
 from neuclip.data.endings import IMAGE, JSON, TEXT, ending_of, split_names
 from neuclip.data.order import Layout
@@ -31,20 +33,26 @@ class FolderSource(Source):
     """Images below a folder, sorted by path; the key of a sample is its path without extension."""
 
     def __init__(
-        self, folder: Path, caption_key: str | None = None, captions: Captions = "required"
+        self,
+        folder: Path,
+        reading: ReadingConfig | None = None,
+        captions: Captions = "required",
     ) -> None:
         """Lists the folder; captions are read with their samples.
 
         Args:
             folder: searched recursively, through links to other folders.
-            caption_key: take captions from this key of the `.json` file instead of the `.txt` file.
+            reading: may name keys of the `.json` files that hold captions, instead of the `.txt`
+                files, and annotations.
             captions: what a missing caption is.
 
         Raises:
             UserError: there are no images, or no image has a caption although captions are
                 required.
         """
-        self._folder, self._captions = folder, CaptionRule.for_key(caption_key)
+        reading = reading or ReadingConfig()
+        self._folder, self._captions = folder, CaptionRule.of(reading)
+        self._keys = AnnotationKeys.of(reading)
         self._images = Texts()
         self._endings: dict[str, int] = {}  # of all caption files, numbered
         self._caption_endings = array("b")  # number of each image's
@@ -91,7 +99,28 @@ class FolderSource(Source):
 
     def _content(self, position: int) -> Sample[bytes]:
         content = read_image_file(self._folder, self._images[position])
-        return Sample(self.locate(position)[1], content, self._captions_of(position))
+        return self._texts(position).with_image(content)
+
+    def _texts(self, position: int) -> Sample[None]:
+        content = self._caption_file(position)
+        captions = self._captions.in_file(content) if content is not None else NO_CAPTIONS
+        record = self.record(position) if self._keys.names else {}
+        annotations = self._keys.read(record, captions.weights)
+        return Sample(self.locate(position)[1], None, captions.texts, annotations=annotations)
+
+    def record(self, position: int) -> Mapping[str, object]:
+        """The values in the `.json` file of a sample; empty if there is none.
+
+        Raises:
+            Unusable: the file is corrupt.
+        """
+        path = self._beside(position, "json")
+        try:
+            return read_record(read_file(path, MAX_TEXT_FILE))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise Unusable("caption_json", f"{path.name}: {error.strerror or error}") from error
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""
@@ -105,21 +134,23 @@ class FolderSource(Source):
         """The images."""
         return (self._folder / self._images[row] for row in range(len(self._images)))
 
-    def _captions_of(self, position: int) -> tuple[str, ...]:
+    def _caption_file(self, position: int) -> bytes | None:
+        """The file with the captions; None if there is none and none is required."""
         ending = self._caption_endings[position]
         if ending == _NONE:
             if self._captions.required:
                 raise Unusable("caption_missing", "no caption")
-            return ()
-        image = self._images[position]
-        path = self._folder / f"{image.rpartition('.')[0]}.{[*self._endings][ending]}"
+            return None
+        path = self._beside(position, [*self._endings][ending])
         try:
-            content = read_file(path, MAX_TEXT_FILE)
+            return read_file(path, MAX_TEXT_FILE)
         except OSError as error:
             if not self._captions.required and isinstance(error, FileNotFoundError):
-                return ()
+                return None
             raise Unusable("caption_missing", f"{path.name}: {error.strerror or error}") from error
-        return self._captions.read(content)
+
+    def _beside(self, position: int, ending: str) -> Path:
+        return self._folder / f"{self._images[position].rpartition('.')[0]}.{ending}"
 
     def _no_images(self) -> str:
         shards = next(self._folder.glob("*/*.tar"), None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.sources.columns import columns_note, find_columns, image_root
-from neuclip.data.sources.source import Captions, TextLists, Texts
+from neuclip.data.sources.source import Captions, JsonValues, TextLists, Texts
 from neuclip.data.sources.tables import TableRows, text_of
 from neuclip.errors import UserError, printable, quantity
 from neuclip.untrusted import MAX_JSON, parse_json
@@ -30,29 +30,48 @@ def read_json_lines(table: Path, reading: ReadingConfig, captions: Captions) -> 
     content, encoding = text_of(table)
     bad: list[int] = []
     names: list[str] = []
-    images, texts, ends = Texts(), Texts(), array("q")
-    image, keys = "", list[str]()
+    images, image = Texts(), ""
+    captions_by_key: dict[str, _CaptionLists] = {}
+    annotations: dict[str, JsonValues] = {}
     for line, record in _records(content, bad):
         if not names:
             names = list(record)
             found = find_columns(names, reading, table, captions)
-            image, keys = names[found.image], [names[index] for index in found.captions]
+            image = names[found.image]
+            captions_by_key = {names[index]: _CaptionLists() for index in found.captions}
+            annotations = {names[index]: JsonValues() for index in found.annotations}
         where = f"{table}, line {line}"
         images.append(_image(record.get(image), image, where))
-        for key in keys:
-            for text in _captions(record.get(key), key, where):
-                texts.append(text)
-        ends.append(len(texts))
+        for key, column in captions_by_key.items():
+            column.append(_captions(record.get(key), key, where))
+        for key, values in annotations.items():
+            values.append(record.get(key))
     if not names:
         raise UserError(f"{table} contains no JSON object: {_EXPECTED}")
     return TableRows(
         table,
         image_root(table, images),
         images,
-        (TextLists(texts, np.asarray(ends, dtype=np.int64)),) if keys else (),
-        ", ".join(filter(None, (columns_note([image], keys), encoding))),
+        tuple(column.lists() for column in captions_by_key.values()),
+        tuple(annotations.values()),
+        ", ".join(filter(None, (columns_note([image], list(captions_by_key)), encoding))),
         _left_out(table, bad),
     )
+
+
+class _CaptionLists:
+    """The captions of one key, which grow."""
+
+    def __init__(self) -> None:
+        self._texts, self._ends = Texts(), array("q")
+
+    def append(self, captions: Iterable[str]) -> None:
+        for text in captions:
+            self._texts.append(text)
+        self._ends.append(len(self._texts))
+
+    def lists(self) -> TextLists:
+        return TextLists(self._texts, np.asarray(self._ends, dtype=np.int64))
 
 
 def _records(content: bytes, bad: list[int]) -> Iterator[tuple[int, dict[str, object]]]:

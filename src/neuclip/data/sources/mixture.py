@@ -56,6 +56,10 @@ class Mixture(Source):
         number = self._number(position)
         return self._sources[number].content(position - self._starts[number])
 
+    def _texts(self, position: int) -> Sample[None]:
+        number = self._number(position)
+        return self._sources[number].texts(position - self._starts[number])
+
     def locate(self, position: int) -> tuple[str | Path, str]:
         """Where a sample is stored in its source, and its key."""
         number = self._number(position)

@@ -15,13 +15,14 @@ from tarfile import ReadError
 import numpy as np
 from numpy.typing import NDArray
 
-from neuclip.data.captions import CaptionRule
+from neuclip.data.annotations import CLASS_FILE, AnnotationKeys
+from neuclip.data.captions import NO_CAPTIONS, CaptionRule, read_record
 from neuclip.data.endings import CLASS, IMAGE, JSON, METADATA, TEXT, known_endings
 from neuclip.data.order import Layout
 from neuclip.data.patterns import expand_braces
 from neuclip.data.progress import Progress
 from neuclip.data.samples import Damage, Sample, SampleError, Tally, Unusable
-from neuclip.data.sources.source import Source
+from neuclip.data.sources.source import ImageT, Source
 from neuclip.data.sources.tar_headers import BLOCK, parse_header
 from neuclip.data.sources.tar_index import TarIndex, index_shard
 from neuclip.data.sources.tar_samples import key_of
@@ -71,6 +72,7 @@ def build_index(
     shards: Sequence[Path],
     *,
     captions: CaptionRule | None = None,
+    keys: AnnotationKeys | None = None,
     data_size: int | None = None,
     known: Mapping[str, int] | None = None,
     progress: Progress | None = None,
@@ -80,6 +82,7 @@ def build_index(
     Args:
         shards: tar files.
         captions: where captions come from; if none, from the `.txt` member.
+        keys: the annotations to read.
         data_size: take the keys, integers below this bound, as sample ids.
         known: the endings to read, with the part of a sample that they stand for; None: all known.
         progress: called for each shard.
@@ -87,7 +90,7 @@ def build_index(
     Raises:
         UserError: there are no samples, or a key is not an integer below `data_size`.
     """
-    captions = captions or CaptionRule()
+    captions, keys = captions or CaptionRule(), keys or AnnotationKeys()
     text = JSON if captions.json_keys else TEXT
     indexes: list[TarIndex] = []
     damage: list[Damage] = []
@@ -105,7 +108,8 @@ def build_index(
         is_sample = (index.blocks[:, IMAGE] > 0) | (index.blocks[:, text] > 0)
         tally.merge(index.tally)
         _count_alone(tally, index.blocks[~is_sample])
-        indexes.append(index.select(is_sample, [IMAGE, text, CLASS, METADATA]))
+        parts = [IMAGE, text, CLASS, METADATA, *([JSON] if keys.names else [])]
+        indexes.append(index.select(is_sample, parts))
     if not any(len(index.blocks) for index in indexes):
         unused = [f"not read: {line}" for line in tally.lines()]
         reasons = "".join(f"\n  {found}" for found in [*unused, *damage[:5]])
@@ -114,12 +118,13 @@ def build_index(
             "files with members like 000000000.jpg and 000000000.txt; --image-key ENDING and "
             f"--text-key ENDING read others{reasons}"
         )
-    joined = ShardIndex(shards, indexes, captions, tuple(damage), known or known_endings())
+    joined = ShardIndex(shards, indexes, captions, keys, known or known_endings())
+    joined.damage = tuple(damage)
     joined.opened, joined.tally = "; ".join(_notes(joined, indexes)), tally
     joined.unused = tally.lines()
     if data_size is not None:
-        keys = np.concatenate([index.integer_keys for index in indexes])
-        joined.use_keys_as_ids(keys, data_size)
+        ids = np.concatenate([index.integer_keys for index in indexes])
+        joined.use_keys_as_ids(ids, data_size)
     return joined
 
 
@@ -175,15 +180,16 @@ class ShardIndex(Source):
         shards: Sequence[Path],
         indexes: Sequence[TarIndex],
         captions: CaptionRule,
-        damage: tuple[Damage, ...],
+        keys: AnnotationKeys,
         known: Mapping[str, int],
     ) -> None:
         self.shards = tuple(shards)
         self._known = known
-        self.damage = damage
-        self._captions = captions
-        # The last columns belong to evaluation splits: they take no memory in training.
-        used = [c for c in (_CLASS, _METADATA) if any(each.blocks[:, c].any() for each in indexes)]
+        self._captions, self._keys = captions, keys
+        # The last columns belong to evaluation splits and annotations: elsewhere they take no
+        # memory.
+        last = range(_CLASS, _RECORD + 1 if keys.names else _RECORD)
+        used = [c for c in last if any(each.blocks[:, c].any() for each in indexes)]
         columns = slice(max(used, default=_CAPTION) + 1)
         self.has_captions = any(bool(each.blocks[:, _CAPTION].any()) for each in indexes)
         self._blocks = np.concatenate([index.blocks[:, columns] for index in indexes])
@@ -242,21 +248,37 @@ class ShardIndex(Source):
         if not self._blocks[position, _IMAGE]:
             raise Unusable("image_missing", "no image")
         key, image = self._key_and_content(position, _IMAGE)
+        return self._described(position, key, image)
+
+    def _texts(self, position: int) -> Sample[None]:
+        return self._described(position, self.locate(position)[1], None)
+
+    def _described(self, position: int, key: str, image: ImageT) -> Sample[ImageT]:
+        """A sample with everything that the shard says of its image."""
+        content = self._member(position, _CAPTION)
+        if content is None and self._captions.required:
+            raise Unusable("caption_missing", "no caption")
+        captions = self._captions.in_file(content) if content is not None else NO_CAPTIONS
+        record = self.record(position) if self._keys.names else {}
         return Sample(
             key,
             image,
-            self._captions_of(position),
+            captions.texts,
             self._class_index(position),
             self._member(position, _METADATA),
+            self._keys.read(record, captions.weights),
         )
 
-    def _captions_of(self, position: int) -> tuple[str, ...]:
-        content = self._member(position, _CAPTION)
-        if content is not None:
-            return self._captions.read(content)
-        if self._captions.required:
-            raise Unusable("caption_missing", "no caption")
-        return ()
+    def record(self, position: int) -> Mapping[str, object]:
+        """The values in the `.json` member of a sample, and that of its `.cls`.
+
+        Raises:
+            Unusable: a member is corrupt.
+        """
+        content = self._member(position, _RECORD)
+        record = read_record(content) if content is not None else {}
+        class_index = self._class_index(position)
+        return record if class_index is None else {CLASS_FILE: class_index, **record}
 
     def _class_index(self, position: int) -> int | None:
         content = self._member(position, _CLASS)
@@ -304,7 +326,7 @@ class ShardIndex(Source):
         return self.layout.block(position)
 
 
-_IMAGE, _CAPTION, _CLASS, _METADATA = range(4)  # columns of a ShardIndex
+_IMAGE, _CAPTION, _CLASS, _METADATA, _RECORD = range(5)  # columns of a ShardIndex
 
 
 class _OpenFiles:

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import errno
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -88,6 +89,21 @@ class Source(ABC):
         """
         return self.read_with(position, decode_image)
 
+    def texts(self, position: int) -> Sample[None]:
+        """Reads what one sample holds besides its image; fast where texts are stored apart.
+
+        Raises:
+            SampleError: the sample is corrupt.
+        """
+        try:
+            return self._texts(position)
+        except Unusable as error:
+            raise self._sample_error(position, error) from error.__cause__
+
+    def _texts(self, position: int) -> Sample[None]:
+        """As `texts`; raises `Unusable` or `SampleError`. By default the image is read, too."""
+        return self._content(position).with_image(None)
+
     def read_with(self, position: int, decode: Callable[[bytes], ImageT]) -> Sample[ImageT]:
         """Reads one sample and decodes its image.
 
@@ -102,9 +118,11 @@ class Source(ABC):
             sample = self._content(position)
             return sample.with_image(decode(sample.image))
         except Unusable as error:
-            where, key = self.locate(position)
-            found = Damage(str(where), key, error.kind, error.detail)
-            raise SampleError(found) from error.__cause__
+            raise self._sample_error(position, error) from error.__cause__
+
+    def _sample_error(self, position: int, error: Unusable) -> SampleError:
+        where, key = self.locate(position)
+        return SampleError(Damage(str(where), key, error.kind, error.detail))
 
     def first_captions(self, samples: int = 20) -> list[tuple[str, ...]]:
         """The captions of the first samples that can be read, to describe the source.
@@ -115,7 +133,7 @@ class Source(ABC):
         found: list[tuple[str, ...]] = []
         for position in range(min(samples, len(self))):
             with contextlib.suppress(SampleError, Unusable):
-                found.append(self._content(position).captions)
+                found.append(self._texts(position).captions)
         return found
 
     def files(self) -> Iterable[str | Path]:
@@ -275,6 +293,23 @@ class TextLists:
     def __getitem__(self, index: int) -> list[str]:
         start = int(self._ends[index - 1]) if index else 0
         return [self._texts[number] for number in range(start, int(self._ends[index]))]
+
+
+class JsonValues:
+    """Values of any JSON type, kept as texts."""
+
+    def __init__(self) -> None:
+        self._texts = Texts()
+
+    def append(self, value: object) -> None:
+        """Adds one value."""
+        self._texts.append(json.dumps(value))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> object:
+        return json.loads(self._texts[index])
 
 
 def _is_utf8(content: bytes | bytearray) -> bool:

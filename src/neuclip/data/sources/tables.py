@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuclip.config.sections import ReadingConfig
-from neuclip.data.captions import CaptionRule, captions_of
+from neuclip.data.annotations import AnnotationKeys
+from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample
 from neuclip.data.sources.columns import columns_note, find_columns, image_root
 from neuclip.data.sources.delimited import DelimitedColumns, QuoteError, first_row, parse
 from neuclip.data.sources.source import (
     Captions,
+    JsonValues,
     Source,
     Strings,
     TextLists,
@@ -39,6 +41,7 @@ class TableRows:
         root: folder that image paths are relative to.
         images: image path of each row.
         captions: caption columns.
+        annotations: the columns of `AnnotationKeys.names`, in their order.
         note: what was recognised: columns, separator, encoding.
         unused: rows that are not read, in one line per reason.
     """
@@ -47,6 +50,7 @@ class TableRows:
     root: Path
     images: Strings
     captions: tuple[Strings | TextLists, ...]
+    annotations: tuple[Strings | TextLists | JsonValues, ...] = ()
     note: str = ""
     unused: tuple[str, ...] = ()
 
@@ -54,17 +58,24 @@ class TableRows:
 class TableSource(Source):
     """Rows of image path and captions; the key of a sample is its path as written."""
 
-    def __init__(self, rows: Sequence[TableRows], captions: CaptionRule | None = None) -> None:
+    def __init__(
+        self,
+        rows: Sequence[TableRows],
+        captions: CaptionRule | None = None,
+        keys: AnnotationKeys | None = None,
+    ) -> None:
         """Joins the rows of several tables.
 
         Args:
             rows: the tables.
-            captions: whether captions are required; by default they are.
+            captions: whether captions are required (by default they are), and their weights.
+            keys: the annotations to read.
 
         Raises:
             UserError: there are no rows.
         """
         self._rows, self._captions = tuple(rows), captions or CaptionRule()
+        self._keys = keys or AnnotationKeys()
         self._sizes = [len(each.images) for each in rows]
         self._starts = [sum(self._sizes[:number]) for number in range(len(rows))]
         if not sum(self._sizes):
@@ -76,11 +87,19 @@ class TableSource(Source):
         self.unused = tuple(line for each in rows for line in each.unused)
 
     def _content(self, position: int) -> Sample[bytes]:
+        sample = self._texts(position)
+        root = self._rows[self._row(position)[0]].root
+        return sample.with_image(read_image_file(root, sample.key))
+
+    def _texts(self, position: int) -> Sample[None]:
         number, row = self._row(position)
         rows = self._rows[number]
-        captions = self._captions.checked(captions_of(_values(rows.captions, row)))
-        name = rows.images[row]
-        return Sample(name, read_image_file(rows.root, name), captions)
+        captions = self._captions.in_columns([column[row] for column in rows.captions])
+        values = zip(self._keys.names, rows.annotations, strict=True)
+        annotations = self._keys.read(
+            {name: column[row] for name, column in values}, captions.weights
+        )
+        return Sample(rows.images[row], None, captions.texts, annotations=annotations)
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """Table and key of a sample."""
@@ -104,17 +123,6 @@ class TableSource(Source):
         raise IndexError(position)
 
 
-def _values(columns: Sequence[Strings | TextLists], row: int) -> object:
-    """The captions of a row: a text, or a list of those of all columns."""
-    if len(columns) == 1:
-        return columns[0][row]
-    values: list[str] = []
-    for column in columns:
-        value = column[row]
-        values += [value] if isinstance(value, str) else value
-    return values
-
-
 # csv and tsv -------------------------------------------------------------------------------------
 
 
@@ -131,24 +139,27 @@ def read_delimited(table: Path, reading: ReadingConfig, captions: Captions) -> T
     separator, names = _header(content, table, reading, captions)
     found = find_columns(names, reading, table, captions)
     try:
-        rows = parse(content, DelimitedColumns(separator, len(names), found.image, found.captions))
+        texts = (*found.captions, *found.annotations)
+        rows = parse(content, DelimitedColumns(separator, len(names), found.image, texts))
     except QuoteError as error:
         raise UserError(
             f"{table}, {error}: rows would be lost. Write quotes inside of quoted fields twice, or "
             "remove them"
         ) from None
+    several = len(found.captions)
     return TableRows(
         table,
         image_root(table, rows.images),
         rows.images,
-        rows.captions,
+        rows.captions[:several],
+        rows.captions[several:],
         _join(
             columns_note([names[found.image]], [names[index] for index in found.captions]),
             "" if separator in "\t," else f"separator '{printable(separator)}'",
             encoding,
             rows.note,
         ),
-        _not_utf8(table, rows.captions),
+        _not_utf8(table, rows.captions[:several]),
     )
 
 

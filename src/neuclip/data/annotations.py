@@ -1,0 +1,134 @@
+"""Labels, hard negatives and pair weights: from the columns of a table or the keys of a `.json`.
+
+All sources read them by one rule, `AnnotationKeys.read`.
+"""
+
+import ast
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from neuclip.config.sections import ReadingConfig
+from neuclip.data.captions import captions_of, kind_of
+from neuclip.data.samples import NO_ANNOTATIONS, Annotations, Unusable
+from neuclip.errors import printable
+from neuclip.untrusted import parse_json
+
+CLASS_FILE = "cls"
+"""The label key that stands for the `.cls` files of tar shards."""
+
+_LONGEST_LIST = 2**16  # characters
+
+
+@dataclass(frozen=True)
+class AnnotationKeys:
+    """The columns or keys that hold annotations; None: such annotations are not read.
+
+    Attributes:
+        label: of the label (`--label-key`).
+        hard_negative: of hard negative captions (`--hard-negative-key`).
+        pair_weight: of the pair's weight (`--pair-weight-key`).
+    """
+
+    label: str | None = None
+    hard_negative: str | None = None
+    pair_weight: str | None = None
+
+    @classmethod
+    def of(cls, reading: ReadingConfig) -> "AnnotationKeys":
+        """The keys that the flags name."""
+        return cls(reading.label_key, reading.hard_negative_key, reading.pair_weight_key)
+
+    @property
+    def by_flag(self) -> dict[str, str]:
+        """The keys that are read, by flag."""
+        flags = ("--label-key", "--hard-negative-key", "--pair-weight-key")
+        keys = (self.label, self.hard_negative, self.pair_weight)
+        return {flag: key for flag, key in zip(flags, keys, strict=True) if key is not None}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The keys that are read, each once."""
+        return tuple(dict.fromkeys(self.by_flag.values()))
+
+    def read(
+        self, record: Mapping[str, object], caption_weights: tuple[float, ...] = ()
+    ) -> Annotations:
+        """The annotations in a row or a `.json` file.
+
+        A label or hard negative that is absent, null or empty is none; a pair needs its weight.
+
+        Args:
+            record: the values by column or key.
+            caption_weights: the weights of the sample's captions.
+
+        Raises:
+            Unusable: a value is of another type, or a weight is not a number of 0 or more.
+        """
+        if not (self.names or caption_weights):
+            return NO_ANNOTATIONS
+        return Annotations(
+            caption_weights,
+            "" if self.label is None else _label(record.get(self.label), self.label),
+            ()
+            if self.hard_negative is None
+            else _negatives(record.get(self.hard_negative), self.hard_negative),
+            1.0
+            if self.pair_weight is None
+            else _weight(record.get(self.pair_weight), self.pair_weight),
+        )
+
+
+def _label(value: object, key: str) -> str:
+    """A label as a text: the number 3 and the text "3" are one label."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas: no value
+        return ""
+    if isinstance(value, (str, int, float)):
+        return str(value).strip()
+    raise Unusable("label", f"{key!r} is {kind_of(value)}, not a text or a number")
+
+
+def _negatives(value: object, key: str) -> tuple[str, ...]:
+    """Hard negatives: a text, a list, or (in csv tables, as NegCLIP's) a list written as text."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and len(value) < _LONGEST_LIST:
+        value = _list_in(value)
+    try:
+        return captions_of(value, repr(key))
+    except Unusable as error:
+        raise Unusable("hard_negative", error.detail) from error
+
+
+def _list_in(text: str) -> object:
+    """The list that a text stands for in JSON or Python; the text itself if it is no list."""
+    for parse in (parse_json, _python_literal):
+        try:
+            value: object = parse(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, (list, tuple)):
+            return value  # pyright: ignore[reportUnknownVariableType]
+    return text
+
+
+def _python_literal(text: str) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # a backslash in a caption
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.literal_eval(text)
+
+
+def _weight(value: object, key: str) -> float:
+    if isinstance(value, str) and value.strip():
+        try:
+            value = float(value)
+        except ValueError:
+            shown = printable(str(value), 40)
+            raise Unusable("pair_weight", f"{key!r} is {shown!r}, not a number") from None
+    if value is None or value == "" or isinstance(value, str):
+        raise Unusable("pair_weight", f"no weight under {key!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Unusable("pair_weight", f"{key!r} is {kind_of(value)}, not a number")
+    if not (math.isfinite(value) and value >= 0):
+        raise Unusable("pair_weight", f"{key!r} is {value:g}; a weight is finite and 0 or more")
+    return float(value)
