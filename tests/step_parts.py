@@ -77,7 +77,7 @@ class KeepingOptimizer(Optimizer):
         self.kept.append({name: grad.clone() for name, grad in grads.items()})
         for name, grad in grads.items():
             self._named[name] -= 0.05 * grad
-        self.adamw.zero_grad()
+        self.inner.zero_grad()
 
 
 @dataclass(frozen=True)

@@ -80,5 +80,5 @@ def settle(method: str, size: int) -> tuple[Tensor, Tensor]:
             share = len(whole) // collectives.world_size()
             first = collectives.rank() * share
             step(split(rows(whole, first, first + share), size))
-    moment = optimizer.adamw.state[bench.towers.head.weight]["exp_avg"]
+    moment = optimizer.inner.state[bench.towers.head.weight]["exp_avg"]
     return loss.measured_rho.value, moment

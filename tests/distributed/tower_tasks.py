@@ -66,7 +66,7 @@ def train_towers(task: Task) -> Result:
     prepare.prepare(model, settings)
     if task.fsdp:
         units = prepare.blocks(model)
-        fsdp.shard(model, units, torch.device("cpu"), low_precision=not exact)
+        fsdp.shard(model, units, torch.device("cpu"), low_precision=clip.autocast_dtype)
     optim = OptimConfig(lr=1e-3, warmup=1, beta2=0.98, eps=1e-6, grad_clip_norm=task.clip)
     optimizer = Optimizer(model, optim, 10)
     average = WeightAverage(model, settings.model_ema_decay or 0.5)

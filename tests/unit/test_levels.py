@@ -85,7 +85,7 @@ INSIDE = {
         ["evaluate"],
     ],
     "training": [
-        ["warning_signs"],
+        ["warning_signs", "learning_rate", "loss_scale", "optimizer_kind", "parameter_groups"],
         ["records", "optim", "oom_advice", "folder_lock"],
         ["open_run"],
         ["nonfinite", "components", "device_prefetch"],
@@ -111,6 +111,7 @@ DOORS = {
     "torch.distributed": {"parallel", "checkpoint.sharded"},
     "huggingface_hub": {"evaluation.datacomp.download", "model.clip"},
     "tyro": {"cli"},
+    "timm": {"model.foreign_weights", "model.tower_layers", "training.optimizer_kind"},
     "triton": {"method.softmax.fused"},
     "jinja2": {"templates"},
     "rich": {"cli", "console"},

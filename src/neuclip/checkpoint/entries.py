@@ -126,6 +126,7 @@ _EXPECTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "config": ("YAML is expected", _is_text),
     "architecture": _MAPPING,
     "loss": _MAPPING,
+    "loss_scale": _MAPPING,
     "step": _COUNT,
     "skipped": _COUNT,
     "fingerprint": ("a whole number is expected", _is_whole),

@@ -63,7 +63,7 @@ class Eval(CheckpointFlags, ReadingFlags):
     """images or texts per forward pass"""
     workers: int = 2
     """data workers"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, arg(metavar="{auto,cpu,cuda,cuda:N,mps}")] = "auto"
     """device to compute on"""
     track: Annotated[Literal["filtering", "byod"] | None, arg(help_behavior_hint="")] = None
     """DataComp: accepted without effect, it concerns the leaderboard"""

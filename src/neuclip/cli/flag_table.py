@@ -24,7 +24,7 @@ FLAG_NAMES: Mapping[tuple[str, str], str] = {("model", "name"): "model"}
 
 # Values that published trainers spell differently.
 SYNONYMS: Mapping[tuple[str, str], Mapping[str, str]] = {
-    ("model", "precision"): {"amp": "amp_bf16", "amp_bfloat16": "amp_bf16"},
+    ("model", "precision"): {"amp": "amp_fp16", "amp_bfloat16": "amp_bf16"},
     ("output", "report_to"): {
         "": "none", "wandb,tensorboard": "all", "tensorboard,wandb": "all",
     },
@@ -33,11 +33,10 @@ SYNONYMS: Mapping[tuple[str, str], Mapping[str, str]] = {
 # Values of published trainers that do not work here, each with what does.
 REFUSED_VALUES: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("model", "precision"): {
-        "fp16": "there is no gradient scaler; amp_bf16 and fp32 train",
-        "pure_fp16": "there is no gradient scaler; amp_bf16 and fp32 train",
+        "fp16": "weights in float16 lose small updates; amp_fp16 keeps them in float32",
+        "pure_fp16": "weights in float16 lose small updates; amp_fp16 keeps them in float32",
         "pure_bf16": "it lowers the LayerNorms too; bf16 keeps them in float32",
     },
-    ("optim", "lr_scheduler"): {"const-cooldown": "there is no cooldown; cosine and const work"},
 }
 
 
@@ -82,9 +81,9 @@ class Flag:
         return type(None) in get_args(self._kind)
 
     @property
-    def holds_section(self) -> bool:
-        """Whether the value is a section of its own, given as words `key=value`."""
-        return any(section_of(field) for field in self.fields.values())
+    def holds_mapping(self) -> bool:
+        """Whether the value is a section of its own or a mapping, given as words `key=value`."""
+        return any(section_of(field) or _is_mapping(field) for field in self.fields.values())
 
     @property
     def counts(self) -> bool:
@@ -93,13 +92,13 @@ class Flag:
 
     def annotation(self) -> object:
         """The field's type as tyro parses it."""
-        kind = tuple[str, ...] if self.holds_section else self._kind
+        kind = tuple[str, ...] if self.holds_mapping else self._kind
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         metavar = "{" + ",".join(choices) + "}" if choices else _metavar(kind)
-        metavar = "KEY=VALUE ..." if self.holds_section else metavar
+        metavar = "KEY=VALUE ..." if self.holds_mapping else metavar
         if words := {**SYNONYMS.get(self.path, {}), **REFUSED_VALUES.get(self.path, {})}:
             kind = Literal[(*choices, *words)]
-        if self.optional and not self.holds_section:
+        if self.optional and not self.holds_mapping:
             # The help writes none, as users do; tyro reads None.
             kind = cast(Any, kind) | Literal["none"]
         behaviour = self._behaviour()
@@ -138,6 +137,10 @@ class Flag:
         most, *others = sorted(by_text, key=lambda each: -len(by_text[each]))
         exceptions = (f"{', '.join(by_text[each])}: {each}" for each in others)
         return "; ".join([most, *exceptions]).removeprefix("; ").replace(": default: ", ": ")
+
+
+def _is_mapping(field: FieldInfo) -> bool:
+    return any(get_origin(kind) is dict for kind in (field.annotation, *get_args(field.annotation)))
 
 
 def _union(types: Iterable[object]) -> object:

@@ -63,9 +63,6 @@ ACCEPTED: Mapping[str, Accepted] = {
     ),
     "remote-sync-frequency": Accepted("no effect: see --remote-sync", True),
     "remote-sync-protocol": Accepted("no effect: see --remote-sync", True),
-    "opt": Accepted("the only optimizer here", True, ("adamw",)),
-    "optimizer": Accepted("the only optimizer here", True, ("adamw",)),
-    "momentum": Accepted("no effect on AdamW", True),
     "lambda-tolerance": Accepted(
         "no effect: it can only stop the networks' steps from the sixth on; all are run", True
     ),
@@ -82,7 +79,6 @@ _REFERENCE = (
     "(--fastclip --multiply_tau --temperature_scheme global_learnable)"
 )
 _DISTILLATION = "distillation from a teacher"
-_COOLDOWN = "a cooldown: --lr-scheduler is cosine or const"
 _AMORLIP = "this variant of AmorLIP: neuclip has the one of its README"
 _DATACOMP = (
     "DataComp's train.py: give what it passes on, --train-data DIR/shards --logs DIR --name NAME "
@@ -106,7 +102,6 @@ OUT_OF_SCOPE: Mapping[str, str] = {
     "infloss": "Inf-CLIP's loss: --accum-freq trains with batches of any size exactly",
     **dict.fromkeys(("torchscript", "trace", "horovod"), _REMOVED),
     **dict.fromkeys(("fsdp-no-reshard-after-forward", "fsdp-offload-cpu"), _OFFLOAD),
-    **dict.fromkeys(("epochs-cooldown", "lr-cooldown-end", "lr-cooldown-power"), _COOLDOWN),
     **dict.fromkeys(("scale", "exp-name", "num-checkpoints", "data-weights"), _DATACOMP),
     "use-bn-sync": "synchronized BatchNorm: each process normalizes by its own micro-batch",
     "pretrained-image": (

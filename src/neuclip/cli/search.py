@@ -6,7 +6,7 @@ Imports torch only when it runs.
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -45,7 +45,7 @@ class Search(CheckpointFlags, ReadingFlags):
     """images per forward pass"""
     workers: int = 2
     """processes that read images"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[str, arg(metavar="{auto,cpu,cuda,cuda:N,mps}")] = "auto"
     """device to compute on"""
 
 

@@ -226,7 +226,7 @@ def _translate_values(top: dict[str, Any]) -> list[str]:
     for flag in table():
         section, key = flag.path
         values = top.get(section, {}) if section else top
-        if flag.holds_section and key in values:
+        if flag.holds_mapping and key in values:
             values[key] = _mapping(flag.name, values[key])
         if flag.optional and values.get(key) == "none":
             values[key] = None

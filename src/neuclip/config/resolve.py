@@ -15,7 +15,7 @@ from neuclip.config.run_config import RunConfig
 class ResolvedConfig(RunConfig):
     """Settings without a default that is still open; only `resolve` makes them.
 
-    `optim.beta2`, `optim.eps`, gamma and its length, the pool's sizes and
+    `optim.beta1`, `beta2` and `eps` of AdamW, gamma and its length, the pool's sizes and
     `data.global_batch_size` are numbers, and `data.batch_size` and `data.accum_freq` are what each
     rank takes of a step.
     """
@@ -57,6 +57,8 @@ def smoke(config: RunConfig) -> RunConfig:
         "epochs": 2, "stop_epochs": stop, "warmup": min(config.optim.warmup, 2),
         "warm_start_steps": min(config.optim.warm_start_steps, 2),
     }  # fmt: skip
+    if config.optim.epochs_cooldown is not None:
+        optim["epochs_cooldown"] = 1
     return config.model_copy(
         update={
             "data": config.data.model_copy(update=data),
@@ -69,13 +71,15 @@ def smoke(config: RunConfig) -> RunConfig:
 
 def derived(config: RunConfig) -> RunConfig:
     """The same settings with the defaults that depend on the model and on the run's length."""
-    vit = "vit" in config.model.short_name.lower()
-    optim = config.optim.model_copy(
-        update={
-            "beta2": _default(config.optim.beta2, 0.98 if vit else 0.999),
-            "eps": _default(config.optim.eps, 1e-6 if vit else 1e-8),
+    optim = config.optim
+    if optim.opt == "adamw":
+        vit = "vit" in config.model.short_name.lower()
+        rates = {
+            "beta1": _default(optim.beta1, 0.9),
+            "beta2": _default(optim.beta2, 0.98 if vit else 0.999),
+            "eps": _default(optim.eps, 1e-6 if vit else 1e-8),
         }
-    )
+        optim = optim.model_copy(update=rates)
     method = config.method
     if isinstance(method, MixingSettings):
         method = method.for_length(float(max(config.optim.epochs, 1)))

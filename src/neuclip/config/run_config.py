@@ -5,10 +5,11 @@ users of open_clip and FastCLIP know. A field declares its own range; `check` ho
 concern several fields. `neuclip.config.resolve` fills in what depends on other settings.
 """
 
-from typing import Literal
+import re
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import MethodSettings
@@ -21,7 +22,7 @@ from neuclip.config.sections import (
     OutputConfig,
     ParallelConfig,
 )
-from neuclip.errors import UserError, quantity
+from neuclip.errors import UserError
 from neuclip.masking import mask_tree
 from neuclip.method.choices import BatchOption
 
@@ -52,7 +53,10 @@ class RunConfig(Section):
         description="checkpoint to continue from; latest: the newest of this run; auto: the newest "
         "undamaged one, or a new run if there is none",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="where to compute")
+    device: str = Field(
+        default="auto",
+        description="where to compute: auto, cpu, cuda, cuda:1 (a GPU by its index) or mps",
+    )
     method: AnyMethodSettings = Field(default_factory=_default_method)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -61,33 +65,27 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     output: OutputConfig = OutputConfig()
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", value):
+            return value
+        raise PydanticCustomError("device", "must be auto, cpu, cuda, cuda:1 or mps")
+
     def check(self) -> None:
         """Checks rules over several fields.
 
         Raises:
             UserError: names the fields that contradict each other and what would be right.
         """
-        optim, name = self.optim, self.name
+        name = self.name
         self.model.check()
         self.data.check()
         check_takes(self.method.method, _batch_options(self.data))
         self.parallel.check(self.model.precision)
         self.evaluation.check()
-        if optim.lr_min > optim.lr:
-            raise UserError(
-                f"lr_min {optim.lr_min:g} is above lr {optim.lr:g}; it must be at most lr"
-            )
-        if optim.lr_tau is None and optim.lr_tau_scheduler in {"step_thresh", "cosine"}:
-            raise UserError(
-                f"lr_tau_scheduler {optim.lr_tau_scheduler} needs lr_tau (for example "
-                "--lr_tau 1e-4)"
-            )
-        if optim.stop_epochs is not None and optim.stop_epochs > optim.epochs:
-            raise UserError(
-                f"stop_epochs {optim.stop_epochs} is beyond the schedule of "
-                f"{quantity(optim.epochs, 'epoch')}; it must be at most epochs"
-            )
-        if getattr(self.method, "rho", None) == "auto" and not optim.warm_start_steps:
+        self.optim.check()
+        if getattr(self.method, "rho", None) == "auto" and not self.optim.warm_start_steps:
             raise UserError(
                 "rho auto is measured in the warm start: add --warm-start-steps 50, or give rho a "
                 "number"

@@ -70,9 +70,14 @@ class Clip:
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
-        if self.precision == "amp_bf16":
-            return torch.autocast(device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.autocast_dtype)
+
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The type of most activations under autocast; none without autocast."""
+        return {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}.get(self.precision)
 
     @property
     def logit_scale(self) -> float:

@@ -376,7 +376,7 @@ def load_pretrained(
 
     Args:
         choice: which checkpoint and which weights.
-        device: `auto`, `cpu` or `cuda`.
+        device: as for `choose_device`.
         local_rank: index of the GPU on this machine.
 
     Raises:
@@ -395,7 +395,7 @@ def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0
 
     Args:
         choice: which checkpoint and which weights.
-        device: `auto`, `cpu` or `cuda`.
+        device: as for `choose_device`.
         local_rank: index of the GPU on this machine.
 
     Raises:

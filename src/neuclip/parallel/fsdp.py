@@ -60,7 +60,11 @@ def background_group() -> dist.ProcessGroup:
 
 
 def shard(
-    towers: nn.Module, units: Sequence[nn.Module], device: torch.device, *, low_precision: bool
+    towers: nn.Module,
+    units: Sequence[nn.Module],
+    device: torch.device,
+    *,
+    low_precision: torch.dtype | None,
 ) -> None:
     """Shards the towers in place: each unit by itself, and the remaining parameters with the root.
 
@@ -70,8 +74,8 @@ def shard(
         towers: the model, equal on all ranks.
         units: its blocks; the parameters of a unit are all-gathered together.
         device: of the parameters.
-        low_precision: gather and compute with bfloat16 parameters, and update in float32. Units
-            with BatchNorm stay in float32 for their running statistics.
+        low_precision: gather and compute with parameters of this type, and update in float32; none:
+            float32 everywhere. Units with BatchNorm stay in float32 for their running statistics.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     scalars = {p for p in towers.parameters() if p.ndim == 0}
@@ -87,10 +91,12 @@ def shard(
         towers.register_forward_pre_hook(_share_statistics_in_training)
 
 
-def _policy(unit: nn.Module, low_precision: bool) -> MixedPrecisionPolicy:
-    if not low_precision or _statistics(unit):
-        return MixedPrecisionPolicy(reduce_dtype=torch.float32 if low_precision else None)
-    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+def _policy(unit: nn.Module, low_precision: torch.dtype | None) -> MixedPrecisionPolicy:
+    if low_precision is None:
+        return MixedPrecisionPolicy()
+    if _statistics(unit):
+        return MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    return MixedPrecisionPolicy(param_dtype=low_precision, reduce_dtype=torch.float32)
 
 
 def _average_gradient(parameter: Tensor) -> None:

@@ -8,7 +8,11 @@ In reading order:
 - `step`: one step: encode, loss, backward, update.
 - `accumulation`: the exact gradient of a batch in micro-batches.
 - `nonfinite`: steps with non-finite numbers: masked on the device, reported later.
-- `optim`: parameter groups, AdamW and learning-rate schedules.
+- `optim`: the optimiser of the towers.
+- `optimizer_kind`: optimisers by name, and what each takes.
+- `parameter_groups`: weight decay and layer-wise learning rates.
+- `learning_rate`: schedules as pure functions of the step.
+- `loss_scale`: the scale of the loss under float16.
 - `device_prefetch`: groups micro-batches into steps and copies them to the device.
 - `run_state`: the content of a checkpoint, and what an exact resume needs equal.
 - `evaluating`: evaluation during training.

@@ -46,8 +46,10 @@ from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluating import open_zero_shot
 from neuclip.training.folder_lock import FolderLock
+from neuclip.training.loss_scale import LossScale
 from neuclip.training.open_run import changed_settings, earlier_config, open_run_folder
 from neuclip.training.optim import Optimizer
+from neuclip.training.optimizer_kind import OptimizerKind
 from neuclip.training.records.run_log import log_to
 from neuclip.training.records.sinks import check_packages
 from neuclip.training.trainer import Trainer
@@ -82,7 +84,8 @@ def _join_and_train(config: RunConfig) -> Path:
             "'shards/{00000..00331}.tar' (neuclip data demo --out DIR makes a data set). With "
             "--pretrained or --resume, and --val-data or --imagenet-val, a run only evaluates"
         )
-    device = choose_device(config.device, launch_environment().local_rank)
+    OptimizerKind.of(config.optim)  # a wrong name or argument fails before data are opened
+    device = _device(config)
     with (
         open_process_group(device, _wait_limits(config)),
         fsdp.ensure_process_group(device.type, wanted=config.parallel.fsdp),
@@ -94,9 +97,14 @@ def _join_and_train(config: RunConfig) -> Path:
 
 
 def _evaluate_only(config: RunConfig) -> Path:
-    device = choose_device(config.device, launch_environment().local_rank)
+    device = _device(config)
     with open_process_group(device, _wait_limits(config)):
         return evaluate_checkpoint(config, device)
+
+
+def _device(config: RunConfig) -> torch.device:
+    launch = launch_environment()
+    return choose_device(config.device, launch.local_rank, launch.world_size)
 
 
 def _wait_limits(config: RunConfig) -> WaitLimits:
@@ -133,8 +141,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
     loss = build_loss(config.method, facts).to(device)
     _prepare_towers(config, clip, starting, learns_temperature=loss.learns_temperature)
     del starting  # frees the copy on the CPU
-    total_steps = config.optim.epochs * loader.steps_per_epoch
-    optimizer = Optimizer(clip.towers, config.optim, total_steps)
+    optimizer = _build_optimizer(config, clip, loader.steps_per_epoch)
     with FolderLock() as lock:
         folder, start = from_main(
             lambda: open_run_folder(config.output.logs, name, config.resume, lock)
@@ -209,7 +216,7 @@ def _prepare_towers(
     tower_parts.prepare(clip.towers, config.model, starting.begins_trained)
     if config.parallel.fsdp:
         units = tower_parts.blocks(clip.towers)
-        low = clip.precision == "amp_bf16"
+        low = clip.autocast_dtype
         fsdp.shard(clip.towers, units, _logit_scale(clip).device, low_precision=low)
 
 
@@ -227,6 +234,12 @@ def _components(data: DataConfig, index: Source) -> NDArray[np.int64] | None:
     return components(read_groups(index, data))
 
 
+def _build_optimizer(config: RunConfig, clip: Clip, steps_per_epoch: int) -> Optimizer:
+    scaled = clip.precision == "amp_fp16"
+    loss_scale = LossScale(_logit_scale(clip).device) if scaled else None
+    return Optimizer(clip.towers, config.optim, config.optim.epochs * steps_per_epoch, loss_scale)
+
+
 def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
     settings = LoaderSettings(
         batch_size=config.data.batch_size,
@@ -237,7 +250,7 @@ def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
         workers=config.data.workers,
         num_samples=config.data.train_num_samples,
         window=config.data.shuffle_window,
-        pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        pin_memory=_logit_scale(clip).device.type == "cuda",
         stall_limit=config.data.data_timeout,
         caption_choice=config.data.caption_choice,
         extras=Extras(

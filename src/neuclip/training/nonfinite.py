@@ -87,6 +87,7 @@ class StepStatus:
         loss: of this rank.
         gradient_norm: over all parameters, before clipping.
         temperature: before the step.
+        loss_scale: of the step; 1 if the loss is not scaled.
         bad_rows: per side, the number of this rank's non-finite feature rows, and the index of the
             first.
         pairs: number of pairs on this rank.
@@ -97,12 +98,13 @@ class StepStatus:
     loss: float
     gradient_norm: float
     temperature: float
+    loss_scale: float
     bad_rows: tuple[tuple[int, int], tuple[int, int]]
     pairs: int
 
     @property
     def problem(self) -> str | None:
-        """Why every rank skipped the update; none if it was applied."""
+        """Why every rank skipped the update; none if it was applied, or the scale was too large."""
         for name, (count, first) in zip(FEATURES, self.bad_rows, strict=True):
             if count:
                 return (
@@ -112,16 +114,25 @@ class StepStatus:
             return f"the loss is {self.loss}"
         if self.loss_rejected:
             return ON_ANOTHER_RANK
-        if not math.isfinite(self.gradient_norm):
+        if not math.isfinite(self.gradient_norm) and not self.overflow:
             return f"the gradient norm is {self.gradient_norm}"
         return None
+
+    @property
+    def overflow(self) -> bool:
+        """Whether a gradient overflowed at a loss scale that can still be lowered.
+
+        Every rank skipped the update, and the next step has half the scale.
+        """
+        finite = math.isfinite(self.loss) and not self.loss_rejected
+        return finite and not math.isfinite(self.gradient_norm) and self.loss_scale > 1
 
 
 class Readback:
     """A step status on its way to the host.
 
     Args:
-        numbers: [9], the first five fields of `StepStatus` in order, then `bad_rows`.
+        numbers: [10], the first six fields of `StepStatus` in order, then `bad_rows`.
         pairs: number of pairs on this rank.
     """
 
@@ -139,7 +150,7 @@ class Readback:
         """Returns the status; waits until the step has finished."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        loss_rejected, stop, loss, norm, temperature, *bad_rows = self._numbers.tolist()
+        loss_rejected, stop, loss, norm, temperature, scale, *bad_rows = self._numbers.tolist()
         images, image, texts, text = (int(number) for number in bad_rows)
         return StepStatus(
             loss_rejected=bool(loss_rejected),
@@ -147,6 +158,7 @@ class Readback:
             loss=loss,
             gradient_norm=norm,
             temperature=temperature,
+            loss_scale=scale,
             bad_rows=((images, image), (texts, text)),
             pairs=self._pairs,
         )
@@ -172,6 +184,8 @@ class StepMonitor:
 
     Attributes:
         skipped: number of steps skipped so far.
+        overflows: number of steps skipped because of the loss scale alone; `limit` does not count
+            them.
         stop: a rank was asked to stop; becomes true at the same step on all ranks.
     """
 
@@ -179,7 +193,7 @@ class StepMonitor:
         self._limit, self._folder = limit, folder
         self._delay = 1 if device.type == "cuda" else 0
         self._pending: deque[_PendingStep] = deque()
-        self.skipped = 0
+        self.skipped = self.overflows = 0
         self.stop = False
 
     def add(self, number: int, rate: float, batches: Sequence[Batch], readback: Readback) -> None:
@@ -210,6 +224,13 @@ class StepMonitor:
             step = self._pending.popleft()
             status = step.readback.read()
             self.stop = self.stop or status.stop
+            if status.overflow:
+                self.overflows += 1
+                log.info(
+                    "step %d: a gradient overflows at loss scale %g; skipped, and the scale halved",
+                    step.number,
+                    status.loss_scale,
+                )
             if status.problem is not None:
                 self._count_skipped(step, _with_rank(status.problem), status.temperature)
 

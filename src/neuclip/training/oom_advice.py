@@ -37,7 +37,7 @@ def _advice(config: RunConfig, error: Exception) -> str:
         "smaller parts"
     ]
     if model.precision in {"auto", "fp32"}:
-        knobs.append("--precision amp_bf16")
+        knobs.append("--precision amp_bf16 (amp_fp16 on a GPU older than A100 or RTX 30)")
     if not model.grad_checkpointing:
         knobs.append("--grad-checkpointing: far fewer activations for a third more time")
     if not config.parallel.fsdp:

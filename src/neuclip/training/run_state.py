@@ -1,6 +1,7 @@
 """The content of a checkpoint: everything that an exact resume needs, saved and restored."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,13 @@ def resume_identity(run: Components) -> dict[str, Any]:
         "steps_per_epoch": run.loader.steps_per_epoch,
         "num_samples": run.num_samples,
         "order_of_data": run.loader.order_digest,
+        "optimizer": run.config.optim.opt,
+        "parameter_groups": [len(group.parameters) for group in run.optimizer.groups],
     }
+
+
+_UNRECORDED = {"optimizer", "parameter_groups"}
+"""What checkpoints of earlier versions do not record."""
 
 
 class RunState:
@@ -83,6 +90,7 @@ class RunState:
                 "step": self.step,
                 "warm_steps": self.warm_steps,
                 "skipped": self._monitor.skipped,
+                **self._loss_scale(),
                 "fingerprint": self._data.fingerprint(),
                 "config": run.config.to_yaml(),
                 "architecture": run.clip.architecture.record(),
@@ -107,7 +115,7 @@ class RunState:
                 f"{path} starts from its weights"
             )
         for key, value in resume_identity(run).items():
-            if own.get(key) != value:
+            if own.get(key) != value and (key in own or key not in _UNRECORDED):
                 raise CheckpointError(
                     f"checkpoint {path} has {key} {own.get(key)!r}, this run has {value!r}; an "
                     "exact resume needs them equal"
@@ -119,6 +127,7 @@ class RunState:
             storage.load_loss(run.loss, own["loss"], path)
             self.step, self.warm_steps = int(own["step"]), int(own.get("warm_steps", 0))
             self._monitor.skipped = int(own["skipped"])
+            self._load_loss_scale(own)
             restore_random_state(own, run.device, run.config.seed + self.step)
             self._data.resume(int(own["fingerprint"]), own["damage"])
         log.info("resumed %s at step %d%s", path, self.step, self._within_warm_start())
@@ -141,6 +150,20 @@ class RunState:
                 "continues it", path,
             )  # fmt: skip
 
+    def _loss_scale(self) -> dict[str, Any]:
+        """The loss scale and the steps that it cost, if the loss is scaled."""
+        scale = self._run.optimizer.loss_scale
+        if scale is None:
+            return {}
+        return {"loss_scale": {**scale.state_dict(), "overflows": self._monitor.overflows}}
+
+    def _load_loss_scale(self, own: Mapping[str, Any]) -> None:
+        """Restores the loss scale; without a saved one it starts anew."""
+        scale = self._run.optimizer.loss_scale
+        if scale is not None and "loss_scale" in own:
+            scale.load_state_dict(own["loss_scale"])
+            self._monitor.overflows = int(own["loss_scale"]["overflows"])
+
     def _sharded_tensors(self) -> dict[str, Tensor]:
         """Live tensors by their names in a checkpoint; of a sharded one, only a shard is read."""
         weights, optimizer = self._run.clip.towers.state_dict(), self._run.optimizer
@@ -149,6 +172,6 @@ class RunState:
             **{
                 f"optimizer/state/{number}/{moment}": parameter
                 for number, parameter in enumerate(optimizer.in_order)
-                for moment in ("exp_avg", "exp_avg_sq")
+                for moment in ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg")
             },
         }

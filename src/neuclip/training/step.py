@@ -99,13 +99,15 @@ class TrainingStep:
         flags = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
         flags = collectives.max_over_ranks(flags.float())
         with self._section("backward"):
-            loss.backward()
+            self._optimizer.scaled(loss).backward()
             if cached is not None:
                 cached.backward(self._towers)
+        loss_scale = self._optimizer.loss_scale
+        scale = torch.ones_like(value) if loss_scale is None else loss_scale.scale
         with self._section("optimizer"):
             norm = self._update(loss_rejected=flags[0])
         temperature = 1 / outputs["logit_scale"].detach()
-        numbers = [*flags, *(number.float() for number in (value, norm, temperature))]
+        numbers = [*flags, *(number.float() for number in (value, norm, temperature, scale))]
         status = torch.cat([torch.stack(numbers), finite.bad_rows.flatten().float()])
         return StepResult(value, norm, Readback(status, len(outputs["image_features"])))
 
@@ -131,6 +133,8 @@ class TrainingStep:
             The gradient norm, equal on all ranks.
         """
         norm = self._optimizer.gradient_norm()
+        if self._optimizer.loss_scale is not None:
+            self._optimizer.loss_scale.update(norm, loss_rejected)
         self._optimizer.step(skip=torch.maximum(loss_rejected, (~torch.isfinite(norm)).float()))
         if not self._settling:
             clamp_logit_scale(self._clip.towers)

@@ -225,9 +225,17 @@ class Trainer:
             "logit_scale": 1 / temperature,
             "grad_norm": float(result.gradient_norm),
             "skipped_steps": self._monitor.skipped,
+            **self._loss_scale(),
             "samples_fingerprint": f"{self._data.fingerprint():016x}",
             **run.loss.metrics(),
         }
+
+    def _loss_scale(self) -> dict[str, float]:
+        """The loss scale and the steps that it cost, if the loss is scaled."""
+        loss_scale = self._run.optimizer.loss_scale
+        if loss_scale is None:
+            return {}
+        return {"loss_scale": float(loss_scale.scale), "overflow_steps": self._monitor.overflows}
 
     def _profiler(self) -> AbstractContextManager[Any]:
         """Records a trace of ten steps in `trace.json`, if `--profile` asks for it."""

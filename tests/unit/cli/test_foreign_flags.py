@@ -51,12 +51,23 @@ def test_no_flag_is_both_known_and_out_of_scope():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--opt lion", "--opt lion: only adamw works here"),
         ("--lambda-eps 1", "--lambda-eps 1: only 0 works here"),
         ("--dist-url", "--dist-url needs a value"),
-        ("--precision fp16", "--precision fp16: out of scope: there is no gradient scaler"),
+        ("--precision fp16", "--precision fp16: out of scope: weights in float16 lose small"),
         ("--precision pure_bf16", "bf16 keeps them in float32"),
-        ("--lr-scheduler const-cooldown", "cosine and const work"),
+        ("--lr-scheduler const-cooldown", "const-cooldown needs epochs_cooldown"),
+        ("--epochs-cooldown 2", "epochs_cooldown has no effect without lr_scheduler"),
+        ("--lr-cooldown-power 2", "lr_cooldown_power has no effect without"),
+        (
+            "--lr-scheduler const-cooldown --epochs 3 --epochs-cooldown 4",
+            "epochs_cooldown 4 is longer than the schedule of 3 epochs",
+        ),
+        (
+            "--lr-scheduler const-cooldown --epochs-cooldown 4 --lr-cooldown-end 1",
+            "lr_cooldown_end 1 is above lr",
+        ),
+        ("--image-layer-decay 1.5", "out of range"),
+        ("--device tpu", "must be auto, cpu, cuda, cuda:1 or mps"),
         ("--dataset-type synthetic", "needs --train-num-samples"),
         ("--dataset-type csv --data-format folder", "set the same thing"),
         ("--data-format csv --dataset-type webdataset", "set the same thing: leave one out"),
@@ -87,7 +98,27 @@ def test_refused_values_are_not_offered(capsys):
 @pytest.mark.parametrize(
     ("line", "section", "expected"),
     [
-        ("--precision amp", "model", {"precision": "amp_bf16"}),
+        ("--precision amp", "model", {"precision": "amp_fp16"}),
+        ("--opt timm/Lion", "optim", {"opt": "lion"}),
+        (
+            "--optimizer lamb --momentum 0.8 --opt-kwargs nesterov=True 'betas=(0.9, 0.95)'",
+            "optim",
+            {
+                "opt": "lamb",
+                "momentum": 0.8,
+                "opt_kwargs": {"nesterov": True, "betas": (0.9, 0.95)},
+            },
+        ),
+        (
+            "--visual-layer-decay 0.7 --text-layer-decay 0.8",
+            "optim",
+            {"image_layer_decay": 0.7, "text_layer_decay": 0.8},
+        ),
+        (
+            "--lr-scheduler const-cooldown --epochs-cooldown 2 --lr-cooldown-power 2",
+            "optim",
+            {"epochs_cooldown": 2, "lr_cooldown_power": 2.0},
+        ),
         ("--precision amp_bfloat16", "model", {"precision": "amp_bf16"}),
         ("--precision bf16", "model", {"precision": "bf16"}),
         ("--report-to wandb,tensorboard", "output", {"report_to": "all"}),

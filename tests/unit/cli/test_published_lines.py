@@ -43,7 +43,7 @@ def test_open_clips_lines_are_accepted_but_for_coca_and_audio():
     assert len(lines) == 24
 
 
-SAME_VALUE = {"amp": "amp_bf16", "amp_bfloat16": "amp_bf16", "4e8": "400000000", "[3]": "3"}
+SAME_VALUE = {"amp": "amp_fp16", "amp_bfloat16": "amp_bf16", "4e8": "400000000", "[3]": "3"}
 
 
 @pytest.mark.parametrize("title", TRAINED)
@@ -138,7 +138,7 @@ def test_recipe_of_amorlip_is_the_published_line():
         parse(LINES["AmorLIP on CC12M using 1 GPU"].line),
     )
     assert resolved("--recipe amorlip-cc12m").method == recipe.method == line.method
-    own = {"epsilon", "beta2", "eps"}
+    own = {"epsilon", "beta1", "beta2", "eps"}
     assert recipe.optim.model_dump(exclude=own) == line.optim.model_dump(exclude=own)
     assert line.evaluation.eval_data_dir == "$DATACOMP_DATA"
     assert "flickr" in str(line.evaluation.eval_tasks)

@@ -54,7 +54,7 @@ def test_a_gradient_size_without_gradient_is_refused():
         ("--method scent --gamma 4", "--gamma is rate_offset of scent: 4"),
         ("--method scent --gamma-schedule cosine", "--gamma-schedule cosine has no effect"),
         ("--method scent --gamma-decay-epochs 5", "--gamma-decay-epochs 5.0 has no effect"),
-        ("--precision amp", "--precision amp is called amp_bf16 here"),
+        ("--precision amp", "--precision amp is called amp_fp16 here"),
         ("--precision amp_bfloat16", "--precision amp_bfloat16 is called amp_bf16 here"),
     ],
 )

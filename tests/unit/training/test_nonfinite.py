@@ -14,7 +14,7 @@ from step_parts import CPU, batch
 
 def readback(loss: float = 1.0, stop: bool = False) -> Readback:
     rejected = not math.isfinite(loss)
-    return Readback(torch.tensor([rejected, stop, loss, 1.0, 0.05, 0, 0, 0, 0]), 12)
+    return Readback(torch.tensor([rejected, stop, loss, 1.0, 0.05, 1.0, 0, 0, 0, 0]), 12)
 
 
 @pytest.fixture

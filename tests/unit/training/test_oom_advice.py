@@ -24,7 +24,7 @@ def test_exhausted_memory_names_the_knobs(error):
         raise error
     message = str(caught.value)
     assert message.startswith("out of memory in a training step: ")
-    for knob in ("--batch-size below 64", "--accum-freq", "--precision amp_bf16",
+    for knob in ("--batch-size below 64", "--accum-freq", "--precision amp_bf16 (amp_fp16",
                  "--grad-checkpointing", "--fsdp", "--num-prototypes below 8192"):  # fmt: skip
         assert knob in message
     known = {f"--{flag.name}" for flag in table()}

@@ -64,7 +64,7 @@ def test_the_moments_are_those_of_adam_on_the_starting_weights():
             first = settings.beta1 * first + (1 - settings.beta1) * gradient
             second = settings.beta2 * second + (1 - settings.beta2) * gradient**2
             step([batch(number)])
-    state = bench.optimizer.adamw.state[bench.towers.head.weight]
+    state = bench.optimizer.inner.state[bench.towers.head.weight]
     assert int(state["step"]) == 4
     torch.testing.assert_close(state["exp_avg"], first)
     torch.testing.assert_close(state["exp_avg_sq"], second)
