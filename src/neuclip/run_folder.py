@@ -14,12 +14,16 @@ eval_results/       epoch_N_eval_results.jsonl, gallery_SPLIT.json, outcomes/
 params.txt          open_clip's record of its flags, in run folders of open_clip
 """
 
+import errno
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from neuclip.untrusted import parse_json
+from neuclip.errors import UserError, printable
+from neuclip.untrusted import open_regular, parse_json, read_file
 
 LATEST = "epoch_latest.pt"
 """The newest checkpoint of a run: a second name of its file."""
@@ -30,6 +34,9 @@ average."""
 CANARY = "canary:"
 """Prefix of the names of canaries: sets that show what a fine-tuned model forgets."""
 _CHECKPOINTS = "checkpoints"
+_LONGEST_RECORD = 2**20  # bytes
+_LARGEST_RECORDS = 2**30  # bytes
+_LARGEST_FLAGS = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,16 @@ def is_canary(split: str) -> bool:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of `metrics.jsonl` without broken lines; empty if there is no such file."""
-    return [record for record in record_lines(path) if record is not None]
+    """The records of `metrics.jsonl` without broken lines; empty if there is no such file.
+
+    Raises:
+        UserError: it cannot be read, is not a regular file, or is larger than 1 GiB.
+    """
+    try:
+        return [record for record in record_lines(path) if record is not None]
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UserError(f"cannot read {printable(str(path), 300)}: {why}") from None
 
 
 def record_lines(path: Path) -> list[dict[str, Any] | None]:
@@ -157,15 +172,30 @@ def record_lines(path: Path) -> list[dict[str, Any] | None]:
 
     A line that is not a JSON object with a step is broken, such as the last line of a killed run:
     its entry is None. Readers skip it, and a resumed run removes it from the file.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is larger than 1 GiB.
     """
     if not path.exists():
         return []
-    return [_parse_record(line) for line in path.read_bytes().splitlines()]
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _LARGEST_RECORDS:
+            raise OSError(errno.EFBIG, f"{size:,} bytes are more than {_LARGEST_RECORDS:,}")
+        return [_parse_record(line) for line in _lines(file)]
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; one that is longer than any record ends where the longest would."""
+    while line := file.readline(_LONGEST_RECORD + 1):
+        yield line
+        while len(line) > _LONGEST_RECORD and not line.endswith(b"\n"):
+            line = file.readline(_LONGEST_RECORD + 1)
 
 
 def _parse_record(line: bytes) -> dict[str, Any] | None:
     try:
-        record = parse_json(line)
+        record = parse_json(line, _LONGEST_RECORD)
     except ValueError:
         return None
     whole = isinstance(record, dict) and isinstance(record.get("step"), int)
@@ -173,8 +203,12 @@ def _parse_record(line: bytes) -> dict[str, Any] | None:
 
 
 def open_clip_flags(path: Path) -> dict[str, str]:
-    """The flags of a run of open_clip, from its `params.txt`; without those that were not set."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """The flags of a run of open_clip, from its `params.txt`; without those that were not set.
+
+    Raises:
+        OSError: the file cannot be read, is not a regular file, or is larger than 1 MiB.
+    """
+    lines = read_file(path, _LARGEST_FLAGS).decode("utf-8", "replace").splitlines()
     found = dict(line.split(": ", 1) for line in lines if ": " in line)
     return {key: value for key, value in found.items() if value != "None"}
 

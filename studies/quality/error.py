@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from neuclip.evaluation.embed import encode_split, start_reading
+from neuclip.evaluation.interfaces import EvaluationSettings
 from neuclip.method.losses.individual import IndividualContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.objective import log_plus
@@ -76,7 +77,9 @@ def encode_training_pairs(run: RestoredRun, train_data: str | None = None) -> tu
         train_data: training data, if not the run's own.
     """
     source = read_index(run.config, train_data or str(run.config.data.train_data))
-    encoded = encode_split(run.encoder, start_reading(run.encoder, source, 256, workers=0))
+    encoded = encode_split(
+        run.encoder, start_reading(run.encoder, source, EvaluationSettings(workers=0))
+    )
     features = torch.stack([encoded.image_features, encoded.text_features])
     return features, encoded.sample_ids
 

@@ -32,7 +32,7 @@ from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.config.resolve import resolve
 from neuclip.data.batch import Batch
-from neuclip.data.loader import evaluation_loader, evaluation_requests
+from neuclip.data.loader import LoaderSettings, evaluation_loader, evaluation_requests
 from neuclip.data.opening import open_source
 from neuclip.data.order import Order
 from neuclip.data.sources.source import Source
@@ -116,7 +116,9 @@ def read(source: Source, tokenize: Tokens) -> list[Batch]:
     """All batches of a source, in order."""
     requests = evaluation_requests(np.arange(len(source), dtype=np.int64), 1024)
     return [
-        batch for batch in evaluation_loader(source, grey, tokenize, requests)
+        batch for batch in evaluation_loader(
+            source, grey, tokenize, requests, LoaderSettings(256)
+        )
         if isinstance(batch, Batch)
     ]  # fmt: skip
 

@@ -57,7 +57,7 @@ def evaluate_own(folder: Path, name: str, state: dict[str, Any]) -> Any:
     torch.set_num_threads(1)
     towers, loss = encoder(), trained_loss(name, state)
     found = evaluate(EvaluatedModel(towers, loss, 10.0, 20), open_split(folder), SETTINGS)
-    encoded = encode_split(towers, start_reading(towers, open_split(folder).index, 24, 0))
+    encoded = encode_split(towers, start_reading(towers, open_split(folder).index, SETTINGS))
     return found.metrics, encoded, loss.state_dict(), found.gallery
 
 

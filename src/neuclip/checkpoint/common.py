@@ -7,10 +7,12 @@ from pathlib import Path
 
 from neuclip.errors import UserError
 from neuclip.files import describe
+from neuclip.untrusted import read_file
 
 SUMS = "SHA256SUMS"
 _SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _SHOWN = 6
+_LARGEST_SUMS = 2**22  # bytes; about 50,000 lines
 
 
 class CheckpointError(UserError):
@@ -47,7 +49,7 @@ def read_sums(folder: Path) -> list[tuple[str, str]] | None:
     Other lines are left out, such as half of one that a killed process wrote.
     """
     try:
-        content = (folder / SUMS).read_bytes().decode("utf-8", "replace")
+        content = read_file(folder / SUMS, _LARGEST_SUMS).decode("utf-8", "replace")
     except OSError:
         return None
     matches = map(_SUM_LINE.fullmatch, content.splitlines())

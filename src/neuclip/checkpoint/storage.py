@@ -42,6 +42,7 @@ from neuclip.files import describe, partial_name, replacing, sha256, system_erro
 from neuclip.first_bytes import ZIP, first_bytes
 from neuclip.parallel import fsdp
 from neuclip.run_folder import LATEST
+from neuclip.untrusted import open_regular
 
 log = logging.getLogger("neuclip")
 
@@ -270,7 +271,7 @@ def _check_exists(path: Path) -> None:
         if not path.parent.is_dir():
             raise CheckpointError(f"no checkpoint at {path}: there is no folder {path.parent}")
         path.stat()
-        with contextlib.nullcontext() if path.is_dir() else path.open("rb"):
+        with contextlib.nullcontext() if path.is_dir() else open_regular(path):
             return
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}{neighbours(path)}") from None

@@ -30,10 +30,13 @@ from neuclip.parallel.launch import launch_environment
 
 _REFUSED = {
     errno.EACCES,
+    errno.EFBIG,
+    errno.EINVAL,
     errno.EISDIR,
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENOTDIR,
+    errno.ENXIO,
     errno.EPERM,
     errno.EROFS,
 }

@@ -63,6 +63,15 @@ class ReadingFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimedReadingFlags(ReadingFlags):
+    """How data are read by data workers, and how long to wait for them."""
+
+    reading: Annotated[
+        GivenSettings, OmitArgPrefixes, settings_flags("data", (*READING, "data_timeout"))
+    ] = field(default_factory=GivenSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _SourceCommand(ReadingFlags):
     """A command that reads a source."""
 

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
-from neuclip.cli.data import ReadingFlags
+from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import Switch, check_range
 from neuclip.config.sections import DataConfig
 from neuclip.errors import UserError, quantity
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(CheckpointFlags, ReadingFlags):
+class Eval(CheckpointFlags, TimedReadingFlags):
     """Evaluate a checkpoint on evaluation splits (--val-data) or DataComp's tasks (--data-dir).
 
     Without either flag, the splits given to training are used. Splits are evaluated by zero-shot
@@ -178,6 +178,7 @@ def _own_splits(command: Eval, run: Path) -> int:
         settings = EvaluationSettings(
             batch_size=command.batch_size,
             workers=command.workers,
+            stall_limit=command.data_config().data_timeout,
             seed=0 if config is None else config.seed,  # repeats the numbers of training
             allow_damage=command.allow_damage,
             progress=progress if main else None,
@@ -220,6 +221,7 @@ def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:
         settings = EvaluationSettings(
             batch_size=command.batch_size,
             workers=command.workers,
+            stall_limit=command.data_config().data_timeout,
             amp="cuda" if loaded.encoder.device.type == "cuda" else None,
             allow_damage=command.allow_damage,
             progress=progress if main else None,

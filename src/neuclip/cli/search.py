@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
-from neuclip.cli.data import ReadingFlags
+from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import check_range
 from neuclip.errors import quantity
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(CheckpointFlags, ReadingFlags):
+class Search(CheckpointFlags, TimedReadingFlags):
     """Search images by text or by image, on a local web page.
 
     Images are embedded once; their features are kept on disk, by checkpoint and data. The page is
@@ -86,7 +86,9 @@ def _engine(command: Search, model: "Pretrained", source: "Source") -> "Engine":
     from neuclip.search.engine import Engine
 
     cache = command.embeddings or default_cache()
-    settings = EmbedSettings(cache, command.batch_size, command.workers)
+    settings = EmbedSettings(
+        cache, command.batch_size, command.workers, command.data_config().data_timeout
+    )
     checkpoint = model.checkpoint
     print(
         f"{checkpoint.path} ({checkpoint.arch}) over {quantity(len(source), 'sample')}", flush=True

@@ -6,6 +6,7 @@ from typing import Any
 from neuclip.config.bounded_yaml import LARGEST, read_yaml_text
 from neuclip.errors import UserError, nearest, printable
 from neuclip.files import describe
+from neuclip.untrusted import open_regular
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 RENAMED = {"demo-neuclip-published": "demo-neuclip"}
@@ -61,7 +62,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             mapping.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:  # a name with NUL is a ValueError
         raise UserError(f"configuration {printable(str(path), 200)}: {describe(error)}") from None

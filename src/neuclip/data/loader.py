@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 import numpy as np
@@ -188,17 +188,21 @@ def evaluation_loader(
     transform: Transform,
     tokenize: Tokenize,
     requests: Sequence[Request],
-    workers: int = 0,
-    *,
-    pin_memory: bool = False,
+    settings: LoaderSettings,
 ) -> Iterator[Batch | Unreadable]:
     """Reads the requested batches in order; workers start at once, not with the first batch.
 
     Corrupt samples are left out and listed in the batch's `damage`. A batch without any readable
     sample is `Unreadable`.
+
+    Args:
+        source: the samples.
+        transform: makes tensors of images.
+        tokenize: makes tokens of captions.
+        requests: the batches.
+        settings: `workers`, `pin_memory` and `stall_limit`; the requests hold the rest.
     """
-    workers = min(workers, len(requests))
-    settings = LoaderSettings(1, workers=workers, pin_memory=pin_memory)
+    settings = replace(settings, workers=min(settings.workers, len(requests)))
     reader = BatchReader(source, transform, tokenize, Order(source.layout, settings.seed))
     return _reading(reader, list(requests), settings, lasting=False).start()
 

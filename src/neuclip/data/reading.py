@@ -25,6 +25,7 @@ from torch import Tensor, from_numpy
 from torch.utils.data import Dataset, get_worker_info
 
 from neuclip.data.batch import Batch, BatchReader, Request, Unreadable
+from neuclip.data.watchdog import Overdue, Watchdog, end_overdue_wait
 from neuclip.errors import UserError
 
 log = logging.getLogger("neuclip")
@@ -133,15 +134,34 @@ class Reading:
                 raise
             raise self._stalled(WORD_AFTER) from None
         self._processes += set(multiprocessing.active_children()) - before
-        if self._processes:
-            _take_over_child_signals()
+        _take_over_child_signals()
         return self._results(iterator)
 
     def _results(self, iterator: Iterator[Passed]) -> Iterator[Batch | Unreadable]:
-        while (result := self._next(iterator)) is not None:
-            if isinstance(result, Refused):
-                raise UserError(result.message)
-            yield result.unpack() if isinstance(result, PipedBatch) else result
+        with self._nexts(iterator) as take:
+            while (result := take()) is not None:
+                if isinstance(result, Refused):
+                    raise UserError(result.message)
+                yield result.unpack() if isinstance(result, PipedBatch) else result
+
+    @contextlib.contextmanager
+    def _nexts(self, iterator: Iterator[Passed]) -> Generator[Callable[[], Passed | None]]:
+        """A function that returns the next result, or none at the end."""
+        if self._processes:
+            yield lambda: self._next(iterator)
+            return
+        watchdog = Watchdog(self._report, WORD_AFTER, self._limit)
+        with watchdog.watching():
+            yield lambda: self._read_here(iterator, watchdog)
+
+    def _read_here(self, iterator: Iterator[Passed], watchdog: Watchdog) -> Passed | None:
+        """The next result, which this process reads itself."""
+        start = time.monotonic()
+        try:
+            with watchdog.wait():
+                return next(iterator, None)
+        except Overdue:
+            raise self._stalled(time.monotonic() - start) from None
 
     def _next(self, iterator: Iterator[Passed]) -> Passed | None:
         """The next result; none at the end."""
@@ -157,7 +177,10 @@ class Reading:
             waited = time.monotonic() - start
             if waited >= self._limit:
                 raise self._stalled(waited)
-            log.warning("no batch for %.0f s: %s", waited, self._advice())
+            self._report(waited)
+
+    def _report(self, waited: float) -> None:
+        log.warning("no batch for %.0f s: %s", waited, self._advice())
 
     def _stalled(self, waited: float) -> UserError:
         """Ends the reading processes, which would not end by themselves."""
@@ -176,6 +199,8 @@ class Reading:
         waiting = [process.pid for process in self._processes if _state(process) == "D"]
         if waiting:
             return f"waiting for the disk or network that holds the data: {_listed(waiting)}"
+        if not self._processes:
+            return "the data are slow to read; this process reads them (--workers 0)"
         return f"the data are slow to read; reading processes: {_listed(self._pids())}"
 
     def _pids(self) -> list[int | None]:
@@ -276,6 +301,7 @@ def _take_over_child_signals() -> None:
                 before(number, frame)
         if any(process.exitcode for process in _awaited):
             raise _Died
+        end_overdue_wait()
 
     _handler = child_ended
     signal.signal(signal.SIGCHLD, child_ended)

@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neuclip.data.batch import Batch, Unreadable
-from neuclip.data.loader import evaluation_loader, evaluation_requests
+from neuclip.data.loader import LoaderSettings, evaluation_loader, evaluation_requests
 from neuclip.data.samples import Damage
 from neuclip.data.sources.source import Source
 from neuclip.data.truncation import count_truncated
 from neuclip.errors import UserError
-from neuclip.evaluation.interfaces import EncodedImages, EncodedSplit, ImageTextEncoder
+from neuclip.evaluation.interfaces import (
+    EncodedImages,
+    EncodedSplit,
+    EvaluationSettings,
+    ImageTextEncoder,
+)
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import share_out
 
@@ -29,10 +34,9 @@ from neuclip.parallel.work_sharing import share_out
 def start_reading(
     encoder: ImageTextEncoder,
     source: Source,
-    batch_size: int,
-    workers: int,
+    settings: EvaluationSettings,
     positions: NDArray[np.int64] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    title: str | None = None,
 ) -> Iterator[Batch | Unreadable]:
     """Starts to read this rank's share of a split: full batches, cut as a single rank cuts them.
 
@@ -41,20 +45,24 @@ def start_reading(
     Args:
         encoder: has the transform and the tokenizer.
         source: the split.
-        batch_size: pairs per batch.
-        workers: data workers.
+        settings: pairs per batch, data workers, and how long to wait for them.
         positions: samples to read; if none, all.
-        progress: called with the batches done by this rank, and their number.
+        title: name of the split, to report progress; none: report nothing.
     """
     if positions is None:
         positions = np.arange(len(source), dtype=np.int64)
-    requests = evaluation_requests(positions, batch_size, "all")
+    requests = evaluation_requests(positions, settings.batch_size, "all")
     share = collectives.owned_slice(len(requests))
     mine = requests[share.start : share.stop]
     on_gpu = encoder.device.type == "cuda"  # pinned memory is copied there asynchronously
-    batches = evaluation_loader(
-        source, encoder.transform, encoder.tokenize, mine, workers, pin_memory=on_gpu
+    reading = LoaderSettings(
+        settings.batch_size,
+        workers=settings.workers,
+        pin_memory=on_gpu,
+        stall_limit=settings.stall_limit,
     )
+    batches = evaluation_loader(source, encoder.transform, encoder.tokenize, mine, reading)
+    progress = None if title is None else settings.reporting(title)
     return batches if progress is None else _reported(batches, len(mine), progress)
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from neuclip.data.progress import Progress
+from neuclip.data.reading import STALL_LIMIT
 from neuclip.data.samples import Damage
 from neuclip.evaluation.outcomes import Outcomes
 from neuclip.evaluation.results import EvaluatedData, Gallery
@@ -87,6 +88,7 @@ class EvaluationSettings:
     Attributes:
         batch_size: images, pairs or texts per forward pass.
         workers: data workers.
+        stall_limit: seconds without a batch after which reading fails.
         amp: device type on which to autocast where DataComp does; if none, float32.
         allow_damage: evaluate the readable part of a corrupt set, and count the rest.
         gallery_queries: captions in the gallery of a split.
@@ -97,6 +99,7 @@ class EvaluationSettings:
 
     batch_size: int = 256
     workers: int = 2
+    stall_limit: float = STALL_LIMIT
     amp: Literal["cuda", "cpu"] | None = None
     allow_damage: bool = False
     gallery_queries: int = 8

@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuclip.files import cannot_write, replacing
+from neuclip.untrusted import read_file
+
+_LARGEST = 2**27  # bytes, packed or not; 30 million samples
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +131,11 @@ def write_outcomes(path: Path, outcomes: Outcomes) -> None:
 def read_outcomes(path: Path) -> Outcomes | None:
     """Reads outcomes; none if the file is missing or corrupt."""
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        content = io.BytesIO(read_file(path, _LARGEST))
+        with zipfile.ZipFile(content) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _LARGEST:
+                return None
+        with np.load(content, allow_pickle=False) as stored:
             number, values, groups = int(stored["samples"]), stored["values"], stored["groups"]
             statistic = str(stored["statistic"])
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error):

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from neuclip.errors import UserError
 from neuclip.files import locked, write_whole
+from neuclip.untrusted import read_file
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Gallery:
     queries: list[Query]
 
 
+_LARGEST = 2**26  # bytes of results, or of a gallery
 _RESULT = TypeAdapter(EvalResult)
 _GALLERY = TypeAdapter(Gallery)
 
@@ -186,7 +188,7 @@ def read_gallery(path: Path) -> Gallery:
         UserError: the file cannot be read, or is not a gallery.
     """
     try:
-        return _GALLERY.validate_json(path.read_bytes())
+        return _GALLERY.validate_json(read_file(path, _LARGEST))
     except (OSError, ValidationError) as error:
         raise UserError(f"{path} is not a gallery: {_short(error)}") from None
 
@@ -194,7 +196,7 @@ def read_gallery(path: Path) -> Gallery:
 def _lines(path: Path) -> list[tuple[str, EvalResult]]:
     """Lines with their parsed results."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path, _LARGEST).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {_short(error)}") from None
     found: list[tuple[str, EvalResult]] = []

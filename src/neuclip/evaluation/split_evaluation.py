@@ -57,13 +57,7 @@ def evaluate_split(
     rules = DATACOMP_RULES if split.published else OWN_RULES
     if not settings.allow_damage:
         require_complete(split.index.damage)
-    batches = start_reading(
-        encoder,
-        split.index,
-        settings.batch_size,
-        settings.workers,
-        progress=settings.reporting(split.title),
-    )
+    batches = start_reading(encoder, split.index, settings, title=split.title)
     vectors = None
     if split.classnames:  # while the first batches are read
         vectors = class_vectors(split.classnames, split.templates)

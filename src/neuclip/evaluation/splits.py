@@ -26,6 +26,7 @@ from neuclip.data.sources.class_folders import ClassFolders
 from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, all_of
+from neuclip.untrusted import read_file
 
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -34,6 +35,7 @@ DEFAULT_TEMPLATE = "a photo of a {c}."
 
 _SIDE_FILES = (CLASSNAMES, TEMPLATES, DATASET_TYPE)
 _DATA_BELOW = ("test", "validation", "val", "valid")
+_LARGEST_LIST = 2**24  # bytes of a file of class names or templates
 _GENERIC = {
     *_DATA_BELOW, "train", "training", "testing", "dev", "eval", "data", "images", "shards", "tars",
 }  # fmt: skip
@@ -321,7 +323,7 @@ def _default(folder: Path) -> list[str]:
 def _lines(path: Path) -> list[str]:
     """The lines of a file, stripped, without empty ones at its end; none if it does not exist."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path, _LARGEST_LIST).decode("utf-8-sig")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:

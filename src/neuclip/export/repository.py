@@ -24,6 +24,7 @@ from neuclip.model.export_info import (
 )
 from neuclip.model.load import Pretrained
 from neuclip.model.transformers_names import clip_weights
+from neuclip.untrusted import open_regular
 
 Form = Literal["open_clip", "hf", "safetensors"]
 
@@ -103,7 +104,7 @@ def _record(folder: Path) -> str:
 def _of_earlier_export(out: Path) -> set[str]:
     """The files in a folder that are as an earlier export wrote them, by its card."""
     try:
-        with (out / _CARD).open("rb") as card:
+        with open_regular(out / _CARD) as card:
             found = _RECORD.findall(card.read(_CARD_BYTES).decode("utf-8", "replace"))
     except OSError:
         return set()

@@ -19,7 +19,7 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError, nearest, printable
 from neuclip.model.transformers_names import architecture_of, preprocessing_of
-from neuclip.untrusted import read_json
+from neuclip.untrusted import MAX_JSON, read_file, read_json
 
 REPOSITORY_CONFIG = "open_clip_config.json"
 _TRANSFORMERS_CONFIG = "config.json"
@@ -230,7 +230,10 @@ def is_repository(path: Path) -> bool:
     if (path / REPOSITORY_CONFIG).is_file():
         return True
     other = path / _TRANSFORMERS_CONFIG
-    return other.is_file() and b'"model_type"' in other.read_bytes()
+    try:
+        return b'"model_type"' in read_file(other, MAX_JSON)
+    except OSError:
+        return False
 
 
 def _of_repository(name: str, folder: Path) -> Architecture:

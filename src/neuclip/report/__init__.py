@@ -21,6 +21,7 @@ from pathlib import Path
 
 from neuclip.errors import UserError
 from neuclip.files import cannot_write, write_whole
+from neuclip.untrusted import open_regular
 
 _START = 8192
 """Bytes of a figure that hold its metadata."""
@@ -82,7 +83,7 @@ def _check_replaceable(paths: Iterable[Path]) -> None:
 
     for path in paths:
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 ours = WRITER.encode() in file.read(_START)
         except FileNotFoundError:
             continue

@@ -9,15 +9,18 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from neuclip.catalogue.neuclip import recorded_method
+from neuclip.config.bounded_yaml import LARGEST
 from neuclip.config.recipes import read_yaml
 from neuclip.errors import UserError, printable
 from neuclip.evaluation.results import Gallery, read_eval_results, read_gallery
 from neuclip.files import describe
 from neuclip.run_folder import RunFolder, record_lines
+from neuclip.untrusted import read_file
 
 Numbers = dict[str, float]
 
 EXAMPLES = 20
+_LARGEST_REPORT = 2**26  # bytes
 _LARGEST = 1e100
 """Larger numbers are no measurements, and overflow when figures are drawn."""
 
@@ -177,7 +180,7 @@ def _load(folder: RunFolder, label: str) -> LoadedRun:
         label=label,
         method=recorded_method(method) if isinstance(method, dict) else "unknown",
         config=dict(_flatten(tree)),
-        config_text=folder.config.read_text(encoding="utf-8"),
+        config_text=read_file(folder.config, LARGEST).decode("utf-8", "replace"),
         train=train,
         evaluations=_add_results(folder, evaluations, gaps),
         galleries=_read_galleries(folder, gaps),
@@ -271,8 +274,8 @@ def _read_damage(path: Path, gaps: list[str]) -> DataReport | None:
     if not path.is_file():
         return None
     try:
-        report = TypeAdapter(DataReport).validate_json(path.read_bytes())
-    except ValidationError:
+        report = TypeAdapter(DataReport).validate_json(read_file(path, _LARGEST_REPORT))
+    except (OSError, ValidationError):
         gaps.append(f"{path.name} is unreadable")
         return None
     examples = [replace(e, shard=Path(e.shard).name) for e in report.examples[:EXAMPLES]]

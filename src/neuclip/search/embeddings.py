@@ -6,7 +6,7 @@ image's position in the source, ascending), and `damage.json`. It appears when i
 
 import contextlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from neuclip.data.batch import Unreadable
 from neuclip.data.damage import DamageLog
-from neuclip.data.loader import evaluation_loader, evaluation_requests
+from neuclip.data.loader import LoaderSettings, evaluation_loader, evaluation_requests
 from neuclip.data.progress import Progress
+from neuclip.data.reading import STALL_LIMIT
 from neuclip.data.sources.source import Source, content_digest
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
 from neuclip.evaluation.interfaces import ImageTextEncoder
 from neuclip.files import cache_home, folder_when_complete
-from neuclip.untrusted import read_json
+from neuclip.untrusted import open_regular, read_json
 
 _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
 
@@ -39,17 +40,28 @@ class FeatureRows:
 
     Attributes:
         shape: rows and dimension.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not as `embed_source` writes it.
     """
 
     shape: tuple[int, int]
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             npy.read_magic(file)
-            rows, dim = npy.read_array_header_1_0(file)[0]
+            (rows, dim), in_columns, kind = npy.read_array_header_1_0(file)
             self._start = file.tell()
+        if in_columns or kind != np.float16 or min(rows, dim) < 0:
+            raise ValueError(f"{path} does not hold rows of float16")
         self.shape = rows, dim
+
+    def has(self, rows: int) -> bool:
+        """Whether the file is as long as so many rows."""
+        size = self._start + rows * self.shape[1] * np.dtype(np.float16).itemsize
+        return rows <= self.shape[0] and self._path.stat().st_size >= size
 
     def __getitem__(self, rows: slice) -> NDArray[np.float16]:
         """Rows of a slice of step 1, [rows, dim].
@@ -104,11 +116,13 @@ class EmbedSettings:
         cache: folder for the features of all checkpoints and sources.
         batch_size: images per forward pass.
         workers: processes that read images.
+        stall_limit: seconds without a batch after which reading fails.
     """
 
     cache: Path
     batch_size: int = 256
     workers: int = 2
+    stall_limit: float = STALL_LIMIT
 
 
 def default_cache() -> Path:
@@ -138,8 +152,9 @@ def embed_source(
         UserError: no image can be read, a feature is not finite, or the disk is full.
     """
     folder = settings.cache / f"{checkpoint[:24]}-{content_digest(source)[:24]}"
-    if (folder / _DAMAGE).is_file():
-        return _open(folder, reused=True)
+    kept = _open(folder, len(source))
+    if kept is not None:
+        return kept
     try:
         with folder_when_complete(folder) as partial:
             _compute(encoder, source, settings, partial, progress)
@@ -148,7 +163,10 @@ def embed_source(
             f"cannot keep embeddings in {settings.cache}: {error.strerror or error}; choose "
             "another folder with --embeddings"
         ) from None
-    return _open(folder, reused=False)
+    made = _open(folder, len(source))
+    if made is None:
+        raise UserError(f"{folder} was changed while it was written: start the search again")
+    return replace(made, reused=False)
 
 
 def _compute(
@@ -161,7 +179,10 @@ def _compute(
     damage = DamageLog()
     damage.add(source.damage)
     requests = evaluation_requests(np.arange(len(source)), settings.batch_size)
-    batches = evaluation_loader(source, encoder.transform, _no_tokens, requests, settings.workers)
+    reading = LoaderSettings(
+        settings.batch_size, workers=settings.workers, stall_limit=settings.stall_limit
+    )
+    batches = evaluation_loader(source, encoder.transform, _no_tokens, requests, reading)
     positions = np.empty(len(source), dtype=np.int64)
     done = 0
     with (folder / _FEATURES).open("wb") as features:
@@ -202,11 +223,40 @@ def _write_header(file: BinaryIO, rows: int, dim: int) -> None:
     npy.write_array_header_1_0(file, {**header, "shape": (rows, dim)})
 
 
-def _open(folder: Path, *, reused: bool) -> Embeddings:
-    positions: NDArray[np.int64] = np.load(folder / _POSITIONS)
-    corrupt = read_json(folder / _DAMAGE)
-    features = FeatureRows(folder / _FEATURES)
-    return Embeddings(features, positions, corrupt["total"], corrupt["summary"], reused)
+def _open(folder: Path, samples: int) -> Embeddings | None:
+    """The features in a folder; none if they are missing or changed, to be computed again.
+
+    Args:
+        folder: the folder.
+        samples: number of samples of the source.
+    """
+    try:
+        positions, features = _positions(folder, samples), FeatureRows(folder / _FEATURES)
+        corrupt = read_json(folder / _DAMAGE)
+        total, summary = corrupt["total"], corrupt["summary"]
+    except (OSError, EOFError, LookupError, TypeError, ValueError, MemoryError):
+        return None  # what numpy raises depends on the byte that was changed
+    told = isinstance(total, int) and isinstance(summary, str)
+    if not told or not features.has(len(positions)):
+        return None
+    return Embeddings(features, positions, total, printable(summary, 1000), reused=True)
+
+
+def _positions(folder: Path, samples: int) -> NDArray[np.int64]:
+    """The positions: ascending, and within the source.
+
+    Raises:
+        ValueError: the file holds anything else.
+    """
+    with open_regular(folder / _POSITIONS) as file:
+        npy.read_magic(file)
+        (rows,), _, kind = npy.read_array_header_1_0(file)
+        if kind != np.int64 or not 0 < rows <= samples:
+            raise ValueError("not positions in this source")
+        found = np.frombuffer(file.read(8 * rows), np.int64)
+    if len(found) != rows or found[0] < 0 or found[-1] >= samples or (np.diff(found) <= 0).any():
+        raise ValueError("not positions in this source")
+    return found
 
 
 def _no_tokens(texts: list[str]) -> Tensor:

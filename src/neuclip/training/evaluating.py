@@ -61,6 +61,7 @@ def evaluation_settings(config: RunConfig) -> EvaluationSettings:
     return EvaluationSettings(
         batch_size=config.evaluation.val_batch_size,
         workers=config.data.workers,
+        stall_limit=config.data.data_timeout,
         seed=config.seed,
     )
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 import threading
 import time
 from pathlib import Path
@@ -114,6 +115,9 @@ class FolderLock:
                     f"cannot write the run folder {self._path.parent}: {describe(error)}; choose "
                     "another --logs"
                 ) from None
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                os.close(handle)
+                raise UserError(f"{self._path} is not a regular file: remove it")
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -1,5 +1,7 @@
 """The settings tree: merging, checks over several fields, resolving, and YAML."""
 
+import os
+
 import pytest
 import yaml
 from pydantic import ValidationError
@@ -164,3 +166,9 @@ def test_rho_auto_needs_a_warm_start():
     for value, words in ((-1, "must be >= 0"), ("some", "must be a number or auto")):
         with pytest.raises(UserError, match=words):
             run(method={"name": "neuclip_pool", "rho": value})
+
+
+def test_read_yaml_of_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_yaml(tmp_path / "a.yaml")

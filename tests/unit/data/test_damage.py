@@ -324,7 +324,7 @@ def test_500_randomly_corrupted_shards_are_counted_exactly(tmp_path):
     log.add(index.damage)
     good = 0
     requests = evaluation_requests(np.arange(len(index)), 64)
-    for batch in evaluation_loader(index, transform, tokenize, requests):
+    for batch in evaluation_loader(index, transform, tokenize, requests, LoaderSettings(4)):
         good += len(batch) if isinstance(batch, Batch) else 0
         log.add(batch.damage)
     report = log.report()

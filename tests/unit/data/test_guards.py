@@ -16,7 +16,9 @@ from PIL import Image
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.decode import ImageDecoder
 from neuclip.data.opening import open_source
+from neuclip.data.remote.cache import RemoteShard, ShardCache
 from neuclip.data.remote.manifest import parse_manifest
+from neuclip.data.remote.remote_shards import _check_room
 from neuclip.data.samples import SampleError, Unusable
 from neuclip.data.sources import tar_headers
 from neuclip.data.sources.shards import build_index
@@ -383,9 +385,51 @@ def test_forms_that_decode_fast_keep_their_limit():
         {"size": 10, "samples": 10**30},
         {"size": -1, "samples": 0},
         {"size": 10, "samples": True},
+        {"size": 10 * 1024, "samples": 11},
     ],
 )
 def test_manifests_with_impossible_numbers(entry):
     shard = {"name": "0.tar", "sha256": "ab", **entry}
     with pytest.raises(ValueError, match=r"invalid shard entry|not a manifest"):
         parse_manifest(json.dumps({"version": 1, "shards": [shard]}))
+
+
+@pytest.mark.parametrize("samples", [[2**27], [2**25] * 4])
+@pytest.mark.parametrize("window", [0, 4])
+def test_manifests_with_more_samples_than_memory(samples, window, tmp_path):
+    shards = [RemoteShard("http://127.0.0.1/0.tar", samples=number) for number in samples]
+    with pytest.raises(UserError, match="shuffled together"):
+        _check_room(shards, ShardCache(tmp_path, 2**40), window)
+    _check_room(
+        [RemoteShard("http://127.0.0.1/0.tar", samples=2**20)] * 40, ShardCache(tmp_path, 2**40), 4
+    )
+
+
+# files outside of a table's folder ----------------------------------------------------------------
+
+
+def test_paths_that_lead_out_of_a_tables_folder_are_told(tmp_path, picture, caplog):
+    caplog.set_level("INFO", "neuclip")
+    inside = tmp_path / "data"
+    inside.mkdir()
+    (tmp_path / "out.png").write_bytes(picture(1))
+    (inside / "a..b.png").write_bytes(picture(2))
+    names = [
+        "a..b.png",
+        "../out.png",
+        str(tmp_path / "out.png"),
+        str(inside / "a..b.png"),
+        "x/../a..b.png",
+    ]
+    for table, text in (
+        ("t.csv", "filepath,title\n" + "".join(f"{name},x\n" for name in names)),
+        ("t.jsonl", "".join(json.dumps({"image": name, "text": "x"}) + "\n" for name in names)),
+    ):
+        (inside / table).write_text(text)
+        caplog.clear()
+        open_source(str(inside / table))
+        assert f"2 of 5 image paths lead out of {inside}, such as ../out.png" in caplog.text
+    (inside / "t.csv").write_text("filepath,title\na..b.png,x\n")
+    caplog.clear()
+    open_source(str(inside / "t.csv"))
+    assert "lead out" not in caplog.text

@@ -69,7 +69,7 @@ def content(batch):
 
 def judged(index, batch_size, workers=0):
     requests = evaluation_requests(np.arange(len(index)), batch_size)
-    return evaluation_loader(index, plain, tokenize, requests, workers)
+    return evaluation_loader(index, plain, tokenize, requests, LoaderSettings(4, workers=workers))
 
 
 def keys(batches):
@@ -361,7 +361,7 @@ def test_the_first_caption_on_request(captioned):
 def test_all_captions_with_their_samples(captioned):
     def read(positions):
         requests = evaluation_requests(np.array(positions), 4, "all")
-        (batch,) = evaluation_loader(captioned, plain, tokenize, requests)
+        (batch,) = evaluation_loader(captioned, plain, tokenize, requests, LoaderSettings(4))
         return batch
 
     batch = read([0, 2, 1])
@@ -419,9 +419,11 @@ def test_evaluation_reads_all_in_order(index, workers):
 
 def test_evaluation_reads_the_samples_and_batches_asked_for(index):
     requests = evaluation_requests(np.array([3, 1, 4, 15, 9]), 2)
-    batches = list(evaluation_loader(index, plain, tokenize, requests[1:], 1))
+    batches = list(
+        evaluation_loader(index, plain, tokenize, requests[1:], LoaderSettings(4, workers=1))
+    )
     assert [batch.sample_ids.tolist() for batch in batches] == [[4, 15], [9]]
-    assert list(evaluation_loader(index, plain, tokenize, [], 2)) == []
+    assert list(evaluation_loader(index, plain, tokenize, [], LoaderSettings(4, workers=2))) == []
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])

@@ -18,6 +18,7 @@ from neuclip.data.loader import (
     evaluation_requests,
 )
 from neuclip.data.sources.shards import build_index
+from neuclip.data.watchdog import Watchdog
 from neuclip.errors import UserError
 
 
@@ -54,13 +55,15 @@ def train(index, work=lambda: None, **settings):
     return TrainLoader(index, working, tokenize, LoaderSettings(4, **settings))
 
 
-def evaluation(index, work=lambda: None, workers=2):
+def evaluation(index, work=lambda: None, workers=2, **settings):
     def working(image):
         work()
         return transform(image)
 
     requests = evaluation_requests(np.arange(len(index)), 4)
-    return evaluation_loader(index, working, tokenize, requests, workers)
+    return evaluation_loader(
+        index, working, tokenize, requests, LoaderSettings(4, workers=workers, **settings)
+    )
 
 
 def end(number):
@@ -120,6 +123,35 @@ def test_a_stall_is_reported_and_ends(index, monkeypatch, caplog, stopped):
     for process in multiprocessing.active_children():
         process.join(10)
     assert multiprocessing.active_children() == []
+
+
+def block_on_pipe():
+    reading_end, _ = os.pipe()
+    os.read(reading_end, 1)
+
+
+def compute():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("work", [lambda: time.sleep(60), block_on_pipe, compute])
+def test_a_stall_without_reading_processes_is_reported_and_ends(index, monkeypatch, caplog, work):
+    monkeypatch.setattr(reading, "WORD_AFTER", 0.2)
+    monkeypatch.setattr(reading.log, "propagate", True)
+    with pytest.raises(UserError, match=r"no batch for \d+ s, the limit .*\(--workers 0\)"):
+        list(evaluation(index, work, workers=0, stall_limit=0.7))
+    assert 1 <= caplog.text.count("no batch for ") <= 4
+    assert len(list(evaluation(index, workers=0, stall_limit=0.7))) == 10  # the next one reads
+
+
+def test_the_time_between_waits_does_not_count():
+    told = []
+    watchdog = Watchdog(told.append, every=0.02, limit=0.04)
+    with watchdog.watching():
+        time.sleep(0.2)
+    assert told == []
+    assert not watchdog.overdue
 
 
 def test_slow_data_are_read_to_the_end(index, monkeypatch):

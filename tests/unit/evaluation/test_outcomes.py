@@ -103,3 +103,25 @@ def test_no_room_to_write(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
         write_outcomes(tmp_path / "file" / "x.npz", outcomes_of("mean", torch.ones(3)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_flipped_bytes_are_none_or_outcomes(tmp_path, seed):
+    """Whatever numpy and zipfile raise for the byte."""
+    path, random = tmp_path / "a.npz", np.random.default_rng(seed)
+    write_outcomes(path, Outcomes("mean", np.ones(40, np.float32), np.zeros(40, np.int32)))
+    content = bytearray(path.read_bytes())
+    for place in random.integers(len(content), size=3):
+        content[place] ^= 1 << random.integers(8)
+    path.write_bytes(content)
+    found = read_outcomes(path)
+    assert found is None or len(found.values) == len(found.groups)
+
+
+def test_outcomes_that_unpack_to_more_than_any_task_has(tmp_path):
+    values = np.zeros(2**28, np.uint8)
+    np.savez_compressed(
+        tmp_path / "a.npz", statistic="mean", samples=2**28, values=values, groups=values[:0]
+    )
+    assert (tmp_path / "a.npz").stat().st_size < 2**20
+    assert read_outcomes(tmp_path / "a.npz") is None

@@ -93,3 +93,66 @@ def test_no_place_for_the_features(pictures, embed, tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="choose another folder with --embeddings"):
         embed(pictures)
+
+
+def shape(rows, dim):
+    def change(folder):
+        np.save(folder / "features.npy", np.ones((rows, dim), np.float16))
+
+    return change
+
+
+def flip(name, place):
+    def change(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[place] ^= 64
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def pipe(name):
+    def change(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return change
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        shape(3, 64),
+        lambda folder: np.save(folder / "features.npy", np.ones((7, 64))),
+        lambda folder: np.save(folder / "features.npy", np.ones(7, np.float16)),
+        lambda folder: np.save(folder / "positions.npy", np.arange(8)),
+        lambda folder: np.save(folder / "positions.npy", np.arange(7)[::-1]),
+        lambda folder: np.save(folder / "positions.npy", np.arange(7) - 1),
+        lambda folder: np.save(folder / "positions.npy", np.array("x")),
+        lambda folder: (folder / "positions.npy").unlink(),
+        flip("positions.npy", 20),
+        flip("features.npy", 8),
+        flip("features.npy", 30),
+        pipe("positions.npy"),
+        pipe("features.npy"),
+        pipe("damage.json"),
+        write("damage.json", b"[]"),
+        write("damage.json", b'{"total": "x", "summary": ""}'),
+        write("damage.json", b"[" * 10**5),
+        write("positions.npy", b""),
+    ],
+)
+def test_features_that_somebody_has_changed_are_computed_again(
+    pictures, embed, tmp_path, exact_features, change
+):
+    embed(pictures)
+    (folder,) = (tmp_path / "cache").iterdir()
+    change(folder)
+    found, seen = embed(pictures)
+    assert seen == 7 and not found.reused
+    np.testing.assert_allclose(found.features[:], exact_features, atol=1e-3)
+    assert embed(pictures)[0].reused

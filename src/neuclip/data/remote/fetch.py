@@ -23,7 +23,7 @@ from neuclip.data.remote.transport import (
 )
 
 _CHUNK = 2**20
-_LARGEST_TEXT = 2**28
+_LARGEST_TEXT = 2**26
 _chance = random.Random()  # separate: pauses must not draw from the training's generator
 
 
@@ -137,7 +137,7 @@ class _Bounds:
 
 
 def fetch_text(url: str, retry: RetryPolicy) -> bytes | None:
-    """The content of a small file, or None if it does not exist or is larger than 256 MiB.
+    """The content of a small file, or None if it does not exist or is larger than 64 MiB.
 
     Raises:
         FetchError: the server does not answer.

@@ -15,6 +15,7 @@ from neuclip.untrusted import parse_json
 MANIFEST = "manifest.json"
 _MAX_SIZE = 2**25  # bytes; about 200,000 shards
 _LARGEST = 2**40  # bytes of a shard
+_SMALLEST = 2 * 512  # bytes of a sample: the header and the content of one member
 _VERSION = 1
 
 
@@ -56,6 +57,8 @@ def parse_manifest(text: str | bytes) -> dict[str, ShardEntry]:
         raise ValueError(f"not a manifest: {error!r}") from None
     for entry in entries:
         types = (type(entry.name), type(entry.size), type(entry.sha256), type(entry.samples))
-        if types != (str, int, str, int) or not 0 <= entry.samples <= entry.size < _LARGEST:
+        if types != (str, int, str, int) or not (
+            0 <= entry.samples * _SMALLEST <= entry.size < _LARGEST
+        ):
             raise ValueError(f"invalid shard entry: {entry}")
     return {entry.name: entry for entry in entries}

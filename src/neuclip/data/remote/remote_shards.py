@@ -39,6 +39,7 @@ WINDOW = 16
 At 10,000 samples each, the window is thirty times open_clip's shuffle buffer.
 """
 
+_LARGEST_SHUFFLE = 2**26  # samples; their order takes 1.5 GB for a moment
 _OPEN_SHARDS = 256  # limit of open shards in each process
 _SAME_START = 30.0  # seconds: a more recent failure is from another process of this run
 _AT_ONCE = 4  # simultaneous downloads for counting
@@ -232,7 +233,19 @@ def open_remote(
 
 
 def _check_room(shards: Sequence[RemoteShard], cache: ShardCache, window: int) -> None:
-    """Refuses a cache without room for two windows: one being read, one being prefetched."""
+    """Refuses a cache without room for two windows: one being read, one being prefetched.
+
+    Raises:
+        UserError: there is no room, or a window has more samples than memory: a manifest may claim
+            any number.
+    """
+    numbers = sorted((shard.samples or 0 for shard in shards), reverse=True)
+    together = sum(numbers[:window] if window else numbers)
+    if together > _LARGEST_SHUFFLE:
+        raise UserError(
+            f"up to {together:,} samples would be shuffled together, more than "
+            f"{_LARGEST_SHUFFLE:,}: set a smaller --shuffle-window, or check manifest.json"
+        )
     sizes = sorted((shard.expected.size or 0 for shard in shards), reverse=True)
     needed = sum(sizes[: 2 * window] if window else sizes)
     if needed > cache.limit:

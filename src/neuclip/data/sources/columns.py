@@ -27,6 +27,7 @@ IMAGE_COLUMNS = (
 CAPTION_COLUMNS = ("title", "caption", "text", "txt", "captions", "comment")
 
 _CHECKED = 100  # paths looked for, spread over the table
+_LOOKED_AT = 100_000  # paths compared with the folder that they are relative to
 _NEAR = 50  # folders near a table
 _SHOWN = 12  # columns in a message
 _SHORTEST = 64  # characters of an image file as base64 text
@@ -149,6 +150,7 @@ def image_root(table: Path, images: Strings) -> Path:
     It is the table's folder or the current folder, whichever has more of a hundred images, spread
     over the table. If neither has any, it is the folder inside or beside the table's folder that
     has them, as in Flickr8k (`captions.txt` beside `Images/`); a log line names it.
+    Another one says how many paths lead out of the folder.
 
     Args:
         table: the table.
@@ -158,6 +160,35 @@ def image_root(table: Path, images: Strings) -> Path:
         UserError: no such folder has any of them, or several have equally many; the message says
             what the paths are and where they were looked for.
     """
+    root = _root_of(table, images)
+    _report_outside(table, root, images)
+    return root
+
+
+def _report_outside(table: Path, root: Path, images: Strings) -> None:
+    """Logs how many image paths lead out of the root: a table of somebody else may name any file.
+
+    At most a hundred thousand paths are looked at, spread over the table.
+    """
+    step = -(-len(images) // _LOOKED_AT) or 1
+    inside = f"{os.path.abspath(root)}{os.sep}"  # noqa: PTH100  links are not followed
+    looked, outside, example = 0, 0, ""
+    for row in range(0, len(images), step):
+        looked += 1
+        name = images[row]
+        if name[:1] != os.sep and ".." not in name:
+            continue
+        if not os.path.normpath(inside + name if name[:1] != os.sep else name).startswith(inside):
+            outside, example = outside + 1, example or name
+    if outside:
+        _log.info(
+            "%s: %s of %s image paths lead out of %s, such as %s",
+            table, f"{outside:,}", f"{looked:,}", root, printable(example, 200),
+        )  # fmt: skip
+
+
+def _root_of(table: Path, images: Strings) -> Path:
+    """The folder that the image paths are relative to; see `image_root`."""
     step = max(1, len(images) // _CHECKED)
     names = [images[row] for row in range(0, len(images), step)]
     names = [name for name in names if name.strip()]

@@ -6,6 +6,7 @@ Imports no torch.
 """
 
 import json
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ _WANTED = (
 )
 _FILES = 100_000
 """Largest number of files in a repository; DataComp's sets have at most some hundreds."""
+_LARGEST_LISTING = 2**26
+"""Bytes of a list of files, after decompression; a hundred thousand files take 40 MB."""
+_LISTING_SECONDS, _LISTING_WAIT = 120.0, 30.0  # for the whole list, and for its next byte
 _SOURCE_RECORD = ".neuclip/source.json"
 
 
@@ -129,7 +133,10 @@ class _Repository:
 
         self._name = name
         try:
-            self._info: DatasetInfo = HfApi().dataset_info(name, files_metadata=True)
+            with _bounded_answers():
+                self._info: DatasetInfo = HfApi().dataset_info(
+                    name, files_metadata=True, timeout=_LISTING_WAIT
+                )
             self.files = _checked(self._info.siblings or [])
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             why = printable(f"{type(error).__name__}: {error}")
@@ -169,6 +176,36 @@ class _Repository:
                 f"{file.size} bytes) and was removed: run the command again"
             )
         return path, True
+
+
+@contextmanager
+def _bounded_answers() -> Generator[None]:
+    """Bounds the bytes and the time of the hub's answers within a block.
+
+    Raises:
+        UserError: (in the block) an answer exceeds a bound.
+    """
+    from huggingface_hub.utils import get_session
+
+    client, end = get_session(), time.monotonic() + _LISTING_SECONDS
+
+    def read(answer: Any) -> None:  # noqa: ANN401  a response of the HTTP client
+        content = bytearray()
+        for part in answer.iter_bytes():
+            content += part
+            if len(content) > _LARGEST_LISTING or time.monotonic() > end:
+                raise UserError(
+                    f"{answer.url}: the list of files is longer than {_LARGEST_LISTING:,} bytes or "
+                    f"takes longer than {_LISTING_SECONDS:.0f} s"
+                )
+        answer._content = bytes(content)
+
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "response": [*hooks["response"], read]}
+    try:
+        yield
+    finally:
+        client.event_hooks = hooks
 
 
 def _checked(files: "list[RepoSibling]") -> "list[RepoSibling]":

@@ -40,11 +40,12 @@ from neuclip.evaluation.splits import (
     read_classes,
 )
 from neuclip.parallel.work_sharing import from_main
-from neuclip.untrusted import whole_number
+from neuclip.untrusted import read_file, whole_number
 
 INSTANCES = "instances.jsonl"
 SHARD_COUNT = "test/nshards.txt"
 _SHARD_DIGITS = 6
+_LARGEST_TEXT = 2**26  # bytes of a file of class names, templates or instances
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def _fingerprint(folder: Path, shards: list[Path]) -> str:
     digest = hashlib.sha256()
     for name in (CLASSNAMES, TEMPLATES, DATASET_TYPE, INSTANCES):
         path = folder / name
-        content = path.read_bytes() if path.exists() else b""
+        content = read_file(path, _LARGEST_TEXT) if path.exists() else b""
         digest.update(f"{name} {len(content)}\n".encode() + content)
     for shard in shards:
         # Hashing terabytes would take longer than evaluating them; a changed file has a new time.
@@ -261,7 +262,7 @@ def _fingerprint(folder: Path, shards: list[Path]) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_file(path, _LARGEST_TEXT).decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: the evaluation set is not complete") from None
     except (OSError, UnicodeDecodeError) as error:

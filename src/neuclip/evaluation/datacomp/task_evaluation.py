@@ -116,14 +116,7 @@ def _evaluate(
 def _start(
     encoder: ImageTextEncoder, task_set: TaskSet, settings: EvaluationSettings
 ) -> Iterator[Batch | Unreadable]:
-    return start_reading(
-        encoder,
-        task_set.index,
-        settings.batch_size,
-        settings.workers,
-        task_set.positions,
-        settings.reporting(task_set.title),
-    )
+    return start_reading(encoder, task_set.index, settings, task_set.positions, task_set.title)
 
 
 def _classification_metrics(

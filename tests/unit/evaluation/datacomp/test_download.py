@@ -1,5 +1,6 @@
 """`neuclip data download-evalsets` against a local server with the hub's routes."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from huggingface_hub import close_session, constants
 from datacomp_sets import CodedTowers, picture, write_classification
 from neuclip.cli.app import main
 from neuclip.errors import UserError
+from neuclip.evaluation.datacomp import download
 from neuclip.evaluation.datacomp.download import download_task
 from neuclip.evaluation.datacomp.sets import open_task
 from neuclip.evaluation.datacomp.suite import load_suite
@@ -309,6 +311,19 @@ def test_answers_that_are_no_listing(hub, tmp_path):
         with pytest.raises(UserError) as caught:
             download_task(tmp_path, MNIST)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_listing_without_end(hub, tmp_path, monkeypatch, compressed):
+    monkeypatch.setattr(download, "_LARGEST_LISTING", 2**20)
+    hub.listing = b" " * 2**22
+    if compressed:
+        hub.listing = gzip.compress(hub.listing)
+        hub.headers = {"Content-Encoding": "gzip"}
+    with pytest.raises(UserError, match="list of files is longer than 1,048,576 bytes"):
+        download_task(tmp_path, MNIST)
+    hub.listing, hub.headers = None, {}
+    assert download_task(tmp_path, MNIST).new  # the bound is gone with the listing
 
 
 def test_a_next_page_is_not_followed_and_the_token_stays_with_the_hub(hub, tmp_path, monkeypatch):
