@@ -28,7 +28,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from fuzzing import data_kinds, run_kinds, runner, server_kinds, valid, weight_kinds
+from fuzzing import (
+    data_kinds,
+    run_kinds,
+    runner,
+    search_kinds,
+    server_kinds,
+    valid,
+    weight_kinds,
+)
 from fuzzing.runner import Result, Totals
 
 KINDS: dict[str, runner.Case] = {
@@ -36,6 +44,7 @@ KINDS: dict[str, runner.Case] = {
     **weight_kinds.KINDS,
     **run_kinds.KINDS,
     **server_kinds.KINDS,
+    **search_kinds.KINDS,
 }
 SLOW = {"resume": 16, "eval": 16, "report": 16, "hub": 4, "http": 4, "search": 2, "repository": 2,
         "sharded": 2, "inspect": 2, "image": 2, "image-headers": 2}  # fmt: skip
@@ -64,7 +73,7 @@ def prepare(kinds: Iterable[str] = KINDS) -> None:
     if "report" in kinds:
         run_kinds.report(valid.run_folder())  # loads what draws
     if "search" in kinds or "features" in kinds:
-        server_kinds.engine()
+        search_kinds.engine()
     for work in (lambda: valid.parquet("snappy"), lambda: valid.arrow(None)):
         work()
 

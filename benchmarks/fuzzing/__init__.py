@@ -7,6 +7,7 @@
 - `tar_headers`, `image_headers`: well-formed files with hostile numbers.
 - `weight_kinds`: checkpoints and models.
 - `run_kinds`: configurations, run folders, results and caches of features.
-- `server_kinds`: servers that lie, and requests to the search page.
+- `server_kinds`: servers that lie.
+- `search_kinds`: requests to the search page.
 - `runner`: runs cases in child processes.
 """

@@ -145,8 +145,8 @@ def _places(folder: Path, rng: random.Random) -> Written:
     os.mkfifo(folder / "pipe")
     (folder / "outside.png").write_bytes(valid.picture("png", 6))
     (inside / "a.png").write_bytes(valid.picture("png", 6))
-    os.symlink("loop", inside / "loop")
-    os.symlink("..", inside / "up")
+    (inside / "loop").symlink_to("loop")
+    (inside / "up").symlink_to("..")
     with (inside / "huge").open("wb") as huge:
         huge.truncate(2**36)
     targets = (
@@ -162,7 +162,7 @@ def _places(folder: Path, rng: random.Random) -> Written:
     for number, name in enumerate(chosen):
         for ending in rng.choice((("jpg",), ("txt",), ("jpg", "txt"), ("json",))):
             target = name if name and "\0" not in name and len(os.fsencode(name)) < 255 else "x"
-            os.symlink(target, inside / f"{number}.{ending}")
+            (inside / f"{number}.{ending}").symlink_to(target)
     (inside / "a.txt").write_text("a caption")
     return str(inside), ReadingConfig()
 
@@ -254,7 +254,7 @@ def _manifest(folder: Path, rng: random.Random) -> str:
     shards = [RemoteShard("http://x/y", samples=each.samples) for each in entries.values()]
 
     def ordered() -> None:
-        remote_shards._check_room(shards, cache, window)  # noqa: SLF001
+        remote_shards._check_room(shards, cache, window)
         if layout.samples < 2**20:
             Order(layout, 1, window=window).positions(0, 0, 8)
 

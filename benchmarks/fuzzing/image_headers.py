@@ -1,4 +1,4 @@
-"""Image files whose headers are well-formed and hostile: sizes, counts, scans, frames and chunks."""
+"""Image files whose headers are well-formed and hostile: sizes, counts, scans, frames, chunks."""
 
 import random
 import struct
@@ -22,11 +22,19 @@ def _png(rng: random.Random) -> tuple[str, bytes]:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", *side, depth, colour, 0, 0, rng.randrange(3)))]
     bomb = zlib.compress(bytes(rng.choice((100, 10**6, 3 * 10**7))))
     extra = (
-        (b"zTXt", b"key\0\0" + bomb), (b"iCCP", b"name\0\0" + bomb), (b"iTXt", b"k\0\1\0\0\0" + bomb),
-        (b"PLTE", b"xyz" * rng.choice((1, 256, 9000))), (b"tRNS", b"\0" * 300), (b"eXIf", b"II*\0" * 9),
-        (b"acTL", struct.pack(">II", 2**31 - 1, 0)), (b"fcTL", struct.pack(">IIIIIHHBB", *[7] * 9)),
-        (b"fdAT", b"\0\0\0\1" + bomb), (b"gAMA", b""), (b"cHRM", b"\0" * 31), (b"pHYs", b"\0"),
-    )  # fmt: skip
+        (b"zTXt", b"key\0\0" + bomb),
+        (b"iCCP", b"name\0\0" + bomb),
+        (b"iTXt", b"k\0\1\0\0\0" + bomb),
+        (b"PLTE", b"xyz" * rng.choice((1, 256, 9000))),
+        (b"tRNS", b"\0" * 300),
+        (b"eXIf", b"II*\0" * 9),
+        (b"acTL", struct.pack(">II", 2**31 - 1, 0)),
+        (b"fcTL", struct.pack(">IIIIIHHBB", *[7] * 9)),
+        (b"fdAT", b"\0\0\0\1" + bomb),
+        (b"gAMA", b""),
+        (b"cHRM", b"\0" * 31),
+        (b"pHYs", b"\0"),
+    )
     chunks += rng.sample(extra, rng.randint(0, 4))
     chunks.append((b"IDAT", bomb))
     if rng.random() < 0.7:
@@ -74,9 +82,19 @@ def _bmp(rng: random.Random) -> tuple[str, bytes]:
     width, height = rng.choice(_SIDES[:9]), rng.choice((*_SIDES[:9], -5))
     bits, compression = rng.choice(((8, 1), (4, 2), (24, 0), (32, 3), (1, 0), (16, 3), (8, 9)))
     head = struct.pack(
-        "<IiiHHIIiiII", rng.choice((40, 12, 108, 124, 5)), width, height, 1, bits, compression, 0,
-        0, 0, rng.choice((0, 256, 2**31)), 0,
-    )  # fmt: skip
+        "<IiiHHIIiiII",
+        rng.choice((40, 12, 108, 124, 5)),
+        width,
+        height,
+        1,
+        bits,
+        compression,
+        0,
+        0,
+        0,
+        rng.choice((0, 256, 2**31)),
+        0,
+    )
     body = rng.choice((b"\xff\x01" * 5000, b"\0\x02\xff\xff" * 5000, b"\0\0" * 9, bytes(3000)))
     content = head + b"\0" * 1024 + body
     return "bmp", b"BM" + struct.pack("<IHHI", len(content), 0, 0, 14 + len(head) + 1024) + content
@@ -143,10 +161,19 @@ def _as_other(rng: random.Random) -> tuple[str, bytes]:
     first, second = (content for _, content in rng.choices(valid.pictures(), k=2))
     ending = rng.choice(("jpg", "png", "webp", "tif"))
     other = (
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"%PDF-1.4", b"<svg/>", b"", b"\0" * 99,
-        b"GIMP Brush" * 9, b"SIMPLE  =                    T", b"\x01\0\0\0" + bytes(80), b"8BPS\0\1",
-        first[: len(first) // 2] + second, first + second, first * 3,
-    )  # fmt: skip
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.4",
+        b"<svg/>",
+        b"",
+        b"\0" * 99,
+        b"GIMP Brush" * 9,
+        b"SIMPLE  =                    T",
+        b"\x01\0\0\0" + bytes(80),
+        b"8BPS\0\1",
+        first[: len(first) // 2] + second,
+        first + second,
+        first * 3,
+    )
     return ending, rng.choice(other)
 
 
@@ -156,5 +183,14 @@ def _mutated(rng: random.Random) -> tuple[str, bytes]:
 
 
 _FORMS: tuple[Callable[[random.Random], tuple[str, bytes]], ...] = (
-    _png, _jpeg, _gif, _bmp, _tiff, _ppm, _webp, _boxes, _as_other, _mutated,
-)  # fmt: skip
+    _png,
+    _jpeg,
+    _gif,
+    _bmp,
+    _tiff,
+    _ppm,
+    _webp,
+    _boxes,
+    _as_other,
+    _mutated,
+)

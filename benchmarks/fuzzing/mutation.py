@@ -6,17 +6,72 @@ from typing import Any
 
 NUMBERS = (b"0", b"-1", b"999999999999999999999", b"1" * 5000, b"1e400", b"NaN", b"4294967296")
 _VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 2**31, 2**62, 10**30, 1e308, float("nan"), float("inf"), "", "x" * 100_000,
-    "\ud800", "\x1b]0;title\x07\x1b[2J", "‮gnp.exe", "a\0b", [], {}, [[]], {"": {"": None}},
-    "../../../etc/passwd", "/dev/zero", [1] * 3000, "9" * 5000, "é" * 300,
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    2**31,
+    2**62,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 100_000,
+    "\ud800",
+    "\x1b]0;title\x07\x1b[2J",
+    "\u202egnp.exe",
+    "a\0b",
+    [],
+    {},
+    [[]],
+    {"": {"": None}},
+    "../../../etc/passwd",
+    "/dev/zero",
+    [1] * 3000,
+    "9" * 5000,
+    "é" * 300,
+)
 NAMES = (
-    "\x1b[2J\x1b]0;title\x07", "a\nb", "a\rb", "‮gnp", "\udcff\udce9", "..", "../up", "/etc/passwd",
-    "é", "e\u0301", "ﬀ", "日本", "x" * 255, "a" * 3000, "<script>alert(1)</script>", "=cmd()",
-    "%s%n", "{0}", "$HOME", "`id`", "a\0b", " ", ".", "-rf", "a\tb", "\u2028", "😀", "a::b", "{1..3}",
-    "[red]x[/red]", "\\", "'\"", "CON", "\x9b31m", "pipe:id", "a.b.c.d", "K" * 99 + "/" + "k" * 99,
-)  # fmt: skip
-"""Names and keys with terminal escapes, other encodings, paths, and the syntax of other programs."""
+    "\x1b[2J\x1b]0;title\x07",
+    "a\nb",
+    "a\rb",
+    "\u202egnp",
+    "\udcff\udce9",
+    "..",
+    "../up",
+    "/etc/passwd",
+    "é",
+    "e\u0301",
+    "ﬀ",
+    "日本",
+    "x" * 255,
+    "a" * 3000,
+    "<script>alert(1)</script>",
+    "=cmd()",
+    "%s%n",
+    "{0}",
+    "$HOME",
+    "`id`",
+    "a\0b",
+    " ",
+    ".",
+    "-rf",
+    "a\tb",
+    "\u2028",
+    "😀",
+    "a::b",
+    "{1..3}",
+    "[red]x[/red]",
+    "\\",
+    "'\"",
+    "CON",
+    "\x9b31m",
+    "pipe:id",
+    "a.b.c.d",
+    "K" * 99 + "/" + "k" * 99,
+)
+"""Names and keys with terminal escapes, other encodings, paths, and other programs' syntax."""
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -65,7 +120,7 @@ def changed_tree(tree: Any, rng: random.Random, changes: int | None = None) -> A
         elif change < 0.25 and isinstance(holder, dict):
             holder[rng.choice(NAMES)] = holder.pop(key)
         elif change < 0.35:
-            holder[key] = deep(rng.choice((40, 99, 101, 900)))
+            holder[key] = deep(rng.choice((40, 99, 101, 400)))
         else:
             holder[key] = copy.deepcopy(rng.choice(_VALUES))
     return tree
@@ -89,7 +144,20 @@ def deep(levels: int) -> Any:
 
 
 HOSTILE_JSON = (
-    b"[" * 200_000, b'{"a":' * 100_000, b"9" * 100_000, b"1e999999", b"-" * 4000, b'"\\ud800"',
-    b"\xff\xfe[\0]\0", b"\xef\xbb\xbf{}", b"", b"null", b"[NaN, Infinity]", b'{"a": 1, "a": 2}',
-    b"\x00" * 5000, b'"' + b"\\u0000" * 1000 + b'"', b"[" + b"0," * 200_000 + b"0]", b"\x80\x04.",
-)  # fmt: skip
+    b"[" * 200_000,
+    b'{"a":' * 100_000,
+    b"9" * 100_000,
+    b"1e999999",
+    b"-" * 4000,
+    b'"\\ud800"',
+    b"\xff\xfe[\0]\0",
+    b"\xef\xbb\xbf{}",
+    b"",
+    b"null",
+    b"[NaN, Infinity]",
+    b'{"a": 1, "a": 2}',
+    b"\x00" * 5000,
+    b'"' + b"\\u0000" * 1000 + b'"',
+    b"[" + b"0," * 200_000 + b"0]",
+    b"\x80\x04.",
+)

@@ -20,7 +20,7 @@ GOOD = ("answer", "damage", "refusal")
 _READ = 60  # samples of a case
 _MAX_PIXELS = 2**24  # a WebP takes up to 27 bytes a pixel while it is decoded
 _decode = ImageDecoder(_MAX_PIXELS)
-_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f‎‏\u2028-\u202e⁦-⁩]")
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 _LONGEST = 2**20
 
 

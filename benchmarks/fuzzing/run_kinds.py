@@ -18,13 +18,37 @@ from neuclip.evaluation.outcomes import read_outcomes
 
 _HOSTILE_YAML = (
     b"a: &a [1,1,1,1]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c]\n" * 3,
-    b"a: &a\n  b: *a\n", b"x: " + b"[" * 5000, b"x: " + b"9" * 5000, b"!!python/object:os.system x",
-    b"!!python/name:os.system", b"? [a]\n: b\n", b"a: 1\n---\nb: 2\n", b"\xff\xfe\0", b"%YAML 9.9\n--- a",
-    b"a: 2001-99-99\n", b"a: !!binary x\n", b"a: !!set {x}\n", b"<<: 5\n", b"<<: [{a: 1}, 5]\n", b"\t",
-    b"a: 1e400\n", b"a: 0x" + b"f" * 300, b"a: 190:20:30.15\n", b"a: |\n  " + b"x" * 10**6, b"{a: {b: ",
-    b"- 1\n- 2\n", b"a: .nan\n", b"1: 2\n", b"null: 2\n", b"a: \"\\ud800\"\n", b"a: '\x1b]0;x'\n",
-    b"? {a: b}\n: c\n", b"a: &x 1\nb: *y\n", b"a: " + b"-" * 5000, b"a: " + b"1_" * 3000,
-)  # fmt: skip
+    b"a: &a\n  b: *a\n",
+    b"x: " + b"[" * 5000,
+    b"x: " + b"9" * 5000,
+    b"!!python/object:os.system x",
+    b"!!python/name:os.system",
+    b"? [a]\n: b\n",
+    b"a: 1\n---\nb: 2\n",
+    b"\xff\xfe\0",
+    b"%YAML 9.9\n--- a",
+    b"a: 2001-99-99\n",
+    b"a: !!binary x\n",
+    b"a: !!set {x}\n",
+    b"<<: 5\n",
+    b"<<: [{a: 1}, 5]\n",
+    b"\t",
+    b"a: 1e400\n",
+    b"a: 0x" + b"f" * 300,
+    b"a: 190:20:30.15\n",
+    b"a: |\n  " + b"x" * 10**6,
+    b"{a: {b: ",
+    b"- 1\n- 2\n",
+    b"a: .nan\n",
+    b"1: 2\n",
+    b"null: 2\n",
+    b'a: "\\ud800"\n',
+    b"a: '\x1b]0;x'\n",
+    b"? {a: b}\n: c\n",
+    b"a: &x 1\nb: *y\n",
+    b"a: " + b"-" * 5000,
+    b"a: " + b"1_" * 3000,
+)
 
 
 def _yaml(rng: random.Random) -> bytes:
@@ -116,9 +140,19 @@ def _damage_outcomes(run: Path, rng: random.Random) -> None:
 
 def _replace(run: Path, rng: random.Random) -> None:
     """Puts a pipe, a folder, a device or a dangling link in place of a file or folder."""
-    names = ("metrics.jsonl", "config.yaml", "data_report.json", "out.log", "checkpoints", "eval_results",
-             "eval_results/epoch_2_eval_results.jsonl", "eval_results/gallery_unseen.json",
-             "eval_results/outcomes/split_unseen.npz", "run.lock", "params.txt")  # fmt: skip
+    names = (
+        "metrics.jsonl",
+        "config.yaml",
+        "data_report.json",
+        "out.log",
+        "checkpoints",
+        "eval_results",
+        "eval_results/epoch_2_eval_results.jsonl",
+        "eval_results/gallery_unseen.json",
+        "eval_results/outcomes/split_unseen.npz",
+        "run.lock",
+        "params.txt",
+    )
     path = run / rng.choice(names)
     if path.is_dir() and not path.is_symlink():
         path.rename(run / "moved")
@@ -143,9 +177,16 @@ def _replace(run: Path, rng: random.Random) -> None:
 
 
 _DAMAGES = (
-    _damage_metrics, _damage_metrics, _damage_results, _damage_results, _damage_tree, _damage_tree,
-    _damage_config, _damage_outcomes, _replace,
-)  # fmt: skip
+    _damage_metrics,
+    _damage_metrics,
+    _damage_results,
+    _damage_results,
+    _damage_tree,
+    _damage_tree,
+    _damage_config,
+    _damage_outcomes,
+    _replace,
+)
 
 
 def _changed_npz(content: bytes, rng: random.Random) -> bytes:
@@ -165,10 +206,22 @@ def _changed_npz(content: bytes, rng: random.Random) -> bytes:
 
 def _arrays():
     return (
-        np.zeros(0), np.zeros((3, 0)), np.array(-5), np.array(2**62), np.array("mean\x1b[2J"), np.array(1j),
-        np.zeros(3, "U5"), np.zeros(3, "datetime64[s]"), np.full(40, np.nan), np.zeros(2**28, np.uint8),
-        np.array(10**18), np.zeros((40, 40)), np.full(40, 2**31), np.array(b"mean"), np.array([True] * 40),
-    )  # fmt: skip
+        np.zeros(0),
+        np.zeros((3, 0)),
+        np.array(-5),
+        np.array(2**62),
+        np.array("mean\x1b[2J"),
+        np.array(1j),
+        np.zeros(3, "U5"),
+        np.zeros(3, "datetime64[s]"),
+        np.full(40, np.nan),
+        np.zeros(2**26, np.uint8),
+        np.array(10**18),
+        np.zeros((40, 40)),
+        np.full(40, 2**31),
+        np.array(b"mean"),
+        np.array([True] * 40),
+    )
 
 
 def _outcomes(folder: Path, rng: random.Random) -> str:
@@ -180,9 +233,10 @@ def _outcomes(folder: Path, rng: random.Random) -> str:
 
 
 _TRAIN = (
-    "train --train-data synthetic:16 --model MODEL --epochs 2 --batch-size 8 --workers 0 --name run "
-    "--device cpu --log-every-n-steps 1 --lr 1e-3 --save-frequency 1 --method openclip --warmup 1"
-).split()
+    "train --train-data synthetic:16 --model MODEL --epochs 2 --batch-size 8 --workers 0 "
+    "--name run --device cpu --log-every-n-steps 1 --lr 1e-3 --save-frequency 1 "
+    "--method openclip --warmup 1"
+)
 
 
 def _resume(folder: Path, rng: random.Random) -> str:
@@ -192,7 +246,7 @@ def _resume(folder: Path, rng: random.Random) -> str:
         if (run / "checkpoints").is_dir():
             rng.choice((_damage_checkpoints, _damage_metrics, _damage_config, _replace))(run, rng)
     model = str(valid.run_folder().parents[1] / "tiny.json")
-    line = [model if word == "MODEL" else word for word in _TRAIN]
+    line = [model if word == "MODEL" else word for word in _TRAIN.split()]
     resume = rng.choice(("auto", "auto", "latest", str(run / "checkpoints" / "epoch_2.pt")))
     return command(folder, [*line, "--logs", str(run.parent), "--resume", resume])
 
@@ -251,7 +305,7 @@ def _features(folder: Path, rng: random.Random) -> str:
     if rng.random() < 0.1:
         path.unlink()
         os.mkfifo(path)
-    found = embeddings._open(kept, 6)  # noqa: SLF001
+    found = embeddings._open(kept, 6)
     return "refusal" if found is None else refused(lambda: _rows(found))
 
 

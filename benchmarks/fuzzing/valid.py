@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import zipfile
@@ -220,9 +221,13 @@ def _cut(value: object) -> object:
 
 
 def saved(content: object, **options: object) -> bytes:
-    """What torch writes."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer, **options)
+    """What torch writes; the content may be deeper than Python's stack usually is."""
+    buffer, limit = io.BytesIO(), sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        torch.save(content, buffer, **options)
+    finally:
+        sys.setrecursionlimit(limit)
     return buffer.getvalue()
 
 

@@ -51,11 +51,8 @@ def _changed_member(content: bytes, rng: random.Random) -> bytes:
         pickles = [name for name in names if name.endswith(".pkl")]
         name = rng.choice(pickles if rng.random() < 0.8 else names)
         old = archive.read(name)
-    if name in pickles and rng.random() < 0.6:
-        new = _changed_pickle(old, rng)
-    else:
-        new = damaged(old, rng)
-    return valid.rezipped(content, {name: new})
+    change = _changed_pickle if name in pickles and rng.random() < 0.6 else damaged
+    return valid.rezipped(content, {name: change(old, rng)})
 
 
 def _changed_pickle(content: bytes, rng: random.Random) -> bytes:
@@ -229,7 +226,7 @@ def _eval(folder: Path, rng: random.Random) -> str:
             own[key] = rng.choice((None, -1, 10**18, "x", [], {}, 1.5, torch.zeros(2)))
     (run / "checkpoints" / "SHA256SUMS").unlink()
     path.unlink()
-    torch.save(content, path)
+    path.write_bytes(valid.saved(content))
     data = ["--val-data", "synthetic:8", "--batch-size", "8", "--workers", "0", "--device", "cpu"]
     return command(folder, ["eval", str(path), *data])
 

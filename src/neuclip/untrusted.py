@@ -9,8 +9,12 @@ import json
 import os
 import re
 import stat
+import tokenize
+import zipfile
+import zlib
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 MAX_IMAGE_FILE = 2**28
 """Largest image file that is read, in bytes (256 MiB)."""
@@ -22,6 +26,12 @@ MAX_JSON = 2**24
 """Largest JSON text that is parsed by default, in bytes (16 MiB): it takes up to 30 times that."""
 MAX_DEPTH = 100
 """Deepest nesting of JSON."""
+
+DAMAGED_ARRAYS = (
+    OSError, EOFError, LookupError, TypeError, ValueError, ArithmeticError, RuntimeError,
+    MemoryError, AttributeError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What numpy and zipfile raise for `.npy` and `.npz` files, depending on the byte that is wrong."""
 
 _INT64_DIGITS = 18  # every number of so many digits fits into an int64
 _LONG_NUMBER = re.compile(r"[0-9]{19}")
@@ -130,7 +140,7 @@ def read_file(path: Path, max_size: int | None = None) -> bytes:
         os.close(handle)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Opens a regular file to read.
 
     Args:

@@ -42,6 +42,7 @@ INSIDE = {
             "order",
             "progress",
             "shard_writer",
+            "watchdog",
             "folder_contents",
             "truncation",
             "patterns",

@@ -19,6 +19,7 @@ In reading order:
 - `groups`: which samples share a caption, an image or a label;
 - `batch`: fills one batch, in a worker process;
 - `epoch_description`: what an epoch visits, in words;
+- `watchdog`: reports and ends the wait for a batch that the main process reads itself;
 - `reading`: reading processes: passing batches, and what happens when one dies or stalls;
 - `loader`: the batches of an epoch, over worker processes and ranks;
 - `truncation`: counts captions that are longer than a model reads;

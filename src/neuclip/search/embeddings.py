@@ -25,7 +25,7 @@ from neuclip.data.sources.source import Source, content_digest
 from neuclip.errors import UserError, printable
 from neuclip.evaluation.interfaces import ImageTextEncoder
 from neuclip.files import cache_home, folder_when_complete
-from neuclip.untrusted import open_regular, read_json
+from neuclip.untrusted import DAMAGED_ARRAYS, open_regular, read_json
 
 _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
 
@@ -234,8 +234,8 @@ def _open(folder: Path, samples: int) -> Embeddings | None:
         positions, features = _positions(folder, samples), FeatureRows(folder / _FEATURES)
         corrupt = read_json(folder / _DAMAGE)
         total, summary = corrupt["total"], corrupt["summary"]
-    except (OSError, EOFError, LookupError, TypeError, ValueError, MemoryError):
-        return None  # what numpy raises depends on the byte that was changed
+    except DAMAGED_ARRAYS:
+        return None
     told = isinstance(total, int) and isinstance(summary, str)
     if not told or not features.has(len(positions)):
         return None

@@ -6,6 +6,7 @@ process.
 """
 
 import base64
+import contextlib
 import importlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -247,7 +248,8 @@ def _holds_base64(table: Path, columns: ArrowColumns) -> bool:
         column = _row_group(file, table, group, [columns.image])[0]
         for value in column:
             if value.is_valid:
-                return base64_image(value.as_py()) is not None
+                with contextlib.suppress(UnicodeDecodeError):  # not UTF-8, so not base64
+                    return base64_image(value.as_py()) is not None
     return False
 
 

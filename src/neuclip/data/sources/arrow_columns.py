@@ -12,7 +12,7 @@ import numpy as np
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
-from neuclip.data.sources.columns import find_columns
+from neuclip.data.sources.columns import ColumnIndices, find_columns
 from neuclip.data.sources.source import Captions, Offsets, Slices, TextLists
 from neuclip.errors import UserError, printable
 
@@ -59,9 +59,24 @@ def arrow_columns(
         captions: whether a table without captions is accepted.
 
     Raises:
-        UserError: a column is missing, or of a type that holds no images or captions.
+        UserError: a column is missing, of a type that holds no images or captions, or of a name
+            that is not UTF-8.
     """
-    found = find_columns(schema.names, reading, where, captions)
+    try:
+        found = find_columns(schema.names, reading, where, captions)
+        return _columns(schema, found, reading, where)
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{where}: the name of a column is not UTF-8: the file is damaged"
+        ) from None
+
+
+def _columns(
+    schema: Any,  # noqa: ANN401  a pyarrow.Schema
+    found: ColumnIndices,
+    reading: ReadingConfig,
+    where: Path,
+) -> ArrowColumns:
     types = pyarrow(where).types
     image = schema.field(found.image)
     as_path = _is_text(types, image.type)

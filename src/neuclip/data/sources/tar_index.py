@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +26,7 @@ from neuclip.data.samples import Damage, Tally
 from neuclip.data.sources.tar_headers import members
 from neuclip.data.sources.tar_samples import Finding, TarSamples
 from neuclip.files import cache_home, replacing
-from neuclip.untrusted import open_regular, parse_json, whole_number
+from neuclip.untrusted import DAMAGED_ARRAYS, open_regular, parse_json, whole_number
 
 _FORMAT = 6
 _SMALL = 2**20  # bytes of an index that need no explanation
@@ -179,10 +178,8 @@ def _load(place: Path, stamp: NDArray[np.int64]) -> TarIndex | None:
                 joined=int(rest["joined"]),
                 long_endings=frozenset(map(str, rest["long_endings"])),
             )
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None  # missing or truncated: scan again
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError):
-        return None  # changed: what numpy and zipfile raise depends on the byte
+    except DAMAGED_ARRAYS:
+        return None  # missing, truncated or changed: scan again
 
 
 def _shaped(array: NDArray[T], kind: type[T], *shape: int) -> NDArray[T]:

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from neuclip.data.batch import Batch, Unreadable
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
 from neuclip.evaluation.datacomp.sets import Instance, TaskSet
 from neuclip.evaluation.datacomp.suite import SampleGroups, Task
 from neuclip.evaluation.embed import (
@@ -45,6 +45,7 @@ from neuclip.evaluation.outcomes import Outcomes, outcomes_of
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.zero_shot import DATACOMP_RULES, ClassVectors, classify
 from neuclip.parallel import collectives
+from neuclip.untrusted import DAMAGED_ARRAYS
 
 _log = logging.getLogger(__name__)
 
@@ -234,10 +235,10 @@ def _column(images: EncodedImages, column: int) -> Int64[Tensor, " samples"]:
         try:
             row = np.load(io.BytesIO(content), allow_pickle=False)
             values.append(int(row[column]))
-        except (ValueError, IndexError, EOFError, TypeError) as error:
+        except DAMAGED_ARRAYS as error:
             raise UserError(
-                f"sample {key!r}: its metadata (.npy) is not an array of numbers with a column "
-                f"{column}: {error}"
+                f"sample {printable(key)!r}: its metadata (.npy) is not an array of numbers with a "
+                f"column {column}: {printable(str(error))}"
             ) from None
     return torch.tensor(values, dtype=torch.int64)
 
