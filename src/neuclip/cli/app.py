@@ -18,6 +18,7 @@ from neuclip.cli.data import Bench, Inspect, Pack, bench_data, inspect_data, pac
 from neuclip.cli.demo import DataDemo, Demo, build_data, demo
 from neuclip.cli.eval import Download, Eval, download, evaluate
 from neuclip.cli.export import ExportCommand, export
+from neuclip.cli.icons import EmojiPairs, Icons, build_emoji_pairs, build_icon_pairs
 from neuclip.cli.method_help import Methods, show_methods
 from neuclip.cli.report import Report, report
 from neuclip.cli.search import Search, search
@@ -194,6 +195,8 @@ COMMANDS: Mapping[str, Command] = {
     "methods": Command("list the training methods, or show one", Methods, show_methods),
     "data demo": Command("build the demo data", DataDemo, build_data),
     "data download-evalsets": Command("download DataComp's evaluation sets", Download, download),
+    "data icons": Command("build pairs from open icon sets", Icons, build_icon_pairs),
+    "data emoji": Command("build pairs from the emoji of vendors", EmojiPairs, build_emoji_pairs),
     "data inspect": Command(
         "show sizes, captions, corrupt samples and examples of a data set", Inspect, inspect_data
     ),

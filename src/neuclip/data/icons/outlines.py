@@ -1,0 +1,89 @@
+"""Compares drawings by their outlines: without colours, place and size."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIDE = 16
+"""Width and height of an outline in pixels."""
+
+Outlines = NDArray[np.uint8]
+"""[drawings, SIDE * SIDE] grey levels; all zeros for a drawing that is empty."""
+
+_LEAST_CONTRAST, _LEAST_PIXELS = 24, 12
+_ROWS, _COLUMNS = 8192, 4096  # of a block of correlations
+
+
+def outline(rgb: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """The outline of a drawing, [SIDE * SIDE].
+
+    Args:
+        rgb: the drawing, [height, width, 3].
+        background: its colour, which counts as empty.
+    """
+    ink = np.abs(rgb.astype(np.int16) - np.array(background, np.int16)).mean(2)
+    darkest = ink.max()
+    if darkest < _LEAST_CONTRAST or (ink > 0.3 * darkest).sum() < _LEAST_PIXELS:
+        return np.zeros(SIDE * SIDE, np.uint8)
+    ink = ink * (255 / darkest)
+    rows, columns = np.flatnonzero(ink.max(1) > 40), np.flatnonzero(ink.max(0) > 40)
+    cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    side = max(cut.shape)
+    square = np.zeros((side, side), np.uint8)
+    top, left = (side - cut.shape[0]) // 2, (side - cut.shape[1]) // 2
+    square[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+    small = Image.fromarray(square).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(small).reshape(-1)
+
+
+def nearest(queries: Outlines, others: Outlines) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The most similar of other drawings for each query.
+
+    Returns:
+        Pearson correlation with it, and its position; -1 and 0 if there are no others.
+    """
+    a, b = _unit(queries), _unit(others)
+    best = np.full(len(a), -1, np.float32)
+    place = np.zeros(len(a), np.int64)
+    for start in range(0, len(b), _ROWS):
+        part = b[start : start + _ROWS].T
+        for at in range(0, len(a), _COLUMNS):
+            rows = slice(at, at + _COLUMNS)
+            found = a[rows] @ part
+            top = found.argmax(1)
+            value = found[np.arange(len(top)), top]
+            better = value > best[rows]
+            best[rows][better] = value[better]
+            place[rows][better] = start + top[better]
+    return best, place
+
+
+def distinct(groups: Iterable[Sequence[int]], outlines: Outlines, limit: float) -> list[int]:
+    """The drawings that are left when none is too similar to an earlier one of its group.
+
+    Args:
+        groups: positions of drawings, those to be kept first.
+        outlines: of all drawings.
+        limit: correlation from which two drawings count as one.
+
+    Returns:
+        Positions in ascending order.
+    """
+    kept: list[int] = []
+    for members in groups:
+        vectors = _unit(outlines[list(members)])
+        chosen: list[int] = []
+        for number, vector in enumerate(vectors):
+            if not chosen or (vectors[chosen] @ vector).max() < limit:
+                chosen.append(number)
+        kept += [members[number] for number in chosen]
+    return sorted(kept)
+
+
+def _unit(outlines: Outlines) -> NDArray[np.float32]:
+    """Outlines as unit vectors without their mean, whose products are correlations."""
+    flat = outlines.astype(np.float32)
+    flat -= flat.mean(1, keepdims=True) if flat.size else 0
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
