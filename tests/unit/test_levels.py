@@ -56,7 +56,7 @@ INSIDE = {
         ["batch"],
         ["reading"],
         ["loader"],
-        ["tools", "demo"],
+        ["tools", "demo", "icons"],
     ],
     "data.sources": [
         ["source", "tar_headers", "file_tree"],
@@ -77,6 +77,13 @@ INSIDE = {
         ["inspection_page"],
     ],
     "data.demo": [["fonts"], ["build"]],
+    "data.icons": [
+        ["npm_packages", "set_names", "outlines"],
+        ["rendering", "pair_folder"],
+        ["held_out"],
+        ["icon_sets"],
+        ["emoji_sets"],
+    ],
     "evaluation": [
         ["metrics", "metric_names", "outcomes", "results", "ranking", "splits"],
         ["interfaces"],

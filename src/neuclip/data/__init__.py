@@ -27,5 +27,6 @@ In reading order:
 - `progress`: how long work reports its progress;
 - `shard_writer`: writes tar shards;
 - `tools`: `neuclip data inspect`, `pack` and `bench`;
-- `demo`: `neuclip data demo`.
+- `demo`: `neuclip data demo`;
+- `icons`: `neuclip data icons` and `data emoji`.
 """
