@@ -66,7 +66,13 @@ def flags_page() -> str:
         "Further flags of open_clip, FastCLIP, SCENT, NeuCLIP and AmorLIP are accepted: see "
         "[Published command lines](published_lines.md).",
     ]
-    for command in (name for name in COMMANDS if name != "train"):
+    parts += [
+        "## neuclip finetune",
+        "The flags of `neuclip train`. Settings that are not given are derived from the weights "
+        "(`--pretrained`) and the data (`--train-data`); `--dry-run` shows each with its reason. "
+        "`neuclip train --recipe finetune` is the same. See [Fine-tune](../finetune.md).",
+    ]
+    for command in (name for name in COMMANDS if name not in {"train", "finetune"}):
         parts += [f"## neuclip {command}", f"```text\n{_help(command)}\n```"]
     return "\n\n".join(parts) + "\n"
 

@@ -23,7 +23,8 @@ from neuclip.run_folder import read_records
 
 CURVES = Path(__file__).parent
 MODEL = CURVES.parent / "data" / "model_configs" / "tiny-vit.json"
-RECIPES = [name for name in recipe_names() if name != "demo"]  # `demo` is only built upon
+# `demo` is only built upon, `finetune` has no settings of its own.
+RECIPES = [name for name in recipe_names() if name not in {"demo", "finetune"}]
 
 # Another processor's kernels stay within 1e-13; a table of float32 rounds to 1e-7.
 TOLERANCE = 1e-6

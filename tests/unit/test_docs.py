@@ -119,8 +119,8 @@ def test_named_files_exist(page):
 @pytest.mark.parametrize("page", TEXTS, ids=page_id)
 def test_training_commands_parse(page):
     for words in commands(text_of(page)):
-        if words[:2] == ["neuclip", "train"]:
-            parse_train(words[2:])
+        if words[:2] in (["neuclip", "train"], ["neuclip", "finetune"]):
+            parse_train(words[2:], words[1])
         elif "neuclip.training.main" in words:
             parse_train(words[words.index("neuclip.training.main") + 1 :])
 
@@ -129,7 +129,7 @@ def test_training_commands_parse(page):
 def test_other_commands_have_their_flags(page):
     help_text = text_of(DOCS / "reference" / "flags.md")
     for words in commands(text_of(page)):
-        if words[0] != "neuclip" or words[1] == "train":
+        if words[0] != "neuclip" or words[1] in {"train", "finetune"}:
             continue
         name = " ".join(words[1:3]) if words[1] == "data" else words[1]
         section = help_text.split(f"\n## neuclip {name}\n")[1].split("\n## ")[0]

@@ -97,7 +97,7 @@ INSIDE = {
         ["records", "optim", "oom_advice", "folder_lock"],
         ["open_run"],
         ["nonfinite", "components", "device_prefetch"],
-        ["accumulation", "run_state", "evaluating"],
+        ["accumulation", "run_state", "evaluating", "finetuning"],
         ["step", "evaluate_only"],
         ["trainer"],
         ["assemble"],

@@ -18,11 +18,12 @@ from neuclip.cli.data import Bench, Inspect, Pack, bench_data, inspect_data, pac
 from neuclip.cli.demo import DataDemo, Demo, build_data, demo
 from neuclip.cli.eval import Download, Eval, download, evaluate
 from neuclip.cli.export import ExportCommand, export
+from neuclip.cli.finetune import show_derived
 from neuclip.cli.icons import EmojiPairs, Icons, build_emoji_pairs, build_icon_pairs
 from neuclip.cli.method_help import Methods, show_methods
 from neuclip.cli.report import Report, report
 from neuclip.cli.search import Search, search
-from neuclip.cli.train import TrainCommand, parse_train, resume_command
+from neuclip.cli.train import FinetuneCommand, TrainCommand, parse_train, resume_command
 from neuclip.config.batch_size import describe_step
 from neuclip.config.resolve import derived, resolve
 from neuclip.errors import OtherProcessFailed, Preempted, UserError, nearest, printable
@@ -139,6 +140,8 @@ def train(command: TrainCommand) -> int:
     launch = launch_environment()
     for note in command.notes if launch.rank == 0 else ():
         terminal.say(note)
+    if command.dry_run and command.config.derive is not None:
+        return show_derived(command)
     if command.dry_run:
         resolved = resolve(command.config, launch.world_size)
         if launch.rank == 0:
@@ -174,8 +177,8 @@ class Command:
 
     def run(self, name: str, argv: Sequence[str]) -> int:
         """Parses the options and runs the command."""
-        if self.options is TrainCommand:  # published command lines need a parser of their own
-            return self.function(parse_train(argv))
+        if issubclass(self.options, TrainCommand):  # published lines need a parser of their own
+            return self.function(parse_train(argv, name))
         return self.function(tyro.cli(self.options, args=list(argv), prog=f"neuclip {name}"))
 
 
@@ -186,6 +189,9 @@ COMMANDS: Mapping[str, Command] = {
         "build the demo data, train, evaluate and report: minutes on two CPU cores", Demo, demo
     ),
     "train": Command("train a model; takes published command lines", TrainCommand, train),
+    "finetune": Command(
+        "train from given weights, with settings that fit them and the data", FinetuneCommand, train
+    ),
     "eval": Command(
         "evaluate a checkpoint on evaluation splits or DataComp's tasks", Eval, evaluate
     ),

@@ -213,6 +213,12 @@ def _require_unique(flags: Iterable[Flag]) -> None:
                 )
 
 
+def flag_of(section: str, key: str) -> str:
+    """A setting as the command line calls it."""
+    flag = next((flag for flag in table() if flag.path == (section, key)), None)
+    return f"--{flag.name}" if flag else ".".join(filter(None, (section, key)))
+
+
 def settings_flags(section: str, keys: Iterable[str]) -> object:
     """Flags of `neuclip train` for another command: an argument of tyro.
 

@@ -77,6 +77,17 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
         print_line(f"{name:{width}}{value}", bold=len(name), hang=width)
 
 
+def print_reasons(rows: Iterable[tuple[str, str, str]]) -> None:
+    """Prints settings with their values and reasons; a reason wraps within its column."""
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("setting", no_wrap=True)
+    shown.add_column("value", overflow="fold")
+    shown.add_column("why")
+    for row in rows:
+        shown.add_row(*map(without_controls, row))
+    _console().print(shown)
+
+
 def print_stages(seconds: Mapping[str, float]) -> None:
     """Prints for each stage its time per sample, its speed alone on one core, and its share."""
     total = sum(seconds.values())

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypedDict, cast
 import tyro
 
 from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS
-from neuclip.cli.flag_table import REFUSED_VALUES, SYNONYMS, table
+from neuclip.cli.flag_table import REFUSED_VALUES, SYNONYMS, flag_of, table
 from neuclip.cli.foreign_flags import ACCEPTED, flag_name, read_words
 from neuclip.cli.options import Switch
 from neuclip.cli.published_defaults import fill_in
@@ -80,11 +80,17 @@ class TrainCommand:
         config: the settings as asked for; `neuclip.config.resolve` fills in the rest.
         notes: lines for the user.
         dry_run: print the resolved settings and stop.
+        argv: the words of the command line, from the command on.
     """
 
     config: RunConfig
     notes: tuple[str, ...]
     dry_run: bool
+    argv: tuple[str, ...] = ()
+
+
+class FinetuneCommand(TrainCommand):
+    """The same for `neuclip finetune`, which derives the settings that are not given."""
 
 
 def _parser(words: Sequence[str]) -> type:
@@ -162,8 +168,20 @@ def resume_command(argv: Sequence[str], name: str) -> str:
 _REPLACED = ("--name", "--resume")
 
 
-def parse_train(argv: Sequence[str]) -> TrainCommand:
+_ABOUT = {
+    "train": "Train CLIP. The published flags of open_clip, FastCLIP and NeuCLIP work too.",
+    "finetune": "Fine-tune weights (--pretrained) on your own pairs (--train-data). The flags are "
+    "those of `neuclip train`; settings that are not given are derived from the weights and the "
+    "data, and --dry-run shows each with its reason.",
+}
+
+
+def parse_train(argv: Sequence[str], command: str = "train") -> TrainCommand:
     """Reads a command line of `neuclip train`.
+
+    Args:
+        argv: the words after the command.
+        command: `train`, or `finetune`, which has the same flags.
 
     Raises:
         UserError: a flag, a file or their combination is wrong.
@@ -177,8 +195,8 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
     parsed: object = tyro.cli(
         _parser(words.rest),
         args=list(words.rest),
-        prog="neuclip train",
-        description="Train CLIP. The published flags of open_clip, FastCLIP and NeuCLIP work too.",
+        prog=f"neuclip {command}",
+        description=_ABOUT[command],
         config=(tyro.conf.OmitArgPrefixes,),
     )
     given: dict[str, Any] = dict(vars(parsed))
@@ -188,6 +206,8 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         **given.pop("run", {}),
         **{key: dict(value) for key, value in given.items() if value},
     }
+    if command == "finetune":
+        top.setdefault("derive", "finetune")
     notes = [*_translate_values(top), *translate(published, top), *words.notes]
     notes += _cache_note(top)
     tree = _files(sources, notes)
@@ -203,7 +223,7 @@ def parse_train(argv: Sequence[str]) -> TrainCommand:
         )
     if not config.only_evaluates:
         notes = [*choice.notes, *notes]
-    return TrainCommand(config, notes=tuple(notes), dry_run=sources.dry_run)
+    return TrainCommand(config, notes=tuple(notes), dry_run=sources.dry_run, argv=(command, *argv))
 
 
 def checked_section(name: str, given: Mapping[str, object]) -> Any:  # noqa: ANN401  any section
@@ -218,7 +238,7 @@ def checked_section(name: str, given: Mapping[str, object]) -> Any:  # noqa: ANN
     """
     top = {name: dict(given)}
     _translate_values(top)
-    return getattr(validate(top, _flag_of), name)
+    return getattr(validate(top, flag_of), name)
 
 
 def _translate_values(top: dict[str, Any]) -> list[str]:
@@ -334,9 +354,9 @@ def _lay_over(
         settings["gamma"] = 1.0
     tree = merge(tree, {**top, "optim": optim, "method": {"name": method, **settings}})
     if choice.published:
-        trains = not validate(tree, _flag_of).only_evaluates
+        trains = not validate(tree, flag_of).only_evaluates
         notes += fill_in(tree, METHODS[method], published, trains=trains)
-    config = validate(tree, _flag_of)
+    config = validate(tree, flag_of)
     for key, reason in config.method.idle().items():
         if key in settings and settings[key] is not False:
             raise UserError(f"--{key.replace('_', '-')} has no effect with {reason}")
@@ -387,9 +407,3 @@ def _own_settings(
                 f"method {method} has {has}"
             )
     return settings
-
-
-def _flag_of(section: str, key: str) -> str:
-    """A setting as the command line calls it."""
-    flag = next((flag for flag in table() if flag.path == (section, key)), None)
-    return f"--{flag.name}" if flag else ".".join(filter(None, (section, key)))

@@ -65,6 +65,7 @@ def smoke(config: RunConfig) -> RunConfig:
             "model": config.model.tiny(),
             "optim": config.optim.model_copy(update=optim),
             "output": config.output.model_copy(update={"profile": False}),
+            "derive": None,
         }
     )
 

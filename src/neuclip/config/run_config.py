@@ -53,6 +53,11 @@ class RunConfig(Section):
         description="checkpoint to continue from; latest: the newest of this run; auto: the newest "
         "undamaged one, or a new run if there is none",
     )
+    derive: Literal["finetune"] | None = Field(
+        default=None,
+        description="derive the settings that are not given from the weights and the data, as "
+        "`neuclip finetune` does; none: the defaults",
+    )
     device: str = Field(
         default="auto",
         description="where to compute: auto, cpu, cuda, cuda:1 (a GPU by its index) or mps",
@@ -85,6 +90,8 @@ class RunConfig(Section):
         self.parallel.check(self.model.precision)
         self.evaluation.check()
         self.optim.check()
+        if self.derive is not None and self.data.train_data is None:
+            raise UserError("neuclip finetune needs your pairs: --train-data pairs.csv")
         if getattr(self.method, "rho", None) == "auto" and not self.optim.warm_start_steps:
             raise UserError(
                 "rho auto is measured in the warm start: add --warm-start-steps 50, or give rho a "

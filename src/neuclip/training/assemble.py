@@ -9,6 +9,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from neuclip import console
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import method_info
+from neuclip.config.derived import Derived, in_short
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import AugmentationConfig, DataConfig
@@ -45,6 +47,7 @@ from neuclip.parallel.work_sharing import from_main, in_turn
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluating import open_zero_shot
+from neuclip.training.finetuning import complete
 from neuclip.training.folder_lock import FolderLock
 from neuclip.training.loss_scale import LossScale
 from neuclip.training.open_run import changed_settings, earlier_config, open_run_folder
@@ -92,8 +95,10 @@ def _join_and_train(config: RunConfig) -> Path:
     ):
         check_same_program(config.model_dump(mode="json"))
         from_main(lambda: check_packages(config.output))
+        config, derived = complete(config)
         name = config.name or from_main(lambda: _new_name(config))
-        return _train(config.model_copy(update={"name": name}), config.data.train_data, device)
+        named = config.model_copy(update={"name": name})
+        return _train(named, str(config.data.train_data), device, derived)
 
 
 def _evaluate_only(config: RunConfig) -> Path:
@@ -115,7 +120,9 @@ def _new_name(config: RunConfig) -> str:
     return f"{config.method.method}-{config.model.short_name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
+def _train(
+    asked: RunConfig, train_data: str, device: torch.device, derived: Sequence[Derived] = ()
+) -> Path:
     """Builds and trains the run, in joined processes; `asked` has a name."""
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
@@ -167,7 +174,7 @@ def _train(asked: RunConfig, train_data: str, device: torch.device) -> Path:
             trainer.state.load(start)
         if collectives.is_main():
             write_whole(folder.config, _recorded_config(asked, components).to_yaml())
-            _announce(components, index)
+            _announce(components, index, derived)
             if before is not None and (changes := changed_settings(before, config)):
                 log.warning("continued with other settings than before: %s", changes)
         try:
@@ -294,7 +301,7 @@ def _announce_captions(index: Source, data: DataConfig) -> None:
         log.info("captions: up to %d per sample; %s", max(numbers), which)
 
 
-def _announce(run: Components, index: Source) -> None:
+def _announce(run: Components, index: Source, derived: Sequence[Derived]) -> None:
     """Logs method, model, data and length of the run before its first step."""
     config, steps = run.config, run.loader.steps_per_epoch
     millions = sum(p.numel() for p in run.clip.towers.parameters()) / 1e6
@@ -307,6 +314,8 @@ def _announce(run: Components, index: Source) -> None:
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
     )
     _announce_captions(index, config.data)
+    if derived:
+        log.info("derived (neuclip finetune --dry-run says why): %s", in_short(derived))
     log.info(
         "epochs: %d of %d steps; pairs per step: %d = %s",
         run.last_epoch, steps, run.loader.global_batch_size, run.loader.factors,

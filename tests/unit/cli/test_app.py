@@ -160,7 +160,7 @@ def test_mistakes_end_with_a_message_and_code_2(line, message, capsys, tmp_path,
 
 
 def test_interrupt_is_one_line(monkeypatch, capsys):
-    def interrupted(argv):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("neuclip.cli.app.parse_train", interrupted)
@@ -169,7 +169,7 @@ def test_interrupt_is_one_line(monkeypatch, capsys):
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
-    def broken(argv):
+    def broken(*_):
         raise ZeroDivisionError
 
     monkeypatch.setattr("neuclip.cli.app.parse_train", broken)

@@ -1,0 +1,54 @@
+"""What `neuclip finetune --dry-run` prints: each derived setting with its reason."""
+
+import shlex
+from collections.abc import Sequence
+
+from neuclip.cli import terminal
+from neuclip.cli.flag_table import flag_of
+from neuclip.cli.train import TrainCommand
+from neuclip.config.batch_size import describe_step
+from neuclip.config.derived import Derived
+from neuclip.config.resolve import resolve
+from neuclip.parallel.launch import launch_environment
+
+
+def show_derived(command: TrainCommand) -> int:
+    """Prints the settings that are derived, and the `neuclip train` line that gives them all."""
+    from neuclip.training.finetuning import complete
+
+    config, derived = complete(command.config)
+    launch = launch_environment()
+    resolved = resolve(config, launch.world_size)
+    if launch.rank:
+        return 0
+    if not derived:
+        terminal.print_plain(f"{config.name} is continued: its settings stay as it recorded them")
+        return 0
+    terminal.print_reasons(
+        (flag_of(d.section, d.key), " ".join(d.words), d.reason) for d in derived
+    )
+    print()
+    terminal.print_facts(
+        [
+            ("pairs per step", describe_step(resolved, launch.world_size)),
+            ("method", resolved.method.method),
+            ("the same as", train_line(command.argv, derived)),
+        ]
+    )
+    return 0
+
+
+def train_line(argv: Sequence[str], derived: Sequence[Derived]) -> str:
+    """The line of `neuclip train` that needs no derivation.
+
+    Args:
+        argv: the line that derived settings, from its command on.
+        derived: these settings.
+    """
+    words = [word for word in argv[1:] if word != "--dry-run"]
+    for place in [at for at, word in enumerate(words) if word == "--recipe"]:
+        words[place : place + 2] = []
+    words = [word for word in words if not word.startswith("--recipe=")]
+    for one in derived:
+        words += [flag_of(one.section, one.key), *one.words]
+    return shlex.join(["neuclip", "train", *words])

@@ -1,0 +1,156 @@
+"""Fine-tuning: the facts of weights, data and machine from which a run's settings are derived.
+
+The rules are in `neuclip.config.derived`.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from neuclip.config.derived import Derived, Facts, derive, kept
+from neuclip.config.run_config import RunConfig
+from neuclip.data.opening import open_source
+from neuclip.errors import UserError
+from neuclip.model.architecture import Architecture, find_architecture
+from neuclip.model.device import choose_device, choose_precision
+from neuclip.model.load import Checkpoint
+from neuclip.model.mismatch import models_of
+from neuclip.model.starting_weights import read_starting_weights
+from neuclip.parallel.launch import launch_environment
+from neuclip.parallel.work_sharing import from_main, in_turn
+from neuclip.training.open_run import earlier_config
+
+BYTES_PER_ACTIVATION = 34
+"""Bytes that a transformer layer keeps for the backward pass, per token and channel, at 2 bytes a
+number and without the attention matrix (Korthikanti et al., arXiv 2205.05198, equation 2)."""
+BYTES_PER_WEIGHT = 16
+"""In float32: the weight, its gradient and AdamW's two moments."""
+USABLE = 0.8
+"""Fraction of the free memory that the estimate fills."""
+
+
+def complete(config: RunConfig) -> tuple[RunConfig, tuple[Derived, ...]]:
+    """The full settings of a run that derives some; all ranks call this together.
+
+    A run that is continued keeps the settings that it recorded.
+
+    Returns:
+        The settings, and those that were derived with their reasons.
+
+    Raises:
+        UserError: weights or data are missing or do not open, or the model is not known.
+    """
+    if config.derive is None:
+        return config, ()
+    config.check()
+    if config.name is not None and config.resume is not None:
+        name, resume = config.name, config.resume
+        before = from_main(lambda: earlier_config(config.output.logs, name, resume))
+        if before is not None:
+            return kept(config, before), ()
+    return derive(config, _facts(config, str(config.data.train_data)))
+
+
+def _facts(config: RunConfig, train_data: str) -> Facts:
+    starting = read_starting_weights(config.model)
+    if starting.model is None:
+        raise UserError(
+            "neuclip finetune starts from weights: --pretrained takes a run folder, a file, a "
+            "repository on disk or the name of published weights"
+        )
+    model = None if config.model.given_name else _model_of(starting.model)
+    launch = launch_environment()
+    device = choose_device(config.device, launch.local_rank)
+    architecture = find_architecture(model or config.model.name)
+    low = choose_precision(config.model.precision, device) != "fp32"
+    weights = sum(value.numel() for value in starting.model.weights.values())
+    found = Facts(
+        pairs=in_turn(lambda: _count(config, train_data)),
+        model=model,
+        temperature=_temperature(starting.model.weights),
+        pairs_in_memory=_pairs_in_memory(architecture, device, weights, 2 if low else 4),
+        processes=launch.world_size,
+    )
+    return from_main(lambda: found)
+
+
+def _count(config: RunConfig, train_data: str) -> int:
+    source = open_source(train_data, config.data.model_copy(update={"data_size": None}))
+    try:
+        return len(source)
+    finally:
+        source.close()
+
+
+def _model_of(checkpoint: Checkpoint) -> str:
+    """The architecture that comes with the weights, or the only one that they fit.
+
+    Raises:
+        UserError: several models have these shapes, or none.
+    """
+    recorded = checkpoint.recorded_architecture
+    if recorded is not None:
+        return recorded.name
+    fitting = models_of(checkpoint.weights)
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise UserError(
+            f"{checkpoint.path} fits several models: give --model, one of {', '.join(fitting)} "
+            "(names with quickgelu are for the weights of OpenAI, DFN and MetaCLIP)"
+        )
+    raise UserError(
+        f"{checkpoint.path} fits no model of open_clip: give its configuration as --model FILE.json"
+    )
+
+
+def _temperature(weights: Mapping[str, torch.Tensor]) -> float | None:
+    """The temperature of contrastive weights; a sigmoid's belongs to its bias."""
+    if "logit_scale" not in weights or "logit_bias" in weights:
+        return None
+    return math.exp(-float(weights["logit_scale"]))
+
+
+def _pairs_in_memory(
+    architecture: Architecture, device: torch.device, weights: int, number_bytes: int
+) -> int | None:
+    """Pairs that fit into the free memory, by estimate; None if a tower is not a transformer."""
+    per_pair = bytes_per_pair(architecture.config, number_bytes)
+    if per_pair is None:
+        return None
+    if device.type == "cuda":
+        free = float(torch.cuda.mem_get_info(device)[0])
+    else:
+        free = 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(0, int((USABLE * free - BYTES_PER_WEIGHT * weights) / per_pair))
+
+
+def bytes_per_pair(config: Mapping[str, Any], number_bytes: int) -> float | None:
+    """Bytes of activations of a pair in training.
+
+    Args:
+        config: as in open_clip's model_configs.
+        number_bytes: of a number in the towers' precision.
+
+    Returns:
+        An estimate; None if a tower is not a transformer of open_clip.
+    """
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    layers = vision.get("layers", 12)
+    if not isinstance(layers, int) or vision.get("timm_model_name") or text.get("hf_model_name"):
+        return None
+    size, patch = (_pair(vision.get(key, default)) for key, default in _SIZES)
+    patches = (size[0] // patch[0]) * (size[1] // patch[1]) + 1
+    image = patches * vision.get("width", 768) * layers
+    words = text.get("context_length", 77) * text.get("width", 512) * text.get("layers", 12)
+    return BYTES_PER_ACTIVATION * number_bytes / 2 * (image + words)
+
+
+_SIZES = (("image_size", 224), ("patch_size", 16))
+
+
+def _pair(value: int | tuple[int, int] | list[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,87 @@
+"""`neuclip finetune` from a csv: what it derives, what it prints, and what a run records."""
+
+import csv
+import random
+import shlex
+
+import pytest
+from PIL import Image, ImageDraw
+
+from neuclip.cli.app import main
+from neuclip.config.recipes import read_yaml
+from neuclip.run_folder import read_records
+
+from .conftest import SMALLEST
+
+COLOURS = ("red", "green", "blue", "yellow", "black", "white")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """A csv with 60 pictures, and weights that a short run made."""
+    folder = tmp_path_factory.mktemp("shop")
+    draw = random.Random(0)
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["filepath", "title"])
+        for number in range(60):
+            fore, back = draw.sample(COLOURS, 2)
+            image = Image.new("RGB", (40, 40), back)
+            ImageDraw.Draw(image).ellipse((8, 8, 20 + number % 16, 30), fill=fore)
+            image.save(folder / f"{number}.png")
+            table.writerow([f"{number}.png", f"item {number}, {fore} on {back}"])
+    common = ["--workers", "0", "--device", "cpu", "--logs", str(folder / "logs")]
+    flags = ["--model", SMALLEST, "--method", "openclip", "--batch-size", "16", "--epochs", "1"]
+    data = ["--train-data", str(folder / "pairs.csv")]
+    assert main(["train", *data, *flags, *common, "--warmup", "1", "--name", "base"]) == 0
+    return folder, [*data, "--pretrained", str(folder / "logs" / "base"), *common]
+
+
+def test_a_dry_run_shows_each_setting_and_the_equal_line(shop, capsys):
+    folder, flags = shop
+    line = ["finetune", *flags, "--lr", "1e-4", "--name", "shown"]
+    capsys.readouterr()
+    assert main([*line, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("--batch-size", "the smallest useful batch", "--rho", "auto", "5 % of 60 steps"):
+        assert words in shown
+    assert "1e-05 at batch" not in shown  # --lr is given
+    command = shlex.split(shown.partition("the same as")[2])
+    assert command[:2] == ["neuclip", "train"]
+    assert "--dry-run" not in command
+    assert not (folder / "logs" / "shown").exists()
+    assert main([*command[1:], "--dry-run"]) == 0
+    assert "lr: 0.0001" in capsys.readouterr().out
+    assert main(["train", "--recipe", "finetune", *line[1:], "--dry-run"]) == 0
+    again = capsys.readouterr().out
+    assert again == shown
+
+
+def test_a_run_records_what_it_derived_and_continues_exactly(shop, capsys):
+    folder, flags = shop
+    flags = [*flags, "--epochs", "4", "--stop-epochs", "2", "--name", "tuned"]
+    assert main(["finetune", *flags]) == 0
+    run = folder / "logs" / "tuned"
+    log = (run / "out.log").read_text()
+    assert "derived (neuclip finetune --dry-run says why): " in log
+    assert "warm start done: 10 batches of 16 pairs, towers unchanged; rho " in log
+    before = read_yaml(run / "config.yaml")
+    assert before["derive"] is None
+    assert before["optim"]["lr"] == 2.5e-6
+    assert before["method"]["rho"] == "auto"
+    capsys.readouterr()
+    shown = [word if word != "2" else "4" for word in flags]
+    assert main(["finetune", *shown, "--resume", "auto"]) == 0
+    after = read_yaml(run / "config.yaml")
+    assert after["optim"] == {**before["optim"], "stop_epochs": 4}
+    assert after["method"] == before["method"]
+    kinds = [r["kind"] for r in read_records(run / "metrics.jsonl")]
+    assert "train" in kinds
+    assert "warm start done" not in capsys.readouterr().err  # it is part of the first start
+
+
+def test_a_line_without_weights_says_what_is_missing(shop, capsys):
+    _, flags = shop
+    at = flags.index("--pretrained")
+    assert main(["finetune", *flags[:at], *flags[at + 2 :]]) == 2
+    assert "--pretrained takes a run folder" in capsys.readouterr().err

@@ -1,0 +1,146 @@
+"""Derived settings of fine-tuning, as a table of cases; what is given is never derived."""
+
+import math
+
+import pytest
+
+from neuclip.config.derived import Derived, Facts, derive, in_short, kept
+from neuclip.config.validation import validate
+
+
+def facts(**values):
+    known = {
+        "pairs": 10_000, "model": "ViT-B-16", "temperature": 0.01, "pairs_in_memory": 500,
+        "processes": 1,
+    }  # fmt: skip
+    return Facts(**{**known, **values})
+
+
+def settings(**tree):
+    return validate({"derive": "finetune", **tree}, "here")
+
+
+def found(config=None, **values):
+    _, derived = derive(config or settings(), facts(**values))
+    return {one.key: one.value for one in derived}
+
+
+CASES = [
+    # pairs, memory, processes: batch, epochs, lr, warm-up, warm start
+    (1_000, 500, 1, 32, 20, 3.5e-6, 31, 62),
+    (5_000, 500, 1, 128, 14, 7.1e-6, 27, 54),
+    (10_000, 500, 1, 256, 10, 1e-5, 20, 39),
+    (10_000, 100, 1, 64, 10, 5e-6, 78, 100),
+    (10_000, 500, 4, 64, 10, 1e-5, 20, 39),
+    (10_000, None, 1, 256, 10, 1e-5, 20, 39),
+    (100_000, 70, 1, 64, 3, 5e-6, 234, 100),
+    (2_000_000, 4_000, 1, 256, 1, 1e-5, 391, 100),
+    (2_000_000, 4_000, 64, 256, 1, 3e-5, 6, 12),
+    (50, 500, 1, 16, 20, 2.5e-6, 3, 10),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_batch_length_and_rates_follow_from_the_data(case):
+    pairs, memory, processes, batch, epochs, lr, warmup, warm_start = case
+    values = found(pairs=pairs, pairs_in_memory=memory, processes=processes)
+    assert values["batch_size"] == batch
+    assert values["epochs"] == epochs
+    assert values["lr"] == pytest.approx(lr)
+    assert values["warmup"] == warmup
+    assert values["warm_start_steps"] == warm_start
+
+
+def test_a_batch_that_is_given_sets_the_rate():
+    config = settings(data={"batch_size": 1024})
+    values = found(config, pairs=100_000)
+    assert "batch_size" not in values
+    assert values["lr"] == pytest.approx(2e-5)
+    accumulated = settings(data={"global_batch_size": 512, "batch_size": 32})
+    assert found(accumulated)["lr"] == pytest.approx(1e-5 * math.sqrt(2), rel=0.02)
+    assert "batch_size" not in found(settings(data={"accum_freq": 4}))
+
+
+GIVEN = {
+    "model": {"name": "ViT-B-32"},
+    "data": {"batch_size": 8, "aug_cfg": None},
+    "optim": {"epochs": 3, "lr": 1e-4, "warmup": 0, "warm_start_steps": 0, "wd": 0.2},
+    "method": {"name": "neuclip_pool", "temperature": 0.02, "rho": 6.5},
+    "output": {"log_every_n_steps": 7},
+}
+
+
+def test_a_setting_that_is_given_is_never_derived():
+    """Also if it is given the value that it has by default."""
+    config = settings(**GIVEN)
+    full, derived = derive(config, facts())
+    assert {one.key for one in derived} <= {
+        "val_split", "best_metric", "image_layer_decay", "text_layer_decay",
+    }  # fmt: skip
+    for section, values in GIVEN.items():
+        for key, value in values.items():
+            assert getattr(getattr(full, section), key) == value
+
+
+@pytest.mark.parametrize(
+    ("method", "temperature", "rho"),
+    [
+        ("neuclip_pool", 0.005, "auto"),
+        ("neuclip", 0.005, "auto"),
+        ("fastclip_v3", 0.005, "auto"),
+        ("fastclip_v2", 0.01, None),  # not below its lowest temperature
+        ("openclip", 0.005, None),
+    ],
+)
+def test_the_temperature_is_kept(method, temperature, rho):
+    values = found(settings(method={"name": method}), temperature=0.005)
+    assert values["temperature"] == temperature
+    assert values.get("rho") == rho
+
+
+def test_weights_without_a_temperature_leave_the_methods_own():
+    assert "temperature" not in found(temperature=None)
+
+
+def test_rho_is_measured_only_in_a_warm_start():
+    assert "rho" not in found(settings(optim={"warm_start_steps": 0}))
+
+
+def test_a_model_that_is_known_is_not_derived():
+    assert found()["name"] == "ViT-B-16"
+    assert "name" not in found(model=None)
+
+
+def test_what_is_derived_is_complete_valid_and_says_why():
+    full, derived = derive(settings(), facts())
+    full.check()
+    assert full.derive is None
+    assert full.method.method == "neuclip_pool"
+    again = validate({**full.model_dump(), "method": full.method.model_dump()}, "again")
+    assert again == full
+    assert all(one.reason for one in derived)
+    reasons = {one.key: one.reason for one in derived}
+    assert reasons["lr"] == "1e-05 at batch 256, by the root of the batch (256)"
+    assert reasons["batch_size"] == "more is seldom better"
+    _, by_memory = derive(settings(), facts(pairs_in_memory=40))
+    assert next(d for d in by_memory if d.key == "batch_size").reason.startswith("what memory")
+
+
+def test_a_continued_run_keeps_what_it_recorded():
+    before, _ = derive(settings(), facts())
+    now = settings(optim={"epochs": 30})
+    full = kept(now, before)
+    assert full.derive is None
+    assert full.optim.epochs == 30
+    for section, key in (("optim", "lr"), ("data", "batch_size"), ("method", "rho")):
+        assert getattr(getattr(full, section), key) == getattr(getattr(before, section), key)
+
+
+def test_words_are_those_of_a_command_line():
+    _, derived = derive(settings(), facts())
+    words = {one.key: one.words for one in derived}
+    assert words["aug_cfg"] == ["scale=(0.5, 1.0)"]
+    assert words["lr"] == ["1e-05"]
+    assert in_short([Derived("optim", "lr", 1e-5, "x"), Derived("optim", "wd", 0.1, "y")]) == (
+        "lr 1e-05, wd 0.1"
+    )
