@@ -71,6 +71,18 @@ def test_it_is_the_divergence_of_the_negatives():
         assert gradient == pytest.approx((kl - mean) / SCALE**2, abs=1e-12)
 
 
+def test_the_scale_of_a_float16_loss_does_not_count():
+    features, ids = batches(2)
+    plain, scaled = loss_of("rgcl_batch"), loss_of("rgcl_batch")
+    expected = settle(plain, features, ids)
+    scaled.settling = True
+    for sides, numbers, gradient in zip(features, ids, expected, strict=True):
+        leaf = torch.tensor(SCALE, dtype=torch.float64, requires_grad=True)
+        (1024 * scaled(*sides, leaf, sample_ids=numbers)).backward()
+        assert float(leaf.grad) == pytest.approx(1024 * gradient)
+    torch.testing.assert_close(scaled.measured_rho.value, plain.measured_rho.value)
+
+
 def test_it_balances_the_published_gradient_too():
     """Which counts the divergence's first part twice: 2 E_p[l] - log g."""
     features, ids = batches(1)

@@ -14,6 +14,7 @@ from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import GlobalContrastiveSettings
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import AugmentationConfig
+from neuclip.errors import UserError
 
 REFERENCE_BATCH = 256
 REFERENCE_LR = 1e-5
@@ -92,6 +93,9 @@ def derive(config: RunConfig, facts: Facts) -> tuple[RunConfig, tuple[Derived, .
 
     Returns:
         The full settings, which derive nothing any more, and what was derived.
+
+    Raises:
+        UserError: a setting that depends on one that was given has no rule.
     """
     found: list[Derived] = []
     for (section, key), rule in _RULES.items():
@@ -144,6 +148,11 @@ def _epochs(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _lr(config: RunConfig, facts: Facts) -> Finding:
+    if config.optim.opt != "adamw":
+        raise UserError(
+            f"neuclip finetune knows a learning rate for AdamW only: give --lr for --opt "
+            f"{config.optim.opt}"
+        )
     batch = _global_batch(config, facts)
     low, high = LR_RANGE
     rate = min(high, max(low, REFERENCE_LR * math.sqrt(batch / REFERENCE_BATCH)))

@@ -6,6 +6,7 @@ concern several fields. `neuclip.config.resolve` fills in what depends on other 
 """
 
 import re
+from typing import Literal
 
 import yaml
 from pydantic import Field, field_validator

@@ -35,6 +35,7 @@ class MeasuredRho(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.steps = 0
+        self._upstream: Tensor | None = None
         self.register_buffer("value", torch.zeros(()))
 
     def watch(self, logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -53,16 +54,26 @@ class MeasuredRho(nn.Module):
             watched.register_hook(lambda gradient: self._take(gradient, scale, weight))
         return watched
 
+    def watch_loss(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Returns the loss of a step that measures: under float16 its gradient is scaled."""
+        if loss.requires_grad:
+            loss.register_hook(self._note)
+        return loss
+
+    def _note(self, upstream: Tensor) -> None:
+        self._upstream = upstream.detach()
+
     @torch.no_grad()
     def _take(self, gradient: Tensor, scale: Tensor, weight: float) -> Tensor:
         """Adds a step; `gradient` is dL/d(1 / tau) of this rank's part of the loss."""
-        by_scale = collectives.mean_over_ranks(gradient.clone())
+        upstream = torch.ones_like(gradient) if self._upstream is None else self._upstream
+        by_scale = collectives.mean_over_ranks(gradient / upstream)
         square = scale.square()
         balanced = self.value + square * by_scale
         finite = torch.isfinite(balanced)
         balanced = torch.where(finite, balanced, self.value)
         self.value.lerp_(balanced.to(self.value.dtype), weight)
-        return torch.where(finite, (balanced - self.value) / square, gradient)
+        return torch.where(finite, (balanced - self.value) / square * upstream, gradient)
 
     def known(self) -> Float[Tensor, ""]:
         """The measured value.

@@ -6,6 +6,7 @@ import pytest
 
 from neuclip.config.derived import Derived, Facts, derive, in_short, kept
 from neuclip.config.validation import validate
+from neuclip.errors import UserError
 
 
 def facts(**values):
@@ -104,6 +105,17 @@ def test_weights_without_a_temperature_leave_the_methods_own():
 
 def test_rho_is_measured_only_in_a_warm_start():
     assert "rho" not in found(settings(optim={"warm_start_steps": 0}))
+
+
+def test_another_optimiser_needs_its_own_rate():
+    with pytest.raises(UserError, match="give --lr for --opt lion"):
+        found(settings(optim={"opt": "lion"}))
+    assert "lr" not in found(settings(optim={"opt": "lion", "lr": 1e-6}))
+
+
+def test_early_layers_move_less_unless_their_tower_is_locked():
+    assert found()["image_layer_decay"] == found()["text_layer_decay"] == 0.75
+    assert "image_layer_decay" not in found(settings(model={"lock_image": True}))
 
 
 def test_a_model_that_is_known_is_not_derived():

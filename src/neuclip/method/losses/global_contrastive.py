@@ -83,8 +83,9 @@ class GlobalContrastiveLoss(PairLoss):
         """This rank's part of the loss above."""
         if not self.learns_temperature:
             logit_scale = logit_scale.detach()
-        if self.settling and self.measured_rho is not None:
-            logit_scale = self.measured_rho.watch(logit_scale)
+        measured = self.measured_rho if self.settling else None
+        if measured is not None:
+            logit_scale = measured.watch(logit_scale)
         through_inner = 2.0 if self.objective.temperature_gradient == "fastclip" else 1.0
         sides = 2.0 if self.objective.scale == "drrho" else 1.0
         anchors = anchors_of(pairs, count_gradient(logit_scale, through_inner / sides))
@@ -96,7 +97,8 @@ class GlobalContrastiveLoss(PairLoss):
             surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
         self._record(anchors, log_normalizer)
         means = anchors.mean(torch.stack([surrogate, log_normalizer.detach()])).mean(-1)
-        return self._weigh(count_gradient(means[0], sides), means[1], logit_scale)
+        loss = self._weigh(count_gradient(means[0], sides), means[1], logit_scale)
+        return loss if measured is None else measured.watch_loss(loss)
 
     def _scaled(self, anchors: Anchors) -> Anchors:
         """The anchors with the batch estimate that the normalizer takes."""
