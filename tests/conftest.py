@@ -1,5 +1,6 @@
 import pytest
 import torch
+from huggingface_hub import close_session, constants
 
 from neuclip.data.demo.build import tiny_demo
 
@@ -12,6 +13,24 @@ def demo_dir(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "demo"
     tiny_demo(out, characters=64, seed=0)
     return out
+
+
+@pytest.fixture
+def set_hub(tmp_path, monkeypatch):
+    """The library's settings, which it reads from the environment when it is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+    def change(name, value):
+        monkeypatch.setattr(constants, name, value)
+        close_session()
+        if name == "ENDPOINT":
+            template = value + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    yield change
+    close_session()
 
 
 def pytest_make_parametrize_id(config, val, argname):

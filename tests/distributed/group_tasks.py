@@ -14,7 +14,7 @@ from neuclip.errors import OtherProcessFailed, UserError
 from neuclip.parallel import collectives, process_group
 from neuclip.parallel.process_group import WaitLimits
 from neuclip.parallel.rank_consistency import check_same
-from neuclip.parallel.work_sharing import from_main, in_turn
+from neuclip.parallel.work_sharing import from_main, in_turn, once_per_machine
 from tiny_models import VIT
 
 STEP = 0.02
@@ -65,7 +65,7 @@ def slow_main(limits: WaitLimits, seconds: float) -> int:
 
 
 def open_in_turn(limits: WaitLimits, folder: Path) -> int:
-    """Prints the ranks that had their turn before this one."""
+    """Prints the ranks that had their turn before this one; then one rank of two fails for all."""
     with process_group.open_process_group(torch.device("cpu"), limits) as launch:
 
         def work() -> list[str]:
@@ -74,6 +74,16 @@ def open_in_turn(limits: WaitLimits, folder: Path) -> int:
             return before
 
         print("before:", *in_turn(work))
+
+        def once() -> None:
+            (folder / f"once {launch.rank}").touch()
+            if launch.rank == 2:
+                raise UserError("no room on the second machine")
+
+        try:
+            once_per_machine(once)
+        except UserError as error:
+            print(error)
     return 0
 
 

@@ -19,6 +19,8 @@ GivenChanges = dict[str, Any]
 
 _CHANGES = (
     "force_image_size",
+    "force_context_length",
+    "force_quick_gelu",
     "image_mean",
     "image_std",
     "image_interpolation",

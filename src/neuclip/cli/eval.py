@@ -32,7 +32,8 @@ class Eval(CheckpointFlags, TimedReadingFlags):
     """
 
     run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None
-    """run folder, checkpoint file, or Hugging Face open_clip repository on disk"""
+    """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
+    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
     checkpoint: Annotated[
         Path | None,
         arg(metavar="RUN", aliases=("--pretrained",), help_behavior_hint=""),
@@ -188,7 +189,7 @@ def _own_splits(command: Eval, run: Path) -> int:
         )
         results = command.out or checkpoint.results
         if main:
-            _announce(checkpoint.path, checkpoint.averaged, ", ".join(s.name for s in splits))
+            _announce(checkpoint.shown, checkpoint.averaged, ", ".join(s.name for s in splits))
         found = {
             done.result.key: done.result for done in evaluate_sets(model, splits, settings, results)
         }
@@ -230,7 +231,7 @@ def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:
         results = command.out or checkpoint.results
         if main:
             name = tasks[0].name if len(tasks) == 1 else quantity(len(tasks), "task")
-            _announce(f"{checkpoint.path} ({checkpoint.arch})", checkpoint.averaged, name)
+            _announce(f"{checkpoint.shown} ({checkpoint.arch})", checkpoint.averaged, name)
         scores: dict[str, float] = {}
         model = EvaluatedModel(loaded.encoder)
         for done in evaluate_sets(model, sets, settings, results, loaded.sha256):

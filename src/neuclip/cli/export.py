@@ -26,7 +26,8 @@ class ExportCommand(CheckpointFlags):
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
-    """run folder, checkpoint file, or Hugging Face open_clip repository on disk"""
+    """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
+    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
     """folder to write to"""
     format: Literal["open_clip", "hf", "safetensors"] = "open_clip"
@@ -58,7 +59,7 @@ def export(command: ExportCommand) -> int:
     model = load_pretrained(command.choice(command.run), "cpu")
     checkpoint = model.checkpoint
     average = ", moving average of the weights" if checkpoint.averaged else ""
-    print(f"exporting {checkpoint.path} ({checkpoint.arch}{average})", flush=True)
+    print(f"exporting {checkpoint.shown} ({checkpoint.arch}{average})", flush=True)
     done = export_model(
         model,
         command.format,

@@ -104,9 +104,6 @@ OUT_OF_SCOPE: Mapping[str, str] = {
     **dict.fromkeys(("fsdp-no-reshard-after-forward", "fsdp-offload-cpu"), _OFFLOAD),
     **dict.fromkeys(("scale", "exp-name", "num-checkpoints", "data-weights"), _DATACOMP),
     "use-bn-sync": "synchronized BatchNorm: each process normalizes by its own micro-batch",
-    "pretrained-image": (
-        "ImageNet weights by name: give the file of the image tower with --pretrained-image-path"
-    ),
     **dict.fromkeys(
         (
             "adaptive-tau", "denormalize-features", "init-lambda", "lambda-fit-neg-only",

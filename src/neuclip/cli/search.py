@@ -32,7 +32,8 @@ class Search(CheckpointFlags, TimedReadingFlags):
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
-    """run folder, checkpoint file, or Hugging Face open_clip repository on disk"""
+    """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
+    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
     images: Annotated[str, arg(metavar="SOURCE", help_behavior_hint="")]
     """images to search, in the form of --train-data: shards, tables or folders, joined by ::"""
     port: int = 8765
@@ -91,7 +92,7 @@ def _engine(command: Search, model: "Pretrained", source: "Source") -> "Engine":
     )
     checkpoint = model.checkpoint
     print(
-        f"{checkpoint.path} ({checkpoint.arch}) over {quantity(len(source), 'sample')}", flush=True
+        f"{checkpoint.shown} ({checkpoint.arch}) over {quantity(len(source), 'sample')}", flush=True
     )
     with terminal.progress() as progress:
         found = embed_source(model.encoder, model.sha256, source, settings, progress)

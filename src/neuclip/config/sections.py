@@ -18,8 +18,9 @@ class ModelConfig(Section):
 
     name: str = Field(
         default="ViT-B-32",
-        description="an open_clip model; a JSON file in the form of its model_configs; local-dir: "
-        "and the path of a repository on disk; or glyph-tiny, for the demo data",
+        description="an open_clip model; a JSON file in the form of its model_configs; hf-hub: and "
+        "the name of a repository on the hub, or local-dir: and the path of one on disk, also for "
+        "its weights; or glyph-tiny, for the demo data",
     )
     precision: Precision = Field(
         default="auto",
@@ -29,7 +30,13 @@ class ModelConfig(Section):
     pretrained: str | None = Field(
         default=None,
         description="start from the weights of this checkpoint, run folder or repository on disk; "
-        "nothing is downloaded",
+        "or download them: a tag of open_clip's for the model, or hf-hub: and the name of a "
+        "repository",
+    )
+    pretrained_image: bool = Field(
+        default=False,
+        description="start the image tower from timm's weights of its name, for models with a "
+        "tower of timm (downloaded)",
     )
     pretrained_image_path: str | None = Field(
         default=None,
@@ -63,6 +70,16 @@ class ModelConfig(Section):
         default=None,
         description="side of the input image in pixels, or height and width; position embeddings "
         "of loaded weights are resized; none: the model's own",
+    )
+    force_context_length: int | None = Field(
+        default=None,
+        ge=3,
+        description="tokens of a text; position embeddings of loaded weights are resized; none: "
+        "the model's own",
+    )
+    force_quick_gelu: bool = Field(
+        default=False,
+        description="compute QuickGELU in open_clip's own towers, for weights that want it",
     )
     image_mean: tuple[float, float, float] | None = Field(
         default=None,
@@ -125,6 +142,12 @@ class ModelConfig(Section):
                     f"unlocking or freezing parts of a tower needs the lock: add --{tower}, or "
                     f"leave the --{tower}-... flags out"
                 )
+        other = "pretrained" if self.pretrained else "pretrained_image_path"
+        if self.pretrained_image and getattr(self, other):
+            raise UserError(
+                f"--pretrained-image and --{other.replace('_', '-')} both give weights to the "
+                "image tower: leave one out"
+            )
         sides = self.force_image_size
         if sides is not None and min(sides if isinstance(sides, tuple) else (sides,)) < 1:
             raise UserError(f"--force-image-size {sides} is not a size in pixels, such as 224")
@@ -136,11 +159,14 @@ class ModelConfig(Section):
         update: dict[str, Any] = {
             "name": "glyph-tiny",
             "pretrained": None,
+            "pretrained_image": False,
             "pretrained_image_path": None,
             "pretrained_text_path": None,
             "lock_image_unlocked_groups": 0,
             "force_patch_dropout": None,
             "force_image_size": None,
+            "force_context_length": None,
+            "force_quick_gelu": False,
         }
         return self.model_copy(update=update)
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import open_clip
 
 from neuclip.errors import UserError, printable
-from neuclip.model.architecture import LOCAL, REPOSITORY_CONFIG, model_names
+from neuclip.model.architecture import HUB, LOCAL, REPOSITORY_CONFIG
 
-_HUB = "hf-hub:"
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _SHOWN = 3
 
@@ -18,7 +17,7 @@ def absent(path: Path, model: str | None) -> UserError:
     """The error for a path that is not a run folder, a checkpoint or a repository.
 
     Args:
-        path: as it was given; it may be a tag of open_clip's or a name on the hub.
+        path: as it was given; it may be meant as a tag of open_clip's or a name on the hub.
         model: the architecture that the weights are for, if it is known.
     """
     text = str(path)
@@ -26,19 +25,14 @@ def absent(path: Path, model: str | None) -> UserError:
         return UserError(_folder(path))
     if text.startswith(LOCAL):
         return UserError(f"give the folder alone: {text.removeprefix(LOCAL)}")
-    models = open_clip.list_pretrained_models_by_tag(text)
-    if models:
-        return UserError(_tag(text, models, model))
     if text in open_clip.list_models():
         return UserError(f"{text} is a model, not weights: give it as --model (--arch)")
-    hub = text.removeprefix(_HUB)
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", hub) and not hub.endswith(_WEIGHTS)
-    if text.startswith(_HUB) or (on_hub and not path.parent.is_dir()):
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not text.endswith(_WEIGHTS)
+    if on_hub and not path.parent.is_dir():
         return UserError(
-            f"there is no folder {text}; if it is a repository on the hub, download it first "
-            f"(nothing is downloaded here): hf download {hub} --local-dir DIR, and give DIR"
+            f"there is no folder {text}; a repository on the hub is {HUB}{text} (it is downloaded)"
         )
-    return UserError(f"there is no {text}{_neighbours(path)}")
+    return UserError(f"there is no {text}{_neighbours(path)}{_tags(text, model)}")
 
 
 def _folder(path: Path) -> str:
@@ -54,33 +48,6 @@ def _folder(path: Path) -> str:
     return f"{said}, and it holds no files of weights ({', '.join(_WEIGHTS)})"
 
 
-def _tag(tag: str, models: list[str], model: str | None) -> str:
-    """Where the weights of a tag are, for the model or for some that have it."""
-    said = f"{tag!r} is open_clip's name of published weights, and nothing is downloaded here. "
-    if model in models:
-        return f"{said}For {model}: {_download(model, tag)}"
-    known = [name for name in model_names() if name == model]
-    other = open_clip.list_pretrained_tags_by_model(known[0]) if known else []
-    if other:
-        near = difflib.get_close_matches(tag, other, n=_SHOWN, cutoff=0) or other
-        said += f"{model} has none of that name, but {', '.join(near)}. "
-    shown = "; ".join(f"for {name}: {_download(name, tag)}" for name in models[:_SHOWN])
-    more = f"; {len(models) - _SHOWN} more models have it" if len(models) > _SHOWN else ""
-    return f"{said}It exists {shown}{more}"
-
-
-def _download(model: str, tag: str) -> str:
-    """How to get the weights of a tag, and what to give then."""
-    found = open_clip.get_pretrained_cfg(model, tag)
-    hub, _, file = str(found.get("hf_hub", "")).rpartition("/")
-    if hub and not file:
-        return f"`hf download {hub} --local-dir DIR`, and give DIR"
-    if hub:
-        return f"`hf download {hub} {file} --local-dir DIR`, and give DIR/{file}"
-    url = str(found["url"])
-    return f"`curl -LO {url}`, and give {url.rpartition('/')[2]}"
-
-
 def _neighbours(path: Path) -> str:
     """The files beside the path with the nearest names, as the end of a sentence."""
     parent = path.parent
@@ -89,3 +56,16 @@ def _neighbours(path: Path) -> str:
     here = sorted(other.name for other in parent.iterdir() if not other.name.startswith("."))
     near = difflib.get_close_matches(path.name, here, n=_SHOWN, cutoff=0.3)
     return f"; there are: {printable(', '.join(near))}" if near else ""
+
+
+def _tags(text: str, model: str | None) -> str:
+    """The nearest tags of published weights, as the end of a sentence; none for a path."""
+    if "/" in text or text.endswith(_WEIGHTS):
+        return ""
+    of_model = open_clip.list_pretrained_tags_by_model(model or "")
+    near = difflib.get_close_matches(text, of_model, n=_SHOWN, cutoff=0)
+    if near:
+        return f". Published weights of {model} have the tags {', '.join(near)}"
+    every = sorted({tag for _, tag in open_clip.list_pretrained()})
+    near = difflib.get_close_matches(text, every, n=_SHOWN, cutoff=0.6)
+    return f". Tags of published weights are {', '.join(near)}" if near else ""

@@ -17,14 +17,29 @@ import open_clip
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from neuclip.config.sections import ModelConfig
+from neuclip.data.remote import hub
 from neuclip.errors import UserError, nearest, printable
+from neuclip.model import transformers_siglip
+from neuclip.model.patches import check_patches, grid
 from neuclip.model.transformers_names import architecture_of, preprocessing_of
 from neuclip.untrusted import MAX_JSON, read_file, read_json
 
 REPOSITORY_CONFIG = "open_clip_config.json"
 _TRANSFORMERS_CONFIG = "config.json"
 LOCAL = "local-dir:"
-_HUB = "hf-hub:"
+HUB = hub.PREFIX
+REPOSITORY_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+"""The files of a repository's weights, in the order of preference."""
+CONFIGS = (REPOSITORY_CONFIG, _TRANSFORMERS_CONFIG)
+"""The file of a repository's architecture: open_clip's, or transformers'."""
 
 _LISTING = "python -c 'import open_clip; print(*open_clip.list_models())'"
 
@@ -51,8 +66,11 @@ class Architecture:
 
     @property
     def repository(self) -> Path | None:
-        """The folder of the repository on disk that the name is; None for other names."""
-        return Path(self.name.removeprefix(LOCAL)) if self.name.startswith(LOCAL) else None
+        """The folder of the repository that the name is, on disk or in the hub's cache.
+
+        None for other names, and for a repository that the cache does not hold.
+        """
+        return repository_folder(self.name)
 
     @property
     def short_name(self) -> str:
@@ -64,6 +82,12 @@ class Architecture:
         """Whether open_clip builds exactly these towers by the name."""
         return self.name in open_clip.list_models() and self.config == _configuration(self.name)
 
+    @cached_property
+    def takes_known_files(self) -> bool:
+        """Whether what it takes from a hub, such as a tokenizer, is what the name stands for."""
+        own = _configuration(self.name)
+        return own is not None and _from_hub(own) == _from_hub(self.config)
+
     @property
     def published(self) -> bool:
         """Whether open_clip ships exactly these towers under the name."""
@@ -74,9 +98,16 @@ class Architecture:
         """The preprocessing with open_clip's defaults where nothing else is known."""
         return merge_preprocess_dict(PreprocessCfg(), dict(self.preprocessing))
 
-    def changed(self, settings: ModelConfig) -> "Architecture":
-        """The architecture with the image size and the preprocessing that flags ask for."""
-        size = settings.force_image_size
+    def changed(self, settings: ModelConfig, *, recorded: bool = False) -> "Architecture":
+        """The architecture with the sizes, the activation and the preprocessing asked for.
+
+        Args:
+            settings: of the towers; what is none stays as it is.
+            recorded: the settings are a record of an earlier run, so that open_clip built them.
+
+        Raises:
+            UserError: the image size is not a multiple of the patch.
+        """
         asked = {
             "mean": settings.image_mean,
             "std": settings.image_std,
@@ -84,15 +115,30 @@ class Architecture:
             "resize_mode": settings.image_resize_mode,
         }
         found = self.preprocessed({k: v for k, v in asked.items() if v is not None})
-        if size is None:
-            return found
-        config = deepcopy(dict(self.config))
-        config["vision_cfg"] = {**config["vision_cfg"], "image_size": size}
-        return replace(found, config=config, resized=size)
+        size, config = settings.force_image_size, deepcopy(dict(self.config))
+        if settings.force_quick_gelu:
+            config["quick_gelu"] = True
+        if settings.force_context_length is not None:
+            config["text_cfg"]["context_length"] = settings.force_context_length
+        if size is not None:
+            if not recorded:
+                check_patches(self.short_name, config["vision_cfg"], size)
+            config["vision_cfg"]["image_size"] = size
+        return replace(found, config=config, resized=self.resized if size is None else size)
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether open_clip's own towers compute QuickGELU instead of GELU."""
+        return bool(self.config.get("quick_gelu"))
+
+    @property
+    def patches(self) -> tuple[int, int] | None:
+        """Rows and columns of the grid of patches; None for towers without a fixed grid."""
+        return grid(self.config["vision_cfg"])
 
     def preprocessed(self, preprocessing: Mapping[str, Any]) -> "Architecture":
         """The architecture with this preprocessing laid over its own."""
-        known = {k: v for k, v in preprocessing.items() if k in _PREPROCESSING and v is not None}
+        known = {k: v for k, v in preprocessing.items() if k in PREPROCESSING and v is not None}
         return replace(self, preprocessing={**self.preprocessing, **known})
 
     def record(self) -> dict[str, Any]:
@@ -106,7 +152,8 @@ class Architecture:
         return json.loads(json.dumps(values))
 
 
-_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+PREPROCESSING = ("mean", "std", "interpolation", "resize_mode", "fill_color")
+"""What is recorded of the preprocessing of images, beside their size."""
 
 
 def recorded(record: Mapping[str, Any], path: Path) -> Architecture:
@@ -138,6 +185,9 @@ def changes_of_flags(flags: Mapping[str, str]) -> ModelConfig:
     size = tuple(int(number) for number in numbers["force_image_size"])
     given["force_image_size"] = size[0] if len(size) == 1 else size
     given |= {key: flags.get(key) for key in ("image_interpolation", "image_resize_mode")}
+    length = flags.get("force_context_length", "")
+    given["force_context_length"] = int(length) if length.isdigit() else None
+    given["force_quick_gelu"] = flags.get("force_quick_gelu") == "True"
     return ModelConfig(**{key: value for key, value in given.items() if value})
 
 
@@ -150,13 +200,19 @@ def find_architecture(name: str) -> Architecture:
 
     Args:
         name: a model of open_clip or of `model_configs`; a JSON file in the form of open_clip's
-            configuration files; or `local-dir:` and the path of a Hugging Face repository on disk.
+            configuration files; `local-dir:` and the path of a Hugging Face repository on disk; or
+            `hf-hub:` and the name of a repository in the hub's cache (nothing is downloaded here).
 
     Raises:
         UserError: no such architecture (names the nearest ones), or one that cannot be trained.
     """
     if name.startswith(LOCAL):
         found = _of_repository(name, Path(name.removeprefix(LOCAL)))
+    elif name.startswith(HUB):
+        folder = repository_folder(name)
+        if folder is None:
+            raise UserError(f"{printable(name)} is not in the hub's cache on this machine")
+        found = _of_repository(name, folder)
     elif name.endswith(".json"):
         found = _of_file(name, Path(name))
     else:
@@ -179,43 +235,6 @@ def model_names() -> list[str]:
     return [name for name in open_clip.list_models() if not _is_coca(name)]
 
 
-def doubt_of_preprocessing(architecture: Architecture) -> str | None:
-    """A warning if nothing says how images are made, and the published weights want them otherwise.
-
-    Args:
-        architecture: with the preprocessing that is recorded beside the weights or asked for.
-    """
-    if architecture.preprocessing:
-        return None
-    published = published_preprocessing(architecture.name)
-    made = architecture.all_preprocessing
-    if published is None or all(made[key] == value for key, value in published.items()):
-        return None
-    flags = [
-        f"--image-{key.replace('_', '-')} {_typed(published[key])}"
-        for key in ("mean", "std", "interpolation", "resize_mode")
-        if made[key] != published[key]
-    ]
-    return (
-        f"{architecture.name}: images are made with open_clip's defaults, since nothing beside the "
-        f"weights says otherwise; the published weights of this model want {' '.join(flags)}"
-    )
-
-
-def _typed(value: object) -> str:
-    return " ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
-
-
-def published_preprocessing(name: str) -> dict[str, Any] | None:
-    """The preprocessing of a model's published weights, if all of them have the same."""
-    found = list[dict[str, Any]]()
-    for tag in open_clip.list_pretrained_tags_by_model(name):
-        settings = open_clip.get_pretrained_cfg(name, tag)
-        merged = merge_preprocess_dict(PreprocessCfg(), settings)
-        found.append({key: merged[key] for key in _PREPROCESSING})
-    return found[0] if found and all(other == found[0] for other in found) else None
-
-
 def _configuration(name: str) -> dict[str, Any] | None:
     """The configuration that open_clip or this package has under a name."""
     return open_clip.get_model_config(name) if name in open_clip.list_models() else None
@@ -223,6 +242,23 @@ def _configuration(name: str) -> dict[str, Any] | None:
 
 def _is_coca(name: str) -> bool:
     return "multimodal_cfg" in (_configuration(name) or {})
+
+
+def repository_folder(name: str) -> Path | None:
+    """The folder of a repository, on disk (`local-dir:`) or in the hub's cache (`hf-hub:`)."""
+    if name.startswith(LOCAL):
+        return Path(name.removeprefix(LOCAL))
+    if not name.startswith(HUB):
+        return None
+    config = hub.in_cache(name.removeprefix(HUB), CONFIGS)
+    return None if config is None else config.parent
+
+
+def _from_hub(config: Mapping[str, Any]) -> list[object]:
+    """What a configuration takes from a hub."""
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    names = [text.get(key) for key in ("hf_model_name", "hf_tokenizer_name")]
+    return [*names, vision.get("timm_model_name")]
 
 
 def is_repository(path: Path) -> bool:
@@ -241,9 +277,14 @@ def _of_repository(name: str, folder: Path) -> Architecture:
     if (folder / REPOSITORY_CONFIG).is_file() or not is_repository(folder):
         return _of_file(name, folder / REPOSITORY_CONFIG)
     file, processor = folder / _TRANSFORMERS_CONFIG, folder / "preprocessor_config.json"
-    config = architecture_of(_read_json(name, file), str(file))
-    known = preprocessing_of(_read_json(name, processor)) if processor.is_file() else {}
-    return Architecture(name, config, {}).preprocessed(known)
+    content, settings = _read_json(name, file), dict[str, Any]()
+    if processor.is_file():
+        settings = preprocessing_of(_read_json(name, processor))
+    if content.get("model_type") == transformers_siglip.MODEL_TYPE:
+        found = Architecture(name, transformers_siglip.architecture_of(content, str(file)), {})
+        settings |= {"resize_mode": "squash"}  # its processor has no crop
+        return found.preprocessed(transformers_siglip.PREPROCESSING).preprocessed(settings)
+    return Architecture(name, architecture_of(content, str(file)), {}).preprocessed(settings)
 
 
 def _of_file(name: str, path: Path) -> Architecture:
@@ -303,13 +344,9 @@ def _read_json(name: str, path: Path) -> dict[str, Any]:
 
 def _advice(name: str) -> str:
     """What to give instead of a name that no model has."""
-    path = Path(name)
-    if is_repository(path):
+    if is_repository(Path(name)):
         return f"the repository on disk is --model {LOCAL}{name}"
-    if name.startswith(_HUB):
-        hub = name.removeprefix(_HUB)
-        return (
-            f"nothing is downloaded: run `hf download {hub} --local-dir DIR`, and give "
-            f"--model {LOCAL}DIR"
-        )
-    return nearest(name, model_names(), _LISTING)
+    advice = nearest(name, model_names(), _LISTING)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        advice += f". A repository on the hub is --model {HUB}{name}"
+    return advice

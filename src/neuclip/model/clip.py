@@ -124,6 +124,8 @@ def build_clip(
     device: torch.device,
     init: dict[str, float] | None = None,
     patch_dropout: float | None = None,
+    *,
+    pretrained_image: bool = False,
 ) -> Clip:
     """Builds a model with random weights.
 
@@ -134,6 +136,7 @@ def build_clip(
         init: initial `temperature`, and `logit_bias` for losses that learn one.
         patch_dropout: fraction of patches dropped in training; none: as in the model's
             configuration.
+        pretrained_image: take timm's weights of the image tower, which are in the hub's cache.
 
     Raises:
         UserError: unknown model (names the nearest), files that are not on this machine, or patch
@@ -149,9 +152,12 @@ def build_clip(
         keywords["init_logit_bias"] = init["logit_bias"]
     if patch_dropout is not None:
         keywords["force_patch_dropout"] = patch_dropout
+    if pretrained_image:
+        keywords["pretrained_image"] = True
     name = architecture.name
     try:
-        with _quiet(), nullcontext() if architecture.known else _without_hub():
+        known = architecture.takes_known_files
+        with _quiet(), nullcontext() if known and not pretrained_image else _without_hub():
             tokenize = _tokenizer(architecture)
             towers, train_transform, eval_transform = _create(
                 architecture, precision, device, keywords
@@ -202,7 +208,7 @@ def _tokenizer(architecture: Architecture) -> Tokenize:
     length = text.get("context_length")
     folder = architecture.repository
     if folder is not None and (folder / REPOSITORY_CONFIG).is_file():
-        return open_clip.get_tokenizer(architecture.name, context_length=length)
+        return open_clip.get_tokenizer(f"{LOCAL}{folder}", context_length=length)
     if architecture.known:
         return open_clip.get_tokenizer(architecture.name, context_length=length)
     keywords = text.get("tokenizer_kwargs") or {}
@@ -210,9 +216,14 @@ def _tokenizer(architecture: Architecture) -> Tokenize:
         keywords = {**keywords, "context_length": length}
     files = text.get("hf_tokenizer_name")
     if files:
+        if folder is not None and any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            files = str(folder)  # transformers' own repository
         mode = text.get("tokenizer_mode")
         return HFTokenizer(files, tokenizer_mode=mode, **keywords)
     return open_clip.SimpleTokenizer(**keywords)
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 
 
 def _not_built(architecture: Architecture, error: Exception) -> UserError:

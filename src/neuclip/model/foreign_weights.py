@@ -9,24 +9,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
 from open_clip.convert import convert_state_dict
-from open_clip.model import (
-    convert_to_custom_text_state_dict,
-    resize_pos_embed,
-    resize_text_pos_embed,
-)
-from timm.layers.pos_embed import resample_abs_pos_embed
+from open_clip.model import convert_to_custom_text_state_dict
 from torch import Tensor
 
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.errors import printable, quantity
+from neuclip.model import transformers_siglip
+from neuclip.model.architecture import Architecture
 from neuclip.model.clip import Clip
 from neuclip.model.mismatch import BUFFERS, OPENAI, does_not_fit
+from neuclip.model.positions import resize_positions
 from neuclip.model.transformers_names import is_transformers_clip, open_clip_weights
+from neuclip.model.transformers_siglip import is_transformers_siglip
 
 log = logging.getLogger("neuclip")
 
@@ -55,7 +53,10 @@ def unwrap(content: object, path: Path) -> dict[str, Tensor]:
         held = ", ".join(str(key) for key in content) if isinstance(content, Mapping) else kind
         raise CheckpointError(f"{path} holds no weights by name; it holds: {printable(held)}")
     weights = _plain_names(found)
-    if is_transformers_clip(weights):
+    if is_transformers_siglip(weights):
+        weights = transformers_siglip.open_clip_weights(weights, path)
+        log.info("%s: weights of transformers' SiglipModel, read by open_clip's names", path)
+    elif is_transformers_clip(weights):
         weights = open_clip_weights(weights, path)
         log.info("%s: weights of transformers' CLIPModel, read by open_clip's names", path)
     return weights
@@ -108,10 +109,14 @@ class Given:
     Attributes:
         weights: as `unwrap` returns them.
         path: their file, for messages.
+        trained: the architecture that they were trained in, if it is known.
+        quick_gelu: whether they were trained with QuickGELU, if it is known.
     """
 
     weights: Mapping[str, Tensor]
     path: Path
+    trained: Architecture | None = None
+    quick_gelu: bool | None = None
 
 
 def fit(given: Given, clip: Clip) -> dict[str, Tensor]:
@@ -138,8 +143,8 @@ def fit(given: Given, clip: Clip) -> dict[str, Tensor]:
     for name, value in weights.items():
         if name in live and value.numel() == live[name].numel() == 1:
             weights[name] = value.reshape(live[name].shape)
-    for name, old, new in _resize(weights, live, clip):
-        log.info("%s: %s resized from %s to %s", path, name, _shape(old), _shape(new))
+    for change in resize_positions(weights, live, clip, given.trained):
+        log.info("%s: %s", path, change)
     weights = _without_extras(weights, live, path)
     for name in _SCALARS:
         if name in live and name not in weights:
@@ -148,16 +153,27 @@ def fit(given: Given, clip: Clip) -> dict[str, Tensor]:
     if any(name not in weights or weights[name].shape != live[name].shape for name in live) or any(
         name not in live for name in weights
     ):
-        raise does_not_fit(path, weights, clip)
+        raise does_not_fit(path, weights, clip, given.trained)
     return weights
 
 
 def _warn_of_quick_gelu(given: Given, clip: Clip) -> None:
-    if given.weights.keys() >= OPENAI and not clip.architecture.config.get("quick_gelu"):
+    """Warns of weights trained with another activation than the towers compute."""
+    name, computed = clip.architecture.short_name, clip.architecture.quick_gelu
+    wanted = True if given.weights.keys() >= OPENAI else given.quick_gelu
+    if wanted is None or wanted == computed:
+        return
+    if wanted:
         log.warning(
-            "%s holds OpenAI's weights, which need QuickGELU; %s computes another activation: "
-            "%s-quickgelu is the model of these weights",
-            given.path, clip.name, clip.architecture.short_name,
+            "%s: these weights were trained with QuickGELU, and %s computes GELU: their embeddings "
+            "suffer; add --force-quick-gelu, or give --model %s-quickgelu if there is one",
+            given.path, name, name,
+        )  # fmt: skip
+    else:
+        log.warning(
+            "%s: these weights were trained with GELU, and the towers compute QuickGELU: their "
+            "embeddings suffer; leave out --force-quick-gelu, or give --model %s",
+            given.path, name.removesuffix("-quickgelu"),
         )  # fmt: skip
 
 
@@ -197,48 +213,3 @@ def _without_extras(
             path, quantity(len(counted), "weight"), printable(", ".join(counted)),
         )  # fmt: skip
     return {name: value for name, value in weights.items() if name not in extra}
-
-
-def _resize(
-    weights: dict[str, Tensor], live: Mapping[str, Tensor], clip: Clip
-) -> list[tuple[str, torch.Size, torch.Size]]:
-    """Resizes position embeddings of other sizes in place; returns name, old and new shape."""
-    before = {name: value.shape for name, value in weights.items()}
-    for name in list(weights):
-        target = live.get(name)
-        if target is None or target.shape == before[name] or "pos" not in name.rpartition(".")[2]:
-            continue
-        value = weights[name].float()
-        try:
-            weights[name] = _resized(name, value, target, clip)
-        except (RuntimeError, AssertionError, AttributeError, TypeError):
-            continue  # reported as a mismatch
-    return [(n, before[n], v.shape) for n, v in weights.items() if v.shape != before[n]]
-
-
-def _resized(name: str, value: Tensor, target: Tensor, clip: Clip) -> Tensor:
-    visual = cast(Any, clip.towers.visual)
-    if name == "visual.positional_embedding":
-        return _on_grid(value, visual.grid_size)
-    if name == "visual.attnpool.positional_embedding":
-        side = round((len(target) - 1) ** 0.5)
-        return _on_grid(value, (side, side))
-    if name == "visual.trunk.pos_embed":
-        trunk = visual.trunk
-        tokens = 0 if getattr(trunk, "no_embed_class", False) else trunk.num_prefix_tokens
-        return resample_abs_pos_embed(value, trunk.patch_embed.grid_size, num_prefix_tokens=tokens)
-    if name.removeprefix("text.") == "positional_embedding":
-        state = {"positional_embedding": value}
-        resize_text_pos_embed(state, SimpleNamespace(positional_embedding=target))
-        return state["positional_embedding"]
-    return value
-
-
-def _on_grid(value: Tensor, grid: tuple[int, int]) -> Tensor:
-    state = {"visual.positional_embedding": value}
-    resize_pos_embed(state, SimpleNamespace(visual=SimpleNamespace(grid_size=grid)))
-    return state["visual.positional_embedding"]
-
-
-def _shape(shape: torch.Size) -> str:
-    return " x ".join(str(side) for side in shape)

@@ -30,10 +30,11 @@ from neuclip.errors import UserError
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.absent import absent
 from neuclip.model.architecture import (
+    HUB,
     LOCAL,
+    REPOSITORY_WEIGHTS,
     Architecture,
     changes_of_flags,
-    doubt_of_preprocessing,
     find_architecture,
     is_repository,
     recorded,
@@ -44,19 +45,16 @@ from neuclip.model.ema import AVERAGES
 from neuclip.model.encoder import Encoder
 from neuclip.model.foreign_weights import Given, fit, unwrap
 from neuclip.model.mismatch import advice
+from neuclip.model.published import (
+    HubRepository,
+    Published,
+    doubt_of_preprocessing,
+    fetch_published,
+)
 from neuclip.run_folder import RunFolder, open_clip_flags
 
 log = logging.getLogger("neuclip")
 
-_REPOSITORY_WEIGHTS = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-)
 _WEIGHT_FILES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
 
 
@@ -65,7 +63,9 @@ class CheckpointChoice:
     """Which checkpoint to open, and which of its weights to take.
 
     Attributes:
-        path: run folder, checkpoint, or Hugging Face open_clip repository on disk.
+        path: run folder, checkpoint, or Hugging Face open_clip repository on disk; or a name of
+            published weights, which are downloaded: a tag of open_clip's, or `hf-hub:` and the name
+            of a repository.
         epoch: in a run folder, the checkpoint after this epoch.
         step: in a run folder, the checkpoint after this step; with neither, the newest.
         arch: architecture; none: the one that the checkpoint records.
@@ -96,6 +96,7 @@ class Checkpoint:
         name: of the run, if recorded.
         own: everything that only neuclip writes, such as `config`, `step` and `loss`; none if
             neuclip did not write the checkpoint.
+        published: the name of the weights, if they were given by name.
     """
 
     choice: CheckpointChoice
@@ -106,6 +107,7 @@ class Checkpoint:
     epoch: int | None
     name: str | None
     own: Mapping[str, Any] | None
+    published: Published | None = None
 
     @cached_property
     def config(self) -> RunConfig | None:
@@ -175,6 +177,8 @@ class Checkpoint:
         Raises:
             UserError: the record is damaged, or of an architecture that cannot be built.
         """
+        if self.published is not None:
+            return self.published.architecture
         if self.own is not None and "architecture" in self.own:
             return recorded(self.own["architecture"], self.path)
         if is_repository(self.choice.path):
@@ -194,7 +198,25 @@ class Checkpoint:
         flags = open_clip_flags(file) if file.is_file() else {}
         if "model" not in flags:
             return None
-        return find_architecture(flags["model"]).changed(changes_of_flags(flags))
+        return find_architecture(flags["model"]).changed(changes_of_flags(flags), recorded=True)
+
+    def given(self, weights: Mapping[str, Tensor] | None = None) -> Given:
+        """The weights to load, with what is known of the towers that they were trained in.
+
+        Args:
+            weights: some of them, or others in their place; none: all.
+        """
+        weights = self.weights if weights is None else weights
+        trained = self.recorded_architecture
+        quick_gelu = None if trained is None else trained.quick_gelu
+        if self.published is not None:
+            quick_gelu = self.published.quick_gelu
+        return Given(weights, self.shown, trained, quick_gelu)
+
+    @property
+    def shown(self) -> Path:
+        """What messages call the weights: their name, or their file."""
+        return self.path if self.published is None else Path(self.published.name)
 
     @property
     def step(self) -> int:
@@ -214,6 +236,8 @@ class Checkpoint:
     @property
     def results(self) -> Path:
         """The file for evaluation results of these weights, in `eval_results` of the run folder."""
+        if self.published is not None:
+            return RunFolder(Path()).results_of(self.published.label)
         name = self.path.stem
         if name == "epoch_latest" and self.epoch is not None:
             name = f"epoch_{self.epoch}"
@@ -232,8 +256,8 @@ class Checkpoint:
         if doubt is not None:
             log.warning(doubt)
         clip = build_clip(architecture, precision, device, init_for(self.weights))
-        weights = fit(Given(self.weights, self.path), clip)
-        storage.load_weights(clip.towers, weights, self.path)
+        weights = fit(self.given(), clip)
+        storage.load_weights(clip.towers, weights, self.shown)
         return clip
 
     def build_loss(self, clip: Clip, device: torch.device) -> PairLoss:
@@ -260,16 +284,23 @@ class Checkpoint:
 def open_checkpoint(
     choice: CheckpointChoice, *, verified: bool = False, model: str | None = None
 ) -> Checkpoint:
-    """Reads a checkpoint onto the CPU.
+    """Reads a checkpoint onto the CPU; published weights are downloaded. Called by all ranks.
 
     Args:
         choice: which checkpoint and which weights.
-        model: the architecture that the weights are for, for messages; none: that of the choice.
+        model: the architecture that the weights are for; none: that of the choice.
         verified: its checksums were compared already; it is not hashed again.
 
     Raises:
         UserError: no such checkpoint (another one is never taken instead), or it is damaged.
     """
+    if choice.arch is not None and choice.arch.startswith(HUB):
+        fetch_published(choice.arch, None)
+    published = fetch_published(str(choice.path), model or choice.arch)
+    if published is not None:
+        asked = choice if isinstance(published, HubRepository) else replace(choice, arch=None)
+        choice = replace(choice, path=published.path)
+        _check_single(replace(asked, path=Path(published.name)))
     in_repository = is_repository(choice.path)
     path = _path_in_repository(choice) if in_repository else _path_in_run(choice, model)
     found = storage.read(storage.VerifiedCheckpoint(path) if verified else path)
@@ -284,6 +315,7 @@ def open_checkpoint(
         epoch=_whole_number(content.get("epoch")),
         name=name if isinstance(name := content.get("name"), str) else None,
         own=own_entry(content, path),
+        published=published,
     )
 
 
@@ -303,7 +335,12 @@ def _path_in_run(choice: CheckpointChoice, model: str | None) -> Path:
     return folder.latest if choice.step is None else folder.step_checkpoint(choice.step)
 
 
-def _path_in_repository(choice: CheckpointChoice) -> Path:
+def _check_single(choice: CheckpointChoice) -> None:
+    """Checks that no other checkpoint or architecture is asked for where there is one.
+
+    Raises:
+        UserError: names the flag.
+    """
     for flag, value in (
         ("--epoch", choice.epoch),
         ("--iter", choice.step),
@@ -311,10 +348,14 @@ def _path_in_repository(choice: CheckpointChoice) -> Path:
     ):
         if value is not None:
             raise UserError(f"{choice.path} is a repository with one model: leave out {flag}")
+
+
+def _path_in_repository(choice: CheckpointChoice) -> Path:
+    _check_single(choice)
     found = weights_in_repository(choice.path)
     if found is None:
         raise UserError(
-            f"{choice.path} has no weights: expected {_REPOSITORY_WEIGHTS[0]} or another of "
+            f"{choice.path} has no weights: expected {REPOSITORY_WEIGHTS[0]} or another of "
             "open_clip's and transformers' names"
         )
     return found
@@ -322,7 +363,7 @@ def _path_in_repository(choice: CheckpointChoice) -> Path:
 
 def weights_in_repository(folder: Path) -> Path | None:
     """The file of weights in a repository on disk; None if it has none."""
-    files = (folder / name for name in _REPOSITORY_WEIGHTS)
+    files = (folder / name for name in REPOSITORY_WEIGHTS)
     return next((file for file in files if file.is_file()), None)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.errors import UserError, quantity
-from neuclip.model.architecture import find_architecture, model_names
+from neuclip.model.architecture import Architecture, find_architecture, model_names
 from neuclip.model.clip import Clip, build_clip
 
 BUFFERS = ("position_ids", "attn_mask", "num_batches_tracked", "total_ops", "total_params")
@@ -27,13 +27,16 @@ _PROJECTIONS = (
 )
 
 
-def does_not_fit(path: Path, weights: Mapping[str, Tensor], clip: Clip) -> CheckpointError:
+def does_not_fit(
+    path: Path, weights: Mapping[str, Tensor], clip: Clip, trained: Architecture | None = None
+) -> CheckpointError:
     """The error, with the models of open_clip that have exactly these weights.
 
     Args:
         path: the file of the weights.
         weights: by open_clip's names; position embeddings may be resized for the towers.
         clip: the towers that they do not fit.
+        trained: the architecture recorded beside them, if there is one.
     """
     name, live = clip.architecture.short_name, clip.towers.state_dict()
     other = [key for key in live if key in weights and weights[key].shape != live[key].shape]
@@ -51,8 +54,15 @@ def does_not_fit(path: Path, weights: Mapping[str, Tensor], clip: Clip) -> Check
     more = f"; and {wrong - len(details)} more" if wrong > len(details) else ""
     return CheckpointError(
         f"{path} does not fit {name}, {quantity(wrong, 'weight')} differ: {'; '.join(details)}"
-        f"{more}. {advice(weights)}"
+        f"{more}. {_named(trained, clip) or advice(weights)}"
     )
+
+
+def _named(trained: Architecture | None, clip: Clip) -> str | None:
+    """The model that is recorded beside the weights, as a sentence."""
+    if trained is None or trained.name == clip.architecture.name:
+        return None
+    return f"They are weights of {trained.name}: give --model {trained.name}"
 
 
 def advice(weights: Mapping[str, Tensor]) -> str:

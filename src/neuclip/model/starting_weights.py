@@ -10,15 +10,16 @@ from torch import Tensor
 
 from neuclip.checkpoint import storage
 from neuclip.config.sections import ModelConfig
-from neuclip.model.architecture import Architecture, doubt_of_preprocessing, find_architecture
+from neuclip.model.architecture import HUB, Architecture, find_architecture
 from neuclip.model.clip import Clip
-from neuclip.model.foreign_weights import Given, fit
+from neuclip.model.foreign_weights import fit
 from neuclip.model.load import (
     Checkpoint,
     CheckpointChoice,
     open_checkpoint,
     weights_in_repository,
 )
+from neuclip.model.published import doubt_of_preprocessing, fetch_image_tower, fetch_published
 
 log = logging.getLogger("neuclip")
 
@@ -43,9 +44,10 @@ class StartingWeights:
 
     @property
     def begins_trained(self) -> tuple[bool, bool]:
-        """Whether the image and the text tower start from weights in a file."""
+        """Whether the image and the text tower start from given weights."""
         model = self.model is not None
-        return model or self.image is not None, model or self.text is not None
+        image = self.image is not None or self.settings.pretrained_image
+        return model or image, model or self.text is not None
 
     def architecture(self) -> Architecture:
         """The architecture of the run; images are made as the weights of the image tower want them.
@@ -84,16 +86,22 @@ class StartingWeights:
 
 
 def read_starting_weights(settings: ModelConfig) -> StartingWeights:
-    """Reads the files that `--pretrained*` name, or the repository that `--model` names.
+    """Reads the weights that `--pretrained*` name, or the repository that `--model` names.
+
+    Names of published weights, and of repositories on the hub, are downloaded. Called by all ranks.
 
     Raises:
-        UserError: no such file, or it holds no weights.
+        UserError: no such weights.
     """
+    if settings.name.startswith(HUB):
+        fetch_published(settings.name, None)
+    if settings.pretrained_image:
+        fetch_image_tower(find_architecture(settings.name))
     model = settings.pretrained
     repository = find_architecture(settings.name).repository
     if model is None and repository is not None:
         if weights_in_repository(repository) is not None:
-            model = str(repository)
+            model = settings.name if settings.name.startswith(HUB) else str(repository)
         else:
             log.info("%s holds no weights: the towers start at random", settings.name)
     files = (model, settings.pretrained_image_path, settings.pretrained_text_path)
@@ -111,14 +119,14 @@ def _load_model(clip: Clip, checkpoint: Checkpoint, *, learns_temperature: bool)
     scale, bias = "logit_scale", "logit_bias"
     if bias in live and bias not in weights:
         # A sigmoid's temperature and bias belong together: both from the file, or both its own.
-        log.info("%s has no %s: temperature and bias start as the method's", checkpoint.path, bias)
+        log.info("%s has no %s: temperature and bias start as the method's", checkpoint.shown, bias)
         weights |= {scale: live[scale], bias: live[bias]}
     elif not learns_temperature:
         weights[scale] = live[scale]
     if bias not in live:
         weights.pop(bias, None)
     _load(clip, weights, checkpoint)
-    log.info("initial weights: %s", checkpoint.path)
+    log.info("initial weights: %s", checkpoint.shown)
 
 
 def _load_tower(clip: Clip, tower: Tower, checkpoint: Checkpoint) -> None:
@@ -131,12 +139,12 @@ def _load_tower(clip: Clip, tower: Tower, checkpoint: Checkpoint) -> None:
         found = {f"{prefix}{name}": value for name, value in weights.items()}
     rest = {name: value for name, value in live.items() if _tower_of(name) != tower}
     _load(clip, {**rest, **found}, checkpoint)
-    log.info("initial weights of the %s tower: %s", tower, checkpoint.path)
+    log.info("initial weights of the %s tower: %s", tower, checkpoint.shown)
 
 
 def _load(clip: Clip, weights: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
-    fitted = fit(Given(weights, checkpoint.path), clip)
-    storage.load_weights(clip.towers, fitted, checkpoint.path)
+    fitted = fit(checkpoint.given(weights), clip)
+    storage.load_weights(clip.towers, fitted, checkpoint.shown)
 
 
 def _tower_of(name: str) -> Tower | None:

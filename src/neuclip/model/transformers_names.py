@@ -81,7 +81,7 @@ def open_clip_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, Te
         path: their file, for messages.
 
     Raises:
-        CheckpointError: they are of another model of transformers, such as SigLIP.
+        CheckpointError: they are of another model of transformers.
     """
     converted: dict[str, Tensor] = {}
     thirds: dict[str, dict[str, Tensor]] = {}
@@ -116,8 +116,8 @@ def open_clip_weights(weights: Mapping[str, Tensor], path: Path) -> dict[str, Te
 
 
 _OTHER = (
-    "of transformers' models only CLIPModel is read. For SigLIP and others, take open_clip's own "
-    "repository of the weights, such as timm/ViT-B-16-SigLIP on the hub"
+    "of transformers' models CLIPModel and SiglipModel are read. For others, take open_clip's own "
+    "repository of the weights, such as timm/ViT-B-16-SigLIP2 on the hub"
 )
 
 

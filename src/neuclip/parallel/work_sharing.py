@@ -58,6 +58,24 @@ def from_main(work: Callable[[], T]) -> T:
     return made[0]
 
 
+def once_per_machine(work: Callable[[], None]) -> None:
+    """Does work on one process of every machine; the others wait for it, without a time limit.
+
+    Raises:
+        UserError: on all ranks, the error of the lowest rank that failed.
+    """
+    problem: UserError | None = None
+    if launch_environment().local_rank == 0:
+        try:
+            work()
+        except UserError as error:
+            problem = error
+    collectives.barrier()
+    for each in collectives.gather_objects(problem):
+        if each is not None:
+            raise each
+
+
 def in_turn(work: Callable[[], T]) -> T:
     """Does the same work on every rank, in an order that lets ranks reuse each other's files.
 

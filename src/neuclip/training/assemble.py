@@ -207,6 +207,7 @@ def _build_clip(config: RunConfig, device: torch.device, starting: StartingWeigh
         device,
         init,
         config.model.force_patch_dropout,
+        pretrained_image=config.model.pretrained_image,
     )
     torch.manual_seed(config.seed + collectives.rank())
     augmentation = config.data.aug_cfg

@@ -81,7 +81,7 @@ def _evaluate(
     average = "the moving average of " if checkpoint.averaged else ""
     log.info(
         "evaluating %s%s (%s, %s on %s) without training",
-        average, checkpoint.path, clip.name, precision, device,
+        average, checkpoint.shown, clip.name, precision, device,
     )  # fmt: skip
     recorder, position = Recorder(config, folder, device), _position(checkpoint)
     model, settings = _model(checkpoint, clip, device), evaluation_settings(config)

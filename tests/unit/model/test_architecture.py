@@ -14,10 +14,10 @@ from neuclip.model.architecture import (
     changes_of_flags,
     find_architecture,
     model_names,
-    published_preprocessing,
     recorded,
 )
 from neuclip.model.clip import build_clip
+from neuclip.model.published import published_preprocessing
 from tiny_models import CPU, RESNET, VIT
 
 SQUASH = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
@@ -74,7 +74,8 @@ def test_a_file_that_is_no_configuration(tmp_path, content, words):
             r"unknown model 'ViT-B32'; did you mean 'ViT-B-32', '[^']+' or '[^']+'\? python",
         ),
         ("vit-l-14", "did you mean 'ViT-L-14'"),
-        ("hf-hub:laion/CLIP-x", r"hf download laion/CLIP-x --local-dir DIR.*--model local-dir:DIR"),
+        ("hf-hub:laion/CLIP-x", "hf-hub:laion/CLIP-x is not in the hub's cache on this machine"),
+        ("laion/CLIP-x", "repository on the hub is --model hf-hub:laion/CLIP-x"),
         ("coca_ViT-B-32", r"CoCa model.*such as ViT-B-32$"),
         ("zzzz", r"unknown model 'zzzz'; python -c .* lists all \d+$"),
         ("local-dir:/nowhere", "cannot read /nowhere/open_clip_config.json"),

@@ -141,18 +141,25 @@ def test_the_models_that_fit():
 def test_openais_weights_need_quick_gelu(weights, tmp_path, said):
     sizes = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), torch.ones(()))
     fit(Given({**weights, **sizes}, tmp_path), tiny())
-    assert "tiny-vit-quickgelu is the model of these weights" in said.text
+    assert "trained with QuickGELU, and tiny-vit computes GELU" in said.text
+    assert "add --force-quick-gelu, or give --model tiny-vit-quickgelu" in said.text
 
 
 @pytest.mark.parametrize(
     ("given", "model", "words"),
     [
-        ("openai", "ViT-B-32", r"For ViT-B-32: `hf download timm/vit_base_patch32_clip_224\.op"),
-        ("openai", None, r"It exists for RN50: .*; \d+ more models have it"),
-        ("laion2b_s34b_b79k", "ViT-B-16", r"ViT-B-16 has none of that name, but laion2b_s34b_b88k"),
+        (
+            "opnai",
+            "ViT-B-32",
+            r"there is no opnai.*\. Published weights of ViT-B-32 have the tags open",
+        ),
+        (
+            "laion2b_s34b",
+            "x.json",
+            r"there is no laion2b_s34b.*\. Tags of published weights are laion2b",
+        ),
         ("ViT-B-32", None, "is a model, not weights"),
-        ("laion/CLIP-x", None, "hf download laion/CLIP-x --local-dir DIR"),
-        ("hf-hub:laion/CLIP-x", None, "hf download laion/CLIP-x --local-dir DIR"),
+        ("laion/CLIP-x", None, "a repository on the hub is hf-hub:laion/CLIP-x"),
         ("local-dir:here", None, "give the folder alone: here"),
         ("full", None, r"neither a run folder .*give one of its files: a\.pt"),
         ("logs", None, r"neither a run folder .*give one of its runs: mine"),
@@ -214,7 +221,11 @@ def test_transformers_clip_is_read_by_its_own_configuration(tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"model_type": "siglip"}, "transformers' model 'siglip'; of transformers' models only"),
+        ({"model_type": "blip"}, "transformers' model 'blip'; of transformers' models CLIPModel"),
+        (
+            {"model_type": "siglip", "text_config": {"vocab_size": 100}},
+            r"no SigLIP towers of these sizes \(image 768 wide.*100 tokens",
+        ),
         ({"model_type": "clip", "text_config": {"vocab_size": 100}}, "tokenizer is not OpenAI's"),
         ({"model_type": "clip", "text_config": {"hidden_act": "gelu"}}, "computes no such towers"),
     ],
@@ -226,8 +237,11 @@ def test_other_repositories_of_transformers(config, words, tmp_path):
 
 
 def test_other_models_of_transformers_are_named(tmp_path):
-    names = ("vision_model.head.probe", "text_model.head.weight", "logit_scale")
+    names = ["vision_model.head.weight", "text_model.head.weight", "logit_scale"]
     with pytest.raises(CheckpointError, match=r"not a weight of CLIPModel; .*timm/ViT-B-16-SigLIP"):
+        unwrap({name: torch.ones(()) for name in names}, tmp_path)
+    names.append("vision_model.head.probe")
+    with pytest.raises(CheckpointError, match=r"head\.weight is not a weight of SiglipModel"):
         unwrap({name: torch.ones(()) for name in names}, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Shards on other machines, read through a bounded local cache.
+"""Files on other machines: shards, read through a bounded local cache, and the hub's files.
 
 In reading order:
 
@@ -7,5 +7,6 @@ In reading order:
 - `cache`: the cache folder, shared by all processes;
 - `prefetch`: a process that downloads shards before they are read;
 - `fetch`: downloads one file, with retries that resume;
-- `transport`: opens an address: http, fsspec.
+- `transport`: opens an address: http, fsspec;
+- `hub`: one file of a repository on the Hugging Face hub.
 """

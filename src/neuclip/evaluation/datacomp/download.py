@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from neuclip.data.progress import Progress
+from neuclip.data.remote import hub
 from neuclip.errors import UserError, printable
 from neuclip.evaluation.datacomp.convert import convert
 from neuclip.evaluation.datacomp.suite import Task
-from neuclip.files import cannot_write, describe, folder_when_complete, sha256
+from neuclip.files import folder_when_complete, sha256
 from neuclip.untrusted import read_json
 
 if TYPE_CHECKING:
@@ -66,8 +67,11 @@ def download_task(data_dir: Path, task: Task, report: Progress | None = None) ->
         UserError: the hub does not answer, denies access or sends corrupt data, or the folder
             cannot be written to.
     """
+    from huggingface_hub import constants
+
     folder = data_dir / task.folder
-    with _hub_errors(task.source, folder):
+    page = f"{constants.ENDPOINT}/datasets/{task.source}"
+    with hub.errors_as_messages(task.source, page, folder=folder):
         repository = _Repository(task.source)
         if task.kind == "classification":
             return _download_in_place(repository, folder, task, report)
@@ -167,7 +171,7 @@ class _Repository:
             state = hf_hub_download(self._name, file.rfilename, dry_run=True, **where)
             if not state.will_download:
                 return Path(state.local_path), False
-        bar = None if report is None else _bar_class(report, file.rfilename)
+        bar = None if report is None else hub.progress_bar(report, file.rfilename)
         path = Path(hf_hub_download(self._name, file.rfilename, tqdm_class=bar, **where))
         if path.stat().st_size != file.size or (file.lfs and sha256(path) != file.lfs.sha256):
             path.resolve().unlink()
@@ -228,69 +232,3 @@ def _checked(files: "list[RepoSibling]") -> "list[RepoSibling]":
 def _digest(file: "RepoSibling") -> str:
     """SHA-256 of a large file; git's object id, a SHA-1, of a small one."""
     return f"sha256:{file.lfs.sha256}" if file.lfs else f"git:{file.blob_id}"
-
-
-def _bar_class(report: Progress, name: str) -> type[Any]:
-    """A progress bar for the hub's library that draws nothing and calls `report`."""
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-            super().__init__(*args, **{**kwargs, "disable": False})
-
-        def display(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
-            report(name, int(self.n), int(self.total or 0))
-
-        def close(self) -> None:
-            if not self.disable:
-                self.display()
-            self.disable = True
-
-    return Bar
-
-
-@contextmanager
-def _hub_errors(repository: str, folder: Path) -> Generator[None]:
-    """Turns the errors of `huggingface_hub` into messages that name the remedy."""
-    from huggingface_hub import constants, errors
-
-    endpoint = constants.ENDPOINT
-    page = f"{endpoint}/datasets/{repository}"
-    try:
-        yield
-    except UserError:
-        raise
-    except errors.OfflineModeIsEnabled:
-        raise UserError(
-            f"cannot download {repository}: HF_HUB_OFFLINE is set; unset it to use the network"
-        ) from None
-    except errors.GatedRepoError:
-        raise UserError(
-            f"no access to {page}: accept its terms on that page, and give an access token "
-            "(HF_TOKEN, or the file `token` in HF_HOME)"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"{page}: no such dataset repository, or it is private and the access token "
-            "(HF_TOKEN, or the file `token` in HF_HOME) does not open it"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        raise UserError(
-            f"{error.response.url}: HTTP {error.response.status_code}; run the command again: "
-            "complete files are kept"
-        ) from None
-    except (
-        errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]  # the HTTP client's base
-        errors.LocalEntryNotFoundError,
-        errors.FileMetadataError,
-    ) as error:
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        raise UserError(
-            f"cannot download {repository} from {endpoint}: {describe(cause)}. "
-            "Check the connection and HF_ENDPOINT, and run the command again: complete files are "
-            "kept"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{repository}: {describe(error)}") from None
-    except OSError as error:
-        raise cannot_write(folder, error) from None

@@ -1,21 +1,17 @@
 """`neuclip data download-evalsets` against a local server with the hub's routes."""
 
 import gzip
-import hashlib
 import json
 import os
 import subprocess
 import sys
-import threading
 import zipfile
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session
 
 from datacomp_sets import CodedTowers, picture, write_classification
+from hub_server import COMMIT, Fake, serving
 from neuclip.cli.app import main
 from neuclip.errors import UserError
 from neuclip.evaluation.datacomp import download
@@ -29,127 +25,10 @@ TASKS = load_suite().tasks
 MNIST = TASKS["mnist"]
 FLICKR = TASKS["retrieval/flickr_1k_test_image_text_retrieval"]
 WINOGAVIL = TASKS["misc/winogavil"]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@dataclass
-class Fake:
-    """The hub's repositories, its misbehaviour, and the requests that it received."""
-
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    listed_as: dict[str, bytes] = field(default_factory=dict)
-    cut_after: list[int] = field(default_factory=list)
-    status: int = 200
-    token: str | None = None
-    requests: list[tuple[str, str]] = field(default_factory=list)
-    address: str = ""
-    siblings: object = None
-    listing: bytes | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    elsewhere: str = ""
-    tokens: set[str | None] = field(default_factory=set)
-
-    def entry(self, repository, path):
-        """How the hub lists a file: large ones (here all but texts) with their SHA-256."""
-        content = self.listed_as.get(path, self.files[repository][path])
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        entry = {"rfilename": path, "size": len(content), "blobId": blob}
-        if not path.endswith((".txt", ".csv", ".md")):
-            sha = hashlib.sha256(content).hexdigest()
-            entry["lfs"] = {"sha256": sha, "size": len(content), "pointerSize": 128}
-        return entry
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def answer(self, code, content=b"", **headers):
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def do_GET(self):
-        self.route()
-
-    def do_HEAD(self):
-        self.route()
-
-    def route(self):
-        fake = self.server.fake
-        path = self.path.partition("?")[0]
-        fake.requests.append((self.command, path))
-        fake.tokens.add(self.headers["Authorization"])
-        repository, _, file = (
-            path.removeprefix("/api").removeprefix("/datasets/").partition(f"/resolve/{COMMIT}/")
-        )
-        if fake.status != 200:
-            self.answer(fake.status)
-        elif fake.token and self.headers["Authorization"] != f"Bearer {fake.token}":
-            self.answer(403, X_Error_Code="GatedRepo")
-        elif repository not in fake.files:
-            self.answer(404, X_Error_Code="RepoNotFound")
-        elif path.startswith("/api/"):
-            entries = [fake.entry(repository, path) for path in fake.files[repository]]
-            entries = entries if fake.siblings is None else fake.siblings
-            info = {"id": repository, "sha": COMMIT, "siblings": entries}
-            listing = json.dumps(info).encode() if fake.listing is None else fake.listing
-            self.answer(200, listing, Content_Type="application/json", **fake.headers)
-        else:
-            self.content(fake, repository, file)
-
-    def content(self, fake, repository, path):
-        content, entry = fake.files[repository][path], fake.entry(repository, path)
-        self.send_response(302 if fake.elsewhere else 200)
-        if fake.elsewhere:
-            self.send_header("Location", fake.elsewhere + self.path)
-            self.send_header("X-Linked-Size", str(len(content)))
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{entry.get("lfs", {}).get("sha256") or entry["blobId"]}"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            cut = path.endswith(".tar") and fake.cut_after
-            self.wfile.write(content[: fake.cut_after.pop()] if cut else content)
-
-
-@contextmanager
-def serving(fake):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.fake, server.daemon_threads = fake, False
-    fake.address = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield
-    finally:
-        close_session()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
-def configure(tmp_path, monkeypatch):
-    """The library's settings, which it reads from the environment when it is imported."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-
-    def change(name, value):
-        monkeypatch.setattr(constants, name, value)
-        if name == "ENDPOINT":
-            template = value + "/{repo_id}/resolve/{revision}/{filename}"
-            monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-    return change
-
-
-@pytest.fixture
-def hub(tmp_path, configure):
+def hub(tmp_path, set_hub):
     fake = Fake()
     source = write_classification(
         tmp_path / "source", [((n % 3, 4, 5), n % 3, None) for n in range(8)], 6
@@ -157,7 +36,7 @@ def hub(tmp_path, configure):
     files = {str(p.relative_to(source)): p.read_bytes() for p in source.rglob("*") if p.is_file()}
     fake.files[MNIST.source] = {**files, "README.md": b"not needed"}
     with serving(fake):
-        configure("ENDPOINT", fake.address)
+        set_hub("ENDPOINT", fake.address)
         yield fake
 
 
@@ -248,17 +127,17 @@ def test_a_repository_of_another_layout(hub, tmp_path):
         download_task(tmp_path, MNIST)
 
 
-def test_no_hub(tmp_path, configure):
-    configure("ENDPOINT", "http://127.0.0.1:9")
+def test_no_hub(tmp_path, set_hub):
+    set_hub("ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"from http://127\.0\.0\.1:9: .*refused.*HF_ENDPOINT"):
         download_task(tmp_path, MNIST)
-    configure("ENDPOINT", "hub.example")
+    set_hub("ENDPOINT", "hub.example")
     with pytest.raises(UserError, match=r"from hub\.example: .*missing an 'http://'"):
         download_task(tmp_path, MNIST)
 
 
-def test_offline(hub, tmp_path, configure):
-    configure("HF_HUB_OFFLINE", True)
+def test_offline(hub, tmp_path, set_hub):
+    set_hub("HF_HUB_OFFLINE", True)
     close_session()
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it"):
         download_task(tmp_path, MNIST)
