@@ -73,6 +73,7 @@ INSIDE = {
         ["remote_shards"],
     ],
     "data.tools": [
+        ["duplicates"],
         ["inspection", "pack", "bench"],
         ["inspection_page"],
     ],

@@ -88,7 +88,9 @@ class Inspect(_SourceCommand):
     max_samples: int = 2000
     """number of random samples to read"""
     reading: Annotated[
-        GivenSettings, OmitArgPrefixes, settings_flags("data", (*READING, "max_image_pixels"))
+        GivenSettings,
+        OmitArgPrefixes,
+        settings_flags("data", (*READING, *ANNOTATIONS, "max_image_pixels")),
     ] = field(default_factory=GivenSettings)
     samples_per_second: Annotated[
         float | None, arg(metavar="FLOAT", help_behavior_hint="")

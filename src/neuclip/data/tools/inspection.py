@@ -12,10 +12,12 @@ from neuclip.config.sections import MAX_IMAGE_PIXELS
 from neuclip.data.batch import Tokenize
 from neuclip.data.damage import DamageLog
 from neuclip.data.decode import ImageDecoder, ImageFacts
+from neuclip.data.groups import image_id
 from neuclip.data.progress import Progress
 from neuclip.data.samples import SampleError
 from neuclip.data.sources.shards import ShardIndex
 from neuclip.data.sources.source import Source
+from neuclip.data.tools.duplicates import Duplicates
 from neuclip.data.truncation import count_truncated
 from neuclip.errors import UserError
 
@@ -64,6 +66,7 @@ class Inspection:
         caption_lengths: length of each caption in characters.
         context: number of tokens that the tokenizer keeps; None if captions were not tokenized.
         truncated: number of captions with more tokens.
+        duplicates: which of the samples share a caption, an image file or a label.
         examples: some samples, spread over the source.
     """
 
@@ -83,6 +86,7 @@ class Inspection:
     caption_lengths: list[int] = field(default_factory=list[int])
     context: int | None = None
     truncated: int = 0
+    duplicates: Duplicates = field(default_factory=Duplicates)
     examples: list[Example] = field(default_factory=list[Example])
 
     @property
@@ -147,6 +151,7 @@ class _ReadImage:
     image: Image.Image
     facts: ImageFacts
     file_bytes: int
+    file_id: int
 
 
 def _add(
@@ -155,7 +160,8 @@ def _add(
     """Adds one sample to the result, and returns its captions; raises `SampleError`."""
 
     def read(content: bytes) -> _ReadImage:
-        return _ReadImage(decode(content), decode.facts(content), len(content))
+        facts = decode.facts(content)
+        return _ReadImage(decode(content), facts, len(content), image_id(content))
 
     sample = source.read_with(position, read)
     facts = sample.image.facts
@@ -166,6 +172,7 @@ def _add(
     found.image_bytes.append(sample.image.file_bytes)
     found.caption_numbers.append(len(sample.captions))
     found.caption_lengths += map(len, sample.captions)
+    found.duplicates.add(sample.with_image(sample.image.file_id))
     if show:
         shard = str(source.locate(position)[0])
         jpeg = _thumbnail(sample.image.image)

@@ -6,6 +6,7 @@ from pathlib import PurePath
 
 import numpy as np
 
+from neuclip.data.tools.duplicates import duplicate_facts
 from neuclip.data.tools.inspection import Inspection
 from neuclip.templates import render
 
@@ -58,6 +59,7 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
             ("image files", f"{in_bytes(float(np.mean(found.image_bytes)))} on average; "
                             f"{_counts(found.formats)}; colours {_counts(found.modes)}"),
             ("captions", _captions(found)),
+            *duplicate_facts(found.duplicates),
         ]  # fmt: skip
     if found.rotated:
         rows.append(("rotated", f"{found.rotated:,} with an EXIF rotation, which training ignores"))

@@ -172,7 +172,7 @@ def test_command(shards, tmp_path, capsys):
     words = ["data", "inspect", str(shards), "--out", str(out), "--samples-per-second", "5"]
     assert main(words) == 0
     printed = capsys.readouterr().out
-    assert "read         5 samples, 3 of them without error" in printed
+    assert "read 5 samples, 3 of them without error" in " ".join(printed.split())
     assert "1.0 seconds at 5 samples/s" in printed
     assert f"{shards}, sample d: image: " in printed
     assert str(shards) in out.read_text()
