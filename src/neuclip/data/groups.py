@@ -120,7 +120,7 @@ def read_groups(
             _log.info("%s cannot be written: the groups will be read again (%s)", place, error)
     if found.unreadable:
         _log.warning(
-            "%s cannot be read and counts as unlike all others",
+            "%s: no duplicates are looked for among them",
             quantity(found.unreadable, "corrupt sample"),
         )
     return found
@@ -230,6 +230,8 @@ def check_labels(source: Source, label_key: str) -> None:
     for position in sorted(set(np.linspace(0, len(source) - 1, _LABELS).astype(int).tolist())):
         with contextlib.suppress(SampleError):
             labels.append(source.texts(position).annotations.label)
+    if not labels:
+        return
     given = [label for label in labels if label]
     kinds, tried = len(set(map(text_id, given))), quantity(len(labels), "sample")
     if len(given) == len(labels) > 1 and kinds == 1:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data import groups as groups_module
-from neuclip.data.groups import Groups, Memberships, components, image_id, read_groups, text_id
+from neuclip.data.groups import (
+    Groups,
+    Memberships,
+    check_labels,
+    components,
+    image_id,
+    read_groups,
+    text_id,
+)
 from neuclip.data.opening import open_source
 
 
@@ -116,3 +124,20 @@ def test_corrupt_samples_are_counted_and_alone(table, caplog):
     found = read_groups(open_source(str(table)), ReadingConfig())
     assert found.unreadable == 1 and "1 corrupt sample" in caplog.text
     assert components(found).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("labels", "warning"),
+    [
+        ("abcde", "labels of 5 samples tried all differ"),
+        ([""] * 5, "tried have none"),
+        ("aabcd", ""),
+    ],
+)
+def test_labels_that_join_nothing_are_said(table, caplog, labels, warning):
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    for row, label in zip(rows, labels, strict=True):
+        row["label"] = label
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_labels(open_source(str(table), ReadingConfig(label_key="label")), "label")
+    assert warning in caplog.text and bool(warning) == bool(caplog.text)
