@@ -11,7 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from neuclip.catalogue.cost import FLOAT, Cost, Setup, pool, prototypes, softmax_loss
+from neuclip.catalogue.cost import (
+    FLOAT,
+    Cost,
+    Setup,
+    groups,
+    hard_negatives,
+    pool,
+    prototypes,
+    softmax_loss,
+)
 from neuclip.catalogue.neuclip import MAX_POOL, POOL_BATCHES
 from neuclip.catalogue.registry import METHODS
 
@@ -29,6 +38,11 @@ def clip_loss(setup: Setup) -> Cost:
     """open_clip's ClipLoss with --local-loss --gather-with-grad, for comparison."""
     features = 2 * setup.batch * setup.dim * FLOAT
     return Cost(features, features, messages=4, flops=softmax_loss(setup).flops)
+
+
+def with_options(setup: Setup) -> Cost:
+    """What batches may bring to `openclip`, beside its own cost."""
+    return softmax_loss(setup) + groups(setup, kinds=3) + hard_negatives(setup)
 
 
 def default_pool(setup: Setup) -> Cost:
@@ -55,6 +69,7 @@ SHOWN = {
     "ClipLoss of open_clip": clip_loss,
     "siglip": COSTS["siglip"],
     "openclip, rgcl_batch": COSTS["openclip"],
+    "the same with hard negatives and groups of 3 kinds": with_options,
     "sogclr, fastclip_v0/1/3, scent": COSTS["sogclr"],
     "isogclr": COSTS["isogclr"],
     "fastclip_v2": COSTS["fastclip_v2"],

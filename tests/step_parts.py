@@ -116,27 +116,35 @@ class Bench:
         return cls(clip, model, loss, optimizer)
 
 
-def batch(number: int, size: int = 12) -> Batch:
-    """A different batch for every number, without corrupt samples."""
+def batch(number: int, size: int = 12, *, options: bool = False) -> Batch:
+    """A different batch for every number, without corrupt samples.
+
+    With `options` it has groups, weights of pairs, and hard negatives, of the tokens 40 to 49.
+    """
     generator = torch.Generator().manual_seed(number)
     ids = torch.randperm(SAMPLES, generator=generator)[:size]
     return Batch(
         images=torch.randn(size, 3, 8, 8, generator=generator),
-        tokens=torch.randint(50, (size, 4), generator=generator),
+        tokens=torch.randint(40 if options else 50, (size, 4), generator=generator),
         sample_ids=ids,
         class_indices=torch.zeros(size, dtype=torch.int64),
         captions=[""] * size,
         keys=[str(i) for i in ids.tolist()],
+        groups=torch.stack([ids % 5, ids % 3], 1) if options else None,
+        pair_weights=torch.rand(size, generator=generator) if options else None,
+        negative_tokens=40 + torch.randint(10, (size, 4), generator=generator) if options else None,
+        has_negative=ids % 4 > 0 if options else None,
     )
 
 
 def rows(whole: Batch, start: int, stop: int) -> Batch:
     """A part of a batch."""
-    values = {
-        name: getattr(whole, name)[start:stop]
-        for name in ("images", "tokens", "sample_ids", "class_indices", "captions", "keys")
-    }
-    return Batch(**values)
+    names = ("images", "tokens", "sample_ids", "class_indices", "captions", "keys")
+    names += ("groups", "pair_weights", "negative_tokens", "has_negative")
+    values = {name: getattr(whole, name) for name in names}
+    return Batch(
+        **{name: None if value is None else value[start:stop] for name, value in values.items()}
+    )
 
 
 def split(whole: Batch, size: int) -> list[Batch]:

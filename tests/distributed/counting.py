@@ -8,7 +8,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from loss_tasks import Task
+from loss_tasks import Task, options_of
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,6 +88,9 @@ def count(task: Task) -> Counted:
         features = functional.normalize(torch.randn(2, BATCH, DIM, generator=generator), dim=-1)
         leaf = features[:, own].clone().requires_grad_()
         scale = torch.tensor(9.0, requires_grad=True)
+        given = options_of(number, BATCH, DIM) if task.options else {}
+        if given:
+            given["negative_features"] = given["negative_features"].float().requires_grad_()
         mapping = {torch.ops.aten.addmm_: in_place}
         with (
             traffic() as sent,
@@ -95,7 +98,12 @@ def count(task: Task) -> Counted:
             Largest() as largest,
         ):
             value = loss(
-                leaf[0], leaf[1], scale, torch.tensor(-9.0), sample_ids=torch.arange(BATCH)[own]
+                leaf[0],
+                leaf[1],
+                scale,
+                torch.tensor(-9.0),
+                sample_ids=torch.arange(BATCH)[own],
+                **{name: each[own] for name, each in given.items()},
             )
             value.backward()
     messages = sent.pop("messages", 0)

@@ -62,17 +62,17 @@ def global_batch(number: int) -> tuple[Tensor, Tensor]:
     return functional.normalize(features, dim=-1), ids
 
 
-def global_options(number: int) -> dict[str, Tensor]:
+def options_of(number: int, batch: int = BATCH, dim: int = DIM) -> dict[str, Tensor]:
     """What a global batch brings beside its pairs; in batch 2 the last pair has no negative."""
     generator = torch.Generator().manual_seed(50 + number)
-    groups = torch.randint(0, 4, (BATCH, 2), generator=generator)
+    groups = torch.randint(0, 4, (batch, 2), generator=generator)
     if number == 2:
         groups[:, 0], groups[-1, 0] = 7, 7
         groups[0] = 0
         groups[0, 1] = groups[-1, 1] = 9
-    hard = functional.normalize(torch.randn(BATCH, DIM, generator=generator).double(), dim=-1)
-    hard[torch.rand(BATCH, generator=generator) < 0.3] = 0
-    weights = torch.rand(BATCH, generator=generator).double()
+    hard = functional.normalize(torch.randn(batch, dim, generator=generator).double(), dim=-1)
+    hard[torch.rand(batch, generator=generator) < 0.3] = 0
+    weights = torch.rand(batch, generator=generator).double()
     weights[3] = 0
     return {"groups": groups, "pair_weights": weights, "negative_features": hard}
 
@@ -168,7 +168,7 @@ def _train(task: Task, state: dict[str, Any] | None) -> Result:
         bias = torch.tensor(-5.0, dtype=torch.float64, requires_grad=True)
         options = {}
         if task.options:
-            options = {name: each[own] for name, each in global_options(number).items()}
+            options = {name: each[own] for name, each in options_of(number).items()}
             options["negative_features"].requires_grad_()
         value = loss(leaf[0], leaf[1], scale, bias, sample_ids=ids[own], **options)
         value.backward()

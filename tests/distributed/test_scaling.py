@@ -1,12 +1,14 @@
 """The formulas of docs/scaling.md against bytes and operations counted in real runs."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from counting import BATCH, DIM, count
 from test_distributed_losses import Task, task
 
+from neuclip.catalogue import cost
 from neuclip.catalogue.registry import METHODS
 
 pytestmark = pytest.mark.distributed
@@ -39,6 +41,20 @@ def test_every_method_has_a_formula():
 def test_bytes_and_operations_equal_the_formulas(pool, case, ranks):
     expected = scaling.COSTS[case](setup(ranks))
     for counted in pool.run(ranks, count, CASES[case]):
+        assert counted.sent["gathered"] == expected.gathered
+        assert counted.sent["scattered"] == expected.scattered
+        assert counted.sent["reduced"] == expected.reduced
+        assert counted.messages == expected.messages
+        assert counted.flops == expected.flops
+
+
+@pytest.mark.parametrize(("case", "sums"), [("openclip", 1), ("neuclip_pool", 2 + BATCH)])
+def test_bytes_and_operations_of_groups_weights_and_hard_negatives(pool, case, sums):
+    """Sums of weights (a side each where anchors are left out), and what remains of the pool."""
+    given = cost.groups(setup(2), kinds=2) + cost.hard_negatives(setup(2))
+    reduced = cost.Cost(reduced=sums * cost.FLOAT, messages=1 if case == "openclip" else 2)
+    expected = scaling.COSTS[case](setup(2)) + given + reduced
+    for counted in pool.run(2, count, replace(CASES[case], options=True)):
         assert counted.sent["gathered"] == expected.gathered
         assert counted.sent["scattered"] == expected.scattered
         assert counted.sent["reduced"] == expected.reduced

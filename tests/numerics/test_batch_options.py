@@ -376,3 +376,27 @@ def test_a_loss_refuses_what_its_method_does_not_take(build):
     loss.takes = frozenset()
     with pytest.raises(UserError, match="does not take groups"):
         loss(*pairs(4), 9.0, groups=torch.zeros(4, dtype=torch.int64))
+
+
+def test_a_pool_with_groups_resumes_bit_for_bit_and_takes_states_without(build):
+    def steps(loss, numbers):
+        return [call(loss, batch(number, OPTIONS["all"])).detach() for number in numbers]
+
+    whole = build("neuclip_pool")
+    steps(whole, (2, 3))
+    resumed = build("neuclip_pool")
+    resumed.load_state_dict(whole.state_dict())
+    older = {k: v for k, v in whole.state_dict().items() if k != "normalizer.ring.groups"}
+    assert torch.equal(torch.stack(steps(resumed, (1, 2))), torch.stack(steps(whole, (1, 2))))
+    resumed.load_state_dict(older)
+    assert resumed.normalizer.ring.groups is None
+    steps(resumed, (2,))
+    assert resumed.normalizer.ring.groups.tolist()[0].count(0) >= 1
+
+
+def test_a_pool_refuses_another_number_of_columns(build):
+    loss = build("neuclip_pool")
+    call(loss, batch(0, OPTIONS["groups"]))
+    call(loss, batch(1, OPTIONS["groups"]))
+    with pytest.raises(UserError, match="groups have 1 columns; the pool has 2"):
+        call(loss, dataclasses.replace(batch(2, frozenset()), groups=[[1]] * COUNT))

@@ -91,6 +91,21 @@ def sigmoid_loss(setup: Setup) -> Cost:
     return Cost(gathered=texts, scattered=texts, messages=2, flops=products)
 
 
+def groups(setup: Setup, kinds: int) -> Cost:
+    """Group ids of all pairs, beside a softmax or sigmoid loss; comparisons are no products."""
+    return Cost(gathered=setup.batch * kinds * INTEGER, messages=1)
+
+
+def hard_negatives(setup: Setup) -> Cost:
+    """Hard negatives of a softmax loss: features, a log-sum and weight per image; five products.
+
+    One in the forward pass, and two each for the gradients of the images and of the captions.
+    """
+    features, numbers = setup.batch * setup.dim * FLOAT, 2 * setup.batch * FLOAT
+    products = 5 * 2 * setup.local * setup.batch * setup.dim
+    return Cost(gathered=features + numbers, messages=2, flops=products)
+
+
 def table(setup: Setup, rows: int) -> Cost:
     """Ids and `rows` numbers of the batch's samples, sent to all ranks."""
     return Cost(gathered=setup.batch * (INTEGER + rows * FLOAT), messages=2)

@@ -50,12 +50,17 @@ def check_values(image_features: Tensor, text_features: Tensor) -> None:
     Raises:
         UserError: a row is wrong; the message has the first such row and its norm.
     """
-    _check_rows("image_features", image_features)
-    _check_rows("text_features", text_features)
+    check_rows("image_features", image_features)
+    check_rows("text_features", text_features)
 
 
 @torch.no_grad()
-def _check_rows(name: str, features: Tensor, *, may_be_zero: bool = False) -> None:
+def check_rows(name: str, features: Tensor, *, may_be_zero: bool = False) -> None:
+    """Checks that rows are finite and of unit norm. Synchronises with the device.
+
+    Raises:
+        UserError: a row is wrong; the message has the first such row.
+    """
     norms = torch.linalg.vector_norm(features.float(), dim=1)
     bad = ~torch.isfinite(norms)
     if bool(bad.any()):
@@ -96,7 +101,13 @@ def with_options(pairs: Pairs, given: Mapping[str, Tensor], *, check_values: boo
         groups = groups.reshape(count, -1).to(device, non_blocking=True)
         pairs = replace(pairs, groups=groups)
     if (weights := given.get("pair_weights")) is not None:
-        _check_weights(weights, count, check_values=check_values)
+        if weights.shape != (count,) or not weights.is_floating_point():
+            raise UserError(
+                f"pair_weights {list(weights.shape)} of {weights.dtype}: expected [{count}] of a "
+                "floating-point type, one per pair"
+            )
+        if check_values:
+            check_weights(weights)
         pairs = replace(pairs, weights=weights.detach().to(device, dtype, non_blocking=True))
     if (negatives := given.get("negative_features")) is not None:
         if negatives.shape != (count, dim):
@@ -105,19 +116,19 @@ def with_options(pairs: Pairs, given: Mapping[str, Tensor], *, check_values: boo
                 "per pair, zeros for a pair without a hard negative"
             )
         if check_values:
-            _check_rows("negative_features", negatives, may_be_zero=True)
+            check_rows("negative_features", negatives, may_be_zero=True)
         pairs = replace(pairs, negatives=negatives.to(dtype))
     return pairs
 
 
-def _check_weights(weights: Tensor, count: int, *, check_values: bool) -> None:
-    if weights.shape != (count,) or not weights.is_floating_point():
-        raise UserError(
-            f"pair_weights {list(weights.shape)} of {weights.dtype}: expected [{count}] of a "
-            "floating-point type, one per pair"
-        )
-    bad = ~(torch.isfinite(weights) & (weights >= 0)) if check_values else None
-    if bad is not None and bool(bad.any()):
+def check_weights(weights: Tensor) -> None:
+    """Checks the values of weights. Synchronises with the device.
+
+    Raises:
+        UserError: a weight is wrong; the message has the first such weight.
+    """
+    bad = ~(torch.isfinite(weights) & (weights >= 0))
+    if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise UserError(
             f"pair_weights: row {row} has {float(weights[row]):g}; weights must be 0 or more"

@@ -145,7 +145,7 @@ def _split(outputs: Outputs, batch: Batch) -> Outputs:
     """The outputs with the hard negatives apart; rows of pairs without one are 0."""
     text, negative = outputs["text_features"].split(len(batch))
     assert batch.has_negative is not None
-    negative = negative * batch.has_negative[:, None]
+    negative = negative.masked_fill(~batch.has_negative[:, None], 0)
     return {**outputs, "text_features": text, "negative_features": negative}
 
 

@@ -1,11 +1,13 @@
 """The settings tree: merging, checks over several fields, resolving, and YAML."""
 
+import dataclasses
 import os
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from neuclip.catalogue import registry
 from neuclip.config.recipes import merge, read_yaml
 from neuclip.config.resolve import ResolvedConfig, resolve, smoke
 from neuclip.config.run_config import RunConfig
@@ -16,6 +18,28 @@ from neuclip.errors import UserError
 
 def run(**tree) -> RunConfig:
     return validate(tree, "here")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"false_negatives": "mask"},
+            "--false-negatives mask needs a method whose loss takes",
+        ),
+        (
+            {"pair_weight_key": "w"},
+            "--pair-weight-key needs a method whose loss takes",
+        ),
+        ({"hard_negative_key": "n"}, "--hard-negative-key needs .* takes negative_features"),
+    ],
+)
+def test_a_method_that_does_not_take_what_batches_bring_is_refused(data, message, monkeypatch):
+    run(data=data, method={"name": "siglip"}).check()
+    bare = dataclasses.replace(registry.METHODS["siglip"], takes=frozenset())
+    monkeypatch.setitem(registry._table, "siglip", bare)
+    with pytest.raises(UserError, match=message + ".*These do: openclip, rgcl_batch"):
+        run(data=data, method={"name": "siglip"}).check()
 
 
 def test_later_value_wins_and_the_rest_stays():

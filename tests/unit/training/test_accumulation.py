@@ -74,6 +74,23 @@ def test_without_noise_the_split_does_not_matter(method):
         assert_equal_runs(accumulated, whole)
 
 
+@pytest.mark.parametrize("method", ["openclip", "siglip", "isogclr", "neuclip_pool"])
+def test_groups_weights_and_hard_negatives_are_those_of_the_batch_however_it_is_split(method):
+    def losses_of(bench: Bench, size: int) -> list[Tensor]:
+        step = TrainingStep(bench.clip, bench.towers, bench.loss, bench.optimizer, CPU)
+        whole = [batch(number, options=True) for number in range(3)]
+        return [step(split(each, size)).loss for each in whole]
+
+    whole, plain = Bench.of(method, noisy=False), Bench.of(method, noisy=False)
+    losses = losses_of(whole, 12)
+    assert not any(map(torch.equal, losses, steps_of(plain, 12)))
+    accumulated = Bench.of(method, noisy=False)
+    torch.testing.assert_close(losses_of(accumulated, 5), losses, rtol=1e-11, atol=1e-12)
+    assert_equal_runs(accumulated, whole)
+    words = whole.optimizer.kept[0]["words.weight"]
+    assert (words[40:].abs().sum(1) > 0).any()  # the hard negatives' tokens are trained
+
+
 def test_a_locked_tower_gets_no_gradient():
     bench = Bench.of("neuclip")
     for parameter in (*bench.towers.patches.parameters(), *bench.towers.head.parameters()):

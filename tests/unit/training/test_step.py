@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from neuclip.catalogue.registry import METHODS
+from neuclip.method import inputs
 from neuclip.method.losses import pair_loss
 from neuclip.method.sample_table import SampleTable
 from neuclip.training.optim import Optimizer
@@ -73,6 +74,21 @@ def test_a_non_finite_gradient_is_reported(monkeypatch):
     assert not status.loss_rejected
     assert status.problem.startswith("the gradient norm is ")
     assert all(torch.equal(value, before[name]) for name, value in numbers(bench).items())
+
+
+def test_a_step_with_a_non_finite_hard_negative_changes_no_weight():
+    bench = with_adamw("sogclr", noisy=False)
+    step = step_of(bench)
+    step([batch(0, options=True)])
+    with torch.no_grad():
+        bench.towers.words.weight[45] = math.inf  # a token of hard negatives alone
+    before = {name: value.clone() for name, value in bench.towers.state_dict().items()}
+    result = step([batch(1, options=True)])
+    assert result.readback.read().loss_rejected
+    for name, value in bench.towers.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    table = bench.loss.normalizer.table.values
+    assert (torch.isfinite(table) | table.isneginf()).all()
 
 
 def test_a_non_finite_loss_is_reported():
@@ -155,14 +171,17 @@ def test_the_guard_refuses(read):
         read(x)
 
 
+@pytest.mark.parametrize("options", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_host_never_waits_in_a_step(method, monkeypatch):
-    # These two read values, on CUDA at the first call only.
+def test_the_host_never_waits_in_a_step(method, options, monkeypatch):
+    # These read values, on CUDA at the first call only.
     monkeypatch.setattr(pair_loss, "check_values", lambda *_: None)
+    monkeypatch.setattr(inputs, "check_rows", lambda *_, **__: None)
+    monkeypatch.setattr(inputs, "check_weights", lambda *_: None)
     monkeypatch.setattr(SampleTable, "check", lambda *_: None)
     bench = with_adamw(method, noisy=False)
     step = step_of(bench)
-    batches = [split(batch(number), 12) for number in range(7)]
+    batches = [split(batch(number, options=options), 12) for number in range(7)]
     for number in range(4):  # past the first restarts and epochs
         step(batches[number])
     with NoWaiting(), NoReading():

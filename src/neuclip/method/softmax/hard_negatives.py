@@ -84,10 +84,10 @@ def with_hard_negatives(anchors: Anchors, captions: Float[Tensor, "local dim"]) 
     found = _LogSum.apply(anchors.pairs.features[0], captions, scale, hard)
     assert isinstance(found, tuple)
     log_sum, by_scale = found
-    before, extra = anchors.negatives, hard.count.to(log_sum.dtype)
-    text_count = torch.as_tensor(before, dtype=log_sum.dtype, device=log_sum.device)
-    text_count = text_count.expand(len(log_sum))
-    counts = torch.stack([text_count + extra, text_count])
+    text_count = anchors.negatives
+    if isinstance(text_count, int):
+        text_count = log_sum.detach().new_full(log_sum.shape, text_count)
+    counts = torch.stack([text_count + hard.count, text_count])
     among = anchors.log_inner[0] + text_count.clamp_min(1).log()
     beside = log_sum - anchors.positive * scale
     total = torch.logaddexp(among, beside)
