@@ -94,7 +94,14 @@ INSIDE = {
         ["evaluate"],
     ],
     "training": [
-        ["warning_signs", "learning_rate", "loss_scale", "optimizer_kind", "parameter_groups"],
+        [
+            "warning_signs",
+            "learning_rate",
+            "loss_scale",
+            "optimizer_kind",
+            "parameter_groups",
+            "sameness",
+        ],
         ["records", "optim", "oom_advice", "folder_lock"],
         ["open_run"],
         ["nonfinite", "components", "device_prefetch"],

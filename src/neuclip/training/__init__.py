@@ -21,7 +21,9 @@ In reading order:
 - `folder_lock`: one process at a time uses a run folder.
 - `open_run`: starts a run folder, or finds the checkpoint to resume from.
 - `oom_advice`: turns out-of-memory errors into advice.
-- `warning_signs`: signs that a run goes wrong, found in its records: overfitting, forgetting.
+- `warning_signs`: signs that a run goes wrong, found in its records: overfitting, forgetting,
+  a loss at ln B, a temperature at its bound, collapsed embeddings, equal captions.
+- `sameness`: how alike the embeddings and the captions of a batch are.
 - `records`: metrics, times, logs and the record of the data.
 - `main`: entry point of published command lines.
 """

@@ -16,7 +16,7 @@ from neuclip.method.notation import SectionTimer, no_timer
 from neuclip.model.clip import Clip, clamp_logit_scale
 from neuclip.parallel import collectives
 from neuclip.training.accumulation import CachedFeatures, running_statistics_frozen
-from neuclip.training.nonfinite import FiniteOutputs, Outputs, Readback
+from neuclip.training.nonfinite import FEATURES, FiniteOutputs, Outputs, Readback
 from neuclip.training.optim import Optimizer
 
 
@@ -27,11 +27,13 @@ class StepResult:
     Attributes:
         loss: the mean over this rank's pairs.
         gradient_norm: over all parameters, before clipping.
+        mean_features: [2, dim] the mean embedding of this rank's images and of its texts.
         readback: the step's status, on its way to the host.
     """
 
     loss: Tensor
     gradient_norm: Tensor
+    mean_features: Tensor
     readback: Readback
 
 
@@ -109,7 +111,8 @@ class TrainingStep:
         temperature = 1 / outputs["logit_scale"].detach()
         numbers = [*flags, *(number.float() for number in (value, norm, temperature, scale))]
         status = torch.cat([torch.stack(numbers), finite.bad_rows.flatten().float()])
-        return StepResult(value, norm, Readback(status, len(outputs["image_features"])))
+        means = torch.stack([outputs[name].detach().float().mean(0) for name in FEATURES])
+        return StepResult(value, norm, means, Readback(status, len(outputs["image_features"])))
 
     def _encode(self, batch: Batch) -> Outputs:
         with self._section("encode"), self._clip.autocast(self._device):

@@ -25,6 +25,7 @@ from neuclip.training.oom_advice import advice_when_out_of_memory
 from neuclip.training.records.data_record import DataRecord
 from neuclip.training.records.recorder import Recorder
 from neuclip.training.run_state import RunState
+from neuclip.training.sameness import equal_captions, mean_cosines
 from neuclip.training.step import StepResult, TrainingStep
 
 log = logging.getLogger("neuclip")
@@ -133,7 +134,7 @@ class Trainer:
         self._data.add(batches)
         self._recorder.count_step()
         if self._recorder.is_due(number):
-            values = self._measured(result)
+            values = self._measured(batches, result)
             self._recorder.warm_start(number, values, self._run.loader.global_batch_size)
         if self._asked_to_stop():
             self._save_step()
@@ -171,7 +172,7 @@ class Trainer:
         self._data.add(batches)
         self._recorder.advance(step)
         if self._recorder.is_due(step):
-            self._record(result)
+            self._record(batches, result)
         if step % self._run.loader.steps_per_epoch == 0:
             return  # the end of the epoch saves
         if self._asked_to_stop():
@@ -210,11 +211,11 @@ class Trainer:
                 return
             yield step
 
-    def _record(self, result: StepResult) -> None:
-        values = {"lr": self._rate, **self._measured(result)}
+    def _record(self, batches: Sequence[Batch], result: StepResult) -> None:
+        values = {"lr": self._rate, **self._measured(batches, result)}
         self._recorder.training(values, self._run.loader.global_batch_size)
 
-    def _measured(self, result: StepResult) -> dict[str, float | str]:
+    def _measured(self, batches: Sequence[Batch], result: StepResult) -> dict[str, float | str]:
         """The numbers of a step for its record; waits for the device."""
         self._monitor.read_all()
         run, temperature = self._run, 1 / self._run.clip.logit_scale
@@ -227,6 +228,8 @@ class Trainer:
             "skipped_steps": self._monitor.skipped,
             **self._loss_scale(),
             "samples_fingerprint": f"{self._data.fingerprint():016x}",
+            **mean_cosines(result.mean_features, run.loader.global_batch_size),
+            "equal_captions": equal_captions(c for batch in batches for c in batch.captions),
             **run.loss.metrics(),
         }
 

@@ -5,6 +5,7 @@ that nothing interrupted. To add a sign, write a detector and list it in `AFTER_
 `AFTER_EVALUATION`. Each sign is reported once per run and subject.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -20,6 +21,18 @@ FALLING_EVALUATIONS = 3
 """Evaluations in a row, each below the one before, after which validation counts as falling."""
 FORGETTING = 0.1
 """Fraction of its score with the starting weights that a canary may lose without a warning."""
+RECORDS = 3
+"""Training records in a row that show a sign of the run itself."""
+EARLY = 100
+"""Steps, besides the warm-up, in which such signs mean nothing yet."""
+STUCK = 0.98
+"""Fraction of ln B above which a mini-batch loss counts as that of random embeddings."""
+LOWEST = 0.01
+"""The lowest temperature, as open_clip clamps it."""
+COLLAPSED = 0.98
+"""Mean cosine of two embeddings of one side from which they count as the same."""
+ALIKE = 0.5
+"""Fraction of pairs with a caption that is not theirs alone from which a warning is due."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,93 @@ def forgetting(history: History) -> Iterable[WarningSign]:
             )
 
 
-AFTER_TRAINING_RECORD: list[Detector] = []
+def nothing_learned(history: History) -> Iterable[WarningSign]:
+    """The batch loss stays at ln B, which embeddings give that tell nothing.
+
+    InfoNCE is log(1 + (B - 1) g): it is ln B where g = 1. Other methods record the mean log g.
+    """
+    records = _settled(history)
+    batch = history.config.data.global_batch_size
+    if len(records) < RECORDS or batch is None:
+        return
+    chance = math.log(batch)
+    if history.config.method.method == "openclip":
+        stuck = all(_number(record, "loss") >= STUCK * chance for record in records)
+    else:
+        stuck = all(_number(record, "batch_log_inner") >= -0.05 for record in records)
+    if stuck:
+        yield WarningSign(
+            "nothing_learned",
+            f"in {RECORDS} records the batches' loss stayed at ln {batch} = {chance:.2f}, that of "
+            "random embeddings: nothing is learned. Look whether captions belong to their images "
+            f"(neuclip data inspect), then try another --lr (now {history.config.optim.lr:g})",
+        )
+
+
+def temperature_at_its_bound(history: History) -> Iterable[WarningSign]:
+    """The temperature ran to 0.01 or 1, where open_clip clamps it, and did not start there."""
+    records = _settled(history)
+    if len(records) < RECORDS:
+        return
+    start = _number(history.train[0], "temperature")
+    for bound, remedy in ((LOWEST, "a lower --rho"), (1.0, "a higher --rho")):
+        reached = all(abs(_number(record, "temperature") / bound - 1) < 1e-3 for record in records)
+        if reached and abs(start / bound - 1) > 0.05:
+            yield WarningSign(
+                "temperature_at_bound",
+                f"the temperature ran from {start:.3g} to its bound, {bound:g}: {remedy} or a "
+                "lower --lr-tau holds it (given weights: --rho auto with --warm-start-steps)",
+            )
+
+
+def collapsed(history: History) -> Iterable[WarningSign]:
+    """All images, or all texts, have nearly the same embedding."""
+    records = _settled(history)
+    for side in ("image", "text"):
+        values = [_number(record, f"{side}_cosine") for record in records]
+        if len(values) >= RECORDS and min(values) > COLLAPSED:
+            yield WarningSign(
+                "collapsed",
+                f"any two {side}s of a batch have a cosine of {values[-1]:.3f} in the mean: the "
+                f"{side} embeddings have collapsed. Start again with a lower --lr or a longer "
+                "--warmup",
+                side,
+            )
+
+
+def captions_alike(history: History) -> Iterable[WarningSign]:
+    """Most pairs of the batches share their caption with another pair."""
+    records = history.train[-2:]
+    shares = [_number(record, "equal_captions") for record in records]
+    if len(shares) < 2 or not min(shares) >= ALIKE or history.config.data.false_negatives == "mask":
+        return
+    which = "every pair" if min(shares) == 1 else f"{min(shares):.0%} of the pairs"
+    yield WarningSign(
+        "captions_alike",
+        f"{which} of a batch had a caption that another pair of it has, too: they count as "
+        "negatives of each other. --false-negatives mask leaves them out, --no-duplicates keeps "
+        "them apart; neuclip data inspect counts them",
+    )
+
+
+def _settled(history: History) -> list[Record]:
+    """The newest training records, as far as they are after the warm-up."""
+    first = max(history.config.optim.warmup, EARLY)
+    return [record for record in history.train[-RECORDS:] if record["step"] > first]
+
+
+def _number(record: Record, key: str) -> float:
+    """A number of a record; NaN, of which nothing is true, if it is missing or was not finite."""
+    value = record.get(key)
+    return math.nan if value is None else float(value)
+
+
+AFTER_TRAINING_RECORD: list[Detector] = [
+    nothing_learned,
+    temperature_at_its_bound,
+    collapsed,
+    captions_alike,
+]
 AFTER_EVALUATION: list[Detector] = [overfitting, forgetting]
 
 

@@ -1,8 +1,13 @@
 """Warning signs are functions of the records: once per run and subject, resumed or not."""
 
+import math
+
 import pytest
+import torch
 
 from neuclip.config.run_config import RunConfig
+from neuclip.config.validation import validate
+from neuclip.training.sameness import equal_captions, mean_cosines
 from neuclip.training.warning_signs import WarningSigns, main_score
 
 
@@ -76,3 +81,83 @@ def test_the_main_score_is_the_recorded_one_else_that_of_the_table():
     assert main_score({"metrics": {"main_metric": 0.2, "acc1": 0.1}}) == 0.2
     assert main_score({"metrics": {"mean_recall@1": 0.1}}) == 0.1
     assert main_score({"metrics": {}}) is None
+
+
+# --- the run itself
+
+
+def steps(count=4, first=200, **values):
+    """Training records after the warm-up, as a run of 8 pairs a step has them."""
+    common = {"loss": 1.0, "temperature": 0.05, "image_cosine": 0.5, "text_cosine": 0.6}
+    start = {"kind": "train", "step": 1, **common, "equal_captions": 0.0}
+    return [start] + [{**start, "step": first + 50 * number, **values} for number in range(count)]
+
+
+def config(method="openclip", **data):
+    tree = {"method": {"name": method}, "optim": {"warmup": 120}}
+    return validate({**tree, "data": {"global_batch_size": 8, **data}}, "here")
+
+
+def found(records, **settings):
+    return [(step, s.name) for step, s in signs_of(records, WarningSigns(config(**settings)))]
+
+
+CHANCE = math.log(8)
+
+
+@pytest.mark.parametrize(
+    ("values", "sign"),
+    [
+        ({"loss": CHANCE - 0.01}, "nothing_learned"),
+        ({"temperature": 0.01}, "temperature_at_bound"),
+        ({"temperature": 1.0}, "temperature_at_bound"),
+        ({"image_cosine": 0.99}, "collapsed"),
+        ({"text_cosine": 0.999}, "collapsed"),
+    ],
+)
+def test_signs_of_the_run_itself_need_three_records_after_the_warm_up(values, sign):
+    assert found(steps(**values)) == [(300, sign)]
+    assert found(steps(count=2, **values)) == []
+    assert found(steps(first=20, count=4, **values)) == []  # 20, 70, 120, 170: one is after it
+    healthy = steps(**values)
+    healthy[2] = steps()[1] | {"step": 250}
+    assert found(healthy) == []
+
+
+def test_other_methods_are_stuck_where_g_is_one():
+    assert found(steps(batch_log_inner=0.2), method="neuclip_pool") == [(300, "nothing_learned")]
+    assert found(steps(loss=CHANCE, batch_log_inner=-3.0), method="neuclip_pool") == []
+    assert found(steps(loss=CHANCE), method="siglip") == []
+
+
+def test_a_temperature_that_starts_at_its_bound_is_that_of_the_weights():
+    records = [{**record, "temperature": 0.01} for record in steps()]
+    assert found(records) == []
+
+
+def test_captions_that_repeat_are_said_at_once_unless_they_are_masked():
+    records = steps(first=50, count=3, equal_captions=0.6)
+    assert found(records) == [(100, "captions_alike")]
+    assert found(records, false_negatives="mask") == []
+    every = signs_of(steps(equal_captions=1.0), WarningSigns(config()))
+    assert every[0][1].text.startswith("every pair of a batch had a caption")
+    assert found(steps(equal_captions=0.3)) == []
+
+
+def test_records_that_are_not_finite_show_nothing():
+    nothing = dict.fromkeys(("loss", "temperature", "image_cosine", "equal_captions"))
+    assert found(steps(**nothing)) == []
+
+
+def test_what_the_records_hold_is_what_a_double_loop_gives():
+    generator = torch.Generator().manual_seed(0)
+    both = torch.randn(2, 9, 5, generator=generator, dtype=torch.float64)
+    both = torch.nn.functional.normalize(both + 0.5, dim=-1)
+    expected = [
+        sum(float(side[i] @ side[j]) for i in range(9) for j in range(9) if i != j) / 72
+        for side in both
+    ]
+    values = mean_cosines(both.mean(1), 9)
+    assert [values["image_cosine"], values["text_cosine"]] == pytest.approx(expected)
+    assert equal_captions(["a", "b", "", "a", "c", ""]) == 0.5
+    assert equal_captions(["", ""]) == 0.0
