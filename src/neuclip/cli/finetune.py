@@ -27,14 +27,11 @@ def show_derived(command: TrainCommand) -> int:
     terminal.print_reasons(
         (flag_of(d.section, d.key), " ".join(d.words), d.reason) for d in derived
     )
+    pairs = describe_step(resolved, launch.world_size)
     print()
-    terminal.print_facts(
-        [
-            ("pairs per step", describe_step(resolved, launch.world_size)),
-            ("method", resolved.method.method),
-            ("the same as", train_line(command.argv, derived)),
-        ]
-    )
+    terminal.print_facts([("pairs per step", pairs), ("method", resolved.method.method)])
+    print("\nthe same as")
+    terminal.print_plain(train_line(command.argv, derived))  # not wrapped: it is copied
     return 0
 
 
