@@ -18,12 +18,11 @@ At the end, `fuzz_readers.json` is written into benchmarks/results/, with every 
 """
 
 import argparse
+import contextlib
 import json
-import os
 import random
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -78,22 +77,25 @@ def prepare(kinds: Iterable[str] = KINDS) -> None:
         work()
 
 
-def _logged(cases: list[str], log: Path | None) -> Iterator[Result]:
-    """The results of cases; those in the log are not run again."""
-    known: dict[str, Result] = {}
-    if log is not None and log.exists():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            result = Result(**json.loads(line))
-            known[result.case] = result
+def _known(log: Path | None) -> dict[str, Result]:
+    """The results in a log, by case."""
+    if log is None or not log.exists():
+        return {}
+    lines = log.read_text(encoding="utf-8").splitlines()
+    return {result.case: result for result in (Result(**json.loads(line)) for line in lines)}
+
+
+def _results(cases: list[str], known: dict[str, Result], log: Path | None) -> Iterator[Result]:
+    """The results of cases; those that are known are not run again."""
     yield from (known[case] for case in cases if case in known)
-    out = None if log is None else log.open("a", encoding="utf-8")
-    for result in runner.run([case for case in cases if case not in known], KINDS):
-        if out is not None:
-            out.write(json.dumps(asdict(result)) + "\n")
-            out.flush()
-        if not result.good:
-            print(f"--case {result.case}: {result.outcome}\n{result.detail}\n", flush=True)
-        yield result
+    with contextlib.nullcontext() if log is None else log.open("a", encoding="utf-8") as out:
+        for result in runner.run([case for case in cases if case not in known], KINDS):
+            if out is not None:
+                out.write(json.dumps(asdict(result)) + "\n")
+                out.flush()
+            if not result.good:
+                print(f"--case {result.case}: {result.outcome}\n{result.detail}\n", flush=True)
+            yield result
 
 
 def main() -> None:
@@ -103,6 +105,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=KINDS, help="these kinds only")
     parser.add_argument("--case", metavar="KIND:SEED", help="run one case, in this process")
     parser.add_argument("--part", default="0/1", help="I/N: part I of N that share a log")
+    parser.add_argument("--commit", help="of the package, for the result file")
     parser.add_argument("--log", type=Path, help="results, one a line")
     options = parser.parse_args()
     if options.case is not None:
@@ -121,21 +124,17 @@ def main() -> None:
     ]
     part, parts = map(int, options.part.split("/"))
     cases = cases[part::parts]
-    start = time.monotonic()
-    prepare(chosen)
-    print(f"prepared in {time.monotonic() - start:.0f} s", flush=True)
-    totals = Totals.of(_logged(cases, options.log))
-    seconds, used = round(time.monotonic() - start), os.times()
+    known = _known(options.log)
+    if not known.keys() >= {*cases}:
+        prepare(chosen)
+    totals = Totals.of(_results(cases, known, options.log))
     for kind, found in totals.outcomes.items():
         print(
             f"{kind:14}",
             dict(found),
             f"{totals.seconds[kind]:.1f} s, {totals.megabytes[kind]:.0f} MB",
         )
-    content = {"cases": len(cases), "seconds": seconds, **asdict(totals)}
-    content["cpu_seconds"] = round(
-        used.children_user + used.children_system + used.user + used.system
-    )
+    content = {"cases": len(cases), "commit": options.commit, **asdict(totals)}
     if options.kinds is None and parts == 1 and len(cases) >= 1000:
         recorded.save(recorded.RESULTS / "fuzz_readers.json", 2, torch.device("cpu"), content)
     sys.exit(bool(totals.faults))

@@ -239,7 +239,7 @@ def _manifest(folder: Path, rng: random.Random) -> str:
     from neuclip.data.remote.cache import RemoteShard, ShardCache
     from neuclip.data.remote.manifest import parse_manifest
 
-    row = {"name": "00000.tar", "size": 10**6, "sha256": "0" * 64, "samples": 1000}
+    row = {"name": "00000.tar", "size": 10**7, "sha256": "0" * 64, "samples": 1000}
     tree = {"version": 1, "shards": [row, {**row, "name": "00001.tar"}]}
     text = json.dumps(changed_tree(tree, rng)).encode("utf-8", "surrogatepass")
     text = rng.choice((text, text, text, damaged(json.dumps(tree).encode(), rng), *HOSTILE_JSON))

@@ -280,8 +280,14 @@ def _of_repository(name: str, folder: Path) -> Architecture:
     content, settings = _read_json(name, file), dict[str, Any]()
     if processor.is_file():
         settings = preprocessing_of(_read_json(name, processor))
+        _check_preprocessing(settings, f"model {name}: {processor}")
     if content.get("model_type") == transformers_siglip.MODEL_TYPE:
-        found = Architecture(name, transformers_siglip.architecture_of(content, str(file)), {})
+        try:
+            config = transformers_siglip.architecture_of(content, str(file))
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            why = printable(str(error))
+            raise UserError(f"{file} is not as transformers writes it ({why})") from None
+        found = Architecture(name, config, {})
         settings |= {"resize_mode": "squash"}  # its processor has no crop
         return found.preprocessed(transformers_siglip.PREPROCESSING).preprocessed(settings)
     return Architecture(name, architecture_of(content, str(file)), {}).preprocessed(settings)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neuclip.checkpoint.common import CheckpointError
-from neuclip.errors import UserError
+from neuclip.errors import UserError, printable
 
 LAYER_NORM_EPS = 1e-5  # torch's default, which open_clip keeps
 RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
@@ -129,8 +129,19 @@ def architecture_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         where: the file, for messages.
 
     Raises:
-        UserError: it describes another model, or one that open_clip does not compute.
+        UserError: it describes another model, one that open_clip does not compute, or holds values
+            of other types than transformers writes.
     """
+    try:
+        return _open_clip_config(config, where)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(
+            f"{where} is not as transformers writes it ({printable(str(error))})"
+        ) from None
+
+
+def _open_clip_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """See `architecture_of`; values of other types raise what Python raises for them."""
     kind = config.get("model_type")
     if kind != "clip":
         raise UserError(f"{where} describes transformers' model {kind!r}; {_OTHER}")
@@ -171,9 +182,10 @@ def architecture_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 def preprocessing_of(processor: Mapping[str, Any]) -> dict[str, Any]:
     """open_clip's preprocessing from the content of `preprocessor_config.json`."""
     by_number = {number: name for name, number in RESAMPLE.items()}
+    resample = processor.get("resample", 3)
     return {
         "mean": processor.get("image_mean"),
         "std": processor.get("image_std"),
-        "interpolation": by_number.get(processor.get("resample", 3)),
+        "interpolation": by_number.get(resample) if isinstance(resample, int) else None,
         "resize_mode": "shortest" if processor.get("do_center_crop", True) else "squash",
     }

@@ -280,6 +280,20 @@ def test_arrow_offsets_are_checked_on_opening(column, value, tmp_path):
         open_source(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", [b"text", b"image"])
+def test_names_of_arrow_columns_that_are_not_utf8(tmp_path, name):
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"image": [b"x"], "text": ["y"]})
+    buffer = io.BytesIO()
+    with arrow.ipc.new_stream(buffer, table.schema) as out:
+        out.write_table(table)
+    (tmp_path / "d.arrow").write_bytes(buffer.getvalue().replace(name, b"\xa0" + name[1:]))
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "d.arrow"}]}')
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(UserError, match="not UTF-8"):
+        open_source(str(tmp_path))
+
+
 def test_parquet_texts_that_are_not_utf8_are_damage(tmp_path, picture):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     buffers = [

@@ -234,3 +234,35 @@ def test_wrong_preprocessing_is_one_line(tmp_path, preprocessing):
     with pytest.raises(UserError) as caught:
         from_disk(tmp_path, "text_cfg", {}, preprocess_cfg=preprocessing)
     assert "\n" not in str(caught.value)
+
+
+WRONG_TYPES = [
+    ("vision_config", {"hidden_size": "16"}),
+    ("vision_config", {"num_attention_heads": 0}),
+    ("vision_config", {"hidden_size": None}),
+    ("vision_config", {"hidden_act": []}),
+    ("vision_config", [1, 2]),
+    ("vision_config", "clip"),
+    ("text_config", {"hidden_size": [[]], "intermediate_size": "x" * 10**5}),
+    ("text_config", {"hidden_size": 0}),
+    ("text_config", {"layer_norm_eps": {}}),
+]
+
+
+@pytest.mark.parametrize(("part", "value"), WRONG_TYPES)
+def test_wrong_types_of_a_transformers_configuration_are_one_line(tmp_path, part, value):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", part: value}))
+    with pytest.raises(UserError) as caught:
+        find_architecture(f"local-dir:{tmp_path}")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("change", [{"resample": []}, {"image_mean": ["a"]}, {"image_std": 5}])
+def test_wrong_types_of_a_transformers_processor(tmp_path, change):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(change))
+    if "resample" in change:
+        assert "interpolation" not in find_architecture(f"local-dir:{tmp_path}").preprocessing
+        return
+    with pytest.raises(UserError, match="three numbers are expected"):
+        find_architecture(f"local-dir:{tmp_path}")

@@ -111,6 +111,11 @@ def flip(name, place):
     return change
 
 
+def replace_bytes(path, old, new):
+    assert old in path.read_bytes() and len(old) == len(new)
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 def pipe(name):
     def change(folder):
         (folder / name).unlink()
@@ -140,6 +145,8 @@ def write(name, content):
         pipe("positions.npy"),
         pipe("features.npy"),
         pipe("damage.json"),
+        lambda folder: replace_bytes(folder / "positions.npy", b"(7,)", b"(7, "),
+        lambda folder: replace_bytes(folder / "features.npy", b"(7, 64)", b"(7, 64 "),
         write("damage.json", b"[]"),
         write("damage.json", b'{"total": "x", "summary": ""}'),
         write("damage.json", b"[" * 10**5),
