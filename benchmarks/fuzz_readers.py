@@ -134,7 +134,7 @@ def main() -> None:
             dict(found),
             f"{totals.seconds[kind]:.1f} s, {totals.megabytes[kind]:.0f} MB",
         )
-    content = {"cases": len(cases), "commit": options.commit, **asdict(totals)}
+    content = {"cases": len(cases), "commit": options.commit, **vars(totals)}
     if options.kinds is None and parts == 1 and len(cases) >= 1000:
         recorded.save(recorded.RESULTS / "fuzz_readers.json", 2, torch.device("cpu"), content)
     sys.exit(bool(totals.faults))
