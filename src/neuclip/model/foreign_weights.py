@@ -19,7 +19,7 @@ from torch import Tensor
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.errors import printable, quantity
 from neuclip.model import transformers_siglip
-from neuclip.model.architecture import Architecture
+from neuclip.model.architecture import Architecture, model_names
 from neuclip.model.clip import Clip
 from neuclip.model.mismatch import BUFFERS, OPENAI, does_not_fit
 from neuclip.model.positions import resize_positions
@@ -163,18 +163,16 @@ def _warn_of_quick_gelu(given: Given, clip: Clip) -> None:
     wanted = True if given.weights.keys() >= OPENAI else given.quick_gelu
     if wanted is None or wanted == computed:
         return
-    if wanted:
-        log.warning(
-            "%s: these weights were trained with QuickGELU, and %s computes GELU: their embeddings "
-            "suffer; add --force-quick-gelu, or give --model %s-quickgelu if there is one",
-            given.path, name, name,
-        )  # fmt: skip
-    else:
-        log.warning(
-            "%s: these weights were trained with GELU, and the towers compute QuickGELU: their "
-            "embeddings suffer; leave out --force-quick-gelu, or give --model %s",
-            given.path, name.removesuffix("-quickgelu"),
-        )  # fmt: skip
+    other, flag = f"{name}-quickgelu", "add --force-quick-gelu"
+    remedy = f"{flag}, or give --model {other}" if other in model_names() else flag
+    if not wanted:
+        plain = name.removesuffix("-quickgelu")
+        remedy = "leave out --force-quick-gelu" if plain == name else f"give --model {plain}"
+    kinds = ("GELU", "QuickGELU")
+    log.warning(
+        "%s: these weights were trained with %s, and %s computes %s, which harms embeddings; %s",
+        given.path, kinds[wanted], name, kinds[computed], remedy,
+    )  # fmt: skip
 
 
 def _of_apple(weights: dict[str, Tensor], clip: Clip) -> dict[str, Tensor]:

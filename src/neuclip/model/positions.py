@@ -13,13 +13,9 @@ from neuclip.model.architecture import Architecture
 from neuclip.model.clip import Clip
 
 _UNFIT = (
-    RuntimeError,
-    AssertionError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-)
+    RuntimeError, AssertionError, AttributeError, TypeError, ValueError, ArithmeticError,
+    LookupError,
+)  # fmt: skip
 """What torch and timm raise for embeddings of another kind, or of no grid at all."""
 Grid = tuple[int, int]
 """Rows and columns of patches."""
@@ -50,14 +46,7 @@ def resize_positions(
             continue
         try:
             found = _resized(name, value.float(), live[name], clip, trained)
-        except (
-            RuntimeError,
-            AssertionError,
-            AttributeError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-        ):
+        except _UNFIT:
             continue  # reported as a mismatch
         if found is not None:
             weights[name] = found
@@ -68,7 +57,7 @@ def resize_positions(
 def _resized(
     name: str, value: Tensor, target: Tensor, clip: Clip, trained: Architecture | None
 ) -> Tensor | None:
-    """The embeddings in the size of the towers; None if they have it."""
+    """The embeddings in the size of the towers; None if they have it, or cannot get it."""
     if name.removeprefix("text.") == "positional_embedding":
         if value.shape == target.shape:
             return None
@@ -80,8 +69,15 @@ def _resized(
         return None
     new, prefix = place
     tokens = value.shape[-2] - prefix
-    old = _grid(tokens, trained)
-    if new == old or (value.shape == target.shape and not _known(tokens, trained)):
+    known = None if trained is None else trained.patches
+    side = round(max(tokens, 0) ** 0.5)
+    if known is not None and known[0] * known[1] == tokens:
+        old = known
+    elif value.shape == target.shape or side * side != tokens:
+        return None
+    else:
+        old = side, side
+    if new == old or value.shape[-1] != target.shape[-1]:
         return None
     rows = value if value.ndim == 3 else value[None]
     found = resample_abs_pos_embed(rows, list(new), list(old), num_prefix_tokens=prefix)
@@ -101,19 +97,6 @@ def _image_grid(name: str, target: Tensor, clip: Clip) -> tuple[Grid, int] | Non
         tokens = 0 if getattr(trunk, "no_embed_class", False) else trunk.num_prefix_tokens
         return tuple(trunk.patch_embed.grid_size), tokens
     return None
-
-
-def _known(tokens: int, trained: Architecture | None) -> bool:
-    """Whether the architecture tells the grid of so many patches."""
-    grid = None if trained is None else trained.patches
-    return grid is not None and grid[0] * grid[1] == tokens
-
-
-def _grid(tokens: int, trained: Architecture | None) -> Grid:
-    if trained is not None and trained.patches is not None and _known(tokens, trained):
-        return trained.patches
-    side = round(tokens**0.5)
-    return side, side
 
 
 def _shape(value: torch.Tensor) -> str:

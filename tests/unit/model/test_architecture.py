@@ -124,13 +124,19 @@ def test_another_image_size(name, size):
 
 
 def test_the_record_builds_the_same_towers():
-    changes = ModelConfig(force_image_size=(32, 64), image_mean=(0.1, 0.2, 0.3))
+    changes = ModelConfig(
+        force_image_size=(32, 64),
+        force_context_length=30,
+        force_quick_gelu=True,
+        image_mean=(0.1, 0.2, 0.3),
+    )
     found = find_architecture(VIT).changed(changes)
     again = recorded(json.loads(json.dumps(found.record())), Path("x.pt"))
-    assert again.resized == (32, 64)
+    assert (again.resized, again.quick_gelu) == ((32, 64), True)
     one, other = (build_clip(each, "fp32", CPU) for each in (found, again))
     assert str(one.eval_transform) == str(other.eval_transform)
     assert "0.1, 0.2, 0.3" in str(one.eval_transform)
+    assert other.tokenize(["a cat"]).shape == (1, 30)
     shapes = [{k: v.shape for k, v in c.towers.state_dict().items()} for c in (one, other)]
     assert shapes[0] == shapes[1]
 
@@ -144,6 +150,10 @@ def test_flags_that_open_clip_recorded():
     assert (found.force_image_size, found.image_mean) == (112, (0.5, 0.5, 0.5))
     assert (found.image_std, found.image_resize_mode) == (None, "squash")
     assert changes_of_flags({"force_image_size": "[112, 96]"}).force_image_size == (112, 96)
+    more = changes_of_flags({"force_context_length": "64", "force_quick_gelu": "True"})
+    assert (more.force_context_length, more.force_quick_gelu) == (64, True)
+    none = changes_of_flags({"force_context_length": "None", "force_quick_gelu": "False"})
+    assert (none.force_context_length, none.force_quick_gelu) == (None, False)
 
 
 @pytest.mark.parametrize(

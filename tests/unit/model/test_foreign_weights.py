@@ -142,7 +142,13 @@ def test_openais_weights_need_quick_gelu(weights, tmp_path, said):
     sizes = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), torch.ones(()))
     fit(Given({**weights, **sizes}, tmp_path), tiny())
     assert "trained with QuickGELU, and tiny-vit computes GELU" in said.text
-    assert "add --force-quick-gelu, or give --model tiny-vit-quickgelu" in said.text
+    assert said.messages[-1].endswith("; add --force-quick-gelu")
+    fit(Given(dict(weights), tmp_path, None, True), tiny())
+    assert said.messages[-1].endswith("; add --force-quick-gelu")
+    said.clear()
+    fit(Given(dict(weights), tmp_path, None, False), tiny())
+    fit(Given(dict(weights), tmp_path, None, None), tiny())
+    assert not said.text
 
 
 @pytest.mark.parametrize(

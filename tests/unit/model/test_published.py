@@ -8,6 +8,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import timm
 import torch
 from open_clip import pretrained as tags
 from safetensors.torch import save
@@ -23,6 +24,7 @@ from neuclip.model.load import CheckpointChoice, load_pretrained, open_checkpoin
 from neuclip.model.starting_weights import read_starting_weights
 from neuclip.model.transformers_names import clip_weights
 from tiny_models import CPU, VIT, pairs, tiny
+from tiny_siglip import CONFIG, NAME, TOWER, register
 
 SQUASH = {
     "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "interpolation": "bilinear",
@@ -299,9 +301,53 @@ def test_an_activation_that_the_weights_do_not_want(hub, said):
     clip = start(name=VIT, pretrained=TAG, force_quick_gelu=True)
     assert "GELU" not in said.text and clip.architecture.quick_gelu
     start(name=HUB, force_quick_gelu=True)
-    assert "trained with GELU, and the towers compute QuickGELU" in said.text
+    assert "with GELU, and tiny computes QuickGELU, which harms embeddings; leave out" in said.text
     theirs = open_clip.create_model(VIT, TAG, force_quick_gelu=True).eval()
     images, _ = pairs(2)
     with torch.no_grad():
         expected = theirs.encode_image(images, True)
     assert torch.equal(Encoder(clip, CPU).encode_image(images), expected)
+
+
+def test_an_image_tower_of_timm_starts_from_its_weights(hub, monkeypatch):
+    """As in open_clip: the image tower has timm's weights, the text tower its random ones."""
+    words = {k: v for k, v in CONFIG["text_cfg"].items() if not k.startswith(("hf_", "tokenizer"))}
+    register(monkeypatch)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, NAME, {**CONFIG, "text_cfg": words})
+    published = timm.models.PretrainedCfg(hf_hub_id="timm/tower", num_classes=0, classifier=None)
+    monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, TOWER, published)
+    torch.manual_seed(1)
+    weights = timm.create_model(TOWER, num_classes=0).state_dict()
+    hub.files["timm/tower"] = {"model.safetensors": save(weights)}
+    settings = ModelConfig(name=NAME, pretrained_image=True, force_image_size=48)
+    starting = read_starting_weights(settings)
+    assert starting.begins_trained == (True, False)
+    asked = len(hub.requests)
+    found = []
+    for _ in "ab":
+        torch.manual_seed(5)
+        found.append(build_clip(starting.architecture(), "fp32", CPU, pretrained_image=True))
+    assert len(hub.requests) == asked  # it builds from the cache
+    torch.manual_seed(5)
+    theirs = open_clip.create_model(NAME, pretrained_image=True, force_image_size=48)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(found[0].towers.state_dict()[name], value), name
+    ours = found[0].towers.state_dict()
+    assert torch.equal(ours["visual.trunk.norm.weight"], weights["norm.weight"])
+    block = "blocks.1.mlp.fc1.weight"
+    assert torch.equal(ours[f"visual.trunk.{block}"], weights[block])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name": VIT}, "the image tower of tiny-vit is not one of timm's.*--pretrained TAG"),
+        ({"name": NAME}, f"timm has no weights of {TOWER} on the hub"),
+    ],
+)
+def test_image_towers_without_weights_of_their_own(settings, words, monkeypatch):
+    register(monkeypatch)
+    with pytest.raises(UserError, match=words):
+        read_starting_weights(ModelConfig(**settings, pretrained_image=True))
+    with pytest.raises(UserError, match="--pretrained-image and --pretrained both give weights"):
+        ModelConfig(pretrained_image=True, pretrained="x").check()

@@ -4,9 +4,7 @@ import json
 
 import open_clip
 import pytest
-import timm
 import torch
-from timm.models import vision_transformer
 
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.config.sections import ModelConfig
@@ -17,41 +15,17 @@ from neuclip.model.foreign_weights import unwrap
 from neuclip.model.load import CheckpointChoice, load_pretrained
 from neuclip.model.starting_weights import read_starting_weights
 from tiny_models import CPU
+from tiny_siglip import register
 
 transformers = pytest.importorskip("transformers")
 
-TOWER = "vit_tiny_patch8_siglip_32"
-CONFIG = {
-    "embed_dim": 32,
-    "init_logit_bias": -10,
-    "custom_text": True,
-    "vision_cfg": {
-        "image_size": 32, "timm_model_name": TOWER, "timm_pool": "map", "timm_proj": "none",
-    },
-    "text_cfg": {
-        "context_length": 16, "vocab_size": 40, "width": 32, "heads": 2, "layers": 2,
-        "hf_tokenizer_name": "org/words", "tokenizer_kwargs": {"clean": "canonicalize"},
-        "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
-        "norm_kwargs": {"eps": 1e-6},
-    },
-}  # fmt: skip
 TEXTS = ["A cat!", "two dogs, one cat", "dogs " * 30]
-
-
-def vit_tiny_patch8_siglip_32(pretrained=False, **settings):
-    """A SigLIP tower of the size for tests, made as timm makes its own."""
-    return vision_transformer._create_vision_transformer(
-        TOWER, pretrained=pretrained, patch_size=8, img_size=32, embed_dim=32, depth=2,
-        num_heads=2, mlp_ratio=2, class_token=False, act_layer="gelu_tanh",
-        **{"global_pool": "map", **settings},
-    )  # fmt: skip
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A SiglipModel with its tokenizer, and the sizes among open_clip's models."""
-    monkeypatch.setitem(timm.models._registry._model_entrypoints, TOWER, vit_tiny_patch8_siglip_32)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-siglip", CONFIG)
+    register(monkeypatch)
     both = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     ends = {"bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(0)
