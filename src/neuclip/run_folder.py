@@ -9,7 +9,7 @@ data_report.json    identity of the training data, corrupt samples and shards
 nonfinite_step_N_rank_R.json    the batch of a step with NaN or infinity
 trace.json          the profiler's trace (--profile)
 report.html         the page of `neuclip report`, unless --out names another
-checkpoints/        epoch_N.pt, iter_N.pt, epoch_latest.pt, SHA256SUMS
+checkpoints/        epoch_N.pt, iter_N.pt, epoch_latest.pt, epoch_best.pt, SHA256SUMS
 eval_results/       epoch_N_eval_results.jsonl, gallery_SPLIT.json, outcomes/
 params.txt          open_clip's record of its flags, in run folders of open_clip
 """
@@ -27,6 +27,8 @@ from neuclip.untrusted import open_regular, parse_json, read_file
 
 LATEST = "epoch_latest.pt"
 """The newest checkpoint of a run: a second name of its file."""
+BEST = "epoch_best.pt"
+"""The best checkpoint by `--best-metric`: a second name of its file."""
 EVAL_RESULTS = "eval_results"
 PLAIN = "weights"
 """Marks results of a checkpoint's weights in file names, if the checkpoint also holds their moving
@@ -99,6 +101,11 @@ class RunFolder:
     def latest(self) -> Path:
         """The newest checkpoint."""
         return _existing_form(self.checkpoints / LATEST)
+
+    @property
+    def best(self) -> Path:
+        """The best checkpoint by `--best-metric`."""
+        return _existing_form(self.checkpoints / BEST)
 
     def epoch_checkpoint(self, epoch: int) -> Path:
         """The checkpoint after `epoch` full epochs."""

@@ -21,7 +21,7 @@ from neuclip.model.clip import build_clip
 from neuclip.model.encoder import Encoder
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main, share_out
-from neuclip.training import evaluating
+from neuclip.training import evaluation_plan
 
 # One more than a batch, so that shares are uneven, and with 3 processes some have none.
 SETTINGS = EvaluationSettings(batch_size=24, workers=0)
@@ -96,11 +96,11 @@ def refused(data_dir: Path) -> tuple[str, str, str]:
 def run(line: list[str]) -> None:
     """A command on every process of the group, with one prompt for each ImageNet class."""
     torch.set_num_threads(1)
-    before, evaluating.imagenet_prompts = evaluating.imagenet_prompts, short_prompts
+    before, evaluation_plan.imagenet_prompts = evaluation_plan.imagenet_prompts, short_prompts
     try:
         assert main(line) == 0
     finally:
-        evaluating.imagenet_prompts = before
+        evaluation_plan.imagenet_prompts = before
 
 
 def short_prompts() -> tuple[list[str], list[str]]:

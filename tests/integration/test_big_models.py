@@ -19,12 +19,12 @@ def test_an_averaged_run_resumes_bit_by_bit_and_is_evaluated_by_its_average(demo
     evaluated_average = []
     evaluate = Evaluator.evaluate
 
-    def watch(evaluator, step, between_sets):
+    def watch(evaluator, sets, step, between_sets):
         run = evaluator._run
         weights = storage.load(run.folder.latest)
         average, live = weights["ema_state_dict"], run.clip.towers.visual.conv1.weight
         evaluated_average.append(torch.equal(live, average["visual.conv1.weight"]))
-        evaluate(evaluator, step, between_sets)
+        return evaluate(evaluator, sets, step, between_sets)
 
     monkeypatch.setattr(Evaluator, "evaluate", watch)
     assert main(["train", *demo.flags("whole", *flags)]) == 0

@@ -255,7 +255,7 @@ def test_partial_leaves_out_sets_that_are_not_there(data, run_folder, tmp_path, 
         (["--epoch", "3"], r"no checkpoint at .*epoch_3.pt; there are: epoch_2.pt"),
         (["--epoch", "-1"], r"no checkpoint at .*epoch_latest.pt; there are: epoch_2.pt"),
         (["--epoch", "-1", "--iter", "7"], r"no checkpoint at .*iter_7.pt"),
-        (["--iter", "7"], r"--epoch and --iter name two checkpoints"),
+        (["--iter", "7"], r"--epoch, --iter and --best name several checkpoints"),
         (
             ["--arch", "ViT-B-32"],
             r"does not fit ViT-B-32, .*These are the shapes of glyph-tiny.*--arch",

@@ -11,7 +11,7 @@ from neuclip.cli.app import main
 from neuclip.evaluation.results import EvalResult, Provenance, read_eval_results, write_result
 from neuclip.model.clip import build_clip
 from neuclip.run_folder import RunFolder
-from neuclip.training import evaluating
+from neuclip.training import evaluation_plan
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def imagenet(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def short_prompts(monkeypatch):
     prompts = [f"number {n}" for n in range(1000)], ["{c}"]
-    monkeypatch.setattr(evaluating, "imagenet_prompts", lambda: prompts)
+    monkeypatch.setattr(evaluation_plan, "imagenet_prompts", lambda: prompts)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ INSIDE = {
     "data.sources": [
         ["source", "tar_headers", "file_tree"],
         ["columns", "delimited"],
-        ["folders", "tables", "arrow_columns", "mixture", "tar_samples", "synthetic"],
+        ["folders", "tables", "arrow_columns", "mixture", "part", "tar_samples", "synthetic"],
         ["class_folders", "arrow", "json_lines", "tar_index"],
         ["shards"],
     ],
@@ -88,7 +88,8 @@ INSIDE = {
     "evaluation": [
         ["metrics", "metric_names", "outcomes", "results", "ranking", "splits"],
         ["interfaces"],
-        ["embed", "gallery", "normalizer_error", "retrieval"],
+        ["embed", "gallery", "normalizer_error", "retrieval", "held_out"],
+        ["validation_loss", "own_splits"],
         ["zero_shot"],
         ["split_evaluation", "datacomp"],
         ["evaluate"],
@@ -101,7 +102,9 @@ INSIDE = {
             "optimizer_kind",
             "parameter_groups",
             "sameness",
+            "best_metric",
         ],
+        ["evaluation_plan"],
         ["records", "optim", "oom_advice", "folder_lock"],
         ["open_run"],
         ["nonfinite", "components", "device_prefetch"],

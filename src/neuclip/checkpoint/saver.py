@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuclip.checkpoint import sharded, storage
+from neuclip.checkpoint.best import keep_as_best
 from neuclip.checkpoint.common import CheckpointError, not_written, remove, remove_partial
 from neuclip.parallel import collectives, fsdp
 
@@ -79,11 +80,31 @@ class Saver:
                 self._announce(path)
             collectives.barrier()
             return
-        folder = path.with_suffix("")
+        folder = self.name_of(path)
         written = sharded.begin(folder, content, self._group)
         if collectives.is_main():
             written = self._threads.submit(self._name, folder, written)
         self._pending = (folder, written)
+
+    def name_of(self, path: Path) -> Path:
+        """The checkpoint that `save` writes for a path: a sharded one has no `.pt`."""
+        return path if self._group is None else path.with_suffix("")
+
+    def keep_best(self, path: Path, folder: Path) -> None:
+        """Keeps a checkpoint as the best one of the run; a collective call.
+
+        Args:
+            path: the checkpoint.
+            folder: the checkpoints of the run.
+
+        Raises:
+            CheckpointError: the pending checkpoint, or this one, cannot be written.
+        """
+        self.finish()
+        if collectives.is_main():
+            self._before_save()
+            keep_as_best(path, folder)
+        collectives.barrier()
 
     def finish(self) -> None:
         """Waits for the pending checkpoint; a collective call.

@@ -41,12 +41,13 @@ from neuclip.errors import printable
 from neuclip.files import describe, partial_name, replacing, sha256, system_error
 from neuclip.first_bytes import ZIP, first_bytes
 from neuclip.parallel import fsdp
-from neuclip.run_folder import LATEST
+from neuclip.run_folder import BEST, LATEST
 from neuclip.untrusted import open_regular
 
 log = logging.getLogger("neuclip")
 
 _NAME = re.compile(r"(iter|epoch)_(\d+)(\.pt)?")
+_SECOND_NAMES = {Path(name).stem for name in (LATEST, BEST)}
 _SUMS_KEPT = 4
 """The newest lines stay even if their files are deleted: `epoch_latest.pt` is one of the files."""
 
@@ -64,7 +65,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         with replacing(path) as file:
             hashing = _HashingFile(file)
             torch.save(content, hashing)  # pyright: ignore[reportArgumentType]  it needs `write`
-            _append_sum(path, hashing.digest())
+            append_sum(path, hashing.digest())
     except (OSError, RuntimeError) as error:
         if system_error(error) is None:
             raise
@@ -108,7 +109,7 @@ def drop_old_step_checkpoints(folder: Path, keep: int) -> None:
     sums = read_sums(folder)
     if sums is not None:
         old = [(digest, name) for digest, name in sums[:-_SUMS_KEPT] if (folder / name).exists()]
-        _write_sums(folder, [*old, *sums[-_SUMS_KEPT:]])
+        write_sums(folder, [*old, *sums[-_SUMS_KEPT:]])
 
 
 class _HashingFile:
@@ -132,11 +133,13 @@ class _HashingFile:
         return self._hash.hexdigest()
 
 
-def _append_sum(path: Path, digest: str) -> None:
-    _write_sums(path.parent, [*(read_sums(path.parent) or ()), (digest, path.name)])
+def append_sum(path: Path, digest: str) -> None:
+    """Adds the line of a file to `SHA256SUMS`."""
+    write_sums(path.parent, [*(read_sums(path.parent) or ()), (digest, path.name)])
 
 
-def _write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
+def write_sums(folder: Path, sums: list[tuple[str, str]]) -> None:
+    """Replaces `SHA256SUMS` by digests and names."""
     with replacing(folder / SUMS) as file:
         file.write("".join(f"{digest}  {name}\n" for digest, name in sums).encode())
 
@@ -209,8 +212,8 @@ def furthest_complete(folder: Path) -> VerifiedCheckpoint | None:
         match = _NAME.fullmatch(path.name)
         if match:
             kinds.setdefault(match[1], []).append((int(match[2]), path))
-        elif path.stem == Path(LATEST).stem:
-            kinds["latest"] = [(0, path)]
+        elif path.stem in _SECOND_NAMES:
+            kinds[path.stem] = [(0, path)]
         else:
             log.info("left out: %s is not named as a checkpoint of a run", path)
     for numbered in kinds.values():
@@ -230,10 +233,10 @@ def _furthest_kind(kinds: Mapping[str, list[tuple[int, Path]]]) -> str:
     """The kind of name whose last checkpoint went furthest."""
     if len(kinds) == 1:
         return next(iter(kinds))
-    return max(kinds, key=lambda kind: (_saved_step(*kinds[kind][-1]), kind != "latest"))
+    return max(kinds, key=lambda kind: (saved_step(*kinds[kind][-1]), kind not in _SECOND_NAMES))
 
 
-def _saved_step(number: int, path: Path) -> int:
+def saved_step(number: int, path: Path) -> int:
     """The step in a checkpoint, whose tensors are not read; the number in its name if it has none.
 
     A damaged one counts as the furthest, so that it is looked at, and reported.

@@ -38,6 +38,8 @@ class CheckpointFlags:
     """checkpoint after this epoch"""
     iter: Annotated[int | None, _LATEST] = None
     """checkpoint after this step"""
+    best: Switch = False
+    """the checkpoint that --best-metric kept"""
     arch: Annotated[str | None, _RECORDED] = None
     """architecture, for a checkpoint that does not record it"""
     model: Annotated[GivenChanges, OmitArgPrefixes, settings_flags("model", _CHANGES)] = field(
@@ -57,7 +59,9 @@ class CheckpointFlags:
         from neuclip.model.load import CheckpointChoice
 
         epoch, step = counted(self.epoch), counted(self.iter)
-        return CheckpointChoice(path, epoch, step, self.arch, ema=not self.no_ema, changes=changes)
+        return CheckpointChoice(
+            path, epoch, step, self.arch, ema=not self.no_ema, changes=changes, best=self.best
+        )
 
 
 def counted(value: int | None) -> int | None:

@@ -46,6 +46,11 @@ class Eval(CheckpointFlags, TimedReadingFlags):
     ] = None
     """evaluation splits, separated by ::, each in a form of --train-data, a set of clip-benchmark
     or DataComp, or a folder per class"""
+    val_templates: Annotated[
+        str | None, arg(metavar="FILE", help_behavior_hint="(default: the data's own)")
+    ] = None
+    """prompts for the class names of the splits: a text file with one a line, or the prompts
+    separated by ::, as in 'a photo of a {c}.'"""
     data_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """folder of DataComp's evaluation sets"""
     tasks: Annotated[str, arg(metavar="KEY[,KEY]", help_behavior_hint="(default: all)")] = ""
@@ -115,6 +120,8 @@ def evaluate(command: Eval) -> int:
     run = _run(command)
     if command.data_dir is not None and command.val_data is not None:
         raise UserError("--val-data and --data-dir name different data: give one of them")
+    if command.data_dir is not None and command.val_templates is not None:
+        raise UserError("--val-templates is for splits: DataComp's sets have prompts of their own")
     if command.data_dir is not None:
         return _datacomp(command, run, command.data_dir)
     if command.train_output_dir is not None and command.val_data is None:
@@ -156,7 +163,8 @@ def _own_splits(command: Eval, run: Path) -> int:
 
     from neuclip.evaluation.evaluate import evaluate_sets
     from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
-    from neuclip.evaluation.splits import open_splits
+    from neuclip.evaluation.own_splits import reopen_own_splits
+    from neuclip.evaluation.splits import open_splits, with_templates
     from neuclip.model.load import load_run
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
@@ -169,12 +177,13 @@ def _own_splits(command: Eval, run: Path) -> int:
         checkpoint, config = restored.checkpoint, restored.config
         if not splits and config is not None:
             reading = _reading(config.data, command.reading)
-            splits = open_splits(config.evaluation.val_data, reading, progress)
+            splits = reopen_own_splits(config, reading, progress)
         if not splits:
             raise UserError(
                 f"{run} records no evaluation splits: give some with --val-data, or DataComp's "
                 "sets with --data-dir"
             )
+        splits = with_templates(splits, command.val_templates)
         main = collectives.is_main()
         settings = EvaluationSettings(
             batch_size=command.batch_size,

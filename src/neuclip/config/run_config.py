@@ -85,11 +85,11 @@ class RunConfig(Section):
             UserError: names the fields that contradict each other and what would be right.
         """
         name = self.name
+        self._check_evaluation()
         self.model.check()
         self.data.check()
         check_takes(self.method.method, _batch_options(self.data))
         self.parallel.check(self.model.precision)
-        self.evaluation.check()
         self.optim.check()
         if self.derive is not None and self.data.train_data is None:
             raise UserError("neuclip finetune needs your pairs: --train-data pairs.csv")
@@ -104,6 +104,17 @@ class RunConfig(Section):
             )
         if name is None and self.resume in {"auto", "latest"}:
             raise UserError(f"--resume {self.resume} needs --name, the run to continue")
+
+    def _check_evaluation(self) -> None:
+        evaluation = self.evaluation
+        evaluation.check()
+        for flag, value in (
+            ("--canary", evaluation.canary),
+            ("--best-metric", evaluation.best_metric),
+            ("--val-split", evaluation.val_split),
+        ):
+            if value is not None and self.only_evaluates:
+                raise UserError(f"{flag} {value} is for training, and this line only evaluates")
 
     @property
     def only_evaluates(self) -> bool:

@@ -657,8 +657,38 @@ class EvaluationConfig(Section):
         description="evaluation splits, joined by '::': data as for train_data, a set of "
         "clip-benchmark or DataComp, or a folder per class",
     )
+    val_split: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of the training data that is held out and evaluated as the split val; "
+        "samples of equal captions, images or labels stay on one side",
+    )
     val_frequency: int = Field(
-        default=1, ge=0, description="epochs between evaluations of val_data; 0: never"
+        default=1,
+        ge=0,
+        description="epochs between evaluations of val_data, val_split and canary; 0: never",
+    )
+    val_templates: str | None = Field(
+        default=None,
+        description="prompts for the class names of val_data and canary: a text file with one a "
+        "line, or the prompts joined by '::', as in 'a photo of a {c}.'; none: the data's own",
+    )
+    canary: str | None = Field(
+        default=None,
+        description="data as for val_data that show what fine-tuning forgets: evaluated with the "
+        "starting weights, and whenever val_data is",
+    )
+    best_metric: str | None = Field(
+        default=None,
+        description="keep the checkpoint that is best by this metric as epoch_best.pt: "
+        "SPLIT/METRIC, as in val/mean_recall@1",
+    )
+    early_stop: int | None = Field(
+        default=None,
+        ge=1,
+        description="end the run after this many evaluations of best_metric in a row that do not "
+        "improve it",
     )
     val_batch_size: int = Field(
         default=256, ge=1, description="pairs per forward pass in evaluation"
@@ -696,6 +726,14 @@ class EvaluationConfig(Section):
         Raises:
             UserError: a setting would have no effect.
         """
+        if self.early_stop is not None and self.best_metric is None:
+            raise UserError(
+                f"--early-stop {self.early_stop} needs a metric to follow: add --best-metric, as "
+                "in val/mean_recall@1"
+            )
+        for flag, value in (("--canary", self.canary), ("--val-split", self.val_split)):
+            if value is not None and not self.val_frequency:
+                raise UserError(f"{flag} with --val-frequency 0 is never evaluated: leave one out")
         if (self.eval_tasks is None) != (self.eval_data_dir is None):
             raise UserError(
                 "eval_tasks (keys of DataComp's tasks) and eval_data_dir (the folder of their "

@@ -4,12 +4,15 @@ Modules in reading order:
 
 - `interfaces`: what a model offers, the settings, encoded data, results of one set.
 - `splits`: opens a split of one's own.
+- `held_out`: holds out a share of the training data.
+- `own_splits`: opens all splits of a run.
 - `embed`: runs the towers over a set.
 - `ranking`: how many wrong candidates precede a right one.
 - `metrics`: accuracies, recalls and F1 from the choices for each sample.
 - `zero_shot`: class vectors, and the choice of a class for each image.
 - `retrieval`: recall in both directions.
 - `normalizer_error`: log-normalizers against their exact values.
+- `validation_loss`: InfoNCE over a split, one formula for all methods.
 - `gallery`: example retrievals.
 - `split_evaluation`: all of these on one split.
 - `datacomp`: the 38 tasks of DataComp.

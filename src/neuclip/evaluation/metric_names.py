@@ -75,6 +75,15 @@ METRICS = (
     *_recalls("image", "Image retrieval", "caption to image"),
     *_recalls("text", "Text retrieval", "image to caption"),
     Metric(
+        key="val_loss",
+        label="Validation loss",
+        hint="InfoNCE over the whole split",
+        better="low",
+        percent=False,
+        summary=True,
+        log=True,
+    ),
+    Metric(
         key="truncated_captions",
         label="Captions cut off",
         better="low",

@@ -19,6 +19,7 @@ from neuclip.evaluation.outcomes import outcomes_of
 from neuclip.evaluation.results import Gallery
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.splits import DATASET_TYPE, EvaluationSplit
+from neuclip.evaluation.validation_loss import validation_loss
 from neuclip.evaluation.zero_shot import (
     DATACOMP_RULES,
     OWN_RULES,
@@ -55,14 +56,15 @@ def evaluate_split(
     """
     encoder = model.encoder
     rules = DATACOMP_RULES if split.published else OWN_RULES
-    if not settings.allow_damage:
+    allow_damage = settings.allow_damage or split.allow_damage
+    if not allow_damage:
         require_complete(split.index.damage)
     batches = start_reading(encoder, split.index, settings, title=split.title)
     vectors = None
     if split.classnames:  # while the first batches are read
         vectors = class_vectors(split.classnames, split.templates)
     images, pairs = encode_both(
-        encoder, batches, allow_damage=settings.allow_damage, distinct=rules.by_image
+        encoder, batches, allow_damage=allow_damage, distinct=rules.by_image
     )
     metrics: dict[str, float] = {}
     outcomes = None
@@ -72,9 +74,12 @@ def evaluate_split(
         outcomes = outcomes_of("mean", choices.right_at(1))
     else:
         metrics["num_samples"] = float(len(images))
+    if images.damage:
+        metrics["num_damaged"] = float(len(images.damage))
     gallery = None
     if pairs is not None:
         metrics |= _retrieval_metrics(pairs, rules, main=vectors is None)
+        metrics |= _loss_metrics(pairs, model)
         metrics |= _normalizer_metrics(pairs, model, settings.seed)
         metrics |= _caption_metrics(split, images, pairs)
         gallery = _gallery(split, pairs, settings) if collectives.is_main() else None
@@ -112,6 +117,11 @@ def _caption_metrics(
             split.name, f"{several:,}", f"{len(pairs):,}", DATASET_TYPE,
         )  # fmt: skip
     return metrics
+
+
+def _loss_metrics(encoded: EncodedSplit, model: EvaluatedModel) -> dict[str, float]:
+    loss = None if model.logit_scale is None else validation_loss(encoded, model.logit_scale)
+    return {} if loss is None else {"val_loss": loss}
 
 
 def _normalizer_metrics(

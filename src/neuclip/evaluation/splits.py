@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,8 @@ class EvaluationSplit:
         templates: prompts with `{c}`, or nothing.
         published: laid out as clip-benchmark's and DataComp's sets are, so that it is evaluated by
             their rules.
+        origin: where the samples come from, in a line for the log, if that is not `--val-data`.
+        allow_damage: leave out corrupt samples and count them, whatever the settings say.
     """
 
     name: str
@@ -61,6 +63,8 @@ class EvaluationSplit:
     classnames: list[str]
     templates: list[str]
     published: bool = False
+    origin: str = ""
+    allow_damage: bool = False
 
     @property
     def key(self) -> str:
@@ -96,6 +100,37 @@ def open_splits(
         partial(open_split, part, name, reading, progress)
         for part, name in zip(parts, split_names(parts), strict=True)
     )
+
+
+def with_templates(
+    splits: Sequence[EvaluationSplit], templates: str | None
+) -> list[EvaluationSplit]:
+    """The splits with the prompts of `--val-templates` in place of their own.
+
+    Args:
+        splits: the splits.
+        templates: a text file with a prompt a line, or prompts joined by '::'; none: as they are.
+
+    Raises:
+        UserError: a prompt has no place for the class name, the file cannot be read, or no split
+            has classes.
+    """
+    if templates is None:
+        return list(splits)
+    if not any(split.classnames for split in splits):
+        raise UserError(
+            f"--val-templates {templates}: no split of --val-data has class names; templates are "
+            "for zero-shot classification"
+        )
+    inline = "{c}" in templates or "{}" in templates
+    prompts = templates.split("::") if inline else _lines(Path(templates).expanduser())
+    if not prompts:
+        raise UserError(
+            f"--val-templates {templates}: no such file, or an empty one; a prompt on the command "
+            "line has {c} in place of the class name, as in 'a photo of a {c}.'"
+        )
+    prompts = _checked_templates(prompts, f"--val-templates {templates}")
+    return [replace(split, templates=prompts) if split.classnames else split for split in splits]
 
 
 def split_names(parts: Sequence[str]) -> list[str]:
@@ -298,7 +333,6 @@ def read_classes(folder: Path, *, default: bool = True) -> tuple[list[str], list
         UserError: a file has an empty line or is missing, or a template has no `{c}`.
     """
     classnames, templates = _lines(folder / CLASSNAMES), _lines(folder / TEMPLATES)
-    templates = [template.replace("{}", "{c}") for template in templates]  # as OpenAI wrote them
     if classnames and not templates and not default:
         raise UserError(f"{folder} has {CLASSNAMES} but no {TEMPLATES}: the set is not complete")
     if templates and not classnames:
@@ -306,13 +340,20 @@ def read_classes(folder: Path, *, default: bool = True) -> tuple[list[str], list
             f"evaluation split {folder} has {TEMPLATES} but no {CLASSNAMES}: zero-shot "
             "classification needs the names, and retrieval needs neither"
         )
-    for number, template in enumerate(templates, start=1):
+    templates = _checked_templates(templates, str(folder / TEMPLATES))
+    return classnames, (templates or _default(folder)) if classnames else []
+
+
+def _checked_templates(templates: Sequence[str], where: str) -> list[str]:
+    """Templates with `{c}` as the place of the class name; OpenAI wrote `{}`."""
+    found = [template.replace("{}", "{c}") for template in templates]
+    for number, template in enumerate(found, start=1):
         if "{c}" not in template:
             raise UserError(
-                f"{folder / TEMPLATES}, line {number}: {template!r} has no {{c}}, the place of "
+                f"{where}, line {number}: {template!r} has no {{c}}, the place of "
                 "the class name (for example: a photo of a {c}.)"
             )
-    return classnames, (templates or _default(folder)) if classnames else []
+    return found
 
 
 def _default(folder: Path) -> list[str]:

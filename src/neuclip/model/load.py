@@ -72,6 +72,7 @@ class CheckpointChoice:
         ema: take the moving average of the weights if the checkpoint holds one, as evaluation
             during training does.
         changes: image size and preprocessing that are asked for; none: as recorded.
+        best: in a run folder, the checkpoint that `--best-metric` kept.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class CheckpointChoice:
     arch: str | None = None
     ema: bool = True
     changes: ModelConfig = field(default_factory=ModelConfig)
+    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ class Checkpoint:
         if self.published is not None:
             return RunFolder(Path()).results_of(self.published.label)
         name = self.path.stem
-        if name == "epoch_latest" and self.epoch is not None:
+        if name in {"epoch_latest", "epoch_best"} and self.epoch is not None:
             name = f"epoch_{self.epoch}"
         if is_repository(self.choice.path):
             name = "repository"
@@ -320,16 +322,23 @@ def open_checkpoint(
 
 
 def _path_in_run(choice: CheckpointChoice, model: str | None) -> Path:
-    path, asked = choice.path, (choice.epoch, choice.step)
+    path, asked = choice.path, (choice.epoch, choice.step, choice.best or None)
     if path.is_file() or is_sharded(path) or (path.suffix in _WEIGHT_FILES and not path.is_dir()):
-        if asked != (None, None):
-            raise UserError(f"{path} is a checkpoint: --epoch and --iter need a run folder")
+        if any(each is not None for each in asked):
+            raise UserError(f"{path} is a checkpoint: --epoch, --iter and --best need a run folder")
         return path
-    if None not in asked:
-        raise UserError("--epoch and --iter name two checkpoints: give one")
+    if sum(each is not None for each in asked) > 1:
+        raise UserError("--epoch, --iter and --best name several checkpoints: give one")
     folder = RunFolder(path)
     if not folder.checkpoints.is_dir():
         raise absent(path, model or choice.arch)
+    if choice.best:
+        if not folder.best.exists():
+            raise UserError(
+                f"{path} has no best checkpoint: it was not trained with --best-metric, or no "
+                "evaluation is done yet; --epoch N takes a checkpoint by its number"
+            )
+        return folder.best
     if choice.epoch is not None:
         return folder.epoch_checkpoint(choice.epoch)
     return folder.latest if choice.step is None else folder.step_checkpoint(choice.step)
@@ -344,6 +353,7 @@ def _check_single(choice: CheckpointChoice) -> None:
     for flag, value in (
         ("--epoch", choice.epoch),
         ("--iter", choice.step),
+        ("--best", choice.best or None),
         ("--arch", choice.arch),
     ):
         if value is not None:

@@ -16,6 +16,8 @@ In reading order:
 - `finetuning`: the facts from which the settings of a fine-tuning run are derived.
 - `device_prefetch`: groups micro-batches into steps and copies them to the device.
 - `run_state`: the content of a checkpoint, and what an exact resume needs equal.
+- `evaluation_plan`: what a run evaluates, and the metric it follows.
+- `best_metric`: the metric that chooses the best checkpoint and ends a run early.
 - `evaluating`: evaluation during training.
 - `evaluate_only`: evaluation of a checkpoint without training.
 - `folder_lock`: one process at a time uses a run folder.

@@ -33,7 +33,7 @@ from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
-from neuclip.evaluation.splits import open_splits
+from neuclip.evaluation.held_out import HeldOut, hold_out
 from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, augmented, build_clip
@@ -46,7 +46,7 @@ from neuclip.parallel.rank_consistency import check_same_data, check_same_progra
 from neuclip.parallel.work_sharing import from_main, in_turn
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
-from neuclip.training.evaluating import open_zero_shot
+from neuclip.training.evaluation_plan import open_plan
 from neuclip.training.finetuning import complete
 from neuclip.training.folder_lock import FolderLock
 from neuclip.training.loss_scale import LossScale
@@ -127,12 +127,10 @@ def _train(
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
     config = resolve(asked, collectives.world_size(), before)
-    index = in_turn(lambda: read_index(config, train_data))
-    limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
-    check_index(index.damage, limit, samples=len(index), shards=shards)
-    splits = open_splits(config.evaluation.val_data, config.data)
-    zero_shot = open_zero_shot(config.evaluation)
+    index, held_out = _open_data(config, train_data)
     starting = read_starting_weights(config.model)
+    split = None if held_out is None else held_out.split
+    plan = open_plan(config, split, starts_trained=all(starting.begins_trained))
     clip = _build_clip(config, device, starting)
     loader = _build_loader(config, index, clip)
     data = identify(index)
@@ -162,12 +160,12 @@ def _train(
             loss=loss,
             optimizer=optimizer,
             loader=loader,
-            splits=splits,
-            zero_shot=zero_shot,
+            plan=plan,
             num_samples=num_samples,
             shard_damage=index.damage,
             data=data,
             unused=index.unused,
+            held_out=None if held_out is None else held_out.digest,
         )
         trainer = Trainer(components, lock.check)
         if start is not None:
@@ -182,8 +180,23 @@ def _train(
         finally:
             index.close()
     if collectives.is_main():
+        if plan.best is not None:
+            log.info("%s (%s)", plan.best.summary(), folder.best)
         log.info("finished: %s", folder.path)
     return folder.path
+
+
+def _open_data(config: RunConfig, train_data: str) -> tuple[Source, HeldOut | None]:
+    """The samples to train on, and those of `--val-split`."""
+    index = in_turn(lambda: read_index(config, train_data))
+    limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
+    check_index(index.damage, limit, samples=len(index), shards=shards)
+    share = config.evaluation.val_split
+    if share is None:
+        return index, None
+    held_out = hold_out(index, config.data, share, config.seed)
+    held_out.check_batch(config.data.global_batch_size or config.data.batch_size)
+    return held_out.rest, held_out
 
 
 def _recorded_config(asked: RunConfig, run: Components) -> RunConfig:
@@ -314,6 +327,8 @@ def _announce(run: Components, index: Source, derived: Sequence[Derived]) -> Non
     log.info(
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
     )
+    if run.held_out is not None:
+        log.info("%s", run.plan.splits[0].origin)
     _announce_captions(index, config.data)
     if derived:
         log.info("derived (neuclip finetune --dry-run says why): %s", in_short(derived))

@@ -8,11 +8,10 @@ from neuclip.config.run_config import RunConfig
 from neuclip.data.identity import DataIdentity
 from neuclip.data.loader import TrainLoader
 from neuclip.data.samples import Damage
-from neuclip.evaluation.datacomp.sets import TaskSet
-from neuclip.evaluation.splits import EvaluationSplit
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.clip import Clip
 from neuclip.run_folder import RunFolder
+from neuclip.training.evaluation_plan import EvaluationPlan
 from neuclip.training.optim import Optimizer
 
 
@@ -28,12 +27,13 @@ class Components:
         loss: the method's loss.
         optimizer: of the towers.
         loader: the training data.
-        splits: evaluated every `val_frequency` epochs.
-        zero_shot: task sets evaluated every `zeroshot_frequency` epochs.
+        plan: what the run evaluates.
         num_samples: rows of the loss's tables, indexed by sample id.
         shard_damage: what the index of the training data could not read.
         data: identity of the training data.
         unused: what the training data hold but the run does not read, in one line per reason.
+        held_out: digest of the training samples that are held out for evaluation; none if all are
+            trained on.
     """
 
     config: RunConfig
@@ -43,12 +43,12 @@ class Components:
     loss: PairLoss
     optimizer: Optimizer
     loader: TrainLoader
-    splits: list[EvaluationSplit]
-    zero_shot: list[TaskSet]
+    plan: EvaluationPlan
     num_samples: int
     shard_damage: tuple[Damage, ...]
     data: DataIdentity
     unused: tuple[str, ...] = ()
+    held_out: str | None = None
 
     @property
     def last_epoch(self) -> int:

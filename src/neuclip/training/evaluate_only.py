@@ -15,7 +15,7 @@ from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 from neuclip.evaluation.evaluate import EvaluationSet, evaluate_sets
 from neuclip.evaluation.interfaces import EvaluatedModel
-from neuclip.evaluation.splits import open_splits
+from neuclip.evaluation.splits import open_splits, with_templates
 from neuclip.files import write_whole
 from neuclip.model.clip import Clip
 from neuclip.model.device import choose_precision
@@ -24,7 +24,8 @@ from neuclip.model.load import Checkpoint, CheckpointChoice, open_checkpoint
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
-from neuclip.training.evaluating import evaluation_settings, open_zero_shot
+from neuclip.training.evaluating import evaluation_settings
+from neuclip.training.evaluation_plan import open_zero_shot
 from neuclip.training.folder_lock import FolderLock
 from neuclip.training.open_run import open_run_folder
 from neuclip.training.records.recorder import Recorder
@@ -51,7 +52,7 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
     """
     evaluation = config.evaluation
     val_data = evaluation.val_data if evaluation.val_frequency else None
-    splits = open_splits(val_data, config.data)
+    splits = with_templates(open_splits(val_data, config.data), evaluation.val_templates)
     sets = open_zero_shot(evaluation) if evaluation.zeroshot_frequency else []
     if not splits and not sets:
         raise UserError(

@@ -19,6 +19,9 @@ from neuclip.training.records.data_record import DataRecord
 
 log = logging.getLogger("neuclip")
 
+BEST_METRIC = "best"
+"""The entry of the best metric so far in a checkpoint's `neuclip`."""
+
 
 def resume_identity(run: Components) -> dict[str, Any]:
     """What must be equal in a checkpoint and in the run that resumes it.
@@ -33,9 +36,11 @@ def resume_identity(run: Components) -> dict[str, Any]:
         "model": run.clip.name,
         "force_image_size": run.clip.architecture.resized,
         "seed": run.config.seed,
+        "val_split": run.config.evaluation.val_split,
         "global_batch_size": run.loader.global_batch_size,
         "steps_per_epoch": run.loader.steps_per_epoch,
         "num_samples": run.num_samples,
+        "held_out": run.held_out,
         "order_of_data": run.loader.order_digest,
         "optimizer": run.config.optim.opt,
         "parameter_groups": [len(group.parameters) for group in run.optimizer.groups],
@@ -58,12 +63,15 @@ class RunState:
         step: steps done; epoch and position in the data follow from it.
         warm_steps: batches of the warm start done, before the first step.
         average: the moving average of the weights, if the run keeps one.
+        saved_at: the newest checkpoint that holds this state or an earlier one; none if there is
+            none.
     """
 
     def __init__(self, run: Components, monitor: StepMonitor, data: DataRecord) -> None:
         self._run, self._monitor, self._data = run, monitor, data
         self.step = 0
         self.warm_steps = 0
+        self.saved_at: Path | None = None
         decay = run.config.model.model_ema_decay
         self.average = None if decay is None else WeightAverage(run.clip.towers, decay)
 
@@ -79,6 +87,7 @@ class RunState:
         """
         run = self._run
         averages = {} if self.average is None else {AVERAGES: self.average.state_dict()}
+        best = {} if run.plan.best is None else {BEST_METRIC: run.plan.best.state_dict()}
         return {
             "epoch": self.step // run.loader.steps_per_epoch,
             "name": run.folder.path.name,
@@ -96,6 +105,7 @@ class RunState:
                 "architecture": run.clip.architecture.record(),
                 "loss": run.loss.state_dict(),
                 "damage": self._data.damage(),
+                **best,
                 **random_state(run.device),
             },
         }
@@ -130,12 +140,28 @@ class RunState:
             self._load_loss_scale(own)
             restore_random_state(own, run.device, run.config.seed + self.step)
             self._data.resume(int(own["fingerprint"]), own["damage"])
+            self._load_best(own.get(BEST_METRIC))
+        self.saved_at = path
         log.info("resumed %s at step %d%s", path, self.step, self._within_warm_start())
 
     def _within_warm_start(self) -> str:
         if self.step or not self.warm_steps:
             return ""
         return f", after batch {self.warm_steps} of the warm start"
+
+    def _load_best(self, saved: dict[str, Any] | None) -> None:
+        """Restores the best value so far; another metric than before starts without one."""
+        best = self._run.plan.best
+        if best is None:
+            return
+        if saved is not None and saved["name"] == best.name:
+            best.load_state_dict(saved)
+        elif self.step:
+            before = "without --best-metric" if saved is None else f"with {saved['name']}"
+            log.warning(
+                "the run began %s: the best %s counts from step %d on",
+                before, best.name, self.step,
+            )  # fmt: skip
 
     def _load_average(self, content: dict[str, Any], path: Path) -> None:
         """Restores the average of the weights; without a saved one it starts at the weights."""

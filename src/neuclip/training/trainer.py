@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
+from neuclip.checkpoint.best import keep_as_best
 from neuclip.checkpoint.saver import Saver
+from neuclip.checkpoint.storage import saved_step
 from neuclip.data.batch import Batch
 from neuclip.errors import Preempted
 from neuclip.interrupts import StopRequest, stop_requests
 from neuclip.parallel import collectives, fsdp, process_group
 from neuclip.training.components import Components
 from neuclip.training.device_prefetch import DevicePrefetcher
-from neuclip.training.evaluating import Evaluator
+from neuclip.training.evaluating import Evaluated, Evaluator
 from neuclip.training.nonfinite import StepMonitor
 from neuclip.training.oom_advice import advice_when_out_of_memory
 from neuclip.training.records.data_record import DataRecord
@@ -98,10 +100,14 @@ class Trainer:
             self._profiler() as profiler,
             process_group.reporting_errors(),
         ):
+            if self._evaluator.is_due(start):
+                self._evaluate(self._evaluator.recorded(start) if self.state.batches else {})
+            self._check_best()
             self._warm_start()
-            if self._evaluator.is_due(start) and not self._evaluator.is_done(start):
-                self._evaluate()
             for epoch in range(start // steps, run.last_epoch):
+                if run.plan.best is not None and run.plan.best.stops:
+                    self._stop_early()
+                    break
                 run.loader.set_position(epoch, self.state.step % steps)
                 for batches in self._timed(iter(run.loader)):
                     with advice_when_out_of_memory(run.config):
@@ -191,16 +197,65 @@ class Trainer:
             self._save_step()
         self._stop_if_asked()
         if self._evaluator.is_due(step):
-            self._evaluate()
+            self._evaluate({})
 
-    def _evaluate(self) -> None:
-        """Evaluates the towers, with the average of their weights if the run keeps one."""
-        average = self.state.average
-        with (
-            nullcontext() if average is None else average.applied(),
-            fsdp.gathered(self._run.clip.towers),
-        ):
-            self._evaluator.evaluate(self.state.step, self._stop_if_asked)
+    def _evaluate(self, done: Evaluated, *, at_end: bool = False) -> None:
+        """Evaluates the towers, with the average of their weights if the run keeps one.
+
+        Args:
+            done: what was evaluated after this step before the run was interrupted.
+            at_end: the run ends here, before its last epoch.
+        """
+        step, average = self.state.step, self.state.average
+        due = self._evaluator.due(step, at_end=at_end)
+        sets = [each for each in due if each.key not in done]
+        found = dict(done)
+        if sets:
+            with (
+                nullcontext() if average is None else average.applied(),
+                fsdp.gathered(self._run.clip.towers),
+            ):
+                found |= self._evaluator.evaluate(sets, step, self._stop_if_asked)
+        if not at_end:
+            self._follow_best(found)
+
+    # --- the best checkpoint ----------------------------------------------------------------
+
+    def _follow_best(self, found: Evaluated) -> None:
+        """Keeps the checkpoint of this step if it is the best so far; all ranks agree."""
+        run, step = self._run, self.state.step
+        if run.plan.best is None or run.plan.best.split not in found:
+            return
+        value = collectives.broadcast_object(run.plan.best.value_in(found[run.plan.best.split]))
+        if not run.plan.best.update(value, step, step // run.loader.steps_per_epoch):
+            return
+        assert self.state.saved_at is not None  # the end of an epoch saves first
+        self._saver.keep_best(self.state.saved_at, run.folder.checkpoints)
+        if collectives.is_main():
+            log.info("%s: kept as %s", run.plan.best.summary(), run.folder.best)
+
+    def _check_best(self) -> None:
+        """In a resumed run, finds the best checkpoint again if it is not the one of its state."""
+        best, folder = self._run.plan.best, self._run.folder
+        if best is None or best.value is None or not collectives.is_main():
+            return
+        if folder.best.exists() and saved_step(0, folder.best) == best.step:
+            return
+        kept = folder.epoch_checkpoint(best.epoch)
+        if kept.exists():
+            keep_as_best(kept, folder.checkpoints)
+        else:
+            log.warning("%s, but its checkpoint is gone: %s is missing or of another epoch",
+                        best.summary(), folder.best)  # fmt: skip
+
+    def _stop_early(self) -> None:
+        """Evaluates what is due at the end of a run only, and says why the run ends."""
+        best, step = self._run.plan.best, self.state.step
+        assert best is not None
+        self._evaluate(self._evaluator.recorded(step), at_end=True)
+        if collectives.is_main():
+            log.info("stopped early after epoch %d: %d evaluations without a better %s",
+                     step // self._run.loader.steps_per_epoch, best.misses, best.name)  # fmt: skip
 
     def _timed(self, batches: Iterator[Batch]) -> Generator[list[Batch]]:
         """Yields the micro-batches of each step; the time spent waiting counts as `data`."""
@@ -259,6 +314,7 @@ class Trainer:
         self._monitor.read_all()
         self._saver.save(path, self.state.state_dict())
         self._saved_batches = self.state.batches
+        self.state.saved_at = self._saver.name_of(path)
 
     # --- stopping ---------------------------------------------------------------------------
 

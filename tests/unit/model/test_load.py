@@ -120,7 +120,7 @@ def test_a_missing_file_and_a_choice_that_a_file_does_not_have(tmp_path, weights
     torch.save(weights, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"no checkpoint at .*b\.pt; there are: a\.pt"):
         open_checkpoint(CheckpointChoice(tmp_path / "b.pt"))
-    with pytest.raises(UserError, match="--epoch and --iter need a run folder"):
+    with pytest.raises(UserError, match="--epoch, --iter and --best need a run folder"):
         open_checkpoint(CheckpointChoice(tmp_path / "a.pt", epoch=1))
     with pytest.raises(UserError, match="name two checkpoints"):
         open_checkpoint(CheckpointChoice(tmp_path, epoch=1, step=2))

@@ -17,5 +17,6 @@ In reading order:
 - `folders`: a folder of images with captions beside them;
 - `class_folders`: a folder of images with one folder per class;
 - `synthetic`: random images and captions;
-- `mixture`: several sources as one, with upsampling factors.
+- `mixture`: several sources as one, with upsampling factors;
+- `part`: some samples of a source as a source of their own.
 """

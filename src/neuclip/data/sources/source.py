@@ -53,6 +53,7 @@ class Source(ABC):
         opened: what was recognised and why, in one line.
         unused: what the source holds but does not read, in one line per reason.
         has_captions: whether the source has captions; otherwise every caption is empty.
+        selection: digest of the samples that are read of the files, if that is a part.
     """
 
     layout: Layout
@@ -61,6 +62,7 @@ class Source(ABC):
     opened: str = ""
     unused: tuple[str, ...] = ()
     has_captions: bool = True
+    selection: bytes = b""
 
     def __len__(self) -> int:
         return self.layout.samples
@@ -160,7 +162,7 @@ def content_digest(source: Source) -> str:
 
     Images are not read. For remote files only the address counts.
     """
-    digest = hashlib.sha256(source.layout.digest(0, None).encode())
+    digest = hashlib.sha256(source.layout.digest(0, None).encode() + source.selection)
     for file in source.files():
         digest.update(f"{file}\n".encode("utf-8", "surrogateescape"))
         with contextlib.suppress(OSError, ValueError):  # an address, or no such file

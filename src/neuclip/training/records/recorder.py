@@ -58,7 +58,9 @@ class Recorder:
             return
         tree = mask_tree(self._config.model_dump(mode="json"))
         extra = extra_sinks(self._config.output, self._folder.path, tree)
-        lines = JsonLines(self._folder.metrics, sys.maxsize if keep_later else done, warm)
+        start_over = not (keep_later or done or warm)
+        kept = sys.maxsize if keep_later else -1 if start_over else done
+        lines = JsonLines(self._folder.metrics, kept, warm)
         self._signs = WarningSigns(self._config, read_records(self._folder.metrics))
         self._console = ConsoleSink(total, done)
         self._sinks = [lines, self._console, *extra]

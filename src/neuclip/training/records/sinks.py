@@ -127,10 +127,13 @@ def training_line(record: Record) -> str:
 def evaluation_line(record: Record) -> str:
     """Formats an evaluation record as a line of text."""
     metrics = record["metrics"]
-    shown = [metric.key for metric in METRICS if metric.log]
-    parts = [f"{name} {metrics[name]:.2%}" for name in shown if name in metrics]
+    shown = [metric for metric in METRICS if metric.log and metrics.get(metric.key) is not None]
+    parts = [
+        f"{metric.key} {metrics[metric.key]:{'.2%' if metric.percent else '.4f'}}"
+        for metric in shown
+    ]
     main = metrics.get("main_metric")
-    if main is not None and main not in [metrics.get(name) for name in shown]:
+    if main is not None and main not in [metrics[metric.key] for metric in shown]:
         parts.append(f"main metric {main:.2%}")
     if "partial_of" in metrics:
         parts.append(f"on {metrics['num_samples']:.0f} of {metrics['partial_of']:.0f} samples")
