@@ -9,6 +9,7 @@ In reading order:
 - `scoreboard`: compares entries: all scores and their differences to the baseline.
 - `panels`: draws the scoreboard's figure.
 - `comparison`: compares runs: the best result of each split and the table of metrics.
+- `forgetting`: what fine-tuning gained and forgot against the starting weights.
 - `figures`: draws curves and bars of runs.
 - `page`: composes the page.
 

@@ -9,6 +9,7 @@ from neuclip.evaluation.metric_names import MAIN_METRICS, METRICS, Better, Metri
 from neuclip.report.entries import Entry
 from neuclip.report.runs import LoadedRun
 from neuclip.report.scoreboard import Scoreboard
+from neuclip.run_folder import CANARY
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def splits_of(runs: list[LoadedRun]) -> list[str]:
 def main_splits(runs: list[LoadedRun]) -> list[str]:
     """The splits shown one by one; the benchmark's tasks have a table of their own."""
     splits, tasks = splits_of(runs), load_suite().tasks
-    own = [split for split in splits if split not in tasks]
+    own = [split for split in splits if split not in tasks and not split.startswith(CANARY)]
     return own or [split for split in splits if split == "imagenet1k"]
 
 

@@ -17,10 +17,12 @@ from neuclip.report.comparison import (
     different_settings,
     main_splits,
     number,
+    percent,
     splits_of,
 )
 from neuclip.report.entries import Entry, choose_baseline, entries
 from neuclip.report.figures import Bars, Curve, curves, grouped, stacked
+from neuclip.report.forgetting import Change, changes
 from neuclip.report.panels import inline_panels
 from neuclip.report.quoted import MEASURES, load_quoted, quoted_for
 from neuclip.report.runs import LoadedRun, load_runs
@@ -85,7 +87,7 @@ def compose(run_dirs: list[Path], options: ReportOptions) -> Page:
     found = entries(runs)
     board = scoreboard(found, choose_baseline(found, options.baseline), quoted)
     shown = board if board.panels and (len(runs) > 1 or board.of_benchmark) else None
-    lines = _lines(runs, found)
+    lines, changed = _lines(runs, found), changes(runs)
     html = render(
         "report.html.j2",
         board=shown,
@@ -98,6 +100,9 @@ def compose(run_dirs: list[Path], options: ReportOptions) -> Page:
         best_results=best_averages(board) or best_results(runs, found),
         groups=comparison(runs),
         all_groups=all_metrics(runs),
+        changes=changed,
+        change_plots=_change_plots(changed),
+        percent=percent,
         plots=_main_plots(lines, board),
         more_plots=_more_plots(lines),
         galleries=[(split, _galleries(runs, split)) for split in _gallery_splits(runs)],
@@ -204,6 +209,21 @@ def _ends(line: Curve, *, percent: bool) -> str:
 
 def _tips(points: list[tuple[float, float]]) -> tuple[float, float]:
     return points[0][1], points[-1][1]
+
+
+def _change_plots(changed: list[Change]) -> list[Plot]:
+    """Gain on own data, and loss on canaries (dotted), over samples seen."""
+    several = len({change.run.label for change in changed}) > 1
+    drawn = [
+        Curve(
+            f"{change.run.label}, {change.split}", color, change.points,
+            f"{change.run.label}: {change.split}" if several else change.split,
+            dotted=change.canary,
+        )
+        for color, change in enumerate(changed)
+    ]  # fmt: skip
+    note = "In percentage points of the main metric. Dotted: what may be forgotten."
+    return _curve_plot("changes", drawn, "Change against the starting weights", note)
 
 
 def _average_plots(lines: list[Line], board: Scoreboard) -> list[Plot]:
