@@ -78,9 +78,10 @@ def _facts(config: RunConfig, train_data: str) -> Facts:
 
 
 def _count(config: RunConfig, train_data: str) -> int:
+    """The pairs to train on."""
     source = open_source(train_data, config.data.model_copy(update={"data_size": None}))
     try:
-        return len(source)
+        return round(len(source) * (1 - (config.evaluation.val_split or 0)))
     finally:
         source.close()
 
