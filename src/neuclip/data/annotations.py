@@ -4,21 +4,23 @@ All sources read them by one rule, `AnnotationKeys.read`.
 """
 
 import ast
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.captions import captions_of, kind_of
-from neuclip.data.samples import NO_ANNOTATIONS, Annotations, Unusable
-from neuclip.errors import printable
+from neuclip.data.samples import NO_ANNOTATIONS, Annotations, SampleError, Unusable
+from neuclip.errors import UserError, printable, quantity
 from neuclip.untrusted import parse_json
 
 CLASS_FILE = "cls"
 """The label key that stands for the `.cls` files of tar shards."""
 
 _LONGEST_LIST = 2**16  # characters
+_TRIED = 200  # samples looked at for a key
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,32 @@ class AnnotationKeys:
             if self.pair_weight is None
             else _weight(record.get(self.pair_weight), self.pair_weight),
         )
+
+    def check(self, record: Callable[[int], Mapping[str, object]], samples: int, name: str) -> None:
+        """Looks for the keys in the `.json` files of many samples.
+
+        Args:
+            record: reads the values of the sample at a position; may raise `Unusable`.
+            samples: number of samples.
+            name: of the source, for the message.
+
+        Raises:
+            UserError: none of the samples has one of the keys.
+        """
+        if not self.names:
+            return
+        known: dict[str, None] = {}
+        tried = sorted({number * (samples - 1) // (_TRIED - 1) for number in range(_TRIED)})
+        for position in tried:
+            with contextlib.suppress(Unusable, SampleError):
+                known |= dict.fromkeys(record(position))
+        there = f"they have {', '.join(map(repr, known))}" if known else "they have none"
+        for flag, key in self.by_flag.items():
+            if key not in known:
+                raise UserError(
+                    f"{name}: no {key!r} for {flag} in the .json files of "
+                    f"{quantity(len(tried), 'sample')} tried: {printable(there, 300)}"
+                )
 
 
 def _label(value: object, key: str) -> str:

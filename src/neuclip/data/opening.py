@@ -1,12 +1,9 @@
 """Opens data in whatever format they are: for training, evaluation, search, and `neuclip data`."""
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from neuclip.config.sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
@@ -18,7 +15,6 @@ from neuclip.data.recognition import recognise
 from neuclip.data.remote.cache import GIB, ShardCache
 from neuclip.data.remote.fetch import RetryPolicy
 from neuclip.data.remote.remote_shards import open_remote
-from neuclip.data.samples import SampleError, Unusable
 from neuclip.data.sources.arrow import DatasetSource, open_parquet
 from neuclip.data.sources.folders import FolderSource
 from neuclip.data.sources.json_lines import read_json_lines
@@ -27,10 +23,9 @@ from neuclip.data.sources.shards import ShardIndex, build_index, expand_patterns
 from neuclip.data.sources.source import Captions, Source, captions_required
 from neuclip.data.sources.synthetic import SyntheticSource
 from neuclip.data.sources.tables import TableSource, read_delimited
-from neuclip.errors import UserError, printable, quantity
+from neuclip.errors import UserError, quantity
 from neuclip.files import cache_home
 
-_TRIED = 200  # samples looked at for a key
 _log = logging.getLogger(__name__)
 
 
@@ -111,24 +106,6 @@ def _joined(sources: Sequence[Source]) -> Source:
     return sources[0] if len(sources) == 1 else Mixture(sources, [1.0] * len(sources))
 
 
-def _check_annotations(source: ShardIndex | FolderSource, keys: AnnotationKeys) -> None:
-    """Refuses a key that none of many samples has in its `.json` file."""
-    if not keys.names:
-        return
-    known: dict[str, None] = {}
-    tried = sorted(set(np.linspace(0, len(source) - 1, _TRIED).astype(int).tolist()))
-    for position in tried:
-        with contextlib.suppress(Unusable, SampleError):
-            known |= dict.fromkeys(source.record(position))
-    for flag, key in keys.by_flag.items():
-        if key not in known:
-            there = f"they have {', '.join(map(repr, known))}" if known else "they have none"
-            raise UserError(
-                f"{source.layout.spans[0].name}: no {key!r} for {flag} in the .json files of "
-                f"{quantity(len(tried), 'sample')} tried: {printable(there, 300)}"
-            )
-
-
 @dataclass(frozen=True)
 class _Opener:
     """Opens sources of known kind."""
@@ -173,7 +150,8 @@ class _Opener:
             return _joined([DatasetSource(folder, reading, self.captions) for folder in paths])
         folders = [FolderSource(folder, reading, self.captions) for folder in paths]
         for folder in folders:
-            _check_annotations(folder, AnnotationKeys.of(reading))
+            name = folder.layout.spans[0].name
+            AnnotationKeys.of(reading).check(folder.record, len(folder), name)
         return _joined(folders)
 
     def _shards(self, found: Recognised) -> Source:
@@ -181,7 +159,8 @@ class _Opener:
         index = self._index(shards, required=self.captions != "optional")
         if self.captions == "if_any" and not index.has_captions:
             index = self._index(shards, required=False)
-        _check_annotations(index, AnnotationKeys.of(self.reading))
+        name = index.layout.spans[0].name
+        AnnotationKeys.of(self.reading).check(index.record, len(index), name)
         return index
 
     def _index(self, shards: Sequence[Path], *, required: bool) -> ShardIndex:

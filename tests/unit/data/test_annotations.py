@@ -63,6 +63,18 @@ def parquet_with_images(folder, rows, write_tar):
     return folder / "t.parquet"
 
 
+def hugging_face_dataset(folder, rows, write_tar):
+    images = [{"bytes": (folder / row["filepath"]).read_bytes(), "path": None} for row in rows]
+    table = _table(rows).drop_columns(["filepath"]).append_column("image", pa.array(images))
+    saved = folder / "saved"
+    saved.mkdir()
+    with pa.ipc.new_stream(saved / "data.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (saved / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    (saved / "dataset_info.json").write_text("{}")
+    return saved
+
+
 def folder_of_images(folder, rows, write_tar):
     for row in rows:
         (folder / row["filepath"]).with_suffix(".json").write_text(json.dumps(row))
@@ -78,7 +90,10 @@ def shards(folder, rows, write_tar):
     return write_tar(folder / "0.tar", members.items())
 
 
-SOURCES = [csv, jsonl, parquet_of_paths, parquet_with_images, folder_of_images, shards]
+SOURCES = [
+    csv, jsonl, parquet_of_paths, parquet_with_images, hugging_face_dataset, folder_of_images,
+    shards,
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ class RemoteShards(Source):
         self.layout = Layout.of(shards[0].url, [shard.samples or 0 for shard in shards])
         self._kept = min(self.shuffle_window or len(shards), _OPEN_SHARDS)
         self._open: OrderedDict[int, _Opened] = OrderedDict()
+        self._keys_checked = False
         self._owner = os.getpid()
         self._prefetcher = Prefetcher(cache, shards)
 
@@ -164,6 +165,9 @@ class RemoteShards(Source):
             index = _index_of(lease.path, self._reading, captions_required=required)
         except UserError as error:
             raise SampleError(Damage(shard.url, "", "shard_changed", str(error))) from error
+        if not self._keys_checked:  # of the first shard: others are not downloaded for it
+            AnnotationKeys.of(self._reading).check(index.record, len(index), mask(shard.url))
+            self._keys_checked = True
         if len(index) != shard.samples:
             detail = f"{len(index)} samples instead of the {shard.samples} counted before"
             raise SampleError(Damage(shard.url, "", "shard_changed", detail))
