@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -82,6 +83,18 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
+def undisturbed(folder: Path, method: str) -> tuple[float, float]:
+    """Runs to the end; returns the seconds until the first checkpoint, and until the end."""
+    first, begin = folder / "logs/undisturbed/checkpoints/iter_4.pt", time.monotonic()
+    process, seen = start(flags(folder, "undisturbed", method)), 0.0
+    while process.poll() is None:
+        if not seen and first.exists():
+            seen = time.monotonic() - begin
+        time.sleep(0.05)
+    assert process.returncode == 0
+    return seen, time.monotonic() - begin
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
@@ -92,15 +105,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_demo(folder / "data", characters=64)
-        assert start(flags(folder, "undisturbed", args.method)).wait() == 0
+        begin, total = undisturbed(folder, args.method)
         kills, after = 0, []
         while True:
             process = start(flags(folder, "killed", args.method))
             if kills == args.kills:
                 assert process.wait() == 0
                 break
-            # From the middle of start-up until after the first checkpoint.
-            pause = draw.uniform(4.0, 9.0)
+            # From the end of start-up on; a third of the steps at most, to leave some.
+            pause = draw.uniform(0.9 * begin, begin + (total - begin) / 3)
             try:
                 process.wait(pause)
                 print(f"finished before kill {kills + 1}")

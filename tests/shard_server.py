@@ -53,7 +53,7 @@ class ShardServer:
                 self.close_connection = True
 
             def _answer(self, name, fault):
-                path = server.folder / name
+                path = server.folder / name.partition("?")[0]
                 if isinstance(fault, int) or not path.is_file():
                     self.send_error(fault if isinstance(fault, int) else 404)
                     return

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -17,6 +18,9 @@ from typing import BinaryIO, TextIO
 from neuclip.errors import UserError
 from neuclip.untrusted import open_regular
 
+_RUST_ERROR = re.compile(r"\(os error (\d{1,4})\)")
+"""How libraries in Rust, such as safetensors, write the number of an error."""
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _STALE_SECONDS = 600
 """A staging folder without a change for this long belongs to a process that was killed."""
 
@@ -51,6 +55,15 @@ def replacing(path: Path, *, durable: bool = True) -> Generator[BinaryIO]:
 def partial_name(path: Path) -> Path:
     """A hidden name for a file that is being written, unique over processes and machines."""
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(6)}.partial")
+
+
+def no_link(path: str, flags: int) -> int:
+    """An opener for `open` that follows no link: one may have been planted in a shared folder.
+
+    Raises:
+        OSError: the path cannot be opened, or is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def open_to_append(path: Path) -> TextIO:
@@ -91,8 +104,8 @@ def writing(path: Path) -> Generator[None]:
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if system_error(error) is None:
+    except Exception as error:
+        if isinstance(error, UserError) or system_error(error) is None:
             raise
         raise cannot_write(path, error) from None
 
@@ -132,8 +145,19 @@ def cannot_write(path: Path, error: Exception) -> UserError:
 def system_error(error: BaseException | None) -> OSError | None:
     """The error of the operating system behind an error; none if there is none."""
     while error is not None and not isinstance(error, OSError):
+        if number := _RUST_ERROR.search(str(error)):
+            return OSError(int(number[1]), os.strerror(int(number[1])))
         error = error.__cause__ or error.__context__
     return error
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The error of the operating system behind an error, if the disk is full, read-only or broken.
+
+    Such an error may come up at any write.
+    """
+    cause = system_error(error)
+    return cause if cause is not None and cause.errno in _DISK else None
 
 
 def describe(error: Exception) -> str:
@@ -150,14 +174,15 @@ def describe(error: Exception) -> str:
 def folder_when_complete(out: Path) -> Generator[Path]:
     """A folder to fill; it takes the name `out` when the block ends, and disappears if it fails.
 
-    Leftovers of killed processes are removed.
+    An older folder stays if the new one cannot take its name. Leftovers of killed processes are
+    removed; a folder that one had just moved aside is moved back.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    for old in out.parent.glob(f".{out.name}.partial-*"):
-        if time.time() - _last_change(old) > _STALE_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
+    for left in out.parent.glob(f".{out.name}.partial-*"):
+        if time.time() - _last_change(left) > _STALE_SECONDS:
+            _remove_staging(left, out)
     staging = out.parent / f".{out.name}.partial-{os.getpid()}"
-    shutil.rmtree(staging, ignore_errors=True)
+    _remove_staging(staging, out)
     (staging / "new").mkdir(parents=True)
     try:
         yield staging / "new"
@@ -165,7 +190,17 @@ def folder_when_complete(out: Path) -> Generator[Path]:
             out.rename(staging / "old")
         (staging / "new").rename(out)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _remove_staging(staging, out)
+
+
+def _remove_staging(staging: Path, out: Path) -> None:
+    """Removes a staging folder, but never the only copy of the folder that it was to replace."""
+    if not out.exists() and (staging / "old").exists():
+        try:
+            (staging / "old").rename(out)
+        except OSError:
+            return
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def _last_change(folder: Path) -> float:

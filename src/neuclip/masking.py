@@ -15,13 +15,16 @@ _SECRETS = (
     ),
     (re.compile(r"(?i)\b(bearer|:\s*basic)\s+[\w.~+/=-]{8,}"), rf"\1 {_MASK}"),
     (re.compile(r"(?i)\b(authorization\s*:\s*)(?!bearer|basic)[^\s'\"]+"), rf"\1{_MASK}"),
-    (
+    (re.compile(r"(?i)\b(cookie\s*:\s*)[^'\"\n]+"), rf"\1{_MASK}"),
+    (  # TOKEN=..., X-Auth-Token: ..., --token ...
         re.compile(
-            r"(?i)\b([\w-]*(?:token(?!s)|secret|passw(?:or)?d|api[_-]?key|access[_-]?key)[\w-]*=)"
-            r"[^\s'\"&]+"
+            r"(?i)((?:\b|(?P<flag>--))[\w-]*"
+            r"(?:token(?!s)|secret|passw(?:or)?d|api[_-]?key|access[_-]?key)"
+            r"[\w-]*(?:=|:\s+|(?(flag)\s+|(?!))))[^\s'\"&]+"
         ),
         rf"\1{_MASK}",
     ),
+    (re.compile(r"((?:^|\s)(?:-u|--user)[\s=]['\"]?)[^\s:'\"]+:[^\s'\"]+"), rf"\1{_MASK}"),
     (re.compile(r"\bhf_\w{20,}"), _MASK),
 )
 
@@ -30,7 +33,7 @@ def mask(text: str) -> str:
     """The text without secrets.
 
     Of an address, the user name with its password and the query are masked; of a command, also
-    `Authorization` headers and values assigned to names such as `token`, `password` or `api_key`.
+    headers and flags with credentials, and values of names such as `token` or `api_key`.
     """
     if not any(sign in text for sign in ("://", "=", ":", "hf_", "earer", "asic")):
         return text

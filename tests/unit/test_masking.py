@@ -22,6 +22,14 @@ SIGNED = "https://bucket.s3.amazonaws.com/a/{0..7}.tar?X-Amz-Signature=5eC&X-Amz
         ("pipe:AWS_SECRET_ACCESS_KEY=ab/c aws s3 cp", "pipe:AWS_SECRET_ACCESS_KEY=*** aws s3 cp"),
         ("pipe:wget --password=x1 --user=me u", "pipe:wget --password=*** --user=me u"),
         ("token hf_abcdefghijklmnopqrstuv", "token ***"),
+        ("az://c.blob/x.tar?sv=2024&sig=ab%3D", "az://c.blob/x.tar?***"),
+        ("gs://b/{0..9}.tar?X-Goog-Signature=ab::c", "gs://b/{0..9}.tar?***::c"),
+        ("pipe:curl -H 'X-Auth-Token: s3c' u", "pipe:curl -H 'X-Auth-Token: ***' u"),
+        ('pipe:curl -H "Cookie: a=b; c=d" u', 'pipe:curl -H "Cookie: ***" u'),
+        ("pipe:curl -u me:pa55 u", "pipe:curl -u *** u"),
+        ("pipe:curl --user='me:pa55' u", "pipe:curl --user='***' u"),
+        ("pipe:get --access-token s3c --n 4 u", "pipe:get --access-token *** --n 4 u"),
+        ("pipe:HF_TOKEN=s3c get u", "pipe:HF_TOKEN=*** get u"),
     ],
 )  # fmt: skip
 def test_secrets(text, masked):
@@ -33,7 +41,8 @@ def test_secrets(text, masked):
     "text",
     [
         "/data/what?/0.tar", "lr=1e-3", "tokens=77", "epoch 1/2  loss 0.3?", "http://127.0.0.1:8765/",
-        "basic training", "s3://bucket/{0..9}.tar", "caption_key: title",
+        "basic training", "pipe:sort -u x", "a token is", "token 'x' of 77", "-u me",
+        "s3://bucket/{0..9}.tar", "caption_key: title",
     ],
 )  # fmt: skip
 def test_other_text_stays(text):

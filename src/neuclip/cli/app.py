@@ -27,6 +27,7 @@ from neuclip.cli.train import FinetuneCommand, TrainCommand, parse_train, resume
 from neuclip.config.batch_size import describe_step
 from neuclip.config.resolve import derived, resolve
 from neuclip.errors import OtherProcessFailed, Preempted, UserError, nearest, printable
+from neuclip.files import describe, disk_error
 from neuclip.interrupts import INTERRUPTED, second_interrupt_ends
 from neuclip.parallel.launch import launch_environment
 
@@ -40,7 +41,6 @@ _REFUSED = {
     errno.ENOTDIR,
     errno.ENXIO,
     errno.EPERM,
-    errno.EROFS,
 }
 """What the operating system says of paths that are of the user's choice."""
 
@@ -75,15 +75,35 @@ def _run(argv: list[str]) -> int:
         terminal.say("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader left (`neuclip methods | head`): let the flush at exit find an open stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader left (`neuclip methods | head`)
         return 141
-    except OSError as error:
-        if error.errno not in _REFUSED or error.filename is None:
+    except Exception as error:
+        cause = disk_error(error)
+        if cause is not None:  # at a write that has no message of its own
+            terminal.say(f"cannot write {_file_of(cause)}".rstrip() + f": {describe(cause)}")
+            _drop_output()  # it may be standard output (`neuclip methods > FILE`)
+            return 2
+        if not isinstance(error, OSError) or error.errno not in _REFUSED or not _file_of(error):
             raise
-        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
-        terminal.say(f"cannot use {printable(name, 200)}: {error.strerror}")
+        terminal.say(f"cannot use {_file_of(error)}: {error.strerror}")
         return 2
+
+
+def _drop_output() -> None:
+    """Sends what standard output still holds nowhere if it cannot be written.
+
+    The flush at exit would fail, too.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _file_of(error: OSError) -> str:
+    """The name of the file of an error, if it has one."""
+    name = error.filename
+    return printable(os.fsdecode(name), 200) if isinstance(name, str | bytes) else ""
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -16,6 +16,7 @@ from neuclip.cli.options import check_range
 from neuclip.cli.train import checked_section
 from neuclip.config.sections import DataConfig, ReadingConfig
 from neuclip.errors import quantity
+from neuclip.masking import mask
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Captions, Source
@@ -117,7 +118,7 @@ def inspect_data(command: Inspect) -> int:
         with terminal.progress() as progress:
             found = inspect(
                 source,
-                command.source,
+                mask(command.source),
                 command.max_samples,
                 max_pixels=max_pixels,
                 tokenize=clip_tokenizer(),
@@ -163,7 +164,7 @@ def pack_data(command: Pack) -> int:
 
     source = command.open(command.source)
     try:
-        plan = Plan(command.source, len(source), command.shard_samples)
+        plan = Plan(mask(command.source), len(source), command.shard_samples)
         with terminal.progress() as progress:
             packed = pack(source, plan, command.out, workers=workers, progress=progress)
     finally:

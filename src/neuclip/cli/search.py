@@ -15,6 +15,7 @@ from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import check_range
 from neuclip.errors import quantity
+from neuclip.masking import mask
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Source
@@ -71,7 +72,7 @@ def search(command: Search) -> int:
             engine = _engine(command, model, source)
             found = engine.embeddings
             name = model.checkpoint.name or model.checkpoint.path.stem
-            about = About(name, command.images, len(found), found.damaged, found.damage)
+            about = About(name, mask(command.images), len(found), found.damaged, found.damage)
             server.start(page_answers(engine, about))
             print(f"{server.address}  (Ctrl-C stops it)", flush=True)
             try:

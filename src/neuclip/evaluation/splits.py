@@ -26,6 +26,7 @@ from neuclip.data.sources.class_folders import ClassFolders
 from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, all_of
+from neuclip.masking import mask
 from neuclip.untrusted import read_file
 
 CLASSNAMES = "classnames.txt"
@@ -155,9 +156,10 @@ def split_names(parts: Sequence[str]) -> list[str]:
 
 
 def _components(part: str) -> list[str]:
-    """The path of a split; files that a pattern names stand for their folder."""
+    """The path of a split, without secrets; files that a pattern names stand for their folder."""
     if "://" in part or part.startswith("pipe:"):
-        path = part.partition("://")[2] or part.removeprefix("pipe:")
+        part = mask(part)
+        path = (part.partition("://")[2] or part.removeprefix("pipe:")).partition("?")[0]
     else:
         path = str(Path(part).expanduser().absolute())
     found = [piece for piece in path.split("/") if piece and piece != "."]

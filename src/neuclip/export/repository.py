@@ -14,6 +14,7 @@ from torch import Tensor
 from neuclip.errors import UserError
 from neuclip.export import transformers_clip
 from neuclip.export.card import CardText, write_card
+from neuclip.files import writing
 from neuclip.model.architecture import REPOSITORY_CONFIG, Architecture, model_names
 from neuclip.model.clip import fits_as_designed
 from neuclip.model.export_info import (
@@ -76,7 +77,7 @@ def export_model(
             f"--out {out} is not empty: choose another folder, or replace files of an older export "
             "with --overwrite"
         )
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
             usage, notes = _write(model, form, Path(staging), out)
@@ -91,8 +92,6 @@ def export_model(
                 files.append(path.replace(out / path.name))
             for name in before - {path.name for path in files}:
                 (out / name).unlink()  # of other weights or of another format
-    except OSError as error:
-        raise UserError(f"cannot write --out {out}: {error.strerror or error}") from None
     return Export(files, usage, notes)
 
 
@@ -148,7 +147,8 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
     if form == "open_clip":
         known = {"epoch": model.checkpoint.epoch, "name": model.checkpoint.name}
         known = {key: value for key, value in known.items() if value is not None}
-        torch.save({**known, "state_dict": weights}, weights_file)
+        with weights_file.open("wb") as file:  # torch's own writer reports no cause
+            torch.save({**known, "state_dict": weights}, file)
     else:
         save_file(weights, weights_file, _METADATA)
     if form == "hf":

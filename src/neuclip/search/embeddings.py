@@ -8,7 +8,7 @@ import contextlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from neuclip.data.reading import STALL_LIMIT
 from neuclip.data.sources.source import Source, content_digest
 from neuclip.errors import UserError, printable
 from neuclip.evaluation.interfaces import ImageTextEncoder
-from neuclip.files import cache_home, folder_when_complete
+from neuclip.files import cache_home, describe, folder_when_complete
 from neuclip.untrusted import DAMAGED_ARRAYS, open_regular, read_json
 
 _FEATURES, _POSITIONS, _DAMAGE = "features.npy", "positions.npy", "damage.json"
@@ -160,7 +160,7 @@ def embed_source(
             _compute(encoder, source, settings, partial, progress)
     except OSError as error:
         raise UserError(
-            f"cannot keep embeddings in {settings.cache}: {error.strerror or error}; choose "
+            f"cannot keep embeddings in {settings.cache}: {describe(error)}; choose "
             "another folder with --embeddings"
         ) from None
     made = _open(folder, len(source))
@@ -192,7 +192,7 @@ def _compute(
                 continue
             found = _encode(encoder, batch.images)
             if not done:
-                _write_header(features, len(source), found.shape[1])
+                _write_header(features, found.dtype, (len(source), found.shape[1]))
             end = done + len(found)
             features.write(found.tobytes())
             positions[done:end] = batch.sample_ids.numpy()
@@ -201,7 +201,9 @@ def _compute(
                 progress("embedding images", end, len(source))
     if not done:
         raise UserError(f"none of {len(source)} images could be read: {damage.summary()}")
-    np.save(folder / _POSITIONS, positions[:done])
+    with (folder / _POSITIONS).open("wb") as file:  # np.save reports no cause of a failure
+        _write_header(file, positions.dtype, (done,))
+        file.write(positions[:done].tobytes())
     corrupt = {"total": damage.total, "summary": damage.summary()}
     (folder / _DAMAGE).write_text(json.dumps(corrupt) + "\n", encoding="utf-8")
 
@@ -217,10 +219,13 @@ def _encode(encoder: ImageTextEncoder, images: Tensor) -> NDArray[np.float16]:
     return found.numpy().astype(np.float16)
 
 
-def _write_header(file: BinaryIO, rows: int, dim: int) -> None:
-    """Announces a row per sample; the file has none for corrupt samples, which are the last."""
-    header = {"descr": npy.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False}
-    npy.write_array_header_1_0(file, {**header, "shape": (rows, dim)})
+def _write_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Announces an array.
+
+    `features.npy` announces a row per sample and has none for corrupt samples, the last rows.
+    """
+    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy.write_array_header_1_0(file, header)
 
 
 def _open(folder: Path, samples: int) -> Embeddings | None:

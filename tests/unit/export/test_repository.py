@@ -209,7 +209,7 @@ class TestCard:
     [
         (["--out", "{full}"], "is not empty: choose another folder, or replace"),
         (["--out", "{file}"], "is a file; give a folder"),
-        (["--out", "{file}/o"], "cannot write --out"),
+        (["--out", "{file}/o"], "cannot write "),
         (["--out", "{new}", "--epoch", "7"], "no checkpoint at"),
         (["--out", "{new}", "--license", "my own"], "is not a licence identifier; examples: mit"),
         (["--out", "{new}", "--arch", "ViT-B-33"], "unknown model 'ViT-B-33'"),

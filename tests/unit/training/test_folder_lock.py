@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,49 @@ def test_a_process_that_is_ending_is_waited_for(tmp_path):
     finish(first)
     assert second.stdout.readline() == "held\n"
     finish(second)
+
+
+def test_of_many_that_start_at_once_one_goes_on(tmp_path):
+    several = [start(tmp_path) for _ in range(4)]
+    said = [process.stdout.readline() for process in several]
+    assert said.count("held\n") == 1
+    assert sum(" is using the run folder " in line for line in said) == 3
+    for process in several:
+        finish(process)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("copy", [shutil.copy2, shutil.copyfile], ids=["with times", "without"])
+def test_a_copy_of_a_folder_in_use_is_free(tmp_path, copy):
+    """The lock is on the folder, not on what its file says; the original keeps its own."""
+    with FolderLock() as lock, FolderLock() as other:
+        (tmp_path / "run").mkdir()
+        lock.acquire(tmp_path / "run")
+        shutil.copytree(tmp_path / "run", tmp_path / "copy", copy_function=copy)
+        other.acquire(tmp_path / "copy")
+        other.check()
+        lock.check()
+
+
+@pytest.mark.parametrize("jump", [-(10.0**9), 3600.0, 10.0**9])
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch, jump):
+    """Neither that of this machine, nor the times of a file that another one wrote."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + jump)
+    with FolderLock() as lock:
+        lock.acquire(tmp_path)
+        os.utime(tmp_path / "run.lock", (now - jump, now - jump))
+        time.sleep(0.25)
+        lock.check()
+        second = start(tmp_path)
+        assert f"process {os.getpid()} on " in second.stdout.readline()
+        finish(second)
+    (tmp_path / "run.lock").write_text(other_machine())
+    os.utime(tmp_path / "run.lock", (now + jump, now + jump))
+    begin = time.monotonic()
+    with FolderLock() as lock:
+        lock.acquire(tmp_path)
+    assert time.monotonic() - begin >= folder_lock.SILENCE
 
 
 def other_machine(beat=1):

@@ -27,6 +27,7 @@ from pathlib import Path
 from neuclip.data.remote.fetch import Expected, RetryPolicy, fetch
 from neuclip.data.remote.transport import PIPE, FetchError
 from neuclip.errors import UserError
+from neuclip.files import no_link
 
 GIB = 2**30
 
@@ -139,13 +140,13 @@ class ShardCache:
         """Allows new attempts at downloads that failed more than `older_than` seconds ago."""
         for failed in self.folder.glob("*.failed"):
             with contextlib.suppress(OSError):
-                if time.time() - failed.stat().st_mtime > older_than:
+                if _age(failed) > older_than:
                     failed.unlink()
 
     def _fetch(self, shard: RemoteShard, path: Path, ahead_of: Collection[Path] | None) -> None:
         failed = path.with_name(path.name + ".failed")
         with contextlib.suppress(OSError):
-            if time.time() - failed.stat().st_mtime < _FORGET_FAILURE:
+            if _age(failed) < _FORGET_FAILURE:
                 raise FetchError(failed.read_text(encoding="utf-8"))
         partial = path.with_name(path.name + ".partial")
         if shard.expected.size is not None:
@@ -160,7 +161,7 @@ class ShardCache:
                 self.limit,
             )
         except FetchError as error:
-            failed.write_text(str(error), encoding="utf-8")
+            _note(failed, str(error))
             raise
         failed.unlink(missing_ok=True)
         # An index is stamped with size and time of its shard. The time is derived from the content,
@@ -182,7 +183,7 @@ class ShardCache:
                 if over > 0 and path not in kept and self._remove(path):
                     over -= freed
             if own.suffix == ".partial" and (over <= 0 or ahead_of is None):
-                _size_note(own).write_text(str(size), encoding="utf-8")
+                _note(_size_note(own), str(size))
         if over > 0 and ahead_of is not None:
             raise NoRoomError
         if over > 0:
@@ -225,7 +226,7 @@ class ShardCache:
         """A lock between processes; yields whether it was acquired."""
         folder = self.folder / ".locks"
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = no_link(str(folder / name), os.O_RDWR | os.O_CREAT)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -251,6 +252,16 @@ def _lock_to_read(path: Path) -> Lease | None:
     with contextlib.suppress(PermissionError):  # another user's file counts as used long ago
         os.utime(handle, ns=(time.time_ns(), os.fstat(handle).st_mtime_ns))
     return lease
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written, or until then: a clock that was ahead leaves such files."""
+    return abs(time.time() - path.stat().st_mtime)
+
+
+def _note(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8", opener=no_link) as file:
+        file.write(text)
 
 
 def _size_note(partial: Path) -> Path:

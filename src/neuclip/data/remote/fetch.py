@@ -21,6 +21,7 @@ from neuclip.data.remote.transport import (
     open_url,
     reason_of,
 )
+from neuclip.files import no_link
 
 _CHUNK = 2**20
 _LARGEST_TEXT = 2**26
@@ -187,7 +188,8 @@ def _attempt(url: str, partial: Path, expected: Expected, bounds: _Bounds) -> No
                 raise BrokenError(f"the file has {total:,} bytes instead of {expected.size:,}")
             bounds.announce(total)
         if stream.tag:
-            note.write_text(stream.tag, encoding="utf-8")
+            with open(note, "w", encoding="utf-8", opener=no_link) as tag_file:
+                tag_file.write(stream.tag)
         else:
             note.unlink(missing_ok=True)
         _copy(file, partial, stream.start, bounds)
@@ -197,7 +199,7 @@ def _attempt(url: str, partial: Path, expected: Expected, bounds: _Bounds) -> No
 
 
 def _copy(file: Readable, partial: Path, start: int, bounds: _Bounds) -> None:
-    with partial.open("r+b" if start else "wb") as out:
+    with open(partial, "r+b" if start else "wb", opener=no_link) as out:
         out.seek(start)
         out.truncate()
         while True:
@@ -242,7 +244,7 @@ def _size(path: Path) -> int:
 
 def _run(command: str, partial: Path) -> None:
     """Writes the output of a shell command."""
-    with partial.open("wb") as out:
+    with open(partial, "wb", opener=no_link) as out:
         done = subprocess.run(
             command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE
         )

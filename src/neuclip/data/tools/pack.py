@@ -31,7 +31,7 @@ from neuclip.data.samples import Damage, DamageKind, Sample, SampleError
 from neuclip.data.shard_writer import add_sample
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
-from neuclip.files import replacing
+from neuclip.files import describe, no_link, replacing
 from neuclip.untrusted import read_json
 
 REPORT = "pack_report.json"
@@ -119,7 +119,7 @@ def pack(
     except OSError as error:
         where = error.filename or out
         raise UserError(
-            f"cannot write {where}: {error.strerror or error}; finished shards are kept, and the "
+            f"cannot write {where}: {describe(error)}; finished shards are kept, and the "
             "same command continues"
         ) from None
     except BrokenProcessPool:
@@ -233,7 +233,7 @@ def _write_shard_of_job(number: int) -> _Record:
 def _write_shard(source: Source, plan: Plan, out: Path, number: int) -> _Record:
     name, damage, samples, several = plan.name(number), list[Damage](), 0, 0
     partial = out / _STATE / f"{name}.{os.getpid()}.partial"
-    with partial.open("wb") as file:
+    with partial.open("xb") as file:
         hashing = _Hashing(file)
         stream = cast(BinaryIO, hashing)  # tarfile only calls `write`
         with tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
@@ -315,7 +315,7 @@ def _owned(out: Path, plan: Plan) -> Generator[None]:
     state = out / _STATE
     _check_folder(out, plan)
     state.mkdir(parents=True, exist_ok=True)
-    with (state / "lock").open("w") as lock:
+    with open(state / "lock", "w", opener=no_link) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
