@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from neuclip.cli.app import main
 from neuclip.config.recipes import read_yaml
 from neuclip.model.load import CheckpointChoice, load_run
 from neuclip.run_folder import read_records
-from neuclip.training import evaluating
+from neuclip.training import evaluating, loss_scale
 from neuclip.training.device_prefetch import DevicePrefetcher
 
 from .conftest import Demo, kill_group, wait_for
@@ -87,6 +88,28 @@ def test_killed_in_mid_epoch_and_resumed(demo, whole):
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
         "SHA256SUMS", "epoch_1.pt", "epoch_2.pt", "epoch_latest.pt", "iter_15.pt", "iter_18.pt",
     ]  # fmt: skip
+
+
+def test_float16_is_resumed_with_its_loss_scale(demo, monkeypatch):
+    """From the middle of steps that overflow and of steps that count towards a larger scale."""
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**17)
+    monkeypatch.setattr(loss_scale, "GROWTH_INTERVAL", 2)
+    more = (
+        "--method", "openclip", "--precision", "amp_fp16", "--accum-freq", "2", "--batch-size", "8",
+        "--epochs", "1", "--val-frequency", "0", "--workers", "0", "--log-every-n-steps", "1",
+        "--save-every-steps", "1", "--keep-step-checkpoints", "9", "--opt", "lion", "--lr", "1e-4",
+    )  # fmt: skip
+    assert main(["train", *demo.flags("first", *more)]) == 0
+    records = [r for r in read_records(demo.logs / "first/metrics.jsonl") if "loss" in r]
+    scales = [r["loss_scale"] for r in records]
+    assert any(a < b for a, b in pairwise(scales))
+    assert records[-1]["overflow_steps"] == sum(a > b for a, b in pairwise([2.0**17, *scales])) > 0
+    assert records[-1]["skipped_steps"] == 0
+    last = demo.logs / "first/checkpoints/epoch_1.pt"
+    for step in (1, 3):
+        start = str(demo.logs / f"first/checkpoints/iter_{step}.pt")
+        assert main(["train", *demo.flags(f"from {step}", *more, "--resume", start)]) == 0
+        assert_same_checkpoint(last, demo.logs / f"from {step}/checkpoints/epoch_1.pt")
 
 
 def test_asked_to_stop_and_resumed(demo, whole):

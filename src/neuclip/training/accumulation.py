@@ -35,23 +35,29 @@ class RandomState:
 
     Attributes:
         cpu: of the CPU's generator.
-        cuda: of the device's generator; none on a CPU.
+        accelerator: of the device's generator; none on a CPU.
     """
 
     cpu: Tensor
-    cuda: Tensor | None
+    accelerator: Tensor | None
 
     @classmethod
     def now(cls, device: torch.device) -> "RandomState":
         """Reads the current states."""
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return cls(torch.get_rng_state(), cuda)
+        accelerator = None
+        if device.type == "cuda":
+            accelerator = torch.cuda.get_rng_state(device)
+        elif device.type == "mps":
+            accelerator = torch.mps.get_rng_state()
+        return cls(torch.get_rng_state(), accelerator)
 
     def restore(self, device: torch.device) -> None:
         """Sets the generators to these states."""
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, device)
+        if self.accelerator is not None and device.type == "mps":
+            torch.mps.set_rng_state(self.accelerator)
+        elif self.accelerator is not None:
+            torch.cuda.set_rng_state(self.accelerator, device)
 
 
 class CachedFeatures:

@@ -227,7 +227,7 @@ class StepMonitor:
             if status.overflow:
                 self.overflows += 1
                 log.info(
-                    "step %d: a gradient overflows at loss scale %g; skipped, and the scale halved",
+                    "step %d: a gradient overflows at loss scale %.0f; skipped, the scale halved",
                     step.number,
                     status.loss_scale,
                 )

@@ -124,3 +124,12 @@ def test_a_random_state_is_gone_back_to():
     first = torch.rand(4)
     state.restore(CPU)
     assert torch.equal(first, torch.rand(4))
+
+
+def test_the_generator_of_metal_is_restored_too(monkeypatch):
+    """A machine without Metal, whose generator is scripted."""
+    state, restored = torch.tensor([7], dtype=torch.uint8), []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+    RandomState.now(torch.device("mps")).restore(torch.device("mps"))
+    assert restored == [state]

@@ -12,6 +12,7 @@ from neuclip.catalogue.registry import METHODS
 from neuclip.method import inputs
 from neuclip.method.losses import pair_loss
 from neuclip.method.sample_table import SampleTable
+from neuclip.training.loss_scale import INITIAL, LossScale
 from neuclip.training.optim import Optimizer
 from neuclip.training.step import TrainingStep
 from step_parts import CPU, Bench, batch, split
@@ -107,6 +108,45 @@ def test_the_status_of_a_good_step():
     assert status.temperature == pytest.approx(math.exp(-2))
 
 
+def with_loss_scale(method: str) -> Bench:
+    """A bench with AdamW and a scaled loss."""
+    bench = with_adamw(method, noisy=False)
+    optimizer = Optimizer(bench.towers, bench.optimizer._settings, 10, LossScale(CPU))
+    optimizer.set_rates(0)
+    return replace(bench, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("size", [12, 4])
+def test_an_overflow_is_skipped_and_halves_the_scale_but_is_no_problem(size):
+    bench = with_loss_scale("openclip")
+    before, step = numbers(bench), step_of(bench)
+    spoil = bench.towers.head.weight.register_hook(lambda grad: grad * math.inf)
+    status = step(split(batch(0), size)).readback.read()
+    assert (status.overflow, status.problem, status.loss_scale) == (True, None, INITIAL)
+    assert all(torch.equal(value, before[name]) for name, value in numbers(bench).items())
+    bench.optimizer.loss_scale.scale.fill_(1)  # a smaller scale could not help
+    status = step(split(batch(0), size)).readback.read()
+    assert (status.overflow, status.loss_scale) == (False, 1)
+    assert status.problem.startswith("the gradient norm is ")
+    spoil.remove()
+    status = step(split(batch(0), size)).readback.read()
+    assert (status.overflow, status.problem) == (False, None)
+    assert not torch.equal(bench.towers.head.weight, before["head.weight"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_scale_changes_nothing_in_exact_arithmetic(method):
+    """Neither the towers nor what the loss trains itself sees the scale."""
+    after = []
+    for bench in (with_adamw(method, noisy=False), with_loss_scale(method)):
+        step = step_of(bench)
+        for number in range(3):
+            assert step(split(batch(number), 12)).readback.read().problem is None
+        after.append(numbers(bench))
+    for name, value in after[0].items():
+        torch.testing.assert_close(after[1][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
 # --- waiting for the device
 
 
@@ -179,7 +219,7 @@ def test_the_host_never_waits_in_a_step(method, options, monkeypatch):
     monkeypatch.setattr(inputs, "check_rows", lambda *_, **__: None)
     monkeypatch.setattr(inputs, "check_weights", lambda *_: None)
     monkeypatch.setattr(SampleTable, "check", lambda *_: None)
-    bench = with_adamw(method, noisy=False)
+    bench = with_loss_scale(method)
     step = step_of(bench)
     batches = [split(batch(number, options=options), 12) for number in range(7)]
     for number in range(4):  # past the first restarts and epochs
