@@ -124,6 +124,13 @@ class _Terms:
             values *= self.weights[0][rows, None] + self.weights[1]
 
 
+def _counted(values: Tensor, terms: _Terms | None, start: int, positive: int) -> Tensor:
+    """The terms of a chunk of images as they count, in place; see `_Terms.apply`."""
+    if terms is not None:
+        terms.apply(values, start, positive)
+    return values
+
+
 def _weights(pairs: Pairs) -> Float[Tensor, " local"]:
     """The pairs' weights, of mean 1 over the global batch."""
     assert pairs.weights is not None
@@ -153,13 +160,10 @@ class _PairwiseSigmoid(torch.autograd.Function):
             logits = similarity * logit_scale + logit_bias
             # -z_ij times the logit: the loss is its softplus, the derivative its sigmoid.
             logits.diagonal(offset + start)[: len(chunk)].neg_()
-            losses = functional.softplus(logits)
+            loss += _counted(functional.softplus(logits), terms, start, offset).sum()
             by_logit = logits.sigmoid_()
             by_logit.diagonal(offset + start)[: len(chunk)].neg_()
-            if terms is not None:
-                terms.apply(losses, start, offset)
-                terms.apply(by_logit, start, offset)
-            loss += losses.sum()
+            by_logit = _counted(by_logit, terms, start, offset)
             by_bias += by_logit.sum()
             by_scale += (by_logit * similarity).sum()
             by_image[start : start + rows] = by_logit @ text * logit_scale
