@@ -3,6 +3,7 @@
 import csv
 import random
 import shlex
+from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
@@ -13,6 +14,7 @@ from neuclip.run_folder import read_records
 
 from .conftest import SMALLEST
 
+GUIDE = Path(__file__).parents[2] / "docs" / "finetune.md"
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
 
@@ -33,8 +35,8 @@ def shop(tmp_path_factory):
     common = ["--workers", "0", "--device", "cpu", "--logs", str(folder / "logs")]
     flags = ["--model", SMALLEST, "--method", "openclip", "--batch-size", "16", "--epochs", "1"]
     data = ["--train-data", str(folder / "pairs.csv")]
-    assert main(["train", *data, *flags, *common, "--warmup", "1", "--name", "base"]) == 0
-    return folder, [*data, "--pretrained", str(folder / "logs" / "base"), *common]
+    assert main(["train", *data, *flags, *common, "--warmup", "1", "--name", "first"]) == 0
+    return folder, [*data, "--pretrained", str(folder / "logs" / "first"), *common]
 
 
 def test_a_dry_run_shows_each_setting_and_the_equal_line(shop, capsys):
@@ -59,9 +61,9 @@ def test_a_dry_run_shows_each_setting_and_the_equal_line(shop, capsys):
 
 def test_a_run_records_what_it_derived_and_continues_exactly(shop, capsys):
     folder, flags = shop
-    flags = [*flags, "--epochs", "4", "--stop-epochs", "2", "--name", "tuned"]
+    flags = [*flags, "--epochs", "4", "--stop-epochs", "2", "--name", "kept"]
     assert main(["finetune", *flags]) == 0
-    run = folder / "logs" / "tuned"
+    run = folder / "logs" / "kept"
     log = (run / "out.log").read_text()
     assert "derived (neuclip finetune --dry-run says why): " in log
     assert "warm start done: 10 batches of 16 pairs, towers unchanged; rho " in log
@@ -85,3 +87,28 @@ def test_a_line_without_weights_says_what_is_missing(shop, capsys):
     at = flags.index("--pretrained")
     assert main(["finetune", *flags[:at], *flags[at + 2 :]]) == 2
     assert "--pretrained takes a run folder" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_guide_lead_from_a_table_to_an_export(shop, monkeypatch, capsys):
+    """In their order; the search page, which would wait for a reader, is tested on its own."""
+    folder, _ = shop
+    monkeypatch.chdir(folder)
+    section = GUIDE.read_text(encoding="utf-8").partition("## From a table")[2].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("neuclip ")]
+    assert [line.split()[1] for line in lines] == [
+        "data", "finetune", "finetune", "report", "search", "export",
+    ]  # fmt: skip
+    for line in lines:
+        words = shlex.split(line)[1:]
+        if words[0] == "search":
+            continue
+        more = ["--workers", "0", "--device", "cpu"] if words[0] == "finetune" else []
+        assert main([*words, *more]) == 0, line
+    log = (folder / "logs/tuned/out.log").read_text()
+    shown = [line for line in section.splitlines() if line.startswith("warm start")]
+    assert len(shown) == 2
+    for line in shown:  # the words are those of the guide, the numbers are its own data's
+        assert line.partition("  loss")[0].split(":")[0] in log
+    assert "keeps the temperature" in log
+    assert list((folder / "tuned-open_clip").iterdir())
+    assert (folder / "report.html").is_file()

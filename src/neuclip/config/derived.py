@@ -205,14 +205,15 @@ def _rho(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _val_split(config: RunConfig, facts: Facts) -> Finding:
-    if config.evaluation.given or facts.pairs < 2 * HELD_OUT_PAIRS:
+    evaluation = config.evaluation
+    if evaluation.val_data or evaluation.zero_shot or facts.pairs < 2 * HELD_OUT_PAIRS:
         return None
     share = min(0.5, max(HELD_OUT, HELD_OUT_PAIRS / facts.pairs))
     return round(share, 3), "no validation data were given"
 
 
 def _best_metric(config: RunConfig, facts: Facts) -> Finding:
-    if getattr(config.evaluation, "val_split", None) is None:
+    if config.evaluation.val_split is None:
         return None
     return "val/mean_recall@1", "the best epoch is kept"
 
