@@ -1,0 +1,109 @@
+"""The runs of the study of fine-tuning: what varies, and in which order.
+
+Every run starts from the same model, trained on the glyphs by InfoNCE (the stand-in for published
+weights), and is fine-tuned on pairs of the emoji of nine vendors. The glyphs judge what it forgets.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+
+METHODS = ("openclip", "siglip", "fastclip_v3", "neuclip", "neuclip_pool")
+SEEDS = (0, 1, 2)
+PAIRS = (1_000, 5_000, 10_000)
+DUPLICATES = (0, 50, 90)
+"""Percentage of the pairs whose caption is the bare name, which other pairs share."""
+RATES = (1e-4, 3e-4)
+EPOCHS = {1_000: 12, 5_000: 6, 10_000: 4}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        stage: purpose of the run.
+        method: its name in the catalogue.
+        pairs: number of training pairs.
+        duplicates: percentage of them with a shared caption.
+        batch: pairs per step.
+        lr: peak learning rate.
+        rho: `--rho`; empty: the method's default.
+        warm: `--warm-start-steps`.
+        mask: whether false negatives are masked.
+        apart: whether batches hold no duplicates.
+        seed: of the run and of the pairs chosen.
+    """
+
+    stage: str
+    method: str
+    pairs: int = 5_000
+    duplicates: int = 50
+    batch: int = 32
+    lr: float = 1e-4
+    rho: str = ""
+    warm: int = 0
+    mask: bool = False
+    apart: bool = False
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Tells the cell from all others; the same for equal runs of different stages."""
+        parts = [
+            self.method,
+            f"n{self.pairs}",
+            f"d{self.duplicates}",
+            f"b{self.batch}",
+            f"lr{self.lr:g}",
+            f"rho{self.rho}" if self.rho else "",
+            f"warm{self.warm}" if self.warm else "",
+            "mask" if self.mask else "",
+            "apart" if self.apart else "",
+            f"seed{self.seed}",
+        ]
+        return "_".join(filter(None, parts))
+
+
+def has_rho(method: str) -> bool:
+    """Whether the method learns its temperature against rho."""
+    return method in {"fastclip_v3", "neuclip", "neuclip_pool"}
+
+
+def plan() -> Iterator[Cell]:
+    """The cells, the most useful first; a prefix of the plan is a study."""
+    seen: set[str] = set()
+    for cell in _all():
+        if cell.name not in seen:
+            seen.add(cell.name)
+            yield cell
+
+
+def _all() -> Iterator[Cell]:
+    # 1. How fast, and which temperature rule: half of the pairs are duplicates, one seed.
+    for method, lr in product(METHODS, RATES):
+        base = Cell("rate", method, lr=lr)
+        yield base
+        if has_rho(method):
+            yield replace(base, rho="auto", warm=32)
+    # 2. What each remedy is worth, one at a time and together, three seeds.
+    for seed, method in product(SEEDS, ("neuclip_pool", "openclip", "fastclip_v3")):
+        base = Cell("remedies", method, seed=seed, lr=RATES[-1])
+        if has_rho(method):
+            base = replace(base, rho="auto", warm=32)
+        yield base
+        yield replace(base, mask=True)
+        yield replace(base, apart=True)
+        yield replace(base, mask=True, apart=True)
+        if not has_rho(method):
+            yield replace(base, warm=32)
+    # 3. All methods over duplicates and sizes, with and without the mask.
+    for seed, pairs, duplicates, method, mask in product(
+        SEEDS, (5_000, 1_000, 10_000), DUPLICATES, METHODS, (False, True)
+    ):
+        base = Cell("methods", method, pairs, duplicates, lr=RATES[-1], mask=mask, seed=seed)
+        yield replace(base, rho="auto", warm=32) if has_rho(method) else base
+    # 4. Batch sizes.
+    for seed, batch, method in product(SEEDS, (16, 64), METHODS):
+        base = Cell("batch", method, batch=batch, lr=RATES[-1], seed=seed)
+        yield replace(base, rho="auto", warm=32) if has_rho(method) else base

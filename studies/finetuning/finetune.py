@@ -1,0 +1,199 @@
+"""Fine-tunes a small model from the glyphs on emoji, cell by cell of the plan.
+
+    neuclip data demo --out demo-data
+    neuclip data emoji packages --out emoji                  # see docs/data.md
+    python studies/finetuning/finetune.py start --glyphs demo-data --out study
+    python studies/finetuning/finetune.py run --glyphs demo-data --emoji emoji --out study
+    python studies/finetuning/finetune.py report
+
+`start` trains the starting weights. `run` can be killed at any time and goes on where it stopped.
+Each finished run adds a line to `study/results.jsonl`: accuracies on the development splits, on the
+glyphs, and on the test splits, which the report shows for chosen settings only.
+"""
+
+import argparse
+import csv
+import fnmatch
+import json
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+from cells import EPOCHS, Cell, plan
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "finetuning.jsonl"
+START = ("--method", "openclip", "--epochs", "4", "--lr", "1e-3", "--warmup", "200")
+SPLITS = ("unseen_vendor", "unseen_emoji")
+GLYPHS = ("unseen_face", "unseen_character")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    start = commands.add_parser("start", help="train the starting weights on the glyphs")
+    run = commands.add_parser("run", help="train the open cells")
+    for command in (start, run):
+        command.add_argument("--glyphs", type=Path, required=True, help="of `neuclip data demo`")
+        command.add_argument("--out", type=Path, required=True, help="folder for runs and results")
+    run.add_argument("--emoji", type=Path, required=True, help="of `neuclip data emoji`")
+    run.add_argument("--match", nargs="+", default=["*"], metavar="GLOB", help="only these cells")
+    run.add_argument("--limit", type=int, help="stop after this number of runs")
+    report = commands.add_parser("report", help="print the tables")
+    report.add_argument("--results", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    if args.command == "start":
+        start(args)
+    elif args.command == "run":
+        run(args)
+    else:
+        from tables import tables
+
+        print(tables(read_rows(args.results)))
+
+
+def read_rows(path: Path) -> dict[str, dict]:
+    """The rows of a file of results, by the name of their cell."""
+    if not path.exists():
+        return {}
+    lines = path.read_text("utf-8").splitlines()
+    return {row["cell"]: row for row in map(json.loads, filter(None, lines))}
+
+
+def neuclip(*words: object, log: Path) -> None:
+    """Runs a command of the program; its output goes to a file.
+
+    Raises:
+        SystemExit: it failed; the message names the log.
+    """
+    command = [sys.executable, "-m", "neuclip", *map(str, words)]
+    with log.open("ab") as file:
+        done = subprocess.run(command, stdout=file, stderr=file, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: see {log}")
+
+
+def start(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    neuclip(
+        *("train", "--train-data", args.glyphs / "train", "--model", "glyph-tiny"),
+        *("--batch-size", 64, "--workers", 1, "--precision", "fp32", *START),
+        *("--logs", args.out, "--name", "start", "--resume", "auto", "--save-every-steps", 500),
+        *("--val-data", args.glyphs / GLYPHS[0], "--val-frequency", 2),
+        log=args.out / "start.log",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    results = args.out / "results.jsonl"
+    started = 0
+    (args.out / "cells").mkdir(exist_ok=True)
+    for cell in plan():
+        wanted = any(fnmatch.fnmatchcase(cell.name, glob) for glob in args.match)
+        if not wanted or cell.name in read_rows(results):
+            continue
+        if args.limit is not None and started == args.limit:
+            return
+        started += 1
+        row = run_cell(args, cell)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{time.strftime('%H:%M:%S')} {cell.name}: {row['development']}", flush=True)
+
+
+def run_cell(args: argparse.Namespace, cell: Cell) -> dict:
+    """Trains and evaluates one cell."""
+    table = write_pairs(args.emoji, args.out / "pairs", cell)
+    log = args.out / "cells" / f"{cell.name}.log"
+    splits = [
+        args.emoji / f"{split}_{part}" for part in ("development", "test") for split in SPLITS
+    ]
+    splits += [args.glyphs / split for split in GLYPHS]
+    epochs = EPOCHS[cell.pairs]
+    steps = cell.pairs // cell.batch * epochs
+    before = time.perf_counter()
+    neuclip(
+        *("train", "--train-data", table, "--model", "glyph-tiny", "--precision", "fp32"),
+        *("--pretrained", args.out / "start", "--method", cell.method, "--seed", cell.seed),
+        *("--epochs", epochs, "--batch-size", cell.batch, "--lr", cell.lr, "--wd", 0.1),
+        *("--warmup", max(1, steps // 20), "--workers", 1, "--logs", args.out / "cells"),
+        *("--name", cell.name, "--resume", "auto", "--val-data", "::".join(map(str, splits))),
+        *("--val-frequency", epochs, "--warm-start-steps", cell.warm),
+        *(("--rho", cell.rho) if cell.rho else ()),
+        *(("--false-negatives", "mask") if cell.mask else ()),
+        *(("--no-duplicates",) if cell.apart else ()),
+        log=log,
+    )
+    folder = args.out / "cells" / cell.name
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").open(encoding="utf-8")]
+    found = accuracies(records)
+    temperatures = [row["temperature"] for row in records if "temperature" in row]
+    return {
+        "cell": cell.name,
+        **asdict(cell),
+        "development": {split: found[f"{split}_development"] for split in SPLITS},
+        "test": {split: found[f"{split}_test"] for split in SPLITS},
+        "glyphs": {split: found[split] for split in GLYPHS},
+        "temperature": temperatures[-1],
+        "seconds": round(time.perf_counter() - before, 1),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def accuracies(records: list[dict]) -> dict[str, float]:
+    """Top-1 accuracy of the last evaluation, by split."""
+    evaluated = [row for row in records if row["kind"] == "eval"]
+    return {row["split"]: row["metrics"]["acc1"] for row in evaluated}
+
+
+def write_pairs(emoji: Path, folder: Path, cell: Cell) -> Path:
+    """A csv of whole concepts, a part of whose captions is the bare name."""
+    table = folder / f"n{cell.pairs}_d{cell.duplicates}_seed{cell.seed}.csv"
+    if table.exists():
+        return table
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    by_concept: dict[str, list[tuple[Path, str]]] = defaultdict(list)
+    for shard in sorted((emoji / "train").glob("*.tar")):
+        unpack(shard, images, by_concept)
+    chance = random.Random(f"{cell.seed} {cell.pairs}")
+    concepts = sorted(by_concept)
+    chance.shuffle(concepts)
+    rows = [(image, name, own) for name in concepts for image, own in by_concept[name]]
+    rows = rows[: cell.pairs]
+    chance.shuffle(rows)
+    shared = len(rows) * cell.duplicates // 100
+    partial = table.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filepath", "title"])
+        for number, (image, name, own) in enumerate(rows):
+            writer.writerow([image.resolve(), name if number < shared else own])
+    partial.rename(table)
+    return table
+
+
+def unpack(shard: Path, images: Path, by_concept: dict[str, list[tuple[Path, str]]]) -> None:
+    """Unpacks a shard; adds each image with a caption that no other image has."""
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            path = images / member.name
+            if path.suffix == ".png" and not path.exists():
+                path.write_bytes(tar.extractfile(member).read())
+            if path.suffix == ".json":
+                record = json.loads(tar.extractfile(member).read())
+                own = f"{record['concept']}, {record['style']} emoji by {record['set']}"
+                by_concept[record["concept"]].append((path.with_suffix(".png"), own))
+
+
+if __name__ == "__main__":
+    main()
