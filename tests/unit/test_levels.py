@@ -86,7 +86,7 @@ INSIDE = {
         ["emoji_sets"],
     ],
     "evaluation": [
-        ["metrics", "metric_names", "outcomes", "results", "ranking", "splits"],
+        ["blend_choice", "metrics", "metric_names", "outcomes", "results", "ranking", "splits"],
         ["interfaces"],
         ["embed", "gallery", "normalizer_error", "retrieval", "held_out"],
         ["validation_loss", "own_splits"],
@@ -143,7 +143,7 @@ DOORS = {
     "triton": {"method.softmax.fused"},
     "jinja2": {"templates"},
     "rich": {"cli", "console"},
-    "matplotlib": {"report.figures", "report.panels", "data.demo.fonts"},
+    "matplotlib": {"report.blend_curve", "report.figures", "report.panels", "data.demo.fonts"},
 }
 TORCH_FREE = [
     "errors",

@@ -14,6 +14,7 @@ import tyro
 from neuclip import __version__, console
 from neuclip.catalogue.registry import check_outside
 from neuclip.cli import terminal
+from neuclip.cli.blend import Blend, blend
 from neuclip.cli.data import Bench, Inspect, Pack, bench_data, inspect_data, pack_data
 from neuclip.cli.demo import DataDemo, Demo, build_data, demo
 from neuclip.cli.eval import Download, Eval, download, evaluate
@@ -214,6 +215,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "eval": Command(
         "evaluate a checkpoint on evaluation splits or DataComp's tasks", Eval, evaluate
+    ),
+    "blend": Command(
+        "mix the weights of two models, evaluate each mix, and write the best", Blend, blend
     ),
     "report": Command("compare runs on one HTML page", Report, report),
     "export": Command("write a trained model for open_clip or Hugging Face", ExportCommand, export),

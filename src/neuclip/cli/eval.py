@@ -150,7 +150,7 @@ def _run(command: Eval) -> Path:
     return given[0]
 
 
-def _reading(recorded: DataConfig, given: Mapping[str, Any]) -> DataConfig:
+def recorded_reading(recorded: DataConfig, given: Mapping[str, Any]) -> DataConfig:
     """How the data of a checkpoint's record are read: as recorded, with the flags that are given.
 
     The record may come from somebody else. Only a flag allows its `pipe:` sources to run commands.
@@ -176,7 +176,7 @@ def _own_splits(command: Eval, run: Path) -> int:
         restored = load_run(command.choice(run), command.device, launch.local_rank)
         checkpoint, config = restored.checkpoint, restored.config
         if not splits and config is not None:
-            reading = _reading(config.data, command.reading)
+            reading = recorded_reading(config.data, command.reading)
             splits = reopen_own_splits(config, reading, progress)
         if not splits:
             raise UserError(

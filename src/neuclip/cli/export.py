@@ -40,22 +40,30 @@ class ExportCommand(CheckpointFlags):
     """replace the files of an older export"""
 
 
+def check_licence(identifier: str | None) -> None:
+    """Checks the form of `--license`.
+
+    Raises:
+        UserError: it is not an identifier.
+    """
+    if identifier is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", identifier):
+        raise UserError(
+            f"--license {identifier!r} is not a licence identifier; examples: mit, cc-by-4.0"
+        )
+
+
 def export(command: ExportCommand) -> int:
     """Exports towers and prints the written files.
 
     Raises:
         UserError: the checkpoint cannot be read, or the folder is not empty or not writable.
     """
-    if command.license is not None and not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", command.license):
-        raise UserError(
-            f"--license {command.license!r} is not a licence identifier; examples: mit, cc-by-4.0"
-        )
-    if command.out.exists() and not command.out.is_dir():
-        raise UserError(f"--out {command.out} is a file; give a folder")
+    check_licence(command.license)
 
-    from neuclip.export import export_model
+    from neuclip.export import check_out, export_model
     from neuclip.model.load import load_pretrained
 
+    check_out(command.out, overwrite=command.overwrite)
     model = load_pretrained(command.choice(command.run), "cpu")
     checkpoint = model.checkpoint
     average = ", moving average of the weights" if checkpoint.averaged else ""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from neuclip import console
 from neuclip.errors import without_controls
+from neuclip.evaluation.blend_choice import Mix
 from neuclip.evaluation.datacomp.suite import Average, Task
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.evaluation.results import EvalResult, read_eval_results
@@ -61,6 +62,30 @@ def print_benchmark(scores: Iterable[tuple[Task, float]], averages: Iterable[Ave
     for average in complete:
         missing = f"{average.done} of " if average.missing else ""
         shown.add_row(average.name, f"mean of {missing}{average.total}", f"{average.value:.4f}")
+    _console().print(shown)
+
+
+def print_mixes(mixes: Sequence[Mix], chosen: Mix) -> None:
+    """Prints the results of mixes by alpha, with differences to the old model if it is there."""
+    with_canary = chosen.canary is not None
+    start = next((mix for mix in mixes if mix.alpha == 0), None)
+    shown = Table(box=None, pad_edge=False)
+    for head in ("alpha", "own data", *(("canary", "mean") if with_canary else ())):
+        shown.add_column(head, justify="right")
+        if start is not None and head in {"own data", "canary"}:
+            shown.add_column("vs OLD", justify="right")
+    shown.add_column("")
+    for mix in mixes:
+        row = [f"{mix.alpha:g}"]
+        for value, before in (
+            (mix.own, None if start is None else start.own),
+            (mix.canary, None if start is None else start.canary),
+        ):
+            if value is not None:
+                row.append(_number(value, share=True))
+                row += [] if before is None else [f"{100 * (value - before):+.2f}"]
+        row += [] if mix.mean is None else [_number(mix.mean, share=True)]
+        shown.add_row(*row, "<- chosen" if mix == chosen else "")
     _console().print(shown)
 
 

@@ -20,4 +20,5 @@ Modules in reading order:
 - `results`: the files of results and galleries.
 - `outcomes`: outcomes per sample, for comparisons between runs.
 - `metric_names`: labels and formats of the metrics.
+- `blend_choice`: chooses a mix of two models by its results.
 """

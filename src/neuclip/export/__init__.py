@@ -9,6 +9,6 @@ In reading order:
 Uses neither the network nor the package transformers.
 """
 
-from neuclip.export.repository import Export, Form, export_model
+from neuclip.export.repository import Export, Form, check_form, check_out, export_model
 
-__all__ = ["Export", "Form", "export_model"]
+__all__ = ["Export", "Form", "check_form", "check_out", "export_model"]

@@ -55,8 +55,29 @@ class Export:
     notes: list[str] = field(default_factory=list[str])
 
 
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Checks that an export may write to a folder.
+
+    Raises:
+        UserError: it is a file, or is not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(
+            f"--out {out} is not empty: choose another folder, or replace files of an older export "
+            "with --overwrite"
+        )
+
+
 def export_model(
-    model: Pretrained, form: Form, out: Path, *, licence: str | None = None, overwrite: bool = False
+    model: Pretrained,
+    form: Form,
+    out: Path,
+    *,
+    licence: str | None = None,
+    overwrite: bool = False,
+    origin: str | None = None,
 ) -> Export:
     """Writes towers with a model card.
 
@@ -67,22 +88,20 @@ def export_model(
         out: folder to write to; made if missing.
         licence: identifier for the model card; none: the card states none.
         overwrite: replace the files of an older export, which its card lists; other files stay.
+        origin: a sentence for the card on where the weights come from, if no run trained them.
 
     Raises:
         UserError: the folder is not empty, or cannot be written to, or a file that no export wrote
             has the name of a new one.
     """
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise UserError(
-            f"--out {out} is not empty: choose another folder, or replace files of an older export "
-            "with --overwrite"
-        )
+    check_out(out, overwrite=overwrite)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
             usage, notes = _write(model, form, Path(staging), out)
             card = Path(staging) / _CARD
-            write_card(card, model, CardText(usage, notes, licence, _record(Path(staging))))
+            said = [*([origin] if origin else []), *notes]
+            write_card(card, model, CardText(usage, said, licence, _record(Path(staging))))
             out.mkdir(exist_ok=True)
             before = _of_earlier_export(out)
             _check_replaceable(out, {path.name for path in Path(staging).iterdir()} - before)
@@ -93,6 +112,23 @@ def export_model(
             for name in before - {path.name for path in files}:
                 (out / name).unlink()  # of other weights or of another format
     return Export(files, usage, notes)
+
+
+def check_form(model: Pretrained, form: Form) -> None:
+    """Checks that towers can be written in a format.
+
+    Raises:
+        UserError: open_clip could not load them.
+    """
+    if form == "hf" and not fits_as_designed(model.clip):
+        raise _not_from_repository(model)
+
+
+def _not_from_repository(model: Pretrained) -> UserError:
+    return UserError(
+        f"--format hf: open_clip cannot load this image tower at {_size(model)} pixels from a "
+        "repository; --format open_clip prints code that can"
+    )
 
 
 def _record(folder: Path) -> str:
@@ -139,10 +175,7 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
     config, bias = _config(model, weights), "logit_bias" in weights
     designed = fits_as_designed(model.clip)
     if form == "hf" and not designed:
-        raise UserError(
-            f"--format hf: open_clip cannot load this image tower at {_size(model)} pixels from a "
-            "repository; --format open_clip prints code that can"
-        )
+        raise _not_from_repository(model)
     weights_file = staging / _FILES[form]
     if form == "open_clip":
         known = {"epoch": model.checkpoint.epoch, "name": model.checkpoint.name}

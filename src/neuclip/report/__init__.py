@@ -11,6 +11,7 @@ In reading order:
 - `comparison`: compares runs: the best result of each split and the table of metrics.
 - `forgetting`: what fine-tuning gained and forgot against the starting weights.
 - `figures`: draws curves and bars of runs.
+- `blend_curve`: draws the results of `neuclip blend`.
 - `page`: composes the page.
 
 Imports no torch.
@@ -61,37 +62,40 @@ def write_report(run_dirs: list[Path], out: Path, options: ReportOptions | None 
     """
     # Imported here because matplotlib is slow to import.
     from neuclip.report.page import compose
-    from neuclip.report.panels import panel_files
+    from neuclip.report.panels import WRITER, panel_files
 
     page = compose(run_dirs, options or ReportOptions())
     figures: dict[Path, str | bytes] = {}
     if page.board is not None:
         files = panel_files(page.board.panels)
         figures = {out.with_suffix(".svg"): files.svg, out.with_suffix(".png"): files.png}
-        _check_replaceable(figures)
+        check_replaceable(figures, WRITER, "--out")
     for path, content in {out: page.html, **figures}.items():
         write_whole(path, content)
     return out
 
 
-def _check_replaceable(paths: Iterable[Path]) -> None:
-    """Checks that figures replace only figures of earlier reports.
+def check_replaceable(paths: Iterable[Path], writer: str, flag: str) -> None:
+    """Checks that figures replace only figures of the same command.
+
+    Args:
+        paths: where figures will be written.
+        writer: the command, as in the metadata of its figures.
+        flag: names the path on the command line, for the message.
 
     Raises:
         UserError: a file of another origin has the name of a figure.
     """
-    from neuclip.report.panels import WRITER
-
     for path in paths:
         try:
             with open_regular(path) as file:
-                ours = WRITER.encode() in file.read(_START)
+                ours = writer.encode() in file.read(_START)
         except FileNotFoundError:
             continue
         except OSError as error:
             raise cannot_write(path, error) from None
         if not ours:
             raise UserError(
-                f"{path} exists and was not written by `neuclip report`, which would write its "
-                "figure there: move it, or choose another name for the page (--out)"
+                f"{path} exists and was not written by `{writer}`, which would write its figure "
+                f"there: move it, or choose another name ({flag})"
             )

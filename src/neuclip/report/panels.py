@@ -24,11 +24,11 @@ from neuclip.report.figures import (
 from neuclip.report.scoreboard import Panel, PanelBar
 
 _PAPER = ("#1f5fd0", "#d9581a", "#0f8a5f", "#9333b0", "#a87900", "#c2255c")
-_LIGHT = {INK: "#1b1f27", FAINT: "#b4bcc8", **dict(zip(SERIES, _PAPER, strict=True))}
+LIGHT = {INK: "#1b1f27", FAINT: "#b4bcc8", **dict(zip(SERIES, _PAPER, strict=True))}
 _NAME = "panels"
 WRITER = "neuclip report"
 """In the metadata of the files, by which a later report knows that it may replace them."""
-_DOTS_PER_INCH = 200
+DOTS_PER_INCH = 200
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def panel_files(panels: Sequence[Panel]) -> PanelFiles:
         marked = {**dict.fromkeys(("Date", "Format", "Type")), "Creator": WRITER}
         figure.savefig(svg, format="svg", metadata=marked, facecolor="white")
     text = svg.getvalue()
-    for placeholder, color in _LIGHT.items():
+    for placeholder, color in LIGHT.items():
         text = text.replace(placeholder, color)
-    with drawing_style(_NAME, grid="x", colors=_LIGHT):
+    with drawing_style(_NAME, grid="x", colors=LIGHT):
         png = io.BytesIO()
-        figure = _draw(panels, _labels(panels), _LIGHT)
+        figure = _draw(panels, _labels(panels), LIGHT)
         figure.savefig(
-            png, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": WRITER}
+            png, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": WRITER}
         )
     return PanelFiles(png.getvalue(), text)
 
@@ -75,7 +75,7 @@ def _labels(panels: Sequence[Panel]) -> list[str]:
 def _draw(
     panels: Sequence[Panel], labels: list[str], colors: dict[str, str] | None = None
 ) -> Figure:
-    colors = colors or {name: name for name in _LIGHT}
+    colors = colors or {name: name for name in LIGHT}
     height = 1.15 + 0.42 * max(1, len(labels))
     figure = Figure(figsize=(3.4 * len(panels) + 1.4, height), layout="constrained")
     first: Axes | None = None
