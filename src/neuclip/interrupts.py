@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from multiprocessing import connection, parent_process
 from types import FrameType
 
 log = logging.getLogger("neuclip")
@@ -149,3 +150,15 @@ def _after_fork() -> None:
 
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def end_with_parent() -> None:
+    """Ends this worker process of `multiprocessing` with its parent, which may be killed."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)

@@ -1,8 +1,8 @@
 """Draws SVG from packages of others as small RGB images, in bounded time and memory.
 
 resvg draws: it fetches nothing, runs no script, and limits the number of nodes. What refers to
-anything outside of itself is refused before. Reading processes have a limit of memory, and an alarm
-ends one that a drawing keeps busy; such a drawing is counted, and the others are drawn again.
+anything outside of itself is refused before. Drawing processes have a limit of memory, and a timer
+ends one that a drawing keeps busy. Such a drawing is counted, and the others are drawn again.
 """
 
 import colorsys
@@ -27,12 +27,15 @@ from PIL import Image
 from neuclip.data.icons.outlines import SIDE, Outlines, outline
 from neuclip.data.progress import Progress
 from neuclip.errors import UserError
+from neuclip.interrupts import end_with_parent
 
 Colour = tuple[int, int, int]
-Failure = Literal["refers to something outside", "cannot be drawn", "is empty", "takes too long"]
+Failure = Literal[
+    "refers to something outside", "cannot be drawn", "is empty", "takes too much time or memory"
+]
 
 SECONDS = 10
-"""Time for one drawing."""
+"""CPU time for one drawing: on a busy machine, too, the result is the same."""
 MEMORY = 2 * 2**30
 """Bytes that drawing may add to a process."""
 
@@ -153,7 +156,7 @@ def draw_all(
         size: width and height of the images in pixels.
         processes: number of drawing processes.
         progress: called after each 200 icons.
-        seconds: limit of time for one drawing.
+        seconds: limit of CPU time for one drawing.
     """
     jobs = [(svg, look, size, seconds) for svg, look in icons]
     pngs = [b""] * len(jobs)
@@ -193,7 +196,7 @@ def _one_by_one(jobs: Sequence[_Job]) -> Iterator[_Done]:
                     remaining.pop(0)
             except BrokenProcessPool:
                 remaining.pop(0)
-                yield "takes too long"
+                yield "takes too much time or memory"
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:
@@ -201,7 +204,8 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _limit() -> None:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, also inside of resvg
+    end_with_parent()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, also inside of resvg
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the main process, which ends this
     with contextlib.suppress(OSError):  # only Linux tells the size of the address space
         used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
@@ -215,7 +219,7 @@ def _draw_chunk(jobs: Sequence[_Job]) -> list[_Done]:
 
 def _draw(job: _Job) -> _Done:
     svg, look, size, seconds = job
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         if len(svg.body) > _MAX_BODY or _OUTSIDE.search(svg.body):
             return "refers to something outside"
@@ -223,7 +227,7 @@ def _draw(job: _Job) -> _Done:
     except (ValueError, OSError, MemoryError):  # of resvg and Pillow
         return "cannot be drawn"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     found = outline(rgb, look.background)
     if not found.any():
         return "is empty"

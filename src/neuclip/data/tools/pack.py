@@ -13,13 +13,12 @@ import json
 import os
 import shutil
 import tarfile
-import threading
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -32,6 +31,7 @@ from neuclip.data.shard_writer import add_sample
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
 from neuclip.files import describe, no_link, replacing
+from neuclip.interrupts import end_with_parent
 from neuclip.untrusted import read_json
 
 REPORT = "pack_report.json"
@@ -214,15 +214,7 @@ _job: tuple[Source, Plan, Path] | None = None  # of this worker process
 def _start_worker(source: Source, plan: Plan, out: Path) -> None:
     global _job
     _job = source, plan, out
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process with its parent: a killed parent cannot end its workers."""
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _write_shard_of_job(number: int) -> _Record:

@@ -67,7 +67,7 @@ def test_a_drawing_that_takes_too_long_is_counted_and_the_others_are_drawn():
     body = f'<filter id="f">{noise}</filter><rect width="16" height="16" filter="url(#f)"/>'
     huge = Svg(body, BOX)
     found = draw_all([(GOOD, LOOK), (huge, LOOK), (GOOD, LOOK)], 64, 1, seconds=1)
-    assert found.failures == {"takes too long": [1]}
+    assert found.failures == {"takes too much time or memory": [1]}
     images = [np.asarray(Image.open(io.BytesIO(found.pngs[at]))) for at in (0, 2)]
     assert all((image == draw(GOOD, LOOK, 64)).all() for image in images)
     assert not found.pngs[1] and not found.outlines[1].any()
