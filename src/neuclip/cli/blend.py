@@ -21,7 +21,7 @@ from neuclip.cli.export import check_licence
 from neuclip.cli.options import Switch, check_range
 from neuclip.config.sections import EvaluationConfig
 from neuclip.errors import UserError
-from neuclip.evaluation.blend_choice import Mix, choose
+from neuclip.evaluation.blend_choice import Mix, choose, has_barrier
 from neuclip.run_folder import is_canary
 
 if TYPE_CHECKING:
@@ -344,6 +344,11 @@ def _show(command: Blend, mixes: Sequence[Mix], chosen: Mix) -> None:
     print(f"chosen: alpha {chosen.alpha:g}, the {rule}")
     if len(mixes) > 1 and chosen.alpha == 0:
         terminal.say("no mix is better than OLD by this rule")
+    if has_barrier(mixes):
+        terminal.say(
+            "mixes between OLD and NEW are worse than both: training went too far from OLD for "
+            "its weights to be mixed; fine-tune with a lower --lr or for fewer epochs"
+        )
     form = command.figure.suffix.removeprefix(".")
     write_whole(command.figure, draw_blend(mixes, chosen, form))
     print(f"wrote {command.figure}")
