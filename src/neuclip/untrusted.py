@@ -149,13 +149,17 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: the file cannot be opened, or is not a regular file.
     """
+    return open(path, "rb", opener=_open_regular)  # which keeps the name, unlike a descriptor
+
+
+def _open_regular(path: str, _: int) -> int:
     handle = os.open(path, _FLAGS)
     try:
-        _regular_size(handle, path)
+        _regular_size(handle, Path(path))
     except OSError:
         os.close(handle)
         raise
-    return os.fdopen(handle, "rb")
+    return handle
 
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
