@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.data.icons.held_out import few_of_each, floor_top1, held_out_concepts, unlike
 from neuclip.data.icons.npm_packages import NpmPackage
 from neuclip.data.icons.outlines import distinct
@@ -65,9 +65,8 @@ _LONGEST = 6  # words
 @cache
 def _known() -> dict[str, Any]:
     """What is known of the sets beside their content; see `icon_sets.yaml`."""
-    known: dict[str, Any] = yaml.safe_load(
-        files("neuclip.data.icons").joinpath("icon_sets.yaml").read_text("utf-8")
-    )
+    path = files("neuclip.data.icons") / "icon_sets.yaml"
+    known: dict[str, Any] = read_yaml_text(path.read_bytes(), str(path))
     looks = {name: look for look, names in known["looks"].items() for name in names}
     return {**known, "looks": looks}
 

@@ -707,7 +707,7 @@ def test_resume_is_exact(opened, with_manifest, window, workers, world, step):
 
 
 def test_manifest_text_and_back():
-    entries = [ShardEntry("0.tar", 10, "ab", 3), ShardEntry("1.tar", 11, "cd", 4)]
+    entries = [ShardEntry("0.tar", 10_240, "ab", 3), ShardEntry("1.tar", 11_264, "cd", 4)]
     assert parse_manifest(manifest_text(entries)) == {entry.name: entry for entry in entries}
     for wrong in ("[]", "{}", '{"version": 1, "shards": [{"name": 1}]}', "x"):
         with pytest.raises(ValueError):
