@@ -122,7 +122,7 @@ def test_a_missing_file_and_a_choice_that_a_file_does_not_have(tmp_path, weights
         open_checkpoint(CheckpointChoice(tmp_path / "b.pt"))
     with pytest.raises(UserError, match="--epoch, --iter and --best need a run folder"):
         open_checkpoint(CheckpointChoice(tmp_path / "a.pt", epoch=1))
-    with pytest.raises(UserError, match="name two checkpoints"):
+    with pytest.raises(UserError, match="name several checkpoints"):
         open_checkpoint(CheckpointChoice(tmp_path, epoch=1, step=2))
     with pytest.raises(UserError, match=r"not record its architecture\. .* shapes of glyph-tiny"):
         load_pretrained(CheckpointChoice(tmp_path / "a.pt"), "cpu")
