@@ -194,7 +194,7 @@ def _as_anchors(features: Tensor, scale: Tensor) -> Anchors:
     inner = exact_of(features, torch.arange(features.shape[1]), float(scale), 0.0).float()
     positive = (features[0] * features[1]).sum(-1)
     pairs = Pairs(features, BatchLayout((features.shape[1],), 0))
-    return Anchors(pairs, positive, inner, scale, features)
+    return Anchors(pairs, positive, inner, scale, features, negatives=features.shape[1] - 1)
 
 
 def natural_weights(probe: Probe, count: int, steps: int, rate: float = 0.05) -> Tensor:

@@ -1,5 +1,6 @@
 import pytest
 
+from neuclip.config.sections import DataConfig
 from neuclip.data.sources.source import Source
 from neuclip.training import assemble
 
@@ -29,7 +30,9 @@ class Captions(Source):
 def test_the_choice_among_several_captions_is_logged(caplog, monkeypatch, choice, words):
     monkeypatch.setattr(assemble.log, "propagate", True)
     with caplog.at_level("INFO"):
-        assemble._announce_captions(Captions(("a", "b"), (), ("a", "b", "c")), choice)
+        assemble._announce_captions(
+            Captions(("a", "b"), (), ("a", "b", "c")), DataConfig(caption_choice=choice)
+        )
     assert caplog.messages == [f"captions: up to 3 per sample; {words}"]
 
 
@@ -37,5 +40,12 @@ def test_the_choice_among_several_captions_is_logged(caplog, monkeypatch, choice
 def test_one_caption_is_not_worth_a_line(caplog, monkeypatch, captions):
     monkeypatch.setattr(assemble.log, "propagate", True)
     with caplog.at_level("INFO"):
-        assemble._announce_captions(Captions(*captions), "random")
+        assemble._announce_captions(Captions(*captions), DataConfig())
     assert not caplog.messages
+
+
+def test_keys_with_weights_are_logged_with_their_shares(caplog, monkeypatch):
+    monkeypatch.setattr(assemble.log, "propagate", True)
+    with caplog.at_level("INFO"):
+        assemble._announce_captions(Captions(), DataConfig(caption_keys="title=3,long=1"))
+    assert caplog.messages == ["captions: each visit draws one, by key: title 75%, long 25%"]
