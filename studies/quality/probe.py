@@ -186,6 +186,7 @@ def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
         logit_scale=scale,
         log_inner=torch.zeros(probe.anchors.shape[:2]),
         sample_ids=None,
+        groups=None,
     )
     return network._read(anchors).log_mean
 
