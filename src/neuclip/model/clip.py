@@ -162,7 +162,7 @@ def build_clip(
             towers, train_transform, eval_transform = _create(
                 architecture, precision, device, keywords
             )
-    except (OSError, RuntimeError, ImportError, ValueError) as error:
+    except (OSError, RuntimeError, ImportError, ValueError, MemoryError) as error:
         raise _not_built(architecture, error) from None
     except (TypeError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
         if architecture.known:

@@ -21,6 +21,7 @@ from neuclip.data.remote.manifest import parse_manifest
 from neuclip.data.remote.remote_shards import _check_room
 from neuclip.data.samples import SampleError, Unusable
 from neuclip.data.sources import tar_headers
+from neuclip.data.sources.arrow import RowRule
 from neuclip.data.sources.shards import build_index
 from neuclip.data.sources.tar_index import index_shard
 from neuclip.errors import UserError
@@ -278,6 +279,16 @@ def test_arrow_offsets_are_checked_on_opening(column, value, tmp_path):
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(UserError, match="the dataset cannot be read"):
         open_source(str(tmp_path))
+
+
+def test_columns_of_different_lengths():
+    """As a damaged parquet table may have them."""
+    arrow = pytest.importorskip("pyarrow")
+    rule = RowRule.of(ReadingConfig(), "required", has_captions=True)
+    columns = [arrow.chunked_array([["a.jpg", "b.jpg"]]), arrow.chunked_array([["one"]])]
+    assert rule.values(columns, ["image", "text"], 0) == {"image": "a.jpg", "text": "one"}
+    with pytest.raises(Unusable, match="ends before row 1"):
+        rule.values(columns, ["image", "text"], 1)
 
 
 @pytest.mark.parametrize("name", [b"text", b"image"])

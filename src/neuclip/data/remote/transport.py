@@ -151,6 +151,8 @@ def _open_http(url: str, start: int, tag: str | None, timeout: float) -> Stream:
         raise FetchError(problem) from None
     except NETWORK as error:
         raise BrokenError(reason_of(error)) from error
+    except ValueError as error:  # an address, or one that a server redirects to, is none
+        raise FetchError(f"not an address: {printable(str(error))}") from None
     etag = answer.headers.get("ETag", "")
     new_tag = etag if etag.startswith('"') else answer.headers.get("Last-Modified")
     length = answer.headers.get("Content-Length", "")

@@ -298,6 +298,8 @@ class RowRule:
             return {name: column[row].as_py() for name, column in read}
         except UnicodeDecodeError as error:
             raise Unusable("caption_encoding", f"not UTF-8 ({error.reason})") from error
+        except IndexError:  # of a damaged file: its columns differ in length
+            raise Unusable("shard", f"a column of the table ends before row {row}") from None
 
     def texts(self, key: str, values: dict[str, Any], columns: ArrowColumns) -> Sample[None]:
         """A sample without its image; raises `Unusable`."""

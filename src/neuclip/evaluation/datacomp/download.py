@@ -141,6 +141,8 @@ class _Repository:
                 self._info: DatasetInfo = HfApi().dataset_info(
                     name, files_metadata=True, timeout=_LISTING_WAIT
                 )
+            if not isinstance(cast(object, self._info.sha), str):
+                raise TypeError(f"the commit {self._info.sha!r}")
             self.files = _checked(self._info.siblings or [])
         except (LookupError, TypeError, AttributeError, RecursionError) as error:
             why = printable(f"{type(error).__name__}: {error}")

@@ -29,7 +29,7 @@ from neuclip.data.remote.cache import NoRoomError, RemoteShard, ShardCache
 from neuclip.data.remote.fetch import Expected, RetryPolicy, fetch, fetch_text
 from neuclip.data.remote.manifest import ShardEntry, manifest_text, parse_manifest
 from neuclip.data.remote.prefetch import Prefetcher
-from neuclip.data.remote.transport import FetchError
+from neuclip.data.remote.transport import FetchError, open_url
 from neuclip.data.samples import SampleError
 from neuclip.data.sources.shards import build_index
 from neuclip.errors import UserError
@@ -704,6 +704,12 @@ def test_resume_is_exact(opened, with_manifest, window, workers, world, step):
     parts = [keys(rank) for rank in ranks]
     together = [list(chain.from_iterable(batches)) for batches in zip(*parts, strict=True)]
     assert together == epochs[1][step:]
+
+
+@pytest.mark.parametrize("address", ["http://[/0.tar", "http://[::1/0.tar", "https://a]/0.tar"])
+def test_what_is_no_address_fails_for_good(address):
+    with pytest.raises(FetchError, match="not an address"):
+        open_url(address, 0, None, 1.0)
 
 
 def test_manifest_text_and_back():
