@@ -157,7 +157,7 @@ def _boxes(rng: random.Random) -> tuple[str, bytes]:
 
 
 def _as_other(rng: random.Random) -> tuple[str, bytes]:
-    """What is no image, or the end of one kind after the start of another."""
+    """Bytes that are not an image, or the end of one kind after the start of another."""
     first, second = (content for _, content in rng.choices(valid.pictures(), k=2))
     ending = rng.choice(("jpg", "png", "webp", "tif"))
     other = (

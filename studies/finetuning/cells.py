@@ -1,7 +1,8 @@
 """The runs of the study of fine-tuning: what varies, and in which order.
 
 Every run starts from the same model, trained on the glyphs by InfoNCE (the stand-in for published
-weights), and is fine-tuned on pairs of the emoji of nine vendors. The glyphs judge what it forgets.
+weights), and is fine-tuned on pairs of the emoji of nine vendors. Accuracy on the glyphs shows what
+it forgets.
 """
 
 from collections.abc import Iterator

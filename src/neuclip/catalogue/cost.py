@@ -92,7 +92,7 @@ def sigmoid_loss(setup: Setup) -> Cost:
 
 
 def groups(setup: Setup, kinds: int) -> Cost:
-    """Group ids of all pairs, beside a softmax or sigmoid loss; comparisons are no products."""
+    """Group ids of all pairs, beside a softmax or sigmoid loss; comparisons cost no products."""
     return Cost(gathered=setup.batch * kinds * INTEGER, messages=1)
 
 

@@ -128,7 +128,7 @@ def _negatives(value: object, key: str) -> tuple[str, ...]:
 
 
 def _list_in(text: str) -> object:
-    """The list that a text stands for in JSON or Python; the text itself if it is no list."""
+    """The list that a text stands for in JSON or Python; the text itself if it stands for none."""
     for parse in (parse_json, _python_literal):
         try:
             value: object = parse(text.strip())

@@ -29,8 +29,8 @@ _POLL = 0.05
 """Seconds between two looks at the store."""
 
 _LOOK, _LOOKS = 5.0, 3
-"""A listener that is there at so many looks, so many seconds apart, and has not answered is no
-store: process 0's answers at once."""
+"""A listener that is there at so many looks, so many seconds apart, and has not answered cannot
+be the store: process 0's answers at once."""
 _SILENT = "silent listener"
 _BACKLOG = 4096
 

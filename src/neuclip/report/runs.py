@@ -22,7 +22,7 @@ Numbers = dict[str, float]
 EXAMPLES = 20
 _LARGEST_REPORT = 2**26  # bytes
 _LARGEST = 1e100
-"""Larger numbers are no measurements, and overflow when figures are drawn."""
+"""Larger numbers cannot be measurements, and overflow when figures are drawn."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Chooses the concepts that no training pair shows, and the pictures that judge them."""
+"""Chooses the concepts that no training pair shows, and the pictures to evaluate them with."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence

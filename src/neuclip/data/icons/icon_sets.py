@@ -251,7 +251,7 @@ def _read(package: NpmPackage, terms: Mapping[str, Mapping[str, list[str]]]) -> 
                 found.sets[one["prefix"]] = one
         except (LookupError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{package.path}: {path} is no icon set of a known form: {error!r}"
+                f"{package.path}: {path} is not an icon set of a known form: {error!r}"
             ) from error
     if not found.icons:
         raise UserError(

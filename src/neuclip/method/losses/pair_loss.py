@@ -109,8 +109,8 @@ class PairLoss(nn.Module):
             groups: groups of the pairs (int64, [local] or [local, kinds]), on any device. Two pairs
                 with the same number other than 0 in some column are not negatives of each other.
             pair_weights: weights of the pairs in the loss ([local], 0 or more), on any device; only
-                their ratios over the global batch count. A pair of weight 0 is no anchor, but
-                stays a negative of the others.
+                their ratios over the global batch count. A pair of weight 0 counts as
+                no anchor and stays a negative of the others.
             negative_features: unit-norm embeddings of the texts' hard negatives, [local, dim]:
                 further candidates of the image anchors. A row of zeros: the pair has none.
             output_dict: return `{"contrastive_loss": loss}`, as open_clip's losses do.

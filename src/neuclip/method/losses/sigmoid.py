@@ -101,7 +101,7 @@ class _Terms:
 
     @classmethod
     def of_hard_negatives(cls, pairs: Pairs, captions: Float[Tensor, "batch dim"]) -> "_Terms":
-        """Of images and the hard negatives of all ranks, which are no anchors."""
+        """Of images and the hard negatives of all ranks, which are never anchors."""
         weights = None
         if pairs.weights is not None:
             weights = _weights(pairs), captions.new_zeros(len(captions))

@@ -88,8 +88,8 @@ class DataRecord:
             yield
         except BaseException:
             if collectives.is_main():
-                # The other ranks may be gone: report this rank's own. A disk that is full is no
-                # news here, and must not hide the failure.
+                # The other ranks may be gone: report this rank's own. A full disk must not
+                # hide the failure.
                 with contextlib.suppress(UserError):
                     self._end(folder, self._with_earlier([self._damage.report()]))
             raise

@@ -139,7 +139,7 @@ def test_problems_of_packages(packages, tmp_path):
     write_package(tmp_path, "iconify-json-1.0.0", {"json/a.json": b"[1"})
     refused("json/a.json is not JSON")
     write_package(tmp_path, "iconify-json-1.0.0", {"json/a.json": {"icons": []}})
-    refused("no icon set of a known form")
+    refused("not an icon set of a known form")
     write_package(tmp_path, "iconify-json-1.0.0", {"package.json": {}})
     refused("no icon sets in json/")
     write_package(tmp_path, "iconify-json-1.0.0", {"json/aa.json": icon_set("aa", 1)})
