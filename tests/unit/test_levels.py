@@ -81,9 +81,9 @@ INSIDE = {
     "data.icons": [
         ["npm_packages", "set_names", "outlines"],
         ["rendering", "pair_folder"],
-        ["held_out"],
-        ["icon_sets"],
-        ["emoji_sets"],
+        ["held_out", "picture_set"],
+        ["icon_collection"],
+        ["icon_sets", "emoji_sets"],
     ],
     "evaluation": [
         ["blend_choice", "metrics", "metric_names", "outcomes", "results", "ranking", "splits"],

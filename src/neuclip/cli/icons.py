@@ -124,7 +124,8 @@ def _show(facts: Mapping[str, Any], out: Path) -> None:
     for name, split in facts["splits"].items():
         floor = split.get("floor_top1")
         said = "" if floor is None else f"{floor:.1%} top-1"
-        print(f"{name:28} {split['pairs']:8,} {split['concepts']:9,} {split['sets']:5}  {said}")
+        row = f"{name:28} {split['pairs']:8,} {split['concepts']:9,} {split['sets']:5}  {said}"
+        print(row.rstrip())
     repeated, pairs = (facts["splits"]["train"][key] for key in ("repeated_captions", "pairs"))
     print(f"{repeated / pairs:.0%} of the training pairs share their caption with another one")
     for reason, number in facts["not_drawn"].items():

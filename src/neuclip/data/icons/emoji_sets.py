@@ -14,20 +14,25 @@ colour alone.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from neuclip.data.icons.held_out import floor_top1, held_out_concepts, unlike
-from neuclip.data.icons.icon_sets import COLLECTION
+from neuclip.data.icons.icon_collection import COLLECTION
 from neuclip.data.icons.npm_packages import NpmPackage
-from neuclip.data.icons.outlines import distinct
 from neuclip.data.icons.pair_folder import Pair, PairSplit, chance, check_free, write_pairs
-from neuclip.data.icons.rendering import Look, Svg, check_renderer, draw_all
+from neuclip.data.icons.picture_set import (
+    DrawingRule,
+    IconSet,
+    PictureSet,
+    credit_of,
+    draw_distinct,
+    key_of,
+    licence_of,
+)
+from neuclip.data.icons.rendering import check_renderer
 from neuclip.data.progress import Progress
 from neuclip.errors import UserError
 
@@ -98,16 +103,22 @@ class Emoji:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A vendor's picture of an emoji; `name` is that of the icon in the set."""
+    """A vendor's picture of an emoji.
 
-    vendor: str
+    Attributes:
+        set: prefix of the vendor's set.
+        name: of the icon in the set.
+        emoji: what it shows.
+    """
+
+    set: str
     name: str
     emoji: Emoji
 
     @property
-    def key(self) -> str:
-        """Set and name, as Iconify writes them."""
-        return f"{self.vendor}:{self.name}"
+    def concept(self) -> str:
+        """The name of the emoji."""
+        return self.emoji.label
 
 
 def build_emoji(
@@ -138,67 +149,45 @@ def build_emoji(
     collection, names = NpmPackage.find(packages, COLLECTION), NpmPackage.find(packages, NAMES)
     sets = _read_sets(collection)
     drawings, unnamed = _drawings(sets, _Unicode.read(names))
-    seed = settings.seed
-
-    def job(drawing: Drawing) -> tuple[Svg, Look]:
-        content = sets[drawing.vendor]
-        random, one_colour = chance(seed, "look", drawing.key), not content["info"].get("palette")
-        return Svg.of_set(content, drawing.name), Look.draw(random, _MARGINS, one_colour=one_colour)
-
-    drawn = draw_all([job(each) for each in drawings], settings.size, processes, progress)
-    kept = _distinct(drawings, drawn.outlines, seed)
-    drawings, pngs = [drawings[at] for at in kept], [drawn.pngs[at] for at in kept]
-    outlines = drawn.outlines[kept]
-    members = _split(drawings, outlines, settings)
+    rule = DrawingRule(settings.size, settings.seed, _MARGINS, _LIKE)
+    pictures = draw_distinct(drawings, sets, rule, processes, progress)
+    members = _split(pictures, settings)
     barred = frozenset(
-        drawings[at].emoji.label.lower()
+        pictures.concept(at).lower()
         for part in _UNSEEN_VENDORS
         for at in members[f"unseen_emoji_{part}"]
     )
     splits: list[PairSplit] = []
     for name, own in members.items():
-        order = sorted(own, key=lambda at: chance(seed, "order", drawings[at].key).random())
-        pairs = [
-            Pair(
-                pngs[at],
-                caption(drawings[at], seed, barred),
-                drawings[at].emoji.label,
-                _record(drawings[at], sets),
-            )
-            for at in order
-        ]
+        pairs = [_pair(pictures, at, sets, barred) for at in pictures.shuffled(own)]
         if name == "train":
             splits.append(PairSplit(name, pairs))
             continue
-        floor = floor_top1(own, members["train"], outlines, lambda at: drawings[at].emoji.label)
+        floor = floor_top1(own, members["train"], pictures.outlines, pictures.concept)
         splits.append(PairSplit(name, pairs, TEMPLATES, {"floor_top1": floor}))
     facts = {
         "settings": vars(settings),
         "packages": {each.name: each.version for each in (collection, names)},
-        "not_drawn": {reason: len(failed) for reason, failed in drawn.failures.items()},
+        "not_drawn": pictures.not_drawn,
         "without_a_name": unnamed,
     }
-    infos = {vendor: sets[vendor]["info"] for vendor in sorted(sets)}
-    credits = [
-        f"{info['name']} ({vendor}), {info['author']['name']}, {_licence(info)}"
-        for vendor, info in infos.items()
-    ]
+    credits = [credit_of(sets[vendor]) for vendor in sorted(sets)]
     credits.append(f"names and keywords: Unicode CLDR, by {NAMES} (MIT)")
     return write_pairs(out, splits, facts, credits, progress)
 
 
-def _licence(info: Mapping[str, Any]) -> str:
-    return info["license"].get("spdx") or info["license"]["title"]
-
-
-def _record(drawing: Drawing, sets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "set": drawing.vendor,
-        "name": drawing.key,
-        "style": _VENDORS[drawing.vendor][1],
+def _pair(
+    pictures: PictureSet[Drawing], at: int, sets: Mapping[str, IconSet], barred: frozenset[str]
+) -> Pair:
+    drawing = pictures.depicted[at]
+    record = {
+        "set": drawing.set,
+        "name": key_of(drawing),
+        "style": _VENDORS[drawing.set][1],
         "category": drawing.emoji.group,
-        "licence": _licence(sets[drawing.vendor]["info"]),
+        "licence": licence_of(sets[drawing.set]),
     }
+    return Pair(pictures.pngs[at], caption(drawing, pictures.seed, barred), drawing.concept, record)
 
 
 # reading -----------------------------------------------------------------------------------------
@@ -313,29 +302,16 @@ def _drawings(
 # choosing ----------------------------------------------------------------------------------------
 
 
-def _distinct(drawings: Sequence[Drawing], outlines: NDArray[np.uint8], seed: int) -> list[int]:
-    """Drawings that succeeded, without those that look like another one of their emoji."""
-    order = sorted(
-        np.flatnonzero(outlines.any(1)).tolist(),
-        key=lambda at: chance(seed, "first", drawings[at].key).random(),
-    )
-    groups: dict[str, list[int]] = defaultdict(list)
-    for at in order:
-        groups[drawings[at].emoji.label].append(at)
-    return distinct(groups.values(), outlines, _LIKE)
-
-
-def _split(
-    drawings: Sequence[Drawing], outlines: NDArray[np.uint8], settings: EmojiSettings
-) -> dict[str, list[int]]:
+def _split(pictures: PictureSet[Drawing], settings: EmojiSettings) -> dict[str, list[int]]:
     """Positions of the drawings in each split."""
+    drawings, outlines = pictures.depicted, pictures.outlines
     away = {vendor for vendors in _UNSEEN_VENDORS.values() for vendor in vendors}
-    usual = [at for at, each in enumerate(drawings) if each.vendor not in away]
+    usual = [at for at, each in enumerate(drawings) if each.set not in away]
     vendors: dict[str, set[str]] = defaultdict(set)
     words: dict[str, frozenset[str]] = {}
     for at in usual:
         emoji = drawings[at].emoji
-        vendors[emoji.label].add(drawings[at].vendor)
+        vendors[emoji.label].add(drawings[at].set)
         words[emoji.label] = emoji.words
     candidates = [
         label
@@ -355,12 +331,12 @@ def _split(
     members = {"train": train}
     for part, away_here in _UNSEEN_VENDORS.items():
         members[f"unseen_vendor_{part}"] = unlike_train(
-            lambda each, here=away_here: each.vendor in here and each.emoji.label in known
+            lambda each, here=away_here: each.set in here and each.emoji.label in known
         )
     for number, part in enumerate(_UNSEEN_VENDORS):
         labels = set(held[number::2])
         members[f"unseen_emoji_{part}"] = unlike_train(
-            lambda each, labels=labels: each.vendor not in away and each.emoji.label in labels
+            lambda each, labels=labels: each.set not in away and each.emoji.label in labels
         )
     return members
 
@@ -373,8 +349,8 @@ def caption(drawing: Drawing, seed: int, barred: Iterable[str]) -> str:
         seed: of the data.
         barred: names that no caption may use but those of their own pictures.
     """
-    random = chance(seed, "caption", drawing.key)
-    emoji, (vendor, look) = drawing.emoji, _VENDORS[drawing.vendor]
+    random = chance(seed, "caption", key_of(drawing))
+    emoji, (vendor, look) = drawing.emoji, _VENDORS[drawing.set]
     label = emoji.label
     forms = [
         (2.5, label),

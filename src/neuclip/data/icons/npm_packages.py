@@ -30,12 +30,8 @@ class NpmPackage:
     path: Path
 
     @classmethod
-    def find(cls, folder: Path, name: str) -> "NpmPackage":
-        """The newest version of a package in a folder.
-
-        Raises:
-            UserError: there is none; the message says how to get it.
-        """
+    def newest(cls, folder: Path, name: str) -> "NpmPackage | None":
+        """The newest version of a package in a folder; None if there is none."""
         stem = name.removeprefix("@").replace("/", "-")
         versions: list[tuple[list[int], str, Path]] = []
         for path in folder.glob(f"{stem}-*.tgz"):
@@ -43,11 +39,24 @@ class NpmPackage:
             if found:
                 versions.append(([int(part) for part in found.groups()[1:]], found[1], path))
         if not versions:
+            return None
+        _, version, path = max(versions)
+        return cls(name, version, path)
+
+    @classmethod
+    def find(cls, folder: Path, name: str) -> "NpmPackage":
+        """The newest version of a package in a folder.
+
+        Raises:
+            UserError: there is none; the message says how to get it.
+        """
+        found = cls.newest(folder, name)
+        if found is None:
+            stem = name.removeprefix("@").replace("/", "-")
             raise UserError(
                 f"{folder} has no {stem}-VERSION.tgz: run `npm pack {name}` in that folder"
             )
-        _, version, path = max(versions)
-        return cls(name, version, path)
+        return found
 
     def read(self, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """Reads members in the order of the tarball.

@@ -157,7 +157,11 @@ def draw_all(
         processes: number of drawing processes.
         progress: called after each 200 icons.
         seconds: limit of CPU time for one drawing.
+
+    Raises:
+        UserError: drawing processes cannot work here at all.
     """
+    _check_processes(size)
     jobs = [(svg, look, size, seconds) for svg, look in icons]
     pngs = [b""] * len(jobs)
     outlines = np.zeros((len(jobs), SIDE * SIDE), np.uint8)
@@ -170,6 +174,19 @@ def draw_all(
         if progress is not None and number % _CHUNK == 0:
             progress("drawing", number, len(jobs))
     return Drawings(pngs, outlines, failures)
+
+
+def _check_processes(size: int) -> None:
+    """Draws a square, so that processes that cannot start do not count as drawings that fail."""
+    square = Svg('<rect width="16" height="16"/>', (0.0, 0.0, 16.0, 16.0))
+    try:
+        with _pool(1) as pool:
+            pool.submit(_draw, (square, Look(4, (0, 0, 0), _WHITE), size, SECONDS)).result()
+    except BrokenProcessPool:
+        raise UserError(
+            "drawing processes end at once: in a script of your own, call this below "
+            "`if __name__ == '__main__':`; otherwise memory is short"
+        ) from None
 
 
 def _all_done(jobs: Sequence[_Job], processes: int) -> Iterator[_Done]:

@@ -1,6 +1,7 @@
 """SVG of strangers as small images."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from neuclip.data.icons import rendering
 from neuclip.data.icons.rendering import Look, Svg, draw, draw_all
+from neuclip.errors import UserError
 
 LOOK = Look(4, (200, 0, 0), (255, 255, 255))
 BOX = (0.0, 0.0, 16.0, 16.0)
@@ -71,3 +73,9 @@ def test_a_drawing_that_takes_too_long_is_counted_and_the_others_are_drawn():
     images = [np.asarray(Image.open(io.BytesIO(found.pngs[at]))) for at in (0, 2)]
     assert all((image == draw(GOOD, LOOK, 64)).all() for image in images)
     assert not found.pngs[1] and not found.outlines[1].any()
+
+
+def test_processes_that_cannot_start_are_an_error(monkeypatch):
+    monkeypatch.setattr(rendering, "_limit", os.abort)  # in each new process
+    with pytest.raises(UserError, match="drawing processes end at once"):
+        draw_all([(GOOD, LOOK)], 64, 1)
