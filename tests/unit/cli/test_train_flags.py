@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from command_lines import DATA, command, parse, refusal
 from neuclip.catalogue.registry import METHODS
-from neuclip.cli.eval import _reading
+from neuclip.cli.eval import recorded_reading
 from neuclip.cli.flag_table import table
 from neuclip.cli.train import flag_names, parse_train
 from neuclip.config.run_config import RunConfig
@@ -462,6 +462,6 @@ def test_a_file_alone_does_not_allow_commands(tmp_path):
 def test_a_checkpoint_does_not_allow_commands():
     """Evaluation opens the data that a checkpoint records."""
     recorded = RunConfig().data.model_copy(update={"allow_pipe": True, "cache_dir": "kept"})
-    assert not _reading(recorded, {}).allow_pipe
-    assert _reading(recorded, {"allow_pipe": True}).allow_pipe
-    assert _reading(recorded, {"data_format": "csv"}).cache_dir == "kept"
+    assert not recorded_reading(recorded, {}).allow_pipe
+    assert recorded_reading(recorded, {"allow_pipe": True}).allow_pipe
+    assert recorded_reading(recorded, {"data_format": "csv"}).cache_dir == "kept"
