@@ -15,7 +15,8 @@ from fuzzing import valid
 from fuzzing.mutation import HOSTILE_JSON, NAMES, changed_tree, damaged, flipped
 from fuzzing.outcomes import command, refused
 from neuclip.checkpoint import storage
-from neuclip.model.load import CheckpointChoice, load_pretrained, open_checkpoint
+from neuclip.model.load import load_pretrained
+from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
 
 
 def _checkpoint(folder: Path, rng: random.Random) -> str:

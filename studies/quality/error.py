@@ -16,7 +16,8 @@ from neuclip.evaluation.interfaces import EvaluationSettings
 from neuclip.method.losses.individual import IndividualContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.objective import log_plus
-from neuclip.model.load import CheckpointChoice, RestoredRun, load_run
+from neuclip.model.load import RestoredRun, load_run
+from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.training.assemble import read_index
 
 ANCHORS = 4096

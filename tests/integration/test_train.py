@@ -15,7 +15,8 @@ import torch
 
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
-from neuclip.model.load import CheckpointChoice, load_run
+from neuclip.model.load import load_run
+from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.run_folder import read_records
 
 PUBLISHED = (

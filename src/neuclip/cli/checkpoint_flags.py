@@ -12,7 +12,7 @@ from neuclip.cli.train import checked_section
 from neuclip.errors import UserError
 
 if TYPE_CHECKING:
-    from neuclip.model.load import CheckpointChoice
+    from neuclip.model.opened_checkpoint import CheckpointChoice
 
 GivenChanges = dict[str, Any]
 """Values of the flags given, by setting of the `model` section."""
@@ -56,7 +56,7 @@ class CheckpointFlags:
         """
         changes = checked_section("model", self.model)
         changes.check()
-        from neuclip.model.load import CheckpointChoice
+        from neuclip.model.opened_checkpoint import CheckpointChoice
 
         epoch, step = counted(self.epoch), counted(self.iter)
         return CheckpointChoice(

@@ -16,7 +16,8 @@ from neuclip.model.architecture import Architecture
 from neuclip.model.clip import Clip
 from neuclip.model.encoder import Encoder
 from neuclip.model.foreign_weights import Given, fit
-from neuclip.model.load import Checkpoint, CheckpointChoice, Pretrained, open_checkpoint
+from neuclip.model.load import Pretrained
+from neuclip.model.opened_checkpoint import Checkpoint, CheckpointChoice, open_checkpoint
 
 log = logging.getLogger("neuclip")
 

@@ -13,7 +13,7 @@ from neuclip.config.sections import ModelConfig
 from neuclip.model.architecture import HUB, Architecture, find_architecture
 from neuclip.model.clip import Clip
 from neuclip.model.foreign_weights import fit
-from neuclip.model.load import (
+from neuclip.model.opened_checkpoint import (
     Checkpoint,
     CheckpointChoice,
     open_checkpoint,

@@ -20,7 +20,7 @@ from neuclip.files import write_whole
 from neuclip.model.clip import Clip
 from neuclip.model.device import choose_precision
 from neuclip.model.encoder import Encoder
-from neuclip.model.load import Checkpoint, CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import Checkpoint, CheckpointChoice, open_checkpoint
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder

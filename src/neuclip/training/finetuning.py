@@ -16,8 +16,8 @@ from neuclip.data.opening import open_source
 from neuclip.errors import UserError
 from neuclip.model.architecture import Architecture, find_architecture
 from neuclip.model.device import choose_device, choose_precision
-from neuclip.model.load import Checkpoint
 from neuclip.model.mismatch import models_of
+from neuclip.model.opened_checkpoint import Checkpoint
 from neuclip.model.starting_weights import read_starting_weights
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.work_sharing import from_main, in_turn

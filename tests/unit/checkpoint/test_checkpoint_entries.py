@@ -7,7 +7,7 @@ from torch import nn
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.checkpoint.entries import own_entry, restoring
 from neuclip.errors import UserError
-from neuclip.model.load import CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
 
 ARCHITECTURE = {
     "name": "glyph-tiny",

@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 
 from neuclip.errors import UserError
 from neuclip.model.clip import build_clip
-from neuclip.model.load import CheckpointChoice, load_pretrained, load_run, open_checkpoint
+from neuclip.model.load import load_pretrained, load_run
+from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,8 @@ from neuclip.export.transformers_clip import clip_config
 from neuclip.model.clip import build_clip
 from neuclip.model.encoder import Encoder
 from neuclip.model.export_info import vocabulary
-from neuclip.model.load import CheckpointChoice, load_pretrained, open_checkpoint
+from neuclip.model.load import load_pretrained
+from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
 from neuclip.model.starting_weights import read_starting_weights
 from neuclip.model.transformers_names import clip_weights
 from tiny_models import CPU, VIT, pairs, tiny
