@@ -140,7 +140,7 @@ def make_parts(data: Path, scratch: Path) -> dict[str, Callable[[], object]]:
     import torch
 
     from neuclip.checkpoint import storage
-    from neuclip.config.sections import ReadingConfig
+    from neuclip.config.data_sections import ReadingConfig
     from neuclip.data.decode import ImageDecoder
     from neuclip.data.opening import open_source
     from neuclip.data.sources.source import Source

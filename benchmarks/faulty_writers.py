@@ -88,7 +88,7 @@ def _source() -> object:
 
     from PIL import Image
 
-    from neuclip.config.sections import ReadingConfig
+    from neuclip.config.data_sections import ReadingConfig
     from neuclip.data.opening import open_source
     from neuclip.data.shard_writer import write_shards
 

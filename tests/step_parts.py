@@ -10,9 +10,9 @@ from torch.nn import functional
 
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import OptimConfig
 from neuclip.data.batch import Batch
 from neuclip.model.architecture import Architecture
 from neuclip.model.clip import Clip

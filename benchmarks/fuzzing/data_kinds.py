@@ -12,7 +12,7 @@ from fuzzing.image_headers import image
 from fuzzing.mutation import HOSTILE_JSON, NAMES, changed_tree, damaged, flipped
 from fuzzing.outcomes import command, read, refused
 from fuzzing.tar_headers import archive, fixed_sums
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.opening import open_source
 
 _FORMS = (0, 1, 2)  # of tar: ustar, GNU, pax

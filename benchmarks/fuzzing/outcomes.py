@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from neuclip.cli.app import main
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.decode import ImageDecoder
 from neuclip.data.opening import open_source
 from neuclip.data.samples import SampleError

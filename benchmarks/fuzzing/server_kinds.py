@@ -16,7 +16,7 @@ from pathlib import Path
 from fuzzing import valid
 from fuzzing.mutation import HOSTILE_JSON, NAMES, NUMBERS, changed_tree, damaged
 from fuzzing.outcomes import refused
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.opening import open_source
 from neuclip.data.remote.fetch import RetryPolicy
 

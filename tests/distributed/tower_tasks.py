@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from neuclip import create_loss
-from neuclip.config.sections import ModelConfig, OptimConfig
+from neuclip.config.optimizer_section import OptimConfig
+from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.model import prepare

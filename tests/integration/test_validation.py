@@ -6,8 +6,8 @@ import pytest
 
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.config.recipes import read_yaml
-from neuclip.config.sections import ReadingConfig
 from neuclip.data.opening import open_source
 from neuclip.evaluation import evaluate as evaluating_sets
 from neuclip.evaluation.held_out import hold_out

@@ -14,7 +14,7 @@ from neuclip.cli import terminal
 from neuclip.cli.flag_table import settings_flags
 from neuclip.cli.options import check_range
 from neuclip.cli.train import checked_section
-from neuclip.config.sections import DataConfig, ReadingConfig
+from neuclip.config.data_sections import DataConfig, ReadingConfig
 from neuclip.errors import quantity
 from neuclip.masking import mask
 

@@ -14,7 +14,7 @@ from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import Switch, check_range
-from neuclip.config.sections import DataConfig
+from neuclip.config.data_sections import DataConfig
 from neuclip.errors import UserError, quantity
 from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import GlobalContrastiveSettings
+from neuclip.config.data_sections import AugmentationConfig
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import AugmentationConfig
 from neuclip.errors import UserError
 
 REFERENCE_BATCH = 256

@@ -15,14 +15,9 @@ from pydantic_core import PydanticCustomError
 from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.catalogue.registry import DEFAULT_METHOD, AnyMethodSettings, check_takes, method_info
-from neuclip.config.sections import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimConfig,
-    OutputConfig,
-    ParallelConfig,
-)
+from neuclip.config.data_sections import DataConfig
+from neuclip.config.optimizer_section import OptimConfig
+from neuclip.config.sections import EvaluationConfig, ModelConfig, OutputConfig, ParallelConfig
 from neuclip.errors import UserError
 from neuclip.masking import mask_tree
 from neuclip.method.choices import BatchOption

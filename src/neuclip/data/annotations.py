@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.captions import captions_of, kind_of
 from neuclip.data.samples import NO_ANNOTATIONS, Annotations, SampleError, Unusable
 from neuclip.errors import UserError, printable, quantity

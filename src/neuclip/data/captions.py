@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from neuclip.config.caption_keys import CaptionKeys
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.samples import Unusable
 from neuclip.untrusted import parse_json
 

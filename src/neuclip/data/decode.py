@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
-from neuclip.config.sections import MAX_IMAGE_PIXELS
+from neuclip.config.data_sections import MAX_IMAGE_PIXELS
 from neuclip.data.samples import Unusable
 from neuclip.errors import UserError
 

@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.progress import Progress
 from neuclip.data.remote.remote_shards import RemoteShards
 from neuclip.data.samples import Sample, SampleError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.captions import CaptionRule
 from neuclip.data.endings import endings_of_keys

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import EvaluationConfig, ReadingConfig
+from neuclip.config.sections import EvaluationConfig
 from neuclip.data.opening import open_source
 from neuclip.data.progress import Progress
 from neuclip.errors import UserError

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.captions import CaptionRule
 from neuclip.data.folder_contents import EVALUATION_SPLITS
 from neuclip.data.opening import open_source

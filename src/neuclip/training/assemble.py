@@ -20,10 +20,10 @@ from neuclip import console
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import method_info
+from neuclip.config.data_sections import AugmentationConfig, DataConfig
 from neuclip.config.derived import Derived, in_short
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import AugmentationConfig, DataConfig
 from neuclip.data.batch import Extras
 from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuclip.config.sections import OptimConfig
+from neuclip.config.optimizer_section import OptimConfig
 
 STEP_THRESHOLD = 0.03
 """FastCLIP divides lr_tau by three while the temperature is at most this."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from neuclip.config.sections import OptimConfig
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.parallel import fsdp
 from neuclip.training.learning_rate import Schedule, temperature_rate
 from neuclip.training.loss_scale import LossScale

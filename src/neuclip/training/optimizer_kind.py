@@ -9,7 +9,7 @@ from typing import Any, cast
 import timm.optim
 import torch
 
-from neuclip.config.sections import OptimConfig
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.errors import UserError, nearest, printable
 
 factory = cast(Any, timm.optim)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from neuclip.config.sections import OptimConfig
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.errors import UserError
 from neuclip.model.tower_layers import Layers, image_layers, text_layers
 

@@ -8,10 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from neuclip.catalogue import registry
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.recipes import merge, read_yaml
 from neuclip.config.resolve import ResolvedConfig, resolve, smoke
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import OptimConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.opening import open_source
 from neuclip.data.samples import NO_ANNOTATIONS, Annotations, SampleError, Unusable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.batch import Extras
 from neuclip.data.groups import components, image_id, read_groups, text_id
 from neuclip.data.loader import LoaderSettings, TrainLoader

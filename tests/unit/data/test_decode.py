@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from neuclip.config.sections import MAX_IMAGE_PIXELS
+from neuclip.config.data_sections import MAX_IMAGE_PIXELS
 from neuclip.data.decode import ImageDecoder, decode_image
 from neuclip.data.samples import Unusable
 from neuclip.model.clip import build_clip

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.decode import ImageDecoder
 from neuclip.data.opening import open_source
 from neuclip.data.remote.cache import RemoteShard, ShardCache

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.folder_contents import EVALUATION_SPLITS
 from neuclip.data.opening import open_source
 from neuclip.data.recognition import recognise

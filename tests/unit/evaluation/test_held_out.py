@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.groups import components, read_groups
 from neuclip.data.opening import open_source
 from neuclip.data.order import Order

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.shard_writer import write_shards
 from neuclip.errors import UserError
 from neuclip.evaluation.evaluate import evaluate

@@ -1,6 +1,6 @@
 import pytest
 
-from neuclip.config.sections import DataConfig
+from neuclip.config.data_sections import DataConfig
 from neuclip.data.sources.source import Source
 from neuclip.training import assemble
 

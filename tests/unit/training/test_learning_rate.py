@@ -7,7 +7,7 @@ import pytest
 import torch
 from open_clip_train import scheduler
 
-from neuclip.config.sections import OptimConfig
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.training.learning_rate import Schedule, temperature_rate
 
 LR, WARMUP, EPOCHS, STEPS_PER_EPOCH = 3e-4, 7, 5, 13

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import OptimConfig
 from neuclip.training.loss_scale import LossScale
 from neuclip.training.optim import Optimizer
 from tiny_models import tiny

@@ -10,9 +10,9 @@ import timm.optim.kron
 import torch
 from torch import nn
 
+from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import OptimConfig
 from neuclip.errors import UserError
 from neuclip.training.optim import Optimizer
 from neuclip.training.optimizer_kind import OptimizerKind

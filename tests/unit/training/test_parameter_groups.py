@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from neuclip.config.sections import ModelConfig, OptimConfig
+from neuclip.config.optimizer_section import OptimConfig
+from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
 from neuclip.model.prepare import prepare
 from neuclip.training.parameter_groups import is_gain_or_bias, parameter_groups

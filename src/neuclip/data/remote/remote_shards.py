@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout

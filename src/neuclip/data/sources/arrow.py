@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.captions import CaptionRule
 from neuclip.data.order import Layout

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.sources.columns import ColumnIndices, find_columns
 from neuclip.data.sources.source import Captions, Offsets, Slices, TextLists

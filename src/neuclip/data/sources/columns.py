@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.sources.source import Captions, Strings
 from neuclip.errors import UserError, printable

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.sources.columns import columns_note, find_columns, image_root
 from neuclip.data.sources.source import Captions, JsonValues, TextLists, Texts
 from neuclip.data.sources.tables import TableRows, text_of

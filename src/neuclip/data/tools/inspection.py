@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from neuclip.config.sections import MAX_IMAGE_PIXELS
+from neuclip.config.data_sections import MAX_IMAGE_PIXELS
 from neuclip.data.batch import Tokenize
 from neuclip.data.damage import DamageLog
 from neuclip.data.decode import ImageDecoder, ImageFacts

@@ -22,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.remote.cache import NoRoomError, RemoteShard, ShardCache
@@ -724,7 +724,7 @@ def test_background_process_ends_with_its_parent(server, shards, tmp_path):
     (shards / "manifest.json").write_text(manifest_of(shards))
     script = f"""
 import sys
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.opening import open_source
 source = open_source({server.url + "/{0..7}.tar"!r}, ReadingConfig(cache_dir={str(tmp_path)!r}))
 source.expect([0])

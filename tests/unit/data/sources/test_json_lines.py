@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.opening import open_source
 from neuclip.errors import UserError
 

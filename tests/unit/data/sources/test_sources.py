@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import torch
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.data.samples import SampleError

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.captions import CaptionRule
 from neuclip.data.opening import open_source
 from neuclip.data.sources.shards import build_index

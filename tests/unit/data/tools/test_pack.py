@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from neuclip.cli.app import main
-from neuclip.config.sections import ReadingConfig
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.opening import open_source
 from neuclip.data.remote.manifest import parse_manifest
 from neuclip.data.sources.shards import build_index, expand_patterns
