@@ -46,7 +46,7 @@ class _PairsCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class Icons(_PairsCommand):
-    """Build image-text pairs from some 150 open icon sets.
+    """Build image-text pairs from some 170 open icon sets.
 
     Fill the folder PACKAGES first, with npm:
 

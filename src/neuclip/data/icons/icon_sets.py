@@ -1,4 +1,4 @@
-"""The data set of icons: pictures from some 150 open icon sets, captions from their names.
+"""The data set of icons: pictures from some 170 open icon sets, captions from their names.
 
 Splits:
 
