@@ -1,5 +1,6 @@
 """neuclip: CLIP training with learned log-normalizers, for people with few GPUs.
 
+`neuclip.load(run)` loads a trained model, to embed, classify and compare.
 `neuclip.create_loss(name, embed_dim=...)` builds any method's loss for your own training loop;
 `neuclip.register` adds a method of your own.
 """
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from neuclip.catalogue.create import create_loss
     from neuclip.catalogue.registry import register
+    from neuclip.embedding.trained_model import load
 
-__all__ = ["__version__", "create_loss", "register"]
+__all__ = ["__version__", "create_loss", "load", "register"]
 
 __version__ = "0.1.0"
 
@@ -25,4 +27,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401  the type of the attribute as
         from neuclip.catalogue.registry import register
 
         return register
+    if name == "load":
+        from neuclip.embedding.trained_model import load
+
+        return load
     raise AttributeError(f"module 'neuclip' has no attribute {name!r}")

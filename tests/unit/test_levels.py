@@ -22,6 +22,7 @@ LEVELS = [
     ["config"],
     ["data", "checkpoint"],
     ["model", "evaluation"],
+    ["embedding"],
     ["report", "export", "search"],
     ["training"],
     ["cli"],
@@ -61,7 +62,16 @@ INSIDE = {
     "data.sources": [
         ["source", "tar_headers", "file_tree"],
         ["columns", "delimited"],
-        ["folders", "tables", "arrow_columns", "mixture", "part", "tar_samples", "synthetic"],
+        [
+            "folders",
+            "image_list",
+            "tables",
+            "arrow_columns",
+            "mixture",
+            "part",
+            "tar_samples",
+            "synthetic",
+        ],
         ["class_folders", "arrow", "json_lines", "tar_index"],
         ["shards"],
     ],
@@ -84,6 +94,9 @@ INSIDE = {
         ["held_out", "picture_set"],
         ["icon_collection"],
         ["icon_sets", "emoji_sets"],
+    ],
+    "embedding": [
+        ["trained_model"],
     ],
     "evaluation": [
         ["blend_choice", "metrics", "metric_names", "outcomes", "results", "ranking", "splits"],

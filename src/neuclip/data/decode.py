@@ -101,7 +101,7 @@ class ImageDecoder:
         with self._opened(content) as image:
             if self.smallest is not None and image.format in {"JPEG", "MPO"}:
                 image.draft(None, (self.smallest, self.smallest))
-            return _rgb(image)
+            return to_rgb(image)
 
     def facts(self, content: bytes) -> "ImageFacts":
         """Reads the header of an image file.
@@ -203,7 +203,8 @@ def decode_upload(content: bytes, decode: Decode = decode_image) -> Image.Image:
         ) from None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image in any colour mode as RGB, by the rules of this module."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):

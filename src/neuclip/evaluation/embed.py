@@ -242,7 +242,7 @@ def _encode(
         require_complete(full.damage)
     if not full.images:
         shown = "".join(f"\n  {found}" for found in full.damage[:5])
-        raise UserError(f"the evaluation set is empty: no sample could be read{shown}")
+        raise UserError(f"no sample could be read{shown}")
     return full
 
 

@@ -130,7 +130,7 @@ def with_templates(
             f"--val-templates {templates}: no such file, or an empty one; a prompt on the command "
             "line has {c} in place of the class name, as in 'a photo of a {c}.'"
         )
-    prompts = _checked_templates(prompts, f"--val-templates {templates}")
+    prompts = checked_templates(prompts, f"--val-templates {templates}")
     return [replace(split, templates=prompts) if split.classnames else split for split in splits]
 
 
@@ -342,12 +342,20 @@ def read_classes(folder: Path, *, default: bool = True) -> tuple[list[str], list
             f"evaluation split {folder} has {TEMPLATES} but no {CLASSNAMES}: zero-shot "
             "classification needs the names, and retrieval needs neither"
         )
-    templates = _checked_templates(templates, str(folder / TEMPLATES))
+    templates = checked_templates(templates, str(folder / TEMPLATES))
     return classnames, (templates or _default(folder)) if classnames else []
 
 
-def _checked_templates(templates: Sequence[str], where: str) -> list[str]:
-    """Templates with `{c}` as the place of the class name; OpenAI wrote `{}`."""
+def checked_templates(templates: Sequence[str], where: str) -> list[str]:
+    """Templates with `{c}` as the place of the class name; OpenAI wrote `{}`.
+
+    Args:
+        templates: the prompts.
+        where: what holds them, for the message.
+
+    Raises:
+        UserError: a template has no place for the class name.
+    """
     found = [template.replace("{}", "{c}") for template in templates]
     for number, template in enumerate(found, start=1):
         if "{c}" not in template:

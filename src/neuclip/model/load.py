@@ -1,7 +1,7 @@
 """Loads checkpoints for use.
 
-`load_pretrained` makes towers, for evaluation, export and search; `load_run` makes towers and the
-loss that trained them.
+`load_pretrained` makes towers in float32, for benchmarks and export; `load_towers` makes them in
+the run's precision, for embeddings; `load_run` makes those and the loss that trained them.
 """
 
 import hashlib
@@ -77,10 +77,8 @@ def load_pretrained(
     return Pretrained(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place))
 
 
-def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0) -> RestoredRun:
-    """Loads a run's towers, in the precision of the run, and its loss.
-
-    Of a checkpoint that neuclip did not write, the towers alone are loaded, in float32.
+def load_towers(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0) -> Pretrained:
+    """Loads towers in the precision of the run; those of others' checkpoints in float32.
 
     Args:
         choice: which checkpoint and which weights.
@@ -95,8 +93,27 @@ def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0
     config = checkpoint.config
     precision = choose_precision("fp32" if config is None else config.model.precision, place)
     clip = checkpoint.build_clip(precision, place)
-    loss = None if config is None else checkpoint.build_loss(clip, place)
-    return RestoredRun(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place), config, loss)
+    return Pretrained(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place))
+
+
+def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0) -> RestoredRun:
+    """Loads a run's towers as `load_towers` does, and its loss.
+
+    Of a checkpoint that neuclip did not write, the towers alone are loaded.
+
+    Args:
+        choice: which checkpoint and which weights.
+        device: as for `choose_device`.
+        local_rank: index of the GPU on this machine.
+
+    Raises:
+        UserError: no such checkpoint, no architecture known, or weights of another architecture.
+    """
+    towers = load_towers(choice, device, local_rank)
+    checkpoint, clip, encoder = towers.checkpoint, towers.clip, towers.encoder
+    config = checkpoint.config
+    loss = None if config is None else checkpoint.build_loss(clip, encoder.device)
+    return RestoredRun(checkpoint, clip, encoder, config, loss)
 
 
 def _sharing_weights(checkpoint: Checkpoint, clip: Clip) -> Checkpoint:

@@ -16,6 +16,7 @@ In reading order:
 - `file_tree`: the files below a folder, through links;
 - `folders`: a folder of images with captions beside them;
 - `class_folders`: a folder of images with one folder per class;
+- `image_list`: images given one by one;
 - `synthetic`: random images and captions;
 - `mixture`: several sources as one, with upsampling factors;
 - `part`: some samples of a source as a source of their own.
