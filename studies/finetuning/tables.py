@@ -1,49 +1,56 @@
-"""Tables of the study of fine-tuning: choices by development splits, figures of test splits."""
+"""Tables of the study of fine-tuning: choices by development splits, then the test splits."""
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from cells import RATE, stages
 
 Row = Mapping[str, Any]
 
+CHOICES = (
+    ("Rates and temperature", "rate", ("method", "lr", "rho")),
+    ("Remedies", "remedies", ("method", "mask", "apart", "warm")),
+    ("Methods", "methods", ("pairs", "duplicates", "method", "mask")),
+    ("Batch", "batch", ("batch", "method")),
+)
+"""Title, stage, and what varies in it."""
+
 
 def tables(rows: Mapping[str, Row]) -> str:
-    """All tables as Markdown.
+    """All tables as Markdown; the last has the accuracies on test splits.
 
     Args:
         rows: the rows of the study, by the name of their cell.
     """
     if not rows:
         return "no finished cells"
-    chosen: tuple[tuple[str, Callable[[Row], bool], tuple[str, ...]], ...] = (
-        ("Rates and temperature", _in("rate"), ("method", "lr", "rho")),
-        ("Remedies", _in("remedies"), ("method", "mask", "apart", "warm")),
-        ("Methods", _in("methods"), ("pairs", "duplicates", "method", "mask")),
-        ("Batch", _in("batch"), ("batch", "method")),
-    )
-    found = [_table(title, filter(keep, rows.values()), keys) for title, keep, keys in chosen]
+    found = []
+    for title, stage, keys in CHOICES:
+        names = {cell.name for cell in stages() if cell.stage == stage}
+        ran = [row for name, row in rows.items() if name in names]
+        found.append(_table(title, ran, keys, "development"))
+    tested = [row for row in rows.values() if row["lr"] == RATE and not row["warm"]]
+    found.append(_table("Test splits", tested, ("pairs", "duplicates", "method", "mask"), "test"))
     return "\n\n".join(filter(None, found))
 
 
-def _in(stage: str) -> Callable[[Row], bool]:
-    return lambda row: row["stage"] == stage
-
-
-def _table(title: str, rows: Iterable[Row], keys: Sequence[str]) -> str:
+def _table(title: str, rows: Iterable[Row], keys: Sequence[str], part: str) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(row[key] for key in keys)].append(row)
     if not groups:
         return ""
-    head = [*keys, "seeds", "development", "test", "glyphs kept", "temperature"]
+    splits = list(next(iter(groups.values()))[0][part])
+    head = [*keys, "seeds", *(split.replace("_", " ") for split in splits), "icons", "temperature"]
     lines = [f"## {title}", "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
-    for key, members in groups.items():
+    for key, members in sorted(groups.items(), key=lambda item: tuple(map(str, item[0]))):
         cells = [
             *map(_word, key),
             str(len(members)),
-            *(_spread([_mean(row[part]) for row in members]) for part in ("development", "test")),
-            _spread([_mean(row["glyphs"]) for row in members]),
+            *(_spread([row[part][split] for row in members]) for split in splits),
+            _spread([statistics.mean(row["known"].values()) for row in members]),
             f"{statistics.mean(row['temperature'] for row in members):.4f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -51,14 +58,13 @@ def _table(title: str, rows: Iterable[Row], keys: Sequence[str]) -> str:
 
 
 def _word(value: object) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value) or "default")  # type: ignore[call-overload]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) or "default"
 
 
-def _mean(splits: Mapping[str, float]) -> float:
-    return 100 * statistics.mean(splits.values())
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean, and half of the range over seeds."""
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.mean(values):.1f}" + (f" ± {half:.1f}" if len(values) > 1 else "")
+def _spread(fractions: Sequence[float]) -> str:
+    """Mean in percent, and half of the range over seeds."""
+    percent = [100 * fraction for fraction in fractions]
+    half = (max(percent) - min(percent)) / 2
+    return f"{statistics.mean(percent):.1f}" + (f" ± {half:.1f}" if len(percent) > 1 else "")

@@ -1,0 +1,96 @@
+"""The study of fine-tuning: its plan, its pairs and its tables."""
+
+import csv
+import io
+import json
+import tarfile
+from dataclasses import asdict, replace
+
+import pytest
+from cells import EPOCHS, Cell, plan, stages
+from finetune import accuracies, read_rows, write_pairs
+from tables import tables
+
+
+def test_equal_runs_occur_once_and_every_stage_is_there():
+    cells = list(plan())
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert {cell.name for cell in cells} == {cell.name for cell in stages()}
+    assert all(cell.pairs in EPOCHS for cell in cells)
+
+
+def test_the_name_tells_every_setting():
+    cell = Cell("rate", "openclip")
+    others = {
+        "method": "siglip", "pairs": 1_000, "duplicates": 0, "batch": 16, "lr": 2e-3,
+        "rho": "auto", "warm": 1, "mask": True, "apart": True, "seed": 1,
+    }  # fmt: skip
+    names = {replace(cell, **{key: value}).name for key, value in others.items()}
+    assert len(names | {cell.name}) == len(others) + 1
+    assert replace(cell, stage="batch").name == cell.name
+
+
+def row(cell: Cell, development: float, test: float = 0.5) -> dict:
+    return {
+        "cell": cell.name,
+        **asdict(cell),
+        "development": {"unseen_vendor": development},
+        "test": {"unseen_vendor": test},
+        "known": {"unseen_style_development": 0.25},
+        "temperature": 0.02,
+    }
+
+
+def test_choices_show_development_and_the_last_table_shows_test():
+    base = Cell("remedies", "openclip", lr=1e-3)
+    cells = [base, replace(base, seed=1), replace(base, mask=True)]
+    figures = zip(cells, (0.1, 0.2, 0.3), (0.6, 0.6, 0.7), strict=True)
+    said = tables({cell.name: row(cell, *figure) for cell, *figure in figures})
+    remedies, last = said.split("\n\n## Test splits")
+    assert "| openclip | no | no | 0 | 2 | 15.0 ± 5.0 | 25.0 ± 0.0 | 0.0200 |" in remedies
+    assert "| openclip | yes | no | 0 | 1 | 30.0 | 25.0 | 0.0200 |" in remedies
+    assert "60.0" not in remedies
+    assert "| 5000 | 50 | openclip | no | 2 | 60.0 ± 0.0 | 25.0 ± 0.0 | 0.0200 |" in last
+
+
+def test_a_cell_of_two_stages_is_in_both_tables():
+    cell = Cell("rate", "openclip", lr=1e-3)
+    said = tables({cell.name: row(cell, 0.1)})
+    assert "## Rates and temperature" in said
+    assert "## Remedies" in said
+
+
+def test_rows_and_accuracies_are_read(tmp_path):
+    path = tmp_path / "results.jsonl"
+    assert read_rows(path) == {}
+    path.write_text('{"cell": "a", "x": 1}\n\n{"cell": "b"}\n')
+    assert read_rows(path)["a"]["x"] == 1
+    records = [
+        {"kind": "step", "loss": 1.0},
+        {"kind": "eval", "split": "s", "metrics": {"acc1": 0.1}},
+        {"kind": "eval", "split": "s", "metrics": {"acc1": 0.2}},
+    ]
+    assert accuracies(records) == {"s": 0.2}
+
+
+@pytest.mark.parametrize(("duplicates", "shared"), [(0, 0), (50, 4), (90, 7)])
+def test_a_share_of_the_captions_is_the_bare_name(tmp_path, duplicates, shared):
+    shard(tmp_path / "emoji" / "train" / "00000.tar", concepts=5)
+    table = write_pairs(tmp_path / "emoji", tmp_path, Cell("rate", "openclip", 8, duplicates))
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    assert sum(", flat emoji by" not in row["title"] for row in rows) == shared
+    assert write_pairs(tmp_path / "emoji", tmp_path, Cell("rate", "siglip", 8, duplicates)) == table
+
+
+def shard(path, concepts: int) -> None:
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w") as tar:
+        for number in range(2 * concepts):
+            record = {"concept": f"thing {number // 2}", "style": "flat", "set": f"set{number % 2}"}
+            contents = {"png": b"picture", "json": json.dumps(record).encode()}
+            for ending, content in contents.items():
+                member = tarfile.TarInfo(f"{number:09d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
