@@ -2,11 +2,13 @@
 
     python benchmarks/chaos.py --kills 20
     python benchmarks/chaos.py --kills 20 --method neuclip
+    python benchmarks/chaos.py --kills 20 --label fp16 --precision amp_fp16
 
 One run is undisturbed. Another is killed after random times, including its loaders and checkpoint
 writers, and continued with `--resume auto` each time; after the last kill it runs to its end. Final
 weights, optimiser, prototypes, records and the multiset of samples read must be equal. Writes
-`chaos_METHOD.json` into benchmarks/results/.
+`chaos_LABEL.json` into benchmarks/results/; the label is the method unless `--label` names another.
+Further flags go to `neuclip train`.
 """
 
 import argparse
@@ -19,27 +21,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from neuclip.checkpoint import storage
 from neuclip.data.demo.build import tiny_demo
-from neuclip.run_folder import read_records
+from neuclip.run_folder import BEST, read_records
 
 RESULTS = Path(__file__).parent / "results"
 EPOCHS = 14
 TIMES = {"samples_per_second", "memory_mb", "seconds"}
 
 
-def flags(folder: Path, name: str, method: str) -> list[str]:
+def flags(folder: Path, name: str, method: str, more: Sequence[str] = ()) -> list[str]:
     return [
         "--method", method, "--train-data", str(folder / "data" / "train"),
         "--val-data", str(folder / "data" / "unseen_face"), "--model", "glyph-tiny",
         "--batch-size", "16", "--epochs", str(EPOCHS), "--warmup", "5", "--workers", "2",
         "--lr", "1e-3",
         "--save-every-steps", "4", "--log-every-n-steps", "3", "--device", "cpu",
-        "--logs", str(folder / "logs"), "--name", name, "--resume", "auto",
+        "--logs", str(folder / "logs"), "--name", name, "--resume", "auto", *more,
     ]  # fmt: skip
 
 
@@ -67,12 +70,16 @@ def leaves(value, path=""):
 def differences(one: Path, other: Path) -> list[str]:
     """The entries that differ between two run folders, except times."""
     found = []
-    first, second = (dict(leaves(storage.load(run / f"checkpoints/epoch_{EPOCHS}.pt")))
-                     for run in (one, other))  # fmt: skip
-    for path, value in first.items():
-        same = torch.equal(value, second[path]) if torch.is_tensor(value) else value == second[path]
-        if not same and path not in {"/name", "/neuclip/config"}:
-            found.append(path)
+    for name in (f"epoch_{EPOCHS}.pt", BEST):
+        if not (one / "checkpoints" / name).exists():
+            continue
+        first, second = (dict(leaves(storage.load(run / "checkpoints" / name)))
+                         for run in (one, other))  # fmt: skip
+        for path, value in first.items():
+            own = second[path]
+            same = torch.equal(value, own) if torch.is_tensor(value) else value == own
+            if not same and path not in {"/name", "/neuclip/config"}:
+                found.append(f"{name}{path}")
     records = [
         [{k: v for k, v in r.items() if k not in TIMES and not k.startswith("share_")}
          for r in read_records(run / "metrics.jsonl")]
@@ -83,12 +90,12 @@ def differences(one: Path, other: Path) -> list[str]:
     return found
 
 
-def undisturbed(folder: Path, method: str) -> tuple[float, float]:
+def undisturbed(folder: Path, words: list[str]) -> tuple[float, float]:
     """Runs to the end; returns the seconds until the first checkpoint, and until the end."""
-    first, begin = folder / "logs/undisturbed/checkpoints/iter_4.pt", time.monotonic()
-    process, seen = start(flags(folder, "undisturbed", method)), 0.0
+    checkpoints, begin = folder / "logs/undisturbed/checkpoints", time.monotonic()
+    process, seen = start(words), 0.0
     while process.poll() is None:
-        if not seen and first.exists():
+        if not seen and any(checkpoints.glob("iter_*.pt")):
             seen = time.monotonic() - begin
         time.sleep(0.05)
     assert process.returncode == 0
@@ -96,19 +103,20 @@ def undisturbed(folder: Path, method: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--method", default="neuclip_pool")
+    parser.add_argument("--label", help="in the name of the result file (default: the method)")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_demo(folder / "data", characters=64)
-        begin, total = undisturbed(folder, args.method)
+        begin, total = undisturbed(folder, flags(folder, "undisturbed", args.method, more))
         kills, after = 0, []
         while True:
-            process = start(flags(folder, "killed", args.method))
+            process = start(flags(folder, "killed", args.method, more))
             if kills == args.kills:
                 assert process.wait() == 0
                 break
@@ -130,7 +138,7 @@ def main() -> int:
         fingerprint = [r for r in last if r["kind"] == "train"][-1]["samples_fingerprint"]
     result = {
         "date": datetime.date.today().isoformat(),
-        "command": f"python benchmarks/chaos.py --kills {args.kills} --method {args.method}",
+        "command": " ".join(["python benchmarks/chaos.py", *sys.argv[1:]]),
         "torch": torch.__version__,
         "kills": kills,
         "last_recorded_step_at_each_kill": after,
@@ -138,7 +146,9 @@ def main() -> int:
         "differences": found,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"chaos_{args.method}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"chaos_{args.label or args.method}.json").write_text(
+        json.dumps(result, indent=1) + "\n"
+    )
     print("differences:", found or "none")
     return 1 if found else 0
 

@@ -7,7 +7,8 @@ for ever (SIGSTOP) at a random step, several times. The script records the time 
 the other ranks has exited, and its message, and resumes the run with `--resume auto`. After the
 last disturbance the run continues to its end, and its checkpoint must be bit-identical to the
 undisturbed run's. The ranks are started as srun starts them, so only they can notice a failure.
-Writes `chaos_ranks_METHOD_RANKS.json` into benchmarks/results/.
+Writes `chaos_ranks_LABEL_RANKS.json` into benchmarks/results/. Further flags go to
+`neuclip train`.
 """
 
 import argparse
@@ -40,7 +41,7 @@ class Run:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        words = flags(folder, name, args.method)
+        words = flags(folder, name, args.method, args.more)
         words[words.index("--batch-size") + 1] = str(16 // args.processes)
         words += ["--dist-silence", str(args.silence)]
         self.output = folder / "output.txt"
@@ -104,13 +105,14 @@ def chaos(folder: Path, args: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--method", default="neuclip_pool")
     parser.add_argument("--silence", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--label", help="in the name of the result file (default: the method)")
+    args, args.more = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_demo(folder / "data", characters=64)
@@ -129,7 +131,7 @@ def main() -> int:
         "longest_until_all_stopped": max(f["seconds_until_all_stopped"] for f in found),
         "differences": differ,
     }
-    path = RESULTS / f"chaos_ranks_{args.method}_{args.processes}.json"
+    path = RESULTS / f"chaos_ranks_{args.label or args.method}_{args.processes}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print("differences:", differ or "none")
     return 1 if differ else 0

@@ -8,11 +8,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A mistake in the user's input: the value, its source, and the remedy.
 
-    The command line prints the message alone and exits with code 2; in a library call it is an
-    ordinary `ValueError`.
+    The command line prints the message alone and exits with code 2. It is no `ValueError`: code
+    that expects one of a library must not swallow it.
     """
 
 

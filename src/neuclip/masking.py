@@ -14,7 +14,13 @@ _SECRETS = (
         rf"\1{_MASK}",
     ),
     (re.compile(r"(?i)\b(bearer|:\s*basic)\s+[\w.~+/=-]{8,}"), rf"\1 {_MASK}"),
-    (re.compile(r"(?i)\b(authorization\s*:\s*)(?!bearer|basic)[^\s'\"]+"), rf"\1{_MASK}"),
+    (
+        re.compile(
+            r"(?i)\b(authorization\s*:\s*(?:(?:bearer|basic|digest|token|aws4-hmac-sha256)\s+)?)"
+            r"[^'\"\n]+"
+        ),
+        rf"\1{_MASK}",
+    ),
     (re.compile(r"(?i)\b(cookie\s*:\s*)[^'\"\n]+"), rf"\1{_MASK}"),
     (  # TOKEN=..., X-Auth-Token: ..., --token ...
         re.compile(
@@ -24,9 +30,22 @@ _SECRETS = (
         ),
         rf"\1{_MASK}",
     ),
-    (re.compile(r"((?:^|\s)(?:-u|--user)[\s=]['\"]?)[^\s:'\"]+:[^\s'\"]+"), rf"\1{_MASK}"),
-    (re.compile(r"\bhf_\w{20,}"), _MASK),
+    (  # flags of curl and wget: user:password, and cookies
+        re.compile(
+            r"((?:^|\s)(?:-u|-U|-E|--user|--proxy-user|--cert)[\s=]?['\"]?)[^\s:'\"]+:[^\s'\"]+"
+        ),
+        rf"\1{_MASK}",
+    ),
+    (
+        re.compile(
+            r"((?:^|\s)(?:-b|--cookie)[\s=]?)(?:'[^'\n]*=[^'\n]*'|\"[^\"\n]*=[^\"\n]*\"|[^\s'\"]+=\S+)"
+        ),
+        rf"\1{_MASK}",
+    ),
+    (re.compile(r"\b(?:hf|ghp|gho|ghs|github_pat)_\w{20,}|\bglpat-[\w-]{16,}"), _MASK),
+    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"), _MASK),  # a JSON web token
 )
+_SIGNS = ("://", "=", ":", "earer", "asic", "hf_", "gh", "glpat-", "eyJ", "-u", "-b")
 
 
 def mask(text: str) -> str:
@@ -35,7 +54,7 @@ def mask(text: str) -> str:
     Of an address, the user name with its password and the query are masked; of a command, also
     headers and flags with credentials, and values of names such as `token` or `api_key`.
     """
-    if not any(sign in text for sign in ("://", "=", ":", "hf_", "earer", "asic")):
+    if not any(sign in text for sign in _SIGNS):
         return text
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)

@@ -14,6 +14,7 @@ from neuclip import create_loss
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import method_settings
+from neuclip.errors import UserError
 from neuclip.method.losses import pair_loss, sigmoid
 from neuclip.method.losses.sigmoid import SigmoidLoss
 from neuclip.method.notation import Pairs
@@ -236,7 +237,7 @@ def too_few_prototypes() -> str:
     settings = {"gamma": 0.5, "gamma_schedule": "constant", "num_prototypes": 1}
     try:
         create_loss("neuclip", embed_dim=4, steps_per_epoch=1, **settings)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return ""
 
@@ -248,6 +249,6 @@ def different_numbers(equal: bool, sizes: tuple[int, ...]) -> str:
     features = global_batch(0)[0][:, : sizes[collectives.rank()]]
     try:
         loss(features[0], features[1], torch.tensor(3.0).double())
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return ""

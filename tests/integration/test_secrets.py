@@ -2,6 +2,7 @@
 
 import pytest
 
+from integration.conftest import SMALLEST
 from neuclip.cli.app import main
 from shard_server import serving
 
@@ -61,3 +62,23 @@ def test_tools_for_data(server, tmp_path, leaves_nothing, form):
     page = str(tmp_path / "page.html")
     leaves_nothing("data", "inspect", data, *common, "--max-samples", "4", "--out", page)
     leaves_nothing("data", "pack", data, *common, "--out", str(tmp_path / "packed"))
+
+
+def test_a_run_and_what_is_made_of_it(server, tmp_path, leaves_nothing, monkeypatch):
+    """Training, evaluation, report and export, of signed addresses and with the hub's token."""
+    monkeypatch.setenv("HF_TOKEN", f"hf_{SECRET}")
+    read = ["--cache-dir", str(tmp_path / "cache"), "--workers", "0", "--device", "cpu"]
+    train = with_a_missing_shard(source(server, "S3"))
+    run = str(tmp_path / "logs" / "run")
+    leaves_nothing(
+        "train", "--train-data", train, "--val-data", source(server, "GCS", "unseen_face"),
+        "--model", SMALLEST, "--batch-size", "16", "--train-num-samples", "32", "--epochs", "1",
+        "--warmup", "1", "--log-every-n-steps", "1", "--max-bad-fraction", "1",
+        "--logs", str(tmp_path / "logs"), "--name", "run", *read,
+    )  # fmt: skip
+    other = source(server, "Hugging Face", "unseen_character")
+    leaves_nothing("eval", run, "--val-data", other, *read)
+    leaves_nothing("report", run, "--out", str(tmp_path / "report.html"))
+    leaves_nothing("export", run, "--out", str(tmp_path / "export"))
+    kept = (tmp_path / "logs" / "run" / "config.yaml").read_text()
+    assert ".tar?***" in kept  # the rest of the address is there, to know the data by

@@ -30,6 +30,17 @@ SIGNED = "https://bucket.s3.amazonaws.com/a/{0..7}.tar?X-Amz-Signature=5eC&X-Amz
         ("pipe:curl --user='me:pa55' u", "pipe:curl --user='***' u"),
         ("pipe:get --access-token s3c --n 4 u", "pipe:get --access-token *** --n 4 u"),
         ("pipe:HF_TOKEN=s3c get u", "pipe:HF_TOKEN=*** get u"),
+        ("curl -H 'Authorization: token ghx_1' u", "curl -H 'Authorization: token ***' u"),
+        (
+            "-H 'Authorization: AWS4-HMAC-SHA256 Credential=A/b, Signature=5eC' u",
+            "-H 'Authorization: AWS4-HMAC-SHA256 ***' u",
+        ),
+        ("pipe:curl -ume:pa55 u", "pipe:curl -u*** u"),
+        ("pipe:curl --proxy-user me:pa55 u", "pipe:curl --proxy-user *** u"),
+        ("pipe:curl --cookie 'id=5; k=6' u", "pipe:curl --cookie *** u"),
+        ("pipe:curl -b id=5 u", "pipe:curl -b *** u"),
+        ("got eyJhbGciOiJI.eyJzdWIi.s1g_n-x for it", "got *** for it"),
+        (f"ghp_{'a' * 36} and glpat-{'b' * 20}", "*** and ***"),
     ],
 )  # fmt: skip
 def test_secrets(text, masked):
@@ -42,7 +53,7 @@ def test_secrets(text, masked):
     [
         "/data/what?/0.tar", "lr=1e-3", "tokens=77", "epoch 1/2  loss 0.3?", "http://127.0.0.1:8765/",
         "basic training", "pipe:sort -u x", "a token is", "token 'x' of 77", "-u me",
-        "s3://bucket/{0..9}.tar", "caption_key: title",
+        "s3://bucket/{0..9}.tar", "caption_key: title", "sort -b x", "-b 'x'", "eyJ.",
     ],
 )  # fmt: skip
 def test_other_text_stays(text):

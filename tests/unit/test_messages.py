@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from neuclip.errors import printable
+from neuclip.errors import UserError, printable
 from neuclip.first_bytes import HEAD, describe, first_bytes
 
 
@@ -62,3 +62,8 @@ def test_a_tar_file_is_recognised(tmp_path):
     assert len(first_bytes(tmp_path / "x.tar")) == HEAD
     assert describe(first_bytes(tmp_path / "x.tar")) == "a tar file"
     assert first_bytes(tmp_path / "none") == b""
+
+
+def test_code_that_expects_errors_of_libraries_does_not_swallow_a_message_for_the_user():
+    expected = (OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError)
+    assert not issubclass(UserError, expected)

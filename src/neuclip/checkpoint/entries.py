@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from neuclip.checkpoint.common import CheckpointError
-from neuclip.errors import UserError, printable
+from neuclip.errors import printable
 
 _LARGEST = 2**63
 
@@ -61,8 +61,6 @@ def restoring(path: Path) -> Generator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {printable(str(error), 200)}"
         raise _malformed(path, f"its state cannot be restored ({why})") from error

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from neuclip.checkpoint import torchscript
 from neuclip.checkpoint.common import CheckpointError, damaged, not_plain
+from neuclip.checkpoint.stored_tensors import check_stored
 from neuclip.errors import printable
 from neuclip.files import describe as describe_error
 from neuclip.first_bytes import ZIP, describe, first_bytes
@@ -30,6 +31,9 @@ from neuclip.untrusted import read_json
 
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 """The number at the start of torch's format before 1.6, as a pickle."""
+
+_EXPANSION = 4
+"""How many times its size the content of an archive may have; torch itself compresses nothing."""
 
 _NUMPY = np._core.multiarray  # pyright: ignore[reportAttributeAccessIssue]
 _KINDS = "f2 f4 f8 i1 i2 i4 i8 u1 u2 u4 u8 ?"
@@ -60,9 +64,9 @@ def read(path: Path) -> object:
     head = first_bytes(path)
     try:
         if head.startswith(ZIP):
-            return _read_archive(path)
+            return _checked(_read_archive(path), path)
         if _LEGACY in head[:32]:
-            return _load(path)
+            return _checked(_load(path), path)
         if _starts_as_safetensors(head):
             return load_file(path)
     except CheckpointError:
@@ -81,12 +85,22 @@ def read(path: Path) -> object:
     raise CheckpointError(f"{path} is not a file of weights: it is {what}")
 
 
+def _checked(content: object, path: Path) -> object:
+    check_stored(content, path)
+    return content
+
+
 def _read_archive(path: Path) -> object:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            content = sum(member.file_size for member in archive.infolist())
     except zipfile.BadZipFile:
         raise damaged(path, "its zip archive has no end") from None
+    if content > _EXPANSION * path.stat().st_size:
+        raise CheckpointError(
+            f"{path} is a compressed zip archive of {content:,} bytes, which torch does not write"
+        )
     if torchscript.is_torchscript(names):
         return {"torchscript": torchscript.read_tensors(path)}
     if not any(name.endswith("data.pkl") for name in names):

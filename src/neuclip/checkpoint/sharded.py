@@ -36,6 +36,7 @@ from neuclip.checkpoint.common import (
     read_sums,
     remove,
 )
+from neuclip.checkpoint.stored_tensors import check_stored
 from neuclip.errors import printable
 from neuclip.files import describe, replacing, sha256, synchronize
 from neuclip.parallel import collectives
@@ -177,6 +178,7 @@ def load(path: Path, live: Mapping[str, Tensor] | None = None) -> dict[str, Any]
     """
     try:
         values = torch.load(path / VALUES, map_location="cpu", weights_only=True)
+        check_stored(values, path / VALUES)
         reader = _Reader(path)
         tensors = {
             name: _place_for(cast(TensorStorageMetadata, stored), (live or {}).get(name))

@@ -278,8 +278,6 @@ def _check_exists(path: Path) -> None:
             return
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}{neighbours(path)}") from None
-    except CheckpointError:
-        raise
     except (OSError, ValueError) as error:  # a name that is too long, or holds NUL
         name = printable(str(path), 200)
         raise CheckpointError(f"cannot read checkpoint {name}: {describe(error)}") from None

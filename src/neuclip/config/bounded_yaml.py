@@ -51,8 +51,6 @@ def read_yaml_text(text: str | bytes, place: str) -> Any:  # noqa: ANN401  any p
             text = text.decode("utf-8")
         _check_size(text, place)
         return yaml.load(text, _Loader)
-    except UserError:
-        raise
     except yaml.YAMLError as error:
         raise UserError(f"{place} is not YAML: {_one_line(error)}") from None
     except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:

@@ -28,6 +28,9 @@ _TAIL = 4096  # bytes; some cameras write data after the end of the image
 # Not EPS, PDF or the like: Pillow would start another program for them.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "MPO", "PPM", "AVIF", "JPEG2000")
 
+_BYTES = {"WEBP": 20, "JPEG2000": 20, "AVIF": 10}
+_BYTES_ELSE = 8
+"""The memory that decoding takes, in bytes a pixel."""
 _SCANNED = 2**31  # pixels times scans of a JPEG: about three seconds
 _SHORTEST_SCAN = 10  # bytes
 _START_OF_SCAN = b"\xff\xda"
@@ -63,10 +66,12 @@ class ImageDecoder:
         smallest: smallest useful length of the shorter side in pixels. A JPEG at least twice as
             large is decoded at 1/2, 1/4 or 1/8 of its scale, which skips most of the work. None:
             always at full scale.
+        max_memory: images that take more bytes to decode are refused before; none: any.
     """
 
     max_pixels: int = MAX_IMAGE_PIXELS
     smallest: int | None = None
+    max_memory: int | None = None
 
     @classmethod
     def for_model(
@@ -119,7 +124,7 @@ class ImageDecoder:
         try:
             with _pillow_limit_lifted():
                 image = Image.open(io.BytesIO(content), formats=_formats())
-                self._check_size(image.size)
+                self._check_size(image.size, image.format or "")
                 _check_work(image, content)
                 yield image
         except Unusable:
@@ -131,12 +136,19 @@ class ImageDecoder:
                 detail = "unknown image format"
             raise Unusable(kind, f"{detail} ({len(content)} bytes)") from error
 
-    def _check_size(self, size: tuple[int, int]) -> None:
+    def _check_size(self, size: tuple[int, int], kind: str) -> None:
         width, height = size
         if 0 < self.max_pixels < width * height:
             raise Unusable(
                 "image_too_large",
                 f"{width} x {height} pixels are more than --max-image-pixels {self.max_pixels}",
+            )
+        needed = width * height * _BYTES.get(kind, _BYTES_ELSE)
+        if self.max_memory is not None and needed > self.max_memory:
+            raise Unusable(
+                "image_too_large",
+                f"{width} x {height} pixels of {kind} take {needed // 10**6} MB to decode, and at "
+                f"most {self.max_memory // 10**6} MB are used",
             )
 
 

@@ -1,5 +1,6 @@
 """Writes the files of each format, all of them or none."""
 
+import filecmp
 import json
 import re
 import tempfile
@@ -96,22 +97,41 @@ def export_model(
     """
     check_out(out, overwrite=overwrite)
     with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as staging:
-            usage, notes = _write(model, form, Path(staging), out)
-            card = Path(staging) / _CARD
+        beside = out if out.exists() else out.parent  # the folder may be a disk of its own
+        beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}-") as temporary:
+            staging = Path(temporary) / "new"
+            staging.mkdir()
+            usage, notes = _write(model, form, staging, out)
             said = [*([origin] if origin else []), *notes]
-            write_card(card, model, CardText(usage, said, licence, _record(Path(staging))))
-            out.mkdir(exist_ok=True)
-            before = _of_earlier_export(out)
-            _check_replaceable(out, {path.name for path in Path(staging).iterdir()} - before)
-            readable, files = card.stat().st_mode, list[Path]()
-            for path in sorted(Path(staging).iterdir()):
-                path.chmod(readable)  # safetensors writes files that only their owner can read
-                files.append(path.replace(out / path.name))
-            for name in before - {path.name for path in files}:
-                (out / name).unlink()  # of other weights or of another format
-    return Export(files, usage, notes)
+            card = staging / _CARD
+            write_card(card, model, CardText(usage, said, licence, _record(staging)))
+            names, readable = sorted(path.name for path in staging.iterdir()), card.stat().st_mode
+            for name in names:
+                (staging / name).chmod(readable)  # safetensors lets only the owner read
+            _move(staging, out)
+    return Export([out / name for name in names], usage, notes)
+
+
+def _move(staging: Path, out: Path) -> None:
+    """Gives the files of an export their place: a folder at once, or one file after another.
+
+    The card moves last: until then the older export's card names its files, so that the same
+    command can go on after a failure.
+
+    Raises:
+        UserError: a file that no export wrote has the name of a new one.
+    """
+    if not out.exists():
+        staging.rename(out)
+        return
+    before, names = _of_earlier_export(out), {path.name for path in staging.iterdir()}
+    _check_replaceable(staging, out, names - before)
+    for name in sorted(names - {_CARD}):
+        (staging / name).replace(out / name)
+    for name in before - names:
+        (out / name).unlink()  # of other weights or of another format
+    (staging / _CARD).replace(out / _CARD)
 
 
 def check_form(model: Pretrained, form: Form) -> None:
@@ -152,18 +172,25 @@ def _of_earlier_export(out: Path) -> set[str]:
     return same | {_CARD} if found else set()
 
 
-def _check_replaceable(out: Path, names: set[str]) -> None:
-    """Checks that no file has one of these names.
+def _check_replaceable(staging: Path, out: Path, names: set[str]) -> None:
+    """Checks that a folder has no other files with these names.
+
+    Equal files may be there: an export that failed moved them.
 
     Raises:
         UserError: names the files.
     """
-    found = sorted(name for name in names if (out / name).exists())
+    there = (name for name in names if (out / name).exists())
+    found = sorted(name for name in there if not _equal(staging / name, out / name))
     if found:
         raise UserError(
             f"--out {out}: not written by an export, or changed since: {', '.join(found)}; "
             "remove these files, or choose another folder"
         )
+
+
+def _equal(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str, list[str]]:

@@ -284,8 +284,6 @@ def _of_repository(name: str, folder: Path) -> Architecture:
     if content.get("model_type") == transformers_siglip.MODEL_TYPE:
         try:
             config = transformers_siglip.architecture_of(content, str(file))
-        except UserError:
-            raise
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             why = printable(str(error))
             raise UserError(f"{file} is not as transformers writes it ({why})") from None

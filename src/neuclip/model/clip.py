@@ -35,6 +35,8 @@ from neuclip.model.device import Precision
 Transform = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 
+META = torch.device("meta")
+"""The device of towers that have shapes and no values."""
 MAX_LOG_SCALE = math.log(100.0)
 """open_clip's bound, a temperature of 0.01."""
 
@@ -154,23 +156,12 @@ def build_clip(
         keywords["force_patch_dropout"] = patch_dropout
     if pretrained_image:
         keywords["pretrained_image"] = True
-    name = architecture.name
-    try:
-        known = architecture.takes_known_files
-        with _quiet(), nullcontext() if known and not pretrained_image else _without_hub():
-            tokenize = _tokenizer(architecture)
-            towers, train_transform, eval_transform = _create(
-                architecture, precision, device, keywords
-            )
-    except (OSError, RuntimeError, ImportError, ValueError, MemoryError) as error:
-        raise _not_built(architecture, error) from None
-    except (TypeError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
-        if architecture.known:
-            raise
-        raise _not_built(architecture, error) from None
+    with _building(architecture, hub=architecture.takes_known_files and not pretrained_image):
+        tokenize = _tokenizer(architecture)
+        towers, train_transform, eval_transform = _create(architecture, precision, device, keywords)
     if patch_dropout and not _drops_patches(towers):
         raise UserError(
-            f"--force-patch-dropout {patch_dropout:g}: the image tower of {name} "
+            f"--force-patch-dropout {patch_dropout:g}: the image tower of {architecture.name} "
             f"({type(towers.visual).__name__}) has no patch dropout; remove the flag"
         )
     return Clip(
@@ -184,6 +175,30 @@ def build_clip(
     )
 
 
+def towers_without_values(architecture: Architecture) -> nn.Module:
+    """The towers on the meta device: their weights have shapes, and take no memory.
+
+    Raises:
+        UserError: open_clip cannot build them.
+    """
+    with _building(architecture, hub=architecture.takes_known_files):
+        return _create(architecture, "fp32", META, {})[0]
+
+
+@contextmanager
+def _building(architecture: Architecture, *, hub: bool) -> Generator[None]:
+    """Turns what open_clip raises into messages; keeps it from the hub unless that is allowed."""
+    try:
+        with _quiet(), nullcontext() if hub else _without_hub():
+            yield
+    except (OSError, RuntimeError, ImportError, ValueError, MemoryError) as error:
+        raise _not_built(architecture, error) from None
+    except (TypeError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
+        if architecture.known:
+            raise
+        raise _not_built(architecture, error) from None
+
+
 def _create(
     architecture: Architecture, precision: Precision, device: torch.device, keywords: dict[str, Any]
 ) -> tuple[Any, Any, Any]:
@@ -193,14 +208,16 @@ def _create(
     with TemporaryDirectory(prefix="neuclip-") as folder:
         tree = {"model_cfg": architecture.config, "preprocess_cfg": architecture.all_preprocessing}
         (Path(folder) / REPOSITORY_CONFIG).write_text(json.dumps(tree), encoding="utf-8")
-        return open_clip.create_model_and_transforms(
-            f"{LOCAL}{folder}",
-            load_weights=False,
-            precision="bf16" if precision == "bf16" else "fp32",
-            device=device,
-            output_dict=True,
-            **keywords,
-        )
+        # open_clip builds on the CPU, and moves the towers to the device at the end.
+        with META if device == META else nullcontext():
+            return open_clip.create_model_and_transforms(
+                f"{LOCAL}{folder}",
+                load_weights=False,
+                precision="bf16" if precision == "bf16" else "fp32",
+                device=device,
+                output_dict=True,
+                **keywords,
+            )
 
 
 def _tokenizer(architecture: Architecture) -> Tokenize:
@@ -253,7 +270,7 @@ def fits_as_designed(clip: Clip) -> bool:
     if clip.architecture.resized is None:
         return True
     designed = replace(clip.architecture, resized=None)
-    other = build_clip(designed, "fp32", torch.device("meta")).towers.state_dict()
+    other = towers_without_values(designed).state_dict()
     return all(
         other[name].shape == value.shape
         for name, value in clip.towers.state_dict().items()

@@ -5,13 +5,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from neuclip.checkpoint.common import CheckpointError
+from neuclip.checkpoint.stored_tensors import far_more, stored_numbers
 from neuclip.errors import UserError, quantity
 from neuclip.model.architecture import Architecture, find_architecture, model_names
-from neuclip.model.clip import Clip, build_clip
+from neuclip.model.clip import Clip, towers_without_values
 
 BUFFERS = ("position_ids", "attn_mask", "num_batches_tracked", "total_ops", "total_params")
 """Ends of the names of buffers that some versions and programs store, and others do not."""
@@ -54,13 +54,42 @@ def does_not_fit(
     more = f"; and {wrong - len(details)} more" if wrong > len(details) else ""
     return CheckpointError(
         f"{path} does not fit {name}, {quantity(wrong, 'weight')} differ: {'; '.join(details)}"
-        f"{more}. {_named(trained, clip) or advice(weights)}"
+        f"{more}. {_named(trained, clip.architecture) or advice(weights)}"
     )
 
 
-def _named(trained: Architecture | None, clip: Clip) -> str | None:
+def check_size(
+    path: Path,
+    weights: Mapping[str, Tensor],
+    architecture: Architecture,
+    trained: Architecture | None = None,
+) -> None:
+    """Checks that towers are not much larger than the weights for them, before they are built.
+
+    A file of a few bytes may describe towers of any size.
+
+    Args:
+        path: the file of the weights.
+        weights: as `neuclip.model.foreign_weights.unwrap` returns them.
+        architecture: of the towers.
+        trained: the architecture recorded beside the weights, if there is one.
+
+    Raises:
+        CheckpointError: the towers need more memory than the weights can fill.
+    """
+    towers = towers_without_values(architecture)
+    needed = sum(value.numel() for value in (*towers.parameters(), *towers.buffers()))
+    held = stored_numbers(weights.values())
+    if far_more(needed, held):
+        raise CheckpointError(
+            f"{path} does not fit {architecture.short_name}: the model has {needed:,} numbers, the "
+            f"file has {held:,}. {_named(trained, architecture) or advice(weights)}"
+        )
+
+
+def _named(trained: Architecture | None, tried: Architecture) -> str | None:
     """The model that is recorded beside the weights, as a sentence."""
-    if trained is None or trained.name == clip.architecture.name:
+    if trained is None or trained.name == tried.name:
         return None
     return f"They are weights of {trained.name}: give --model {trained.name}"
 
@@ -110,7 +139,7 @@ def _without_positions(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[in
 @cache
 def _signature_of(name: str) -> dict[str, tuple[int, ...]]:
     try:
-        towers = build_clip(name, "fp32", torch.device("meta")).towers
+        towers = towers_without_values(find_architecture(name))
     except UserError:  # its text tower is not on this machine
         return {}
     return _signature(towers.state_dict())

@@ -19,6 +19,7 @@ from neuclip.catalogue.method_info import RunFacts
 from neuclip.checkpoint import storage
 from neuclip.checkpoint.entries import own_entry
 from neuclip.checkpoint.sharded import is_sharded
+from neuclip.checkpoint.stored_tensors import check_loss
 from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.config.run_config import RunConfig
 from neuclip.config.sections import ModelConfig
@@ -36,11 +37,11 @@ from neuclip.model.architecture import (
     is_repository,
     recorded,
 )
-from neuclip.model.clip import Clip, build_clip, init_for
+from neuclip.model.clip import META, Clip, build_clip, init_for
 from neuclip.model.device import Precision
 from neuclip.model.ema import AVERAGES
 from neuclip.model.foreign_weights import Given, fit, unwrap
-from neuclip.model.mismatch import advice
+from neuclip.model.mismatch import advice, check_size
 from neuclip.model.published import (
     HubRepository,
     Published,
@@ -253,6 +254,7 @@ class Checkpoint:
         doubt = doubt_of_preprocessing(architecture)
         if doubt is not None:
             log.warning(doubt)
+        check_size(self.shown, self.weights, architecture, self.recorded_architecture)
         clip = build_clip(architecture, precision, device, init_for(self.weights))
         weights = fit(self.given(), clip)
         storage.load_weights(clip.towers, weights, self.shown)
@@ -262,7 +264,8 @@ class Checkpoint:
         """Builds the loss of the run with its full state, on every rank.
 
         Raises:
-            UserError: neuclip did not write the checkpoint, so its method is unknown.
+            UserError: neuclip did not write the checkpoint, so its method is unknown; or the
+                method's settings are for a loss far larger than the state of the loss.
         """
         config = self.run_config()
         assert self.own is not None
@@ -274,6 +277,8 @@ class Checkpoint:
             sharded=False,
             adam=config.optim.adam,
         )
+        with META:
+            check_loss(build_loss(config.method, run), self.own["loss"], self.path)
         loss = build_loss(config.method, run).to(device)
         storage.load_loss(loss, self.own["loss"], self.path)
         return loss

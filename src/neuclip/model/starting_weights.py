@@ -13,6 +13,7 @@ from neuclip.config.sections import ModelConfig
 from neuclip.model.architecture import HUB, Architecture, find_architecture
 from neuclip.model.clip import Clip
 from neuclip.model.foreign_weights import fit
+from neuclip.model.mismatch import check_size
 from neuclip.model.opened_checkpoint import (
     Checkpoint,
     CheckpointChoice,
@@ -53,7 +54,7 @@ class StartingWeights:
         """The architecture of the run; images are made as the weights of the image tower want them.
 
         Raises:
-            UserError: the model is unknown.
+            UserError: the model is unknown, or far larger than the weights for it.
         """
         found = find_architecture(self.settings.name)
         source = self.image or self.model
@@ -64,6 +65,9 @@ class StartingWeights:
         doubt = None if source is None else doubt_of_preprocessing(found)
         if doubt is not None:
             log.warning(doubt)
+        if self.model is not None:
+            own = self.model.recorded_architecture
+            check_size(self.model.shown, self.model.weights, found, own)
         return found
 
     def load(self, clip: Clip, *, learns_temperature: bool) -> None:

@@ -134,8 +134,6 @@ def architecture_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     try:
         return _open_clip_config(config, where)
-    except UserError:
-        raise
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(
             f"{where} is not as transformers writes it ({printable(str(error))})"

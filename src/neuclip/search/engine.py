@@ -18,7 +18,7 @@ from neuclip.evaluation.interfaces import ImageTextEncoder
 from neuclip.search.embeddings import Embeddings
 
 _ROWS_AT_ONCE = 2**16  # features in float32 at a time
-_UPLOAD = ImageDecoder(max_pixels=48_000_000)  # 144 MB decoded
+_UPLOAD = ImageDecoder(max_pixels=48_000_000, max_memory=384_000_000)
 
 
 @dataclass(frozen=True)

@@ -36,17 +36,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the server.
+    """Bounds of the server: with one decoder, 512 MB in all.
 
     Attributes:
         connections: open connections; further ones wait, then get status 503.
         seconds: time to receive a request, to send its answer, and between two requests.
+        head: bytes of a request before its body.
         body: bytes of a request's body.
         bodies: requests with a body in memory at a time.
     """
 
     connections: int = 128
     seconds: float = 30.0
+    head: int = 2**16
     body: int = 64 * 2**20
     bodies: int = 2
 
@@ -165,11 +167,12 @@ class _Refused(Exception):
 
 
 class _TimedInput(io.RawIOBase):
-    """Reads a connection until a deadline, however slowly the bytes arrive."""
+    """Reads a connection until a deadline, however slowly the bytes arrive, and up to a size."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self.deadline = time.monotonic()
+        self.room = 0
 
     def readable(self) -> bool:
         return True
@@ -178,8 +181,12 @@ class _TimedInput(io.RawIOBase):
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
+        if self.room <= 0:
+            raise ConnectionError("the request is too long")
         self._connection.settimeout(left)
-        return self._connection.recv_into(buffer)
+        count = self._connection.recv_into(buffer)
+        self.room -= count
+        return count
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -197,7 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(self._input)
 
     def handle_one_request(self) -> None:
-        self._input.deadline = time.monotonic() + self._local.limits.seconds
+        limits = self._local.limits
+        self._input.deadline, self._input.room = time.monotonic() + limits.seconds, limits.head
         super().handle_one_request()
 
     def do_GET(self) -> None:
@@ -233,12 +241,16 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._local.bodies.acquire(timeout=self._local.limits.seconds):
             raise _Refused(503, "Other uploads are being read: try again.")
         try:
-            body = self.rfile.read(length)
-            if len(body) < length:
-                raise ConnectionError
-            return self._local.answer(PageRequest(path, query, body))
+            return self._answer_body(path, query, length)
         finally:
-            self._local.bodies.release()
+            self._local.bodies.release()  # the body is gone by now
+
+    def _answer_body(self, path: str, query: Mapping[str, str], length: int) -> Reply:
+        self._input.room = length
+        body = self.rfile.read(length)
+        if len(body) < length:
+            raise ConnectionError
+        return self._local.answer(PageRequest(path, query, body))
 
     def _asked(self) -> tuple[str, dict[str, str]]:
         """Path and query of a request that may be answered."""
@@ -279,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _discard(self, length: int) -> None:
         """Reads a refused upload, up to a bound: clients read the answer only after sending."""
-        left = min(length, _DISCARDED)
+        left = self._input.room = min(length, _DISCARDED)
         while left and (chunk := self.rfile.read(min(left, 2**16))):
             left -= len(chunk)
 

@@ -149,3 +149,46 @@ def test_other_classes_are_named_and_not_loaded(tmp_path, zipped):
     torch.save(nn.Linear(2, 2), tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear.*state_dict"):
         formats.read(tmp_path / "x.pt")
+
+
+LOOP = [torch.ones(2).expand(10**6, 2)]
+LOOP.append(LOOP)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"a": torch.zeros(1).expand(10**6, 10**6)}},
+        {"neuclip": {"loss": {"slots": [torch.ones(8).as_strided((2**30, 8), (0, 1))]}}},
+        {"a": torch.empty(10**6, 10**6, device="meta")},
+        LOOP,
+    ],
+    ids=["repeated", "nested", "meta", "list in itself"],
+)
+def test_tensors_of_which_little_is_stored(tmp_path, content):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="numbers that are not all stored"):
+        formats.read(tmp_path / "x.pt")
+
+
+def test_views_that_are_stored_are_read(tmp_path):
+    shared = torch.arange(12.0).reshape(3, 4)
+    content = {"a": shared.T, "b": shared, "c": shared[1:], "d": torch.ones(5).expand(1, -1)}
+    torch.save(content, tmp_path / "x.pt")
+    found = formats.read(tmp_path / "x.pt")
+    assert all(torch.equal(found[key], value) for key, value in content.items())
+
+
+@pytest.mark.parametrize("scripted", [False, True])
+def test_an_archive_that_unpacks_to_far_more(tmp_path, scripted):
+    path = tmp_path / "x.pt"
+    torch.save({"a": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, value in content.items():
+            archive.writestr(name, value)
+        if scripted:
+            archive.writestr("x/constants.pkl", b"")
+    with pytest.raises(CheckpointError, match="a compressed zip archive of 4,000,"):
+        formats.read(path)

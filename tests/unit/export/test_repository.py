@@ -1,5 +1,10 @@
+import errno
 import json
 import re
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -13,6 +18,7 @@ from neuclip.config.resolve import resolve
 from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.evaluation.results import write_eval_result
+from neuclip.export import repository
 from neuclip.model.clip import build_clip
 from neuclip.model.load import load_pretrained
 from neuclip.model.opened_checkpoint import CheckpointChoice
@@ -264,3 +270,61 @@ def test_what_no_export_wrote_is_never_deleted(make_run, tmp_path, capsys, card)
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
     assert "is neither a run folder" in capsys.readouterr().err
+
+
+def export_of(folder, **files):
+    """A folder as an export of these files leaves it, before and after it gets its name."""
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    record = repository._record(folder)
+    (folder / "README.md").write_text(f"# {files}\n<!-- written by neuclip export: {record} -->")
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["replace", "unlink", "rename"])
+def test_a_failure_between_the_moves_loses_nothing(tmp_path, monkeypatch, kind):
+    """Every move and removal fails in turn; the same call then ends as if nothing had been."""
+    old = export_of(tmp_path / "old", weights="1", config="{}", vocabulary="a", merges="m")
+    new = export_of(tmp_path / "new", weights="22", config="{}", merges="k", tokens="t")
+    original, failed = getattr(Path, kind), 0
+    while True:
+        for name in ("out", "staging"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+        shutil.copytree(tmp_path / "new", tmp_path / "staging")
+        if kind != "rename":
+            shutil.copytree(tmp_path / "old", tmp_path / "out")
+        left = [failed]
+
+        def change(path, *to, left=left):
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError(errno.EIO, "Input/output error")
+            return original(path, *to)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, kind, change)
+            with suppress(OSError):
+                repository._move(tmp_path / "staging", tmp_path / "out")
+        if left[0] >= 0:
+            break  # every change has failed once
+        failed += 1
+        if (tmp_path / "out").exists():
+            found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+            assert all(text in (old.get(name), new.get(name)) for name, text in found.items())
+            assert found["README.md"] == old["README.md"] and found.keys() >= old.keys() & new
+        shutil.copytree(tmp_path / "new", tmp_path / "staging", dirs_exist_ok=True)
+        repository._move(tmp_path / "staging", tmp_path / "out")
+        assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == new
+    assert failed == {"replace": 5, "unlink": 1, "rename": 1}[kind]
+
+
+def test_the_folder_may_be_a_disk_of_its_own(make_run, tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    made = []
+    original = tempfile.TemporaryDirectory
+    patched = lambda **given: made.append(given["dir"]) or original(**given)  # noqa: E731
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", patched)
+    assert main(["export", str(make_run()), "--out", str(tmp_path / "disk")]) == 0
+    assert made == [tmp_path / "disk"]
+    assert {path.suffix for path in (tmp_path / "disk").iterdir()} == {".json", ".md", ".pt"}

@@ -5,10 +5,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
 from neuclip.model.clip import build_clip
 from neuclip.model.load import load_pretrained, load_run
 from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
+from neuclip.model.starting_weights import read_starting_weights
+from neuclip.model.transformers_names import clip_weights
+from tiny_models import tiny
 
 CPU = torch.device("cpu")
 
@@ -83,6 +87,58 @@ def test_a_repository_on_disk(tmp_path, clip, weights):
     (tmp_path / "open_clip_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no weights: expected open_clip_model\.safetensors"):
         load_pretrained(CheckpointChoice(tmp_path), "cpu")
+
+
+HUGE = {"width": 2**20, "layers": 4}  # 2^42 numbers a layer: building it would fail
+
+
+def changed(part, **settings):
+    config = open_clip.get_model_config("glyph-tiny")
+    return {**config, part: {**config[part], **settings}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        changed("vision_cfg", **HUGE),
+        changed("text_cfg", **HUGE),
+        changed("text_cfg", vocab_size=2**40),
+        changed("text_cfg", context_length=2**21),  # a mask of its square
+        changed("vision_cfg", image_size=2**24),
+        {**open_clip.get_model_config("glyph-tiny"), "embed_dim": 2**40},
+    ],
+    ids=["image", "text", "words", "length", "pixels", "embedding"],
+)
+@pytest.mark.parametrize("form", ["repository", "recorded", "starting weights"])
+def test_a_model_far_larger_than_its_weights_is_not_built(tmp_path, weights, config, form):
+    if form == "recorded":
+        record = {"name": "x", "model_cfg": config, "preprocess_cfg": {}, "resized": None}
+        content = {"state_dict": weights, "neuclip": {"architecture": record}}
+        torch.save(content, tmp_path / "x.pt")
+        choice = CheckpointChoice(tmp_path / "x.pt")
+    else:
+        write_json(tmp_path / "open_clip_config.json", {"model_cfg": config})
+        save_file(weights, tmp_path / "open_clip_model.safetensors")
+        choice = CheckpointChoice(tmp_path)
+    with pytest.raises(UserError, match=r"does not fit .*: the model has [\d,]+ numbers, the file"):
+        if form == "starting weights":
+            settings = ModelConfig(name=f"local-dir:{tmp_path}")
+            read_starting_weights(settings).architecture()
+        else:
+            load_pretrained(choice, "cpu")
+
+
+def test_a_transformers_model_far_larger_than_its_weights_is_not_built(tmp_path):
+    part = {"hidden_size": 2**20, "num_attention_heads": 2**14, "intermediate_size": 2**22}
+    parts = {"text_config": part, "vision_config": part, "projection_dim": 512}
+    write_json(tmp_path / "config.json", {"model_type": "clip", **parts})
+    save_file(clip_weights(tiny().towers.state_dict()), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not fit .*: the model has [\d,]+ numbers, the file"):
+        load_pretrained(CheckpointChoice(tmp_path), "cpu")
+
+
+def write_json(path, tree):
+    path.write_text(json.dumps(tree))
 
 
 def test_epochs_steps_and_the_latest(tmp_path, weights):

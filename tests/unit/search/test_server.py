@@ -1,14 +1,21 @@
+import ctypes
 import http.client
 import io
 import json
+import multiprocessing
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from datacomp_sets import picture
+from datacomp_sets import CodedTowers, picture
 from neuclip.data.opening import open_source
 from neuclip.errors import UserError
 from neuclip.search.engine import Engine
@@ -139,6 +146,58 @@ def test_an_image_of_too_many_pixels(ask):
     assert status == 400 and "12000 x 5000 pixels" in answer["error"]
 
 
+FEW = Limits(body=2**24)  # bytes: as many bodies at a time as by default
+
+
+def colors_of(image):
+    return torch.from_numpy(np.array(image.resize((2, 2)))).permute(2, 0, 1) / 255
+
+
+def resident(what):
+    """Megabytes in memory: VmRSS now, VmHWM at most."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{what}:")[2].split()[0]) / 1024
+
+
+def serve_and_measure(engine, pipe):
+    """A server in a child process; sends by how much its memory has grown."""
+    ctypes.CDLL(None).mallopt(-8, 1)  # one arena: memory of other threads counts, too
+    with LocalServer(0, FEW) as server:
+        server.start(page_answers(engine, About("model", "data", 7, 0, "")))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        pipe.send((server.server_port, server.secret))
+        pipe.recv()
+        pipe.send(resident("VmHWM") - before)
+
+
+def test_the_memory_of_eight_uploads_at_once(engine, monkeypatch):
+    """Of all eight at once it would be 128 MB of bodies, and 8 times 45 MB of pixels."""
+    monkeypatch.setattr(CodedTowers, "transform", property(lambda _: colors_of))
+    image = io.BytesIO()
+    Image.new("RGB", (1500, 1500)).save(image, "WEBP", lossless=True, method=0)
+    body = image.getvalue().ljust(FEW.body, b"\0")
+    pipe, other = multiprocessing.Pipe()
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=serve_and_measure, args=(engine, other))
+    child.start()
+    port, secret = pipe.recv()
+
+    def upload(_):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        with closing(connection):
+            connection.request("POST", f"/{secret}/search", body)
+            return connection.getresponse().status
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(upload, range(8))) == [200] * 8
+    pipe.send("all answered")
+    grown = pipe.recv()
+    child.join()
+    assert 40 < grown < 200
+
+
 def raw(server, text, *, wait=5.0):
     """The server's answer to bytes as they are; empty if it closes the connection."""
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=wait) as one:
@@ -168,6 +227,13 @@ def test_a_length_that_is_none(server, ask, headers, status):
     # A body that never comes is not waited for longer than the limit.
     assert found.split()[1:2] == [status] or (status == b"413" and not found)
     assert b"Python" not in found
+    assert ask("/search?text=number%209")[0] == 200
+
+
+@pytest.mark.parametrize("line", ["a: b\r\n", f"a: {'b' * 60_000}\r\n", "x" * 80_000])
+def test_endless_headers_are_not_kept(server, ask, line):
+    text = "GET /SECRET/ HTTP/1.1\r\nHost: localhost\r\n" + line * (200_000 // len(line))
+    assert b"200" not in raw(server, text)[:20]
     assert ask("/search?text=number%209")[0] == 200
 
 

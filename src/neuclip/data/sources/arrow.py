@@ -121,7 +121,7 @@ class ParquetSource(Source):
             read = _open_parquet(self._tables[table]).read_row_group(
                 group, columns=names, use_threads=False
             )
-        except _errors() as error:
+        except (UserError, *_errors()) as error:  # it may be gone since it was opened
             raise Unusable("shard", f"row group {group} cannot be read: {error}") from error
         return tuple(read.column(name) for name in names)
 

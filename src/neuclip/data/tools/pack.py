@@ -306,6 +306,8 @@ def _owned(out: Path, plan: Plan) -> Generator[None]:
     """Locks the folder against other processes, and keeps `.pack` until it is complete."""
     state = out / _STATE
     _check_folder(out, plan)
+    if state.is_symlink():  # another user of a shared folder may have made it
+        raise UserError(f"{state} is a link: remove it")
     state.mkdir(parents=True, exist_ok=True)
     with open(state / "lock", "w", opener=no_link) as lock:
         try:

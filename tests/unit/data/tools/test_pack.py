@@ -148,6 +148,36 @@ def test_two_processes_do_not_fill_one_folder(table, tmp_path):
             packed(table, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [f".pack/00001.tar.{os.getpid()}.partial", ".pack/plan.json", ".pack/00000.tar.json",
+     ".pack/lock", "00001.tar", "manifest.json", "pack_report.json"],
+)  # fmt: skip
+def test_no_planted_link_is_written_through(table, tmp_path, name):
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("mine")
+    (out / ".pack").mkdir(parents=True)
+    (out / name).symlink_to(victim)
+    try:
+        packed(table, out)
+    except UserError as error:
+        assert name in (".pack/lock", "00001.tar") and str(out) in str(error)
+        (out / name).unlink()
+        packed(table, out)
+    assert victim.read_text() == "mine"
+    assert not any(path.is_symlink() for path in out.iterdir())
+
+
+def test_a_planted_folder_is_not_written_to(table, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x.partial").write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".pack").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match=r"\.pack is a link: remove it"):
+        packed(table, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["x.partial"]
+
+
 def test_full_disk(table, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
