@@ -30,6 +30,7 @@ class Fake:
     elsewhere: str = ""
     tokens: set[str | None] = field(default_factory=set)
     unknown: int = 404
+    revisions: set[str] | None = None
 
     def got(self):
         """The files that were downloaded, in order."""
@@ -78,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(403, X_Error_Code="GatedRepo")
         elif repository not in fake.files:
             self.answer(fake.unknown, X_Error_Code="RepoNotFound")
+        elif fake.revisions is not None and not fake.revisions & set(path.split("/")):
+            self.answer(404, X_Error_Code="RevisionNotFound")
         elif path.startswith("/api/"):
             entries = [fake.entry(repository, path) for path in fake.files[repository]]
             entries = entries if fake.siblings is None else fake.siblings

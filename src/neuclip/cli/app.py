@@ -27,6 +27,7 @@ from neuclip.cli.search import Search, search
 from neuclip.cli.train import FinetuneCommand, TrainCommand, parse_train, resume_command
 from neuclip.config.batch_size import describe_step
 from neuclip.config.resolve import derived, resolve
+from neuclip.config.run_config import RunConfig
 from neuclip.errors import OtherProcessFailed, Preempted, UserError, nearest, printable
 from neuclip.files import describe, disk_error
 from neuclip.interrupts import INTERRUPTED, second_interrupt_ends
@@ -164,7 +165,8 @@ def train(command: TrainCommand) -> int:
     if command.dry_run and command.config.derive is not None:
         return show_derived(command)
     if command.dry_run:
-        resolved = resolve(command.config, launch.world_size)
+        config = _with_model(command.config)
+        resolved = resolve(config, launch.world_size)
         if launch.rank == 0:
             optim, method = resolved.optim, resolved.method
             if optim.epochs and (reason := method.batch_only(optim.stop_epochs or optim.epochs)):
@@ -174,12 +176,21 @@ def train(command: TrainCommand) -> int:
                 words := method.gamma_text(resolved.data.global_batch_size)
             ):
                 print(f"# gamma: {words}")
-            print(derived(command.config).to_yaml(), end="")
+            print(derived(config).to_yaml(), end="")
         return 0
     from neuclip.training.assemble import train as start_training
 
     start_training(command.config)
     return 0
+
+
+def _with_model(config: RunConfig) -> RunConfig:
+    """The settings with the model of published weights; torch is imported only if it is asked."""
+    if config.model.pretrained is None or config.model.given_name is not None:
+        return config
+    from neuclip.model.starting_weights import with_model_of_weights
+
+    return config.model_copy(update={"model": with_model_of_weights(config.model)})
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Search(CheckpointFlags, TimedReadingFlags):
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
-    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
+    download: hf-hub:OWNER/NAME[@REVISION], MODEL:TAG, or a tag of open_clip's"""
     images: Annotated[str, arg(metavar="SOURCE", help_behavior_hint="")]
     """images to search, in the form of --train-data: shards, tables or folders, joined by ::"""
     port: int = 8765

@@ -30,8 +30,9 @@ class ModelConfig(Section):
     pretrained: str | None = Field(
         default=None,
         description="start from the weights of this checkpoint, run folder or repository on disk; "
-        "or download them: a tag of open_clip's for the model, or hf-hub: and the name of a "
-        "repository",
+        "or download them: a tag of open_clip's, MODEL:TAG, or hf-hub: and the name of a "
+        "repository (OWNER/NAME, or OWNER/NAME@REVISION); these also choose the model if none is "
+        "given",
     )
     pretrained_image: bool = Field(
         default=False,

@@ -102,7 +102,7 @@ class HubRepository:
     """A repository of open_clip's, or of transformers, on the hub.
 
     Attributes:
-        name: `hf-hub:` and `owner/name`.
+        name: `hf-hub:` and `owner/name`, or `owner/name@revision`.
     """
 
     name: str
@@ -160,16 +160,28 @@ def find_published(name: str, model: str | None) -> Published | None:
     """The weights that a name stands for; None for a path on disk, and for unknown names.
 
     Args:
-        name: as given to `--pretrained`. A file or folder of that name is meant first.
-        model: the model that the weights are for, if it is known.
+        name: `hf-hub:OWNER/NAME`, a tag, or `MODEL:TAG`. A file or folder of that name is meant
+            first.
+        model: the model that the weights are for, if it is known; the only one that has the tag is.
 
     Raises:
-        UserError: a tag without a model, or of another model; names those that have it.
+        UserError: a tag of several models without a model, or of another model; names those that
+            have it.
     """
     if Path(name).exists():
         return None
     if name.startswith(HUB):
         return HubRepository(name)
+    own, colon, tag = name.rpartition(":")
+    if colon and (own := own.replace("/", "-")) in open_clip.list_models():
+        if model is not None and model.replace("/", "-") != own:
+            raise UserError(
+                f"{printable(name)} names the model {own}, and --model names {printable(model)}: "
+                "leave one out"
+            )
+        name, model = tag, own
+        if not open_clip.list_pretrained_models_by_tag(tag):
+            raise UserError(_no_such_tag(tag, own))
     having = open_clip.list_pretrained_models_by_tag(name)
     if not having:
         return None
@@ -178,11 +190,33 @@ def find_published(name: str, model: str | None) -> Published | None:
         return Tag(name, known)
     more = f" and {len(having) - _SHOWN} more" if len(having) > _SHOWN else ""
     exists = f"{name} exists for {_closest(known, having)}{more}"
+    if model is None and len(having) == 1:
+        return Tag(name, having[0])
     if model is None:
-        raise UserError(f"{name} is a tag of open_clip's: say of which model, --arch; {exists}")
-    other = open_clip.list_pretrained_tags_by_model(known)
-    has = f"but {_closest(name, other)}" if other else "or of any other name"
-    raise UserError(f"{printable(model)} has no published weights {name}, {has}. {exists}")
+        raise UserError(
+            f"{name} is a tag of {len(having)} models of open_clip's: {', '.join(having)}: say "
+            f"which, with --model (--arch in other commands than train), or as {having[0]}:{name}"
+        )
+    raise UserError(f"{_no_such_tag(name, model)}. {exists}")
+
+
+def _no_such_tag(tag: str, model: str) -> str:
+    other = open_clip.list_pretrained_tags_by_model(model.replace("/", "-"))
+    has = f"but {_closest(tag, other)}" if other else "or of any other name"
+    return f"{printable(model)} has no published weights {printable(tag)}, {has}"
+
+
+def model_of_weights(name: str) -> str | None:
+    """The model that published weights choose; None for a path on disk, and for unknown names.
+
+    Args:
+        name: as in `find_published`.
+
+    Raises:
+        UserError: several models have the tag; names them.
+    """
+    found = find_published(name, None)
+    return found.model if isinstance(found, Tag) else None if found is None else found.name
 
 
 def fetch_published(name: str, model: str | None) -> Published | None:

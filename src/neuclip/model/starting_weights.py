@@ -20,7 +20,12 @@ from neuclip.model.opened_checkpoint import (
     open_checkpoint,
     weights_in_repository,
 )
-from neuclip.model.published import doubt_of_preprocessing, fetch_image_tower, fetch_published
+from neuclip.model.published import (
+    doubt_of_preprocessing,
+    fetch_image_tower,
+    fetch_published,
+    model_of_weights,
+)
 
 log = logging.getLogger("neuclip")
 
@@ -87,6 +92,18 @@ class StartingWeights:
             _load_tower(clip, "image", self.image)
         if self.text is not None:
             _load_tower(clip, "text", self.text)
+
+
+def with_model_of_weights(settings: ModelConfig) -> ModelConfig:
+    """The settings with the model that published weights choose, if none is given.
+
+    Raises:
+        UserError: several models have the tag; names them.
+    """
+    if settings.pretrained is None or settings.given_name is not None:
+        return settings
+    name = model_of_weights(settings.pretrained)
+    return settings if name is None else settings.model_copy(update={"name": name})
 
 
 def read_starting_weights(settings: ModelConfig) -> StartingWeights:

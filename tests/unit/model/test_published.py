@@ -22,7 +22,7 @@ from neuclip.model.encoder import Encoder
 from neuclip.model.export_info import vocabulary
 from neuclip.model.load import load_pretrained
 from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
-from neuclip.model.starting_weights import read_starting_weights
+from neuclip.model.starting_weights import read_starting_weights, with_model_of_weights
 from neuclip.model.transformers_names import clip_weights
 from tiny_models import CPU, VIT, pairs, tiny
 from tiny_siglip import CONFIG, NAME, TOWER, register
@@ -268,11 +268,44 @@ def test_weights_of_another_model(settings, words, hub):
         start(**settings)
 
 
-def test_a_tag_without_a_model(hub):
-    with pytest.raises(
-        UserError, match=r"tiny_s1 is a tag .*: say of which model, --arch; .* tiny-v"
-    ):
-        open_checkpoint(CheckpointChoice(Path(TAG)))
+def test_a_tag_chooses_its_only_model(hub, monkeypatch):
+    assert open_checkpoint(CheckpointChoice(Path(TAG))).arch == VIT
+    for given, chosen in ((TAG, VIT), (f"{VIT}:{OTHER}", VIT), (HUB, HUB), ("no_tag", "ViT-B-32")):
+        assert with_model_of_weights(ModelConfig(pretrained=given)).name == chosen
+    asked = ModelConfig(name="tiny-resnet", pretrained=TAG)
+    assert with_model_of_weights(asked) == asked
+    monkeypatch.setitem(tags._PRETRAINED, "tiny-resnet", {TAG: {"hf_hub": "org/tiny/"}})
+    several = (
+        r"tiny_s1 is a tag of 2 models.*: tiny-vit, tiny-resnet: say which, .* tiny-vit:tiny_s1"
+    )
+    for act in (with_model_of_weights, lambda c: open_checkpoint(CheckpointChoice(Path(TAG)))):
+        with pytest.raises(UserError, match=several):
+            act(ModelConfig(pretrained=TAG))
+
+
+def test_model_and_tag_in_one_name(hub):
+    clip = start(**with_model_of_weights(ModelConfig(pretrained=f"{VIT}:{TAG}")).model_dump())
+    assert clip.name == VIT and clip.architecture.preprocessing == SQUASH
+    assert load_pretrained(CheckpointChoice(Path(f"{VIT}:{TAG}")), "cpu").checkpoint.arch == VIT
+    with pytest.raises(UserError, match="tiny-vit has no published weights tiny_s9, but tiny_s"):
+        start(name=VIT, pretrained=f"{VIT}:tiny_s9")
+    with pytest.raises(UserError, match="names the model tiny-vit, and --model names tiny-resnet"):
+        start(name="tiny-resnet", pretrained=f"{VIT}:{TAG}")
+
+
+def test_a_revision_of_a_repository(hub, set_hub):
+    hub.revisions = {"main", "v1"}
+    start(name=f"{HUB}@v1")
+    assert {path.partition("/resolve/")[2].partition("/")[0] for _, path in hub.requests} == {"v1"}
+    set_hub("HF_HUB_OFFLINE", True)
+    start(name=f"{HUB}@v1")
+    with pytest.raises(UserError, match=r"`hf download org/tiny --revision v2 --local-dir DIR`"):
+        start(name=f"{HUB}@v2")
+    set_hub("HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match=r"org/tiny: no branch, tag or commit v2 of org/tiny"):
+        start(name=f"{HUB}@v2")
+    with pytest.raises(UserError, match=r"org/tiny@: a branch, tag or commit .* follows @"):
+        start(name=f"{HUB}@")
 
 
 def test_a_file_of_the_name_is_meant_first(hub, weights, tmp_path, monkeypatch):

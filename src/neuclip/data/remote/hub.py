@@ -24,11 +24,23 @@ _SHA256 = 64
 """Digits of a SHA-256: the hub's tag of a large file. That of a small one is a SHA-1."""
 
 
+def with_revision(name: str) -> tuple[str, str | None]:
+    """Repository and revision of `owner/name@revision`; no revision: the newest commit.
+
+    Raises:
+        UserError: nothing follows the `@`.
+    """
+    repository, at, revision = name.partition("@")
+    if at and not revision:
+        raise UserError(f"{printable(name)}: a branch, tag or commit of the repository follows @")
+    return repository, revision or None
+
+
 def in_cache(repository: str, names: Sequence[str]) -> Path | None:
     """The first of some files that the cache holds, at the commit fetched last; None without any.
 
     Args:
-        repository: `owner/name`.
+        repository: `owner/name`, or `owner/name@revision`.
         names: files of the repository, in the order of preference.
 
     Raises:
@@ -37,8 +49,9 @@ def in_cache(repository: str, names: Sequence[str]) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    plain, revision = with_revision(repository)
     try:
-        found = (try_to_load_from_cache(repository, name) for name in names)
+        found = (try_to_load_from_cache(plain, name, revision=revision) for name in names)
         return next((Path(path) for path in found if isinstance(path, str)), None)
     except HFValidationError as error:
         raise UserError(f"{printable(repository)}: {printable(str(error), 200)}") from None
@@ -50,11 +63,15 @@ class Repository:
     If the hub does not answer, or must not be asked, the copies in the cache serve from then on.
 
     Args:
-        name: `owner/name`.
+        name: `owner/name`, or `owner/name@revision` for a branch, tag or commit.
+
+    Raises:
+        UserError: nothing follows the `@`.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._plain, self._revision = with_revision(name)
         self._silent: _HubSilent | None = None
 
     def fetch(self, names: Sequence[str], *, optional: bool = False) -> Path | None:
@@ -89,32 +106,36 @@ class Repository:
             return kept
 
     def _ask(self, names: Sequence[str]) -> Path | None:
+        revision = "" if self._revision is None else f" --revision {self._revision}"
         by_hand = (
-            f"`hf download {self._name} --local-dir DIR` on a machine with a connection; then give "
-            "DIR"
+            f"`hf download {self._plain}{revision} --local-dir DIR` on a machine with a "
+            "connection; then give DIR"
         )
-        with errors_as_messages(self._name, f"{_endpoint()}/{self._name}", by_hand):
-            return next((path for name in names if (path := _fetched(self._name, name))), None)
+        page = f"{_endpoint()}/{self._plain}"
+        with errors_as_messages(self._name, page, by_hand):
+            found = (_fetched(self._plain, self._revision, name) for name in names)
+            return next((path for path in found if path), None)
 
 
-def _fetched(repository: str, name: str) -> Path | None:
+def _fetched(repository: str, revision: str | None, name: str) -> Path | None:
     """The file in the cache, downloaded if necessary; None if the repository has no such file."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         # Unlike the download itself, this does not repeat its request for minutes.
-        get_hf_file_metadata(hf_hub_url(repository, name))
+        get_hf_file_metadata(hf_hub_url(repository, name, revision=revision))
     except RemoteEntryNotFoundError:
         return None
-    state = hf_hub_download(repository, name, dry_run=True)
+    state = hf_hub_download(repository, name, revision=revision, dry_run=True)
     if not state.will_download:
-        return Path(hf_hub_download(repository, name))
+        return Path(hf_hub_download(repository, name, revision=revision))
     log.info(
         "downloading %s of %s (%s) from %s, kept in %s",
         name, repository, _size(state.file_size), _endpoint(), constants.HF_HUB_CACHE,
     )  # fmt: skip
-    path = Path(hf_hub_download(repository, name, tqdm_class=progress_bar(_Lines(), name)))
+    bar = progress_bar(_Lines(), name)
+    path = Path(hf_hub_download(repository, name, revision=revision, tqdm_class=bar))
     blob = path.resolve()
     if len(blob.name) == _SHA256 and sha256(blob) != blob.name:
         path.unlink()
@@ -212,6 +233,9 @@ def errors_as_messages(
             f"{page}: no such {kind}, or it is private and the access token "
             "(HF_TOKEN, or the file `token` in HF_HOME) does not open it"
         ) from None
+    except errors.RevisionNotFoundError:
+        plain, revision = with_revision(repository)
+        raise UserError(f"{page}: no branch, tag or commit {revision} of {plain}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         kind = _HubSilent if status >= 500 else UserError
