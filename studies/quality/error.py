@@ -18,7 +18,7 @@ from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.objective import log_plus
 from neuclip.model.load import RestoredRun, load_run
 from neuclip.model.opened_checkpoint import CheckpointChoice
-from neuclip.training.assemble import read_index
+from neuclip.training.training_data import read_index
 
 ANCHORS = 4096
 ROWS = 256

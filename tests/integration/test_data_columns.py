@@ -67,7 +67,7 @@ def test_a_run_with_all_columns_resumes_exactly(table):
     ("flags", "message"),
     [
         (["--no-duplicates", "--batch-size", "9"], "a batch of 9 pairs needs as many"),
-        ([], "--label-key has no effect without --false-negatives mask or --no-duplicates"),
+        ([], "--label-key kind has no effect: add --false-negatives mask or --no-duplicates"),
         (["--pair-weight-key", "long", "--no-duplicates"], "'long' is 'a plain picture of colour"),
     ],
 )

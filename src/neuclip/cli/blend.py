@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
-from neuclip.cli.data import TimedReadingFlags
+from neuclip.cli.data import EvaluatedReadingFlags
 from neuclip.cli.eval import recorded_reading
 from neuclip.cli.export import check_licence
 from neuclip.cli.options import Switch, check_range
@@ -35,7 +35,7 @@ _MOST_ALPHAS = 1001
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blend(CheckpointFlags, TimedReadingFlags):
+class Blend(CheckpointFlags, EvaluatedReadingFlags):
     """Mix the weights of two models of one architecture (WiSE-FT), and find the best mix.
 
     The weights of a mix are (1 - alpha) OLD + alpha NEW: OLD knows what fine-tuning forgot, and NEW

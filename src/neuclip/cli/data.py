@@ -73,6 +73,17 @@ class TimedReadingFlags(ReadingFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatedReadingFlags(TimedReadingFlags):
+    """How evaluation splits are read; labels are class names."""
+
+    reading: Annotated[
+        GivenSettings,
+        OmitArgPrefixes,
+        settings_flags("data", (*READING, "label_key", "data_timeout")),
+    ] = field(default_factory=GivenSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _SourceCommand(ReadingFlags):
     """A command that reads a source."""
 

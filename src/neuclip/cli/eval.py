@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
-from neuclip.cli.data import TimedReadingFlags
+from neuclip.cli.data import EvaluatedReadingFlags
 from neuclip.cli.options import Switch, check_range
 from neuclip.config.data_sections import DataConfig
 from neuclip.errors import UserError, quantity
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(CheckpointFlags, TimedReadingFlags):
+class Eval(CheckpointFlags, EvaluatedReadingFlags):
     """Evaluate a checkpoint on evaluation splits (--val-data) or DataComp's tasks (--data-dir).
 
     Without either flag, the splits given to training are used. Splits are evaluated by zero-shot
@@ -33,7 +33,7 @@ class Eval(CheckpointFlags, TimedReadingFlags):
 
     run: Annotated[Positional[Path | None], arg(metavar="[RUN]", help_behavior_hint="")] = None
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
-    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
+    download: hf-hub:OWNER/NAME[@REVISION], MODEL:TAG, or a tag of open_clip's"""
     checkpoint: Annotated[
         Path | None,
         arg(metavar="RUN", aliases=("--pretrained",), help_behavior_hint=""),
@@ -164,7 +164,7 @@ def _own_splits(command: Eval, run: Path) -> int:
     from neuclip.evaluation.evaluate import evaluate_sets
     from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
     from neuclip.evaluation.own_splits import reopen_own_splits
-    from neuclip.evaluation.splits import open_splits, with_templates
+    from neuclip.evaluation.splits import open_splits, require_label_classes, with_templates
     from neuclip.model.load import load_run
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
@@ -173,6 +173,8 @@ def _own_splits(command: Eval, run: Path) -> int:
     with open_process_group(torch.device("cpu")) as launch, terminal.progress() as progress:
         # What is asked for is checked first: loading a large model takes longer.
         splits = open_splits(command.val_data, command.data_config(), progress)
+        if splits:
+            require_label_classes(splits, command.data_config())
         restored = load_run(command.choice(run), command.device, launch.local_rank)
         checkpoint, config = restored.checkpoint, restored.config
         if not splits and config is not None:

@@ -27,7 +27,7 @@ class ExportCommand(CheckpointFlags):
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
-    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
+    download: hf-hub:OWNER/NAME[@REVISION], MODEL:TAG, or a tag of open_clip's"""
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
     """folder to write to"""
     format: Literal["open_clip", "hf", "safetensors"] = "open_clip"

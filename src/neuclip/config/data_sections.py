@@ -69,7 +69,8 @@ class ReadingConfig(Section):
     label_key: str | None = Field(
         default=None,
         description="column of a table, or key of the .json files (cls: the .cls files of tar "
-        "shards), with labels: two pairs of one label are false negatives of each other",
+        "shards), with labels: in training, two pairs of one label are false negatives of each "
+        "other; in evaluation, the labels are class names for zero-shot classification",
     )
     image_key: str | None = Field(
         default=None,
@@ -128,6 +129,11 @@ class ReadingConfig(Section):
             if value is not None:
                 raise UserError(f"--caption-keys and {flag} both name captions: leave one out")
         return CaptionKeys.weighted(self.caption_keys)
+
+    @property
+    def labels_join(self) -> bool:
+        """Whether training takes two pairs of one label for false negatives of each other."""
+        return self.label_key is not None
 
     @field_validator("csv_separator")
     @classmethod
@@ -269,6 +275,11 @@ class DataConfig(ReadingConfig):
         description="stop if more than this fraction of the samples read is corrupt",
     )
 
+    @property
+    def labels_join(self) -> bool:
+        """Whether training takes two pairs of one label for false negatives of each other."""
+        return self.label_key is not None and (self.no_duplicates or self.false_negatives == "mask")
+
     def check(self) -> None:
         """Checks rules over several fields.
 
@@ -277,11 +288,6 @@ class DataConfig(ReadingConfig):
         """
         if self.aug_cfg is not None:
             self.aug_cfg.check()
-        if self.label_key is not None and self.false_negatives == "keep" and not self.no_duplicates:
-            raise UserError(
-                "--label-key has no effect without --false-negatives mask or --no-duplicates: add "
-                "one, or leave it out"
-            )
         keys = self.caption_keys_read
         if keys is not None and keys.weights and self.caption_choice == "first":
             raise UserError(

@@ -110,6 +110,14 @@ class RunConfig(Section):
         ):
             if value is not None and self.only_evaluates:
                 raise UserError(f"{flag} {value} is for training, and this line only evaluates")
+        labels = self.data.label_key
+        evaluated = (evaluation.val_data, evaluation.val_split, evaluation.canary, self.derive)
+        if labels is not None and not self.data.labels_join and not any(evaluated):
+            raise UserError(
+                f"--label-key {labels} has no effect: add --false-negatives mask or "
+                "--no-duplicates (labels join false negatives), or --val-data or --val-split "
+                "(labels are class names), or leave it out"
+            )
 
     @property
     def only_evaluates(self) -> bool:

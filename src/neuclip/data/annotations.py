@@ -23,6 +23,10 @@ _LONGEST_LIST = 2**16  # characters
 _TRIED = 200  # samples looked at for a key
 
 
+class MissingKeyError(UserError):
+    """Data have no column or key of the name that a flag gives."""
+
+
 @dataclass(frozen=True)
 class AnnotationKeys:
     """The columns or keys that hold annotations; None: such annotations are not read.
@@ -90,7 +94,7 @@ class AnnotationKeys:
             name: of the source, for the message.
 
         Raises:
-            UserError: none of the samples has one of the keys.
+            MissingKeyError: none of the samples has one of the keys.
         """
         if not self.names:
             return
@@ -102,7 +106,7 @@ class AnnotationKeys:
         there = f"they have {', '.join(map(repr, known))}" if known else "they have none"
         for flag, key in self.by_flag.items():
             if key not in known:
-                raise UserError(
+                raise MissingKeyError(
                     f"{name}: no {key!r} for {flag} in the .json files of "
                     f"{quantity(len(tried), 'sample')} tried: {printable(there, 300)}"
                 )

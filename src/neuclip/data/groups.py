@@ -83,12 +83,26 @@ class Groups:
     Attributes:
         samples: number of samples.
         by_kind: memberships of each kind that was read; a sample has an id for each caption.
-        unreadable: number of corrupt samples, which belong to no group.
+        unreadable: number of corrupt samples, which belong to no group; of a part, that of all.
     """
 
     samples: int
     by_kind: Mapping[GroupKind, Memberships]
     unreadable: int = 0
+
+    def part(self, positions: Ids) -> "Groups":
+        """The groups of some samples, under new positions.
+
+        Args:
+            positions: [samples] the samples, ascending.
+        """
+        new = np.full(self.samples, -1, dtype=np.int64)
+        new[positions] = np.arange(len(positions))
+        found: dict[GroupKind, Memberships] = {}
+        for kind, members in self.by_kind.items():
+            places = new[members.samples]
+            found[kind] = Memberships(places[places >= 0], members.ids[places >= 0])
+        return Groups(len(positions), found, self.unreadable)
 
 
 def read_groups(

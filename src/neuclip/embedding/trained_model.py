@@ -22,9 +22,9 @@ from neuclip.data.samples import Damage
 from neuclip.data.sources.image_list import GivenImage, ImageList
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, quantity
+from neuclip.evaluation.class_names import DEFAULT_TEMPLATE, checked_templates
 from neuclip.evaluation.embed import encode_images, encode_texts, start_reading
 from neuclip.evaluation.interfaces import EvaluationSettings
-from neuclip.evaluation.splits import DEFAULT_TEMPLATE, checked_templates
 from neuclip.evaluation.zero_shot import ClassVectors
 from neuclip.model.load import Pretrained, load_towers
 from neuclip.model.opened_checkpoint import CheckpointChoice

@@ -3,6 +3,8 @@
 Modules in reading order:
 
 - `interfaces`: what a model offers, the settings, encoded data, results of one set.
+- `class_names`: class names and templates beside the samples.
+- `label_classes`: classes from the labels of the samples.
 - `splits`: opens a split of one's own.
 - `held_out`: holds out a share of the training data.
 - `own_splits`: opens all splits of a run.

@@ -1,11 +1,13 @@
 """Holds out a share of the training data for evaluation: `--val-split`.
 
 The choice is a function of seed and data. Samples that belong together (equal captions, equal
-images, equal labels) stay on one side, so that no evaluated image or caption was trained on.
+images, and equal labels if training takes them for false negatives) stay on one side, so that no
+evaluated image or caption was trained on. Labels that only name classes are on both sides.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +20,7 @@ from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.part import Part
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, quantity
+from neuclip.evaluation.label_classes import folder_of, label_classes
 from neuclip.evaluation.splits import EvaluationSplit
 from neuclip.parallel.work_sharing import from_main
 
@@ -35,30 +38,55 @@ class HeldOut:
         source: the source.
         positions: [held out] positions of the samples that are held out, ascending.
         share: the share that was asked for.
-        groups: number of groups among the samples that are held out.
+        num_groups: number of groups among the samples that are held out.
+        kinds: of the groups that stay on one side.
         ids_are_keys: whether samples keep the ids of the source.
+        label_key: of the labels that are class names, if there are any.
+        all_groups: the groups of the source, where they were read: on the main process.
     """
 
     source: Source
     positions: NDArray[np.int64]
     share: float
-    groups: int
+    num_groups: int
+    kinds: Sequence[groups.GroupKind] = groups.KINDS
     ids_are_keys: bool = False
+    label_key: str | None = None
+    all_groups: groups.Groups | None = field(default=None, repr=False)
+
+    @cached_property
+    def _kept(self) -> NDArray[np.int64]:
+        """[samples to train on] Their positions, ascending."""
+        kept = np.ones(len(self.source), dtype=bool)
+        kept[self.positions] = False
+        return np.flatnonzero(kept).astype(np.int64)
+
+    def groups_of_rest(self, reading: ReadingConfig) -> groups.Groups:
+        """The groups of the samples to train on; other processes find them in the cache folder.
+
+        Args:
+            reading: as in `hold_out`.
+        """
+        found = self.all_groups or groups.read_groups(self.source, reading, self.kinds)
+        return found.part(self._kept)
 
     @cached_property
     def rest(self) -> Source:
         """The samples to train on."""
-        kept = np.ones(len(self.source), dtype=bool)
-        kept[self.positions] = False
-        positions = np.flatnonzero(kept).astype(np.int64)
         damage = self.source.damage
-        return Part(self.source, positions, damage=damage, ids_are_keys=self.ids_are_keys)
+        return Part(self.source, self._kept, damage=damage, ids_are_keys=self.ids_are_keys)
 
     @cached_property
     def split(self) -> EvaluationSplit:
         """The samples that are held out."""
         part = Part(self.source, self.positions)
-        return EvaluationSplit(NAME, part, [], [], origin=self._words(), allow_damage=True)
+        key = self.label_key
+        found = None if key is None else label_classes(part, key, folder_of(self.source))
+        split = EvaluationSplit(NAME, part, [], [], origin=self._words(), allow_damage=True)
+        if found is None:
+            return split
+        classes = {"classnames": found.classnames, "templates": found.templates}
+        return replace(split, index=found.source, by_label=True, **classes)
 
     @cached_property
     def digest(self) -> str:
@@ -83,8 +111,8 @@ class HeldOut:
         held, total = len(self.positions), len(self.source)
         return (
             f"held out as the split {NAME}: {held:,} of {quantity(total, 'sample')} "
-            f"({held / total:.2%}) in {quantity(self.groups, 'group')}; samples of equal captions, "
-            "images or labels stay on one side"
+            f"({held / total:.2%}) in {quantity(self.num_groups, 'group')}; samples of equal "
+            f"{_named(self.kinds)} stay on one side"
         )
 
 
@@ -127,7 +155,7 @@ def hold_out(
 
     Args:
         source: the training data.
-        reading: how it was opened; names the label key.
+        reading: how it was opened; names the label key, and says whether labels join samples.
         share: the largest share of the samples to hold out.
         seed: of the run.
         progress: called while captions and images are compared.
@@ -135,17 +163,37 @@ def hold_out(
     Raises:
         UserError: fewer than two samples can be held out, or the source is remote.
     """
+    read: list[groups.Groups] = []
 
     def choose() -> tuple[NDArray[np.int64], int]:
         _require_local(source, share)
-        components = groups.components(groups.read_groups(source, reading, progress=progress))
+        read.append(groups.read_groups(source, reading, _kinds(reading), progress))
+        components = groups.components(read[0])
         positions = choose_held_out(components, share, seed)
         if len(positions) < _FEWEST:
-            raise UserError(_too_few(components, share, len(positions)))
+            raise UserError(_too_few(components, share, len(positions), _kinds(reading)))
         return positions, len(np.unique(components[positions]))
 
     positions, number = from_main(choose)
-    return HeldOut(source, positions, share, number, reading.data_size is not None)
+    return HeldOut(
+        source,
+        positions,
+        share,
+        number,
+        _kinds(reading),
+        ids_are_keys=reading.data_size is not None,
+        label_key=reading.label_key,
+        all_groups=read[0] if read else None,
+    )
+
+
+def _kinds(reading: ReadingConfig) -> Sequence[groups.GroupKind]:
+    return groups.KINDS if reading.label_key and reading.labels_join else ("caption", "image")
+
+
+def _named(kinds: Sequence[groups.GroupKind]) -> str:
+    *first, last = (f"{kind}s" for kind in kinds)
+    return f"{', '.join(first)} or {last}"
 
 
 def _require_local(source: Source, share: float) -> None:
@@ -160,7 +208,9 @@ def _require_local(source: Source, share: float) -> None:
             )
 
 
-def _too_few(components: NDArray[np.int64], share: float, found: int) -> str:
+def _too_few(
+    components: NDArray[np.int64], share: float, found: int, kinds: Sequence[groups.GroupKind]
+) -> str:
     total, sizes = len(components), np.unique(components, return_counts=True)[1]
     wanted = round(share * total)
     start = f"--val-split {share:g} of {quantity(total, 'sample')} holds out {found}"
@@ -170,8 +220,8 @@ def _too_few(components: NDArray[np.int64], share: float, found: int) -> str:
             "give data of their own with --val-data"
         )
     return (
-        f"{start} instead of {wanted}: samples of equal captions, images or labels stay together, "
-        f"and they make only {quantity(len(sizes), 'group')}, the smallest of "
+        f"{start} instead of {wanted}: samples of equal {_named(kinds)} stay together, and they "
+        f"make only {quantity(len(sizes), 'group')}, the smallest of "
         f"{quantity(int(sizes.min()), 'sample')}; hold out a larger share, or give data of their "
         "own with --val-data"
     )

@@ -5,7 +5,7 @@ All scores are fractions in 0..1. Log-normalizers are natural logarithms.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from neuclip.data.progress import Progress
 from neuclip.data.reading import STALL_LIMIT
 from neuclip.data.samples import Damage
+from neuclip.errors import UserError
 from neuclip.evaluation.outcomes import Outcomes
 from neuclip.evaluation.results import EvaluatedData, Gallery
 
@@ -192,6 +193,28 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def with_class(self) -> "EncodedImages":
+        """The samples that have a class.
+
+        Raises:
+            UserError: none has one.
+        """
+        kept = self.class_indices >= 0
+        rows = kept.nonzero().flatten()
+        if not len(rows):
+            raise UserError("no readable sample of the evaluation set has a label")
+        numbers = rows.tolist()
+        return replace(
+            self,
+            image_features=self.image_features[rows.to(self.image_features.device)],
+            sample_ids=self.sample_ids[rows],
+            class_indices=self.class_indices[rows],
+            captions=[self.captions[row] for row in numbers],
+            keys=[self.keys[row] for row in numbers],
+            image_groups=self.image_groups[rows].unique(return_inverse=True)[1],
+            metadata=[self.metadata[row] for row in numbers] if self.metadata else [],
+        )
 
     def data_read(self, classes_digest: int = 0) -> EvaluatedData:
         """What was read, with the digest of the class names."""

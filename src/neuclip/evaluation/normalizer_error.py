@@ -17,6 +17,7 @@ from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import share_out
 
 SIMILARITIES_AT_ONCE = 2**21
+_WITHOUT_FLOAT64 = {"mps"}
 
 
 def exact_log_normalizers(
@@ -28,15 +29,21 @@ def exact_log_normalizers(
     """log(epsilon + g) of all image anchors (row 0) and text anchors (row 1), in float64.
 
     Memory is bounded: a few arrays of `SIMILARITIES_AT_ONCE` float64 values, or of one row if that
-    is more. The ranks pass the same features and share the rows.
+    is more. The ranks pass the same features and share the rows. The result is on the features'
+    device, or on the CPU if that has no float64.
     """
-    images, texts = image_features.double(), text_features.double()
+    images, texts = _in_float64(image_features), _in_float64(text_features)
     own = (images * texts).sum(dim=1) * logit_scale
     log_sums = torch.stack(
         [_log_sums(images * logit_scale, texts), _log_sums(texts * logit_scale, images)]
     )
     log_g = log_sums - own - torch.log(own.new_tensor(len(own) - 1))
     return torch.logaddexp(torch.log(own.new_tensor(epsilon)), log_g)
+
+
+def _in_float64(features: Float[Tensor, "samples dim"]) -> Float[Tensor, "samples dim"]:
+    """Features in float64, on the CPU if their device has none."""
+    return (features.cpu() if features.device.type in _WITHOUT_FLOAT64 else features).double()
 
 
 def _log_sums(
@@ -103,7 +110,9 @@ def normalizer_error(
                 predicted = loss.predict_log_normalizers(images, texts, scale)
                 minibatch = exact_log_normalizers(images, texts, logit_scale, loss.epsilon)
             found.append(
-                torch.stack([predicted.to(minibatch), minibatch])[..., : count - start].cpu()
+                torch.stack([predicted.cpu().to(minibatch.dtype), minibatch.cpu()])[
+                    ..., : count - start
+                ]
             )
         return found
 

@@ -9,7 +9,12 @@ from neuclip.data.opening import open_source
 from neuclip.data.progress import Progress
 from neuclip.errors import UserError
 from neuclip.evaluation.held_out import hold_out
-from neuclip.evaluation.splits import EvaluationSplit, open_splits, with_templates
+from neuclip.evaluation.splits import (
+    EvaluationSplit,
+    open_splits,
+    require_label_classes,
+    with_templates,
+)
 from neuclip.run_folder import CANARY
 
 
@@ -40,6 +45,7 @@ def open_own_splits(
         splits = [held_out, *splits]
     canaries = open_splits(evaluation.canary, reading, progress)
     splits += [replace(each, name=CANARY + each.name) for each in canaries]
+    require_label_classes(splits, reading)
     return with_templates(splits, evaluation.val_templates)
 
 

@@ -4,6 +4,7 @@ import logging
 
 from PIL import Image
 
+from neuclip.evaluation.class_names import DATASET_TYPE
 from neuclip.evaluation.embed import encode_both, require_complete, start_reading
 from neuclip.evaluation.gallery import make_gallery
 from neuclip.evaluation.interfaces import (
@@ -18,7 +19,7 @@ from neuclip.evaluation.normalizer_error import normalizer_error
 from neuclip.evaluation.outcomes import outcomes_of
 from neuclip.evaluation.results import Gallery
 from neuclip.evaluation.retrieval import retrieve
-from neuclip.evaluation.splits import DATASET_TYPE, EvaluationSplit
+from neuclip.evaluation.splits import EvaluationSplit
 from neuclip.evaluation.validation_loss import validation_loss
 from neuclip.evaluation.zero_shot import (
     DATACOMP_RULES,
@@ -69,8 +70,11 @@ def evaluate_split(
     metrics: dict[str, float] = {}
     outcomes = None
     if vectors is not None:
-        choices = classify(images, vectors, split.classnames, rules)
+        classified = images.with_class() if split.by_label else images
+        choices = classify(classified, vectors, split.classnames, rules)
         metrics |= zero_shot_metrics(choices)
+        if len(classified) < len(images):
+            metrics["num_unlabelled"] = float(len(images) - len(classified))
         outcomes = outcomes_of("mean", choices.right_at(1))
     else:
         metrics["num_samples"] = float(len(images))

@@ -5,10 +5,10 @@
 - a set of clip-benchmark or DataComp as it lies on disk (`published`): `classnames.txt` and
   `zeroshot_classification_templates.txt`, or `dataset_type.txt` with `retrieval` and captions one a
   line; shards in the folder or in `test/` below it;
-- a folder of images with one folder per class, as torchvision's ImageFolder reads it.
+- a folder of images with one folder per class, as torchvision's ImageFolder reads it;
+- any data with labels, under the key that `--label-key` names: the labels are the class names.
 """
 
-import hashlib
 import logging
 import re
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from neuclip.config.data_sections import ReadingConfig
+from neuclip.data.annotations import MissingKeyError
 from neuclip.data.captions import CaptionRule
 from neuclip.data.folder_contents import EVALUATION_SPLITS
 from neuclip.data.opening import open_source
@@ -26,17 +27,21 @@ from neuclip.data.sources.class_folders import ClassFolders
 from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, all_of
+from neuclip.evaluation.class_names import (
+    CLASSNAMES,
+    DATASET_TYPE,
+    TEMPLATES,
+    classes_digest,
+    dataset_type,
+    default_prompt,
+    prompts_of,
+    read_classes,
+)
+from neuclip.evaluation.label_classes import label_classes
 from neuclip.masking import mask
-from neuclip.untrusted import read_file
-
-CLASSNAMES = "classnames.txt"
-TEMPLATES = "zeroshot_classification_templates.txt"
-DATASET_TYPE = "dataset_type.txt"
-DEFAULT_TEMPLATE = "a photo of a {c}."
 
 _SIDE_FILES = (CLASSNAMES, TEMPLATES, DATASET_TYPE)
 _DATA_BELOW = ("test", "validation", "val", "valid")
-_LARGEST_LIST = 2**24  # bytes of a file of class names or templates
 _GENERIC = {
     *_DATA_BELOW, "train", "training", "testing", "dev", "eval", "data", "images", "shards", "tars",
 }  # fmt: skip
@@ -57,6 +62,7 @@ class EvaluationSplit:
             their rules.
         origin: where the samples come from, in a line for the log, if that is not `--val-data`.
         allow_damage: leave out corrupt samples and count them, whatever the settings say.
+        by_label: the classes are labels; a sample without one counts for retrieval alone.
     """
 
     name: str
@@ -66,6 +72,7 @@ class EvaluationSplit:
     published: bool = False
     origin: str = ""
     allow_damage: bool = False
+    by_label: bool = False
 
     @property
     def key(self) -> str:
@@ -120,18 +127,29 @@ def with_templates(
         return list(splits)
     if not any(split.classnames for split in splits):
         raise UserError(
-            f"--val-templates {templates}: no split of --val-data has class names; templates are "
-            "for zero-shot classification"
+            f"--val-templates {templates}: no evaluated data have class names; templates are for "
+            "zero-shot classification (of a table with labels: --label-key COLUMN)"
         )
-    inline = "{c}" in templates or "{}" in templates
-    prompts = templates.split("::") if inline else _lines(Path(templates).expanduser())
-    if not prompts:
-        raise UserError(
-            f"--val-templates {templates}: no such file, or an empty one; a prompt on the command "
-            "line has {c} in place of the class name, as in 'a photo of a {c}.'"
-        )
-    prompts = checked_templates(prompts, f"--val-templates {templates}")
+    prompts = prompts_of(templates)
     return [replace(split, templates=prompts) if split.classnames else split for split in splits]
+
+
+def require_label_classes(splits: Sequence[EvaluationSplit], reading: ReadingConfig) -> None:
+    """Checks that labels which only evaluation reads give a split its classes.
+
+    Args:
+        splits: all splits of a run.
+        reading: how they were opened.
+
+    Raises:
+        UserError: no split has classes by its labels.
+    """
+    if reading.label_key is None or reading.labels_join or any(each.by_label for each in splits):
+        return
+    raise UserError(
+        f"--label-key {reading.label_key} has no effect: no evaluated data have class names under "
+        "it (the lines above say why); leave it out, or name another column"
+    )
 
 
 def split_names(parts: Sequence[str]) -> list[str]:
@@ -189,8 +207,9 @@ def open_split(
     name = name or split_names([part])[0]
     folder = Path(part).expanduser()
     if not folder.is_dir():
-        source = _open(part, reading, progress)
-        return EvaluationSplit(name, _with_captions(part, source), [], [])
+        source, label_key = _open(part, reading, progress)
+        named = _by_labels(name, source, label_key, folder.parent, progress)
+        return named or EvaluationSplit(name, _with_captions(part, source), [], [])
     side, data = _side_folder(folder), _data_folder(folder)
     kind = dataset_type(side)
     if kind not in {None, "classification", "retrieval"}:
@@ -204,7 +223,10 @@ def open_split(
         index = build_index(expand_patterns(str(data)), captions=rule, progress=progress)
         source = index if classnames else _with_captions(part, index)
         return EvaluationSplit(name, source, classnames, templates, published)
-    source = _open(str(data), reading, progress)
+    source, label_key = _open(str(data), reading, progress)
+    named = _by_labels(name, source, label_key, side, progress)
+    if named is not None:
+        return named
     if source.has_captions and not classnames:
         return EvaluationSplit(name, source, [], [])
     return _class_folders(name, data, classnames, templates) or EvaluationSplit(
@@ -212,16 +234,36 @@ def open_split(
     )
 
 
-def _open(part: str, reading: ReadingConfig | None, progress: Progress | None) -> Source:
-    """Opens data as in training, without the settings that decide order and ids of samples."""
+def _open(
+    part: str, reading: ReadingConfig | None, progress: Progress | None
+) -> tuple[Source, str | None]:
+    """Opens data as in training, without the settings that decide order and ids of samples.
+
+    Returns:
+        The source, and the label key if the data have it.
+    """
     neutral = {"train_data_upsampling_factors": None, "data_size": None, "data_format": "auto"}
-    neutral |= {"label_key": None, "hard_negative_key": None, "pair_weight_key": None}
+    neutral |= {"hard_negative_key": None, "pair_weight_key": None}
     reading = (reading or ReadingConfig()).model_copy(update=neutral)
-    source = open_source(part, reading, progress, captions="if_any", splits=EVALUATION_SPLITS)
-    if source.has_captions or reading.caption_key is None:
-        return source
-    reading = reading.model_copy(update={"caption_key": None})
-    return open_source(part, reading, progress, captions="if_any", splits=EVALUATION_SPLITS)
+    try:
+        source = open_source(part, reading, progress, captions="if_any", splits=EVALUATION_SPLITS)
+    except MissingKeyError as error:
+        _log.info("evaluated without labels: %s", error)
+        return _open(part, reading.model_copy(update={"label_key": None}), progress)
+    if not source.has_captions and reading.caption_key is not None:
+        reading = reading.model_copy(update={"caption_key": None})
+        source = open_source(part, reading, progress, captions="if_any", splits=EVALUATION_SPLITS)
+    return source, reading.label_key
+
+
+def _by_labels(
+    name: str, source: Source, label_key: str | None, folder: Path, progress: Progress | None
+) -> EvaluationSplit | None:
+    """The split with its labels as classes; none if it has no labels that name classes."""
+    found = None if label_key is None else label_classes(source, label_key, folder, progress)
+    if found is None:
+        return None
+    return EvaluationSplit(name, found.source, found.classnames, found.templates, by_label=True)
 
 
 def _with_captions(part: str, source: Source) -> Source:
@@ -230,7 +272,7 @@ def _with_captions(part: str, source: Source) -> Source:
         raise UserError(
             f"evaluation split {part} has neither captions nor class names: retrieval needs "
             f"captions; zero-shot classification needs {CLASSNAMES} beside the shards (class "
-            "indices in .cls), or a folder per class"
+            "indices in .cls), a folder per class, or names under --label-key"
         )
     return source
 
@@ -299,88 +341,5 @@ def _class_folders(
         classnames = [each.replace("_", " ") for each in ordered]
     _log.info("%s: folder of images, one folder for each of %d classes", folder, len(ordered))
     return EvaluationSplit(
-        name, ClassFolders(folder, ordered), classnames, templates or _default(folder)
+        name, ClassFolders(folder, ordered), classnames, templates or default_prompt(folder)
     )
-
-
-# class names and templates -----------------------------------------------------------------------
-
-
-def dataset_type(folder: Path) -> str | None:
-    """The kind that a set of clip-benchmark says it is; none if it says nothing.
-
-    Raises:
-        UserError: the file is not text.
-    """
-    lines = _lines(folder / DATASET_TYPE)
-    return lines[0].lower() if lines else None
-
-
-def classes_digest(classnames: Sequence[str], templates: Sequence[str]) -> int:
-    """64-bit digest of class names and templates; 0 without classes."""
-    if not classnames:
-        return 0
-    text = "\n".join([*classnames, "", *templates])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def read_classes(folder: Path, *, default: bool = True) -> tuple[list[str], list[str]]:
-    """Class names and templates of a folder; both empty if it has no class names.
-
-    Args:
-        folder: has `classnames.txt` and `zeroshot_classification_templates.txt`, one entry a line.
-        default: without templates, use `DEFAULT_TEMPLATE` and log it.
-
-    Raises:
-        UserError: a file has an empty line or is missing, or a template has no `{c}`.
-    """
-    classnames, templates = _lines(folder / CLASSNAMES), _lines(folder / TEMPLATES)
-    if classnames and not templates and not default:
-        raise UserError(f"{folder} has {CLASSNAMES} but no {TEMPLATES}: the set is not complete")
-    if templates and not classnames:
-        raise UserError(
-            f"evaluation split {folder} has {TEMPLATES} but no {CLASSNAMES}: zero-shot "
-            "classification needs the names, and retrieval needs neither"
-        )
-    templates = checked_templates(templates, str(folder / TEMPLATES))
-    return classnames, (templates or _default(folder)) if classnames else []
-
-
-def checked_templates(templates: Sequence[str], where: str) -> list[str]:
-    """Templates with `{c}` as the place of the class name; OpenAI wrote `{}`.
-
-    Args:
-        templates: the prompts.
-        where: what holds them, for the message.
-
-    Raises:
-        UserError: a template has no place for the class name.
-    """
-    found = [template.replace("{}", "{c}") for template in templates]
-    for number, template in enumerate(found, start=1):
-        if "{c}" not in template:
-            raise UserError(
-                f"{where}, line {number}: {template!r} has no {{c}}, the place of "
-                "the class name (for example: a photo of a {c}.)"
-            )
-    return found
-
-
-def _default(folder: Path) -> list[str]:
-    _log.info("%s has no %s: the prompt is %r", folder, TEMPLATES, DEFAULT_TEMPLATE)
-    return [DEFAULT_TEMPLATE]
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a file, stripped, without empty ones at its end; none if it does not exist."""
-    try:
-        text = read_file(path, _LARGEST_LIST).decode("utf-8-sig")
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    lines = [line.strip() for line in text.rstrip().splitlines()]
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            raise UserError(f"{path}, line {number} is empty; expected one entry per line")
-    return lines

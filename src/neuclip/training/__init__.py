@@ -13,6 +13,7 @@ In reading order:
 - `parameter_groups`: weight decay and layer-wise learning rates.
 - `learning_rate`: schedules as pure functions of the step.
 - `loss_scale`: the scale of the loss under float16.
+- `training_data`: the training data, opened once, and what is held out of them.
 - `finetuning`: the facts from which the settings of a fine-tuning run are derived.
 - `device_prefetch`: groups micro-batches into steps and copies them to the device.
 - `run_state`: the content of a checkpoint, and what an exact resume needs equal.

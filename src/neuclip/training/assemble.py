@@ -19,21 +19,16 @@ from numpy.typing import NDArray
 from neuclip import console
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
-from neuclip.catalogue.registry import method_info
 from neuclip.config.data_sections import AugmentationConfig, DataConfig
 from neuclip.config.derived import Derived, in_short
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.data.batch import Extras
-from neuclip.data.damage import check_index
 from neuclip.data.decode import ImageDecoder
-from neuclip.data.groups import check_labels, components, read_groups
 from neuclip.data.identity import identify
 from neuclip.data.loader import LoaderSettings, TrainLoader
-from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError
-from neuclip.evaluation.held_out import HeldOut, hold_out
 from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, augmented, build_clip
@@ -43,7 +38,7 @@ from neuclip.parallel import collectives, fsdp
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.process_group import WaitLimits, open_process_group
 from neuclip.parallel.rank_consistency import check_same_data, check_same_program
-from neuclip.parallel.work_sharing import from_main, in_turn
+from neuclip.parallel.work_sharing import from_main
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluation_plan import open_plan
@@ -56,6 +51,7 @@ from neuclip.training.optimizer_kind import OptimizerKind
 from neuclip.training.records.run_log import log_to
 from neuclip.training.records.sinks import check_packages
 from neuclip.training.trainer import Trainer
+from neuclip.training.training_data import TrainingData
 
 log = logging.getLogger("neuclip")
 
@@ -95,10 +91,11 @@ def _join_and_train(config: RunConfig) -> Path:
     ):
         check_same_program(config.model_dump(mode="json"))
         from_main(lambda: check_packages(config.output))
-        config, derived = complete(config)
+        data = TrainingData(config, config.data.train_data)
+        config, derived = complete(config, data)
         name = config.name or from_main(lambda: _new_name(config))
         named = config.model_copy(update={"name": name})
-        return _train(named, str(config.data.train_data), device, derived)
+        return _train(named, data, device, derived)
 
 
 def _evaluate_only(config: RunConfig) -> Path:
@@ -121,18 +118,18 @@ def _new_name(config: RunConfig) -> str:
 
 
 def _train(
-    asked: RunConfig, train_data: str, device: torch.device, derived: Sequence[Derived] = ()
+    asked: RunConfig, training: TrainingData, device: torch.device, derived: Sequence[Derived]
 ) -> Path:
     """Builds and trains the run, in joined processes; `asked` has a name."""
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
     config = resolve(asked, collectives.world_size(), before)
-    index, held_out = _open_data(config, train_data)
+    index, held_out = training.divided(config)
     starting = read_starting_weights(config.model)
     split = None if held_out is None else held_out.split
     plan = open_plan(config, split, starts_trained=all(starting.begins_trained))
     clip = _build_clip(config, device, starting)
-    loader = _build_loader(config, index, clip)
+    loader = _build_loader(config, index, clip, training.components(config, held_out))
     data = identify(index)
     check_same_data(data.samples, loader.order_digest, data.digest)
     num_samples = config.data.data_size or len(index)
@@ -186,19 +183,6 @@ def _train(
     return folder.path
 
 
-def _open_data(config: RunConfig, train_data: str) -> tuple[Source, HeldOut | None]:
-    """The samples to train on, and those of `--val-split`."""
-    index = in_turn(lambda: read_index(config, train_data))
-    limit, shards = config.data.max_bad_fraction, len(index.layout.ends)
-    check_index(index.damage, limit, samples=len(index), shards=shards)
-    share = config.evaluation.val_split
-    if share is None:
-        return index, None
-    held_out = hold_out(index, config.data, share, config.seed)
-    held_out.check_batch(config.data.global_batch_size or config.data.batch_size)
-    return held_out.rest, held_out
-
-
 def _recorded_config(asked: RunConfig, run: Components) -> RunConfig:
     """The settings as given, with the resolved global batch size, optimiser and method."""
     data = asked.data.model_copy(update={"global_batch_size": run.loader.global_batch_size})
@@ -241,27 +225,15 @@ def _prepare_towers(
         fsdp.shard(clip.towers, units, _logit_scale(clip).device, low_precision=low)
 
 
-def _components(data: DataConfig, index: Source) -> NDArray[np.int64] | None:
-    """The component of each sample for `--no-duplicates`; none without.
-
-    Raises:
-        UserError: all labels are equal.
-    """
-    if data.label_key is not None:
-        check_labels(index, data.label_key)
-    if not data.no_duplicates:
-        return None
-    log.info("--no-duplicates: looks at every sample once to find duplicates; kept for later runs")
-    return components(read_groups(index, data))
-
-
 def _build_optimizer(config: RunConfig, clip: Clip, steps_per_epoch: int) -> Optimizer:
     scaled = clip.precision == "amp_fp16"
     loss_scale = LossScale(_logit_scale(clip).device) if scaled else None
     return Optimizer(clip.towers, config.optim, config.optim.epochs * steps_per_epoch, loss_scale)
 
 
-def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
+def _build_loader(
+    config: RunConfig, index: Source, clip: Clip, components: NDArray[np.int64] | None
+) -> TrainLoader:
     settings = LoaderSettings(
         batch_size=config.data.batch_size,
         accum_freq=config.data.accum_freq,
@@ -279,7 +251,7 @@ def _build_loader(config: RunConfig, index: Source, clip: Clip) -> TrainLoader:
             pair_weights=config.data.pair_weight_key is not None,
             hard_negatives=config.data.hard_negative_key is not None,
         ),
-        components=in_turn(lambda: _components(config.data, index)),
+        components=components,
         decode=ImageDecoder.for_model(
             clip.image_size,
             max_pixels=config.data.max_image_pixels,
@@ -345,14 +317,3 @@ def _announce(run: Components, index: Source, derived: Sequence[Derived]) -> Non
         log.info("gamma: %s", words)
     if reason := config.method.batch_only(run.last_epoch):
         log.warning("%s", reason)
-
-
-def read_index(config: RunConfig, train_data: str) -> Source:
-    """Opens the training data; keys must be sample ids only if the method keeps a table."""
-    data = config.data
-    needs_ids = method_info(config.method.method).needs_sample_ids
-    if data.data_size is not None and not needs_ids:
-        log.info("--data-size is not needed: %s keeps no state per sample", config.method.method)
-    return open_source(
-        train_data, data if needs_ids else data.model_copy(update={"data_size": None})
-    )

@@ -15,12 +15,13 @@ from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 from neuclip.evaluation.evaluate import EvaluationSet, evaluate_sets
 from neuclip.evaluation.interfaces import EvaluatedModel
-from neuclip.evaluation.splits import open_splits, with_templates
+from neuclip.evaluation.splits import open_splits, require_label_classes, with_templates
 from neuclip.files import write_whole
 from neuclip.model.clip import Clip
 from neuclip.model.device import choose_precision
 from neuclip.model.encoder import Encoder
 from neuclip.model.opened_checkpoint import Checkpoint, CheckpointChoice, open_checkpoint
+from neuclip.model.starting_weights import with_model_of_weights
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
@@ -50,9 +51,12 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
         UserError: the checkpoint is missing or has another architecture, or no evaluation data is
             given.
     """
+    config = config.model_copy(update={"model": with_model_of_weights(config.model)})
     evaluation = config.evaluation
     val_data = evaluation.val_data if evaluation.val_frequency else None
-    splits = with_templates(open_splits(val_data, config.data), evaluation.val_templates)
+    splits = open_splits(val_data, config.data)
+    require_label_classes(splits, config.data)
+    splits = with_templates(splits, evaluation.val_templates)
     sets = open_zero_shot(evaluation) if evaluation.zeroshot_frequency else []
     if not splits and not sets:
         raise UserError(

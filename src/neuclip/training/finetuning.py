@@ -12,16 +12,16 @@ import torch
 
 from neuclip.config.derived import Derived, Facts, derive, kept
 from neuclip.config.run_config import RunConfig
-from neuclip.data.opening import open_source
 from neuclip.errors import UserError
 from neuclip.model.architecture import Architecture, find_architecture
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.mismatch import models_of
 from neuclip.model.opened_checkpoint import Checkpoint
-from neuclip.model.starting_weights import read_starting_weights
+from neuclip.model.starting_weights import read_starting_weights, with_model_of_weights
 from neuclip.parallel.launch import launch_environment
-from neuclip.parallel.work_sharing import from_main, in_turn
+from neuclip.parallel.work_sharing import from_main
 from neuclip.training.open_run import earlier_config
+from neuclip.training.training_data import TrainingData
 
 BYTES_PER_ACTIVATION = 34
 """Bytes that a transformer layer keeps for the backward pass, per token and channel, at 2 bytes a
@@ -32,10 +32,18 @@ USABLE = 0.8
 """Fraction of the free memory that the estimate fills."""
 
 
-def complete(config: RunConfig) -> tuple[RunConfig, tuple[Derived, ...]]:
+def complete(
+    config: RunConfig, data: TrainingData | None = None
+) -> tuple[RunConfig, tuple[Derived, ...]]:
     """The full settings of a run that derives some; all ranks call this together.
 
-    A run that is continued keeps the settings that it recorded.
+    A run that is continued keeps the settings that it recorded. Every run takes the model that
+    published weights choose, if it names none.
+
+    Args:
+        config: the settings as asked for.
+        data: the training data; opened if settings are derived from them. None: they are closed
+            again.
 
     Returns:
         The settings, and those that were derived with their reasons.
@@ -44,17 +52,28 @@ def complete(config: RunConfig) -> tuple[RunConfig, tuple[Derived, ...]]:
         UserError: weights or data are missing or do not open, or the model is not known.
     """
     if config.derive is None:
-        return config, ()
+        return config.model_copy(update={"model": with_model_of_weights(config.model)}), ()
     config.check()
     if config.name is not None and config.resume is not None:
         name, resume = config.name, config.resume
         before = from_main(lambda: earlier_config(config.output.logs, name, resume))
         if before is not None:
             return kept(config, before), ()
-    return derive(config, _facts(config, str(config.data.train_data)))
+    model = with_model_of_weights(config.model)
+    chosen = model.given_name if config.model.given_name is None else None
+    config = config.model_copy(update={"model": model})
+    own = data or TrainingData(config, str(config.data.train_data))
+    try:
+        full, derived = derive(config, _facts(config, own))
+    finally:
+        if data is None:
+            own.close()
+    if chosen is not None:
+        derived = (Derived("model", "name", chosen, "the model of the weights"), *derived)
+    return full, derived
 
 
-def _facts(config: RunConfig, train_data: str) -> Facts:
+def _facts(config: RunConfig, data: TrainingData) -> Facts:
     starting = read_starting_weights(config.model)
     if starting.model is None:
         raise UserError(
@@ -68,22 +87,13 @@ def _facts(config: RunConfig, train_data: str) -> Facts:
     low = choose_precision(config.model.precision, device) != "fp32"
     weights = sum(value.numel() for value in starting.model.weights.values())
     found = Facts(
-        pairs=in_turn(lambda: _count(config, train_data)),
+        pairs=round(len(data.source) * (1 - (config.evaluation.val_split or 0))),
         model=model,
         temperature=_temperature(starting.model.weights),
         pairs_in_memory=_pairs_in_memory(architecture, device, weights, 2 if low else 4),
         processes=launch.world_size,
     )
     return from_main(lambda: found)
-
-
-def _count(config: RunConfig, train_data: str) -> int:
-    """The pairs to train on."""
-    source = open_source(train_data, config.data.model_copy(update={"data_size": None}))
-    try:
-        return round(len(source) * (1 - (config.evaluation.val_split or 0)))
-    finally:
-        source.close()
 
 
 def _model_of(checkpoint: Checkpoint) -> str:

@@ -1,9 +1,12 @@
 """A held-out share: by group, never a leak, a function of seed and data."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from neuclip.config.data_sections import ReadingConfig
+from neuclip.data import groups
 from neuclip.data.groups import components, read_groups
 from neuclip.data.opening import open_source
 from neuclip.data.order import Order
@@ -76,6 +79,19 @@ def test_no_held_out_caption_or_image_is_trained_on(table):
         assert not sides[0] & sides[1]
         assert len(held.split.index) + len(held.rest) == 12
         assert held.digest == hold_out(source, READING, 0.4, seed).digest
+
+
+def test_groups_of_the_rest_need_no_second_pass(table, monkeypatch):
+    """The images are read once for the share and for `--no-duplicates`."""
+    counted, actual = [], groups.image_id
+    monkeypatch.setattr(groups, "image_id", lambda content: counted.append(1) or actual(content))
+    held = hold_out(open_source(str(table)), READING, 0.3, 1)
+    found = components(held.groups_of_rest(READING))
+    other = replace(held, all_groups=None)  # another process, which finds them in the cache
+    assert np.array_equal(found, components(other.groups_of_rest(READING)))
+    assert len(counted) == 12
+    assert np.array_equal(found, components(read_groups(held.rest, READING)))
+    assert len(np.unique(found)) < len(found)
 
 
 def test_errors_name_the_remedy(table):

@@ -4,6 +4,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import normalize
 
 from neuclip.evaluation import normalizer_error as module
@@ -35,6 +36,15 @@ def test_exact_agrees_with_a_double_loop(monkeypatch, at_once, epsilon):
     images, texts = features(37)
     exact = exact_log_normalizers(images, texts, 14.0, epsilon)
     torch.testing.assert_close(exact, naive(images, texts, 14.0, epsilon), atol=1e-10, rtol=1e-10)
+
+
+def test_a_device_without_float64_leaves_it_to_the_cpu(monkeypatch):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        features = torch.empty(2, 3, device="cuda")
+        assert module._in_float64(features).device.type == "cuda"
+        monkeypatch.setattr(module, "_WITHOUT_FLOAT64", {"cuda"})
+        made = module._in_float64(features)
+        assert (made.dtype, made.device.type) == (torch.float64, "cpu")
 
 
 def test_exact_survives_a_large_scale():

@@ -5,10 +5,16 @@ import math
 import open_clip
 import pytest
 import torch
+from open_clip import pretrained as tags
 
+from neuclip.config.derived import Facts
+from neuclip.config.resolve import resolve
+from neuclip.config.sections import EvaluationConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
+from neuclip.training import finetuning, training_data
 from neuclip.training.finetuning import bytes_per_pair, complete
+from neuclip.training.training_data import TrainingData
 
 
 @pytest.fixture
@@ -39,6 +45,30 @@ def test_bare_weights_tell_their_model_and_temperature(weights):
     assert values["temperature"] == pytest.approx(0.02)
     assert values["batch_size"] == 32
     assert values["epochs"] == 20
+
+
+def test_data_are_opened_once_for_the_settings_and_the_run(weights, monkeypatch):
+    opened, actual = [], training_data.open_source
+    monkeypatch.setattr(
+        training_data, "open_source", lambda *given: opened.append(given) or actual(*given)
+    )
+    evaluation = EvaluationConfig(val_split=0.25)  # the data have 16 different images
+    asked = config(weights).model_copy(update={"evaluation": evaluation})
+    data = TrainingData(asked, "synthetic:640")
+    full, _ = complete(asked, data)
+    trained, held_out = data.divided(resolve(full, 1))
+    assert len(trained) + len(held_out.positions) == 640
+    assert len(opened) == 1
+
+
+def test_a_tag_chooses_the_model(weights, monkeypatch):
+    monkeypatch.setitem(tags._PRETRAINED, "ViT-S-32-alt", {"only": {"hf_hub": "a/b"}})
+    plain = validate({"model": {"pretrained": "only"}}, "here")
+    assert complete(plain)[0].model.name == "ViT-S-32-alt"
+    monkeypatch.setattr(finetuning, "_facts", lambda *_: Facts(640, None, 0.02, None, 1))
+    full, derived = complete(config("only"))
+    assert full.model.name == "ViT-S-32-alt"
+    assert (derived[0].key, derived[0].reason) == ("name", "the model of the weights")
 
 
 def test_settings_that_derive_nothing_pass_through():

@@ -150,7 +150,7 @@ class DatasetSource(Source):
         self.layout = Layout.of(str(folder), even_blocks(table.num_rows))
         self.has_captions = bool(self._columns.captions)
         self._rule = RowRule.of(reading, captions, has_captions=self.has_captions)
-        self.opened = columns_note([self._columns.image], self._columns.captions)
+        self.opened = columns_note([self._columns.image], self._columns.captions, reading)
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_rows": None}
@@ -225,7 +225,7 @@ def open_parquet(
     columns = [arrow_columns(_open_parquet(t).schema_arrow, reading, t, captions) for t in tables]
     has_captions = any(each.captions for each in columns)
     rule = RowRule.of(reading, captions, has_captions=has_captions)
-    note = columns_note([columns[0].image], columns[0].captions)
+    note = columns_note([columns[0].image], columns[0].captions, reading)
     if all(each.images_are_paths for each in columns) and not _holds_base64(tables[0], columns[0]):
         source: Source = TableSource(
             [_table_rows(*each) for each in zip(tables, columns, strict=True)],

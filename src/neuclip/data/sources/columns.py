@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neuclip.config.data_sections import ReadingConfig
-from neuclip.data.annotations import AnnotationKeys
+from neuclip.data.annotations import AnnotationKeys, MissingKeyError
 from neuclip.data.sources.source import Captions, Strings
 from neuclip.errors import UserError, printable
 from neuclip.first_bytes import describe
@@ -66,7 +66,7 @@ def find_columns(
     image = _find(names, reading.csv_img_key, IMAGE_COLUMNS)
     if image is None:
         raise _no_column("image", names, reading.csv_img_key, where)
-    wanted = reading.csv_caption_key
+    wanted = reading.csv_caption_key or _first_of_caption_key(names, reading, where)
     keys = [wanted] if wanted is None or _find(names, wanted, ()) is not None else wanted.split(",")
     if reading.caption_keys is not None:
         drawn = reading.caption_keys_read
@@ -79,15 +79,36 @@ def find_columns(
     return ColumnIndices(image, present, _annotation_columns(names, reading, where))
 
 
+def _first_of_caption_key(names: Sequence[str], reading: ReadingConfig, where: Path) -> str | None:
+    """The caption column that `--caption-key` names; none if it names no column.
+
+    It is for `.json` files, and serves tables that are mixed with them by columns of these names.
+
+    Raises:
+        UserError: several columns would be drawn from.
+    """
+    if reading.caption_keys is not None or not reading.caption_key:
+        return None
+    keys = reading.caption_keys_read
+    present = [key for key in keys.names if _find(names, key, ()) is not None] if keys else []
+    if len(present) > 1:
+        raise UserError(
+            f"{where}: --caption-key {reading.caption_key} names {len(present)} columns of a "
+            f"table, and only .json files take the first with a caption: name one, or draw from "
+            f"them with --caption-keys {','.join(present)}"
+        )
+    return present[0] if present else None
+
+
 def _annotation_columns(
     names: Sequence[str], reading: ReadingConfig, where: Path
 ) -> tuple[int, ...]:
-    """The columns of `AnnotationKeys.names`; raises `UserError` if one does not exist."""
+    """The columns of `AnnotationKeys.names`; raises `MissingKeyError` if one does not exist."""
     found: dict[str, int] = {}
     for flag, key in AnnotationKeys.of(reading).by_flag.items():
         index = _find(names, key, ())
         if index is None:
-            raise UserError(
+            raise MissingKeyError(
                 f"{where}: no column {key!r} for {flag}; its columns are {_shown_names(names)}: "
                 "name one of them, or leave the flag out"
             )
@@ -95,10 +116,14 @@ def _annotation_columns(
     return tuple(found.values())
 
 
-def columns_note(images: Sequence[str], captions: Sequence[str]) -> str:
-    """The columns that are read, in words."""
-    words = f"images from column {_quoted(images)}"
-    return f"{words}, captions from {_quoted(captions)}" if captions else f"{words}, no captions"
+def columns_note(images: Sequence[str], captions: Sequence[str], reading: ReadingConfig) -> str:
+    """The columns that are read, in words; says so if `--caption-key` names another one."""
+    words = f"images from column {_quoted(images)}, "
+    words += f"captions from {_quoted(captions)}" if captions else "no captions"
+    key, known = reading.caption_key, {name.casefold() for name in captions}
+    if key and not reading.caption_keys and known.isdisjoint(key.casefold().split(";")):
+        words += f" ('{printable(key, 40)}' of --caption-key is for .json files)"
+    return words
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -54,7 +54,7 @@ def read_json_lines(table: Path, reading: ReadingConfig, captions: Captions) -> 
         images,
         tuple(column.lists() for column in captions_by_key.values()),
         tuple(annotations.values()),
-        ", ".join(filter(None, (columns_note([image], list(captions_by_key)), encoding))),
+        ", ".join(filter(None, (columns_note([image], list(captions_by_key), reading), encoding))),
         _left_out(table, bad),
     )
 

@@ -154,7 +154,7 @@ def read_delimited(table: Path, reading: ReadingConfig, captions: Captions) -> T
         rows.captions[:several],
         rows.captions[several:],
         _join(
-            columns_note([names[found.image]], [names[index] for index in found.captions]),
+            columns_note([names[found.image]], [names[index] for index in found.captions], reading),
             "" if separator in "\t," else f"separator '{printable(separator)}'",
             encoding,
             rows.note,

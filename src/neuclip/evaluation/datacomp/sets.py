@@ -31,14 +31,14 @@ from neuclip.data.captions import CaptionRule
 from neuclip.data.sources.shards import build_index
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, all_of
-from neuclip.evaluation.datacomp.suite import Task, load_suite
-from neuclip.evaluation.splits import (
+from neuclip.evaluation.class_names import (
     CLASSNAMES,
     DATASET_TYPE,
     TEMPLATES,
     classes_digest,
     read_classes,
 )
+from neuclip.evaluation.datacomp.suite import Task, load_suite
 from neuclip.parallel.work_sharing import from_main
 from neuclip.untrusted import read_file, whole_number
 

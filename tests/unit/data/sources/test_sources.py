@@ -271,6 +271,22 @@ def test_several_caption_columns(tmp_path, images, rows):
     check(source)
 
 
+def test_caption_key_names_a_column_or_says_that_it_does_not(tmp_path, images, rows):
+    table = [(*row, f"{row[1]} again") for row in rows]
+    path = str(write_table(tmp_path / "t.csv", table, ("filepath", "title", "long")))
+    source = open_source(path, ReadingConfig(caption_key="none;long"))
+    assert source.read(3).captions == ("number 3 again",)
+    source = open_source(path, ReadingConfig(caption_key="none"))
+    assert source.read(3).captions == ("number 3",)
+    assert "captions from 'title' ('none' of --caption-key is for .json files)" in source.opened
+    source = open_source(path, ReadingConfig(caption_key="long", csv_caption_key="title"))
+    assert "captions from 'title' ('long' of --caption-key is" in source.opened
+    with pytest.raises(
+        UserError, match=r"names 2 columns .* draw from them with --caption-keys lo"
+    ):
+        open_source(path, ReadingConfig(caption_key="long;title"))
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_encodings(tmp_path, images, encoding):
     text = "filepath,title\nimages/3.png,café\n"
