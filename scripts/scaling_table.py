@@ -17,9 +17,12 @@ from neuclip.catalogue.cost import (
     Setup,
     groups,
     hard_negatives,
+    learned_thresholds,
     pool,
     prototypes,
+    queue_thresholds,
     softmax_loss,
+    table,
 )
 from neuclip.catalogue.neuclip import MAX_POOL, POOL_BATCHES
 from neuclip.catalogue.registry import METHODS
@@ -29,6 +32,9 @@ START, END = "<!-- tables: written by scripts/scaling_table.py -->\n", "<!-- /ta
 
 # Assumed rates of one H100, for matrix products and its share of the network; not measured.
 TOWER_FLOPS, LOSS_FLOPS, NETWORK = 400e12, 150e12, 40e9
+
+ALPHA = 0.2
+"""The share of the negatives that GloFND leaves out, as the tests of the formulas have it."""
 
 # ViT-B/32 of open_clip at 224 pixels and 77 tokens (tested in tests/unit/test_scaling_page.py).
 TOWER_WEIGHTS, TOWER_FLOPS_OF_A_PAIR = 151_277_313, 44_100_280_320
@@ -60,8 +66,12 @@ def towers(setup: Setup) -> Cost:
 COSTS: dict[str, Callable[[Setup], Cost]] = {
     **{name: info.cost for name, info in METHODS.items() if info.cost is not None},
     "neuclip, full or union": lambda setup: softmax_loss(setup) + prototypes(setup, through=True),
+    "fastclip_v3, GloFND": lambda setup: (
+        softmax_loss(setup) + table(setup, 2) + learned_thresholds(setup)
+    ),
+    "neuclip_pool, GloFND": lambda setup: pool(setup) + queue_thresholds(setup, ALPHA),
 }
-"""Formulas by method, and for `neuclip` with a gradient through its prediction."""
+"""Formulas by method, for `neuclip` with a gradient through its prediction, and with GloFND."""
 
 # --- the page -------------------------------------------------------------------------------
 
@@ -74,6 +84,7 @@ SHOWN = {
     "isogclr": COSTS["isogclr"],
     "fastclip_v2": COSTS["fastclip_v2"],
     "amorlip": COSTS["amorlip"],
+    "infonce_queue": default_pool,
     "neuclip_pool": default_pool,
     "neuclip": COSTS["neuclip"],
     "neuclip, full or union": COSTS["neuclip, full or union"],

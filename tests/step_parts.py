@@ -1,6 +1,8 @@
 """Small towers with all that makes accumulation hard, and the components of a training step."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from open_clip.transformer import PatchDropout
@@ -17,6 +19,7 @@ from neuclip.data.batch import Batch
 from neuclip.model.architecture import Architecture
 from neuclip.model.clip import Clip
 from neuclip.training.optim import Optimizer
+from small_memory import small_memory
 
 DIM, SAMPLES = 6, 40
 CPU = torch.device("cpu")
@@ -90,14 +93,16 @@ class Bench:
     optimizer: KeepingOptimizer
 
     @classmethod
-    def of(cls, method: str, **towers: bool) -> "Bench":
+    def of(cls, method: str, more: Mapping[str, Any] | None = None, **towers: bool) -> "Bench":
+        """The components for a method; `more`: settings of it."""
         torch.manual_seed(0)
         model = Towers(bias=method == "siglip", **towers).double()
         fields = METHODS[method].settings.model_fields
         settings = {"gamma": 0.5} if "gamma_schedule" in fields else {}
         settings |= {"gamma_decay_epochs": 2.0} if "gamma_decay_epochs" in fields else {}
         settings |= NETWORK if method == "neuclip" else {}
-        settings |= {"pool_size": NETWORK["num_prototypes"]} if method == "neuclip_pool" else {}
+        settings |= small_memory(method, NETWORK["num_prototypes"])
+        settings |= more or {}
         loss = create_loss(
             method, embed_dim=DIM, steps_per_epoch=2, num_samples=SAMPLES, **settings
         ).double()

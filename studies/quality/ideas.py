@@ -4,6 +4,7 @@ A variant that measures well moves into `neuclip.method`. The others stay here, 
 numbers can be computed again. A variant that changes gets another name.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -71,7 +72,7 @@ class AgeWeights(PoolNormalizer):
 
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
         shares = log_shares(self.log_weights, self.ring.shard)
-        excluded = self._excluded(batch)
+        excluded = self.ring.excluded(batch.sample_ids, batch.groups)
         return network_output(
             self.ring.slots, batch, self.ring.shard, log_shares=shares, excluded=excluded
         )
@@ -80,8 +81,8 @@ class AgeWeights(PoolNormalizer):
 class OwnCounted(PoolNormalizer):
     """An anchor's positive counts among its negatives if the pool holds it."""
 
-    def _positives(self, batch: GlobalBatch) -> None:
-        return None
+    def _read(self, batch: GlobalBatch) -> NetworkOutput:
+        return super()._read(replace(batch, sample_ids=None))
 
 
 VARIANTS: dict[str, type[PoolNormalizer]] = {

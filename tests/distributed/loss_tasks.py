@@ -18,8 +18,8 @@ from neuclip.errors import UserError
 from neuclip.method.losses import pair_loss, sigmoid
 from neuclip.method.losses.sigmoid import SigmoidLoss
 from neuclip.method.notation import Pairs
+from neuclip.method.softmax.candidates import Candidates
 from neuclip.parallel import collectives
-from neuclip.parallel.collectives import BatchLayout
 
 SAMPLES = 30
 BATCH = 12
@@ -108,9 +108,10 @@ def local_slice(number: int) -> slice:
 
 
 def gathered_log_inner(
-    features: Tensor, logit_scale: Tensor, whole: Tensor, layout: BatchLayout, excluded: None
+    features: Tensor, logit_scale: Tensor, candidates: Candidates
 ) -> tuple[Tensor, Tensor | None]:
     """`log_inner` by a gather with gradients (reduce-scatter backward) and the whole matrix."""
+    layout = candidates.layout
     whole = collectives.gather(features.transpose(0, 1).contiguous(), layout).transpose(0, 1)
     local = features.shape[1]
     own = torch.zeros(local, layout.total, dtype=torch.bool)

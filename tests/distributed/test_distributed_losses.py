@@ -15,9 +15,11 @@ from loss_tasks import (
 )
 
 from neuclip.catalogue.registry import METHODS
+from small_memory import small_memory
 
 pytestmark = pytest.mark.distributed
 
+GLOFND = {"glofnd_alpha": 0.3, "glofnd_start": 0.5}
 MIXING = {"gamma": 0.3, "gamma_decay_epochs": 2.0}
 NETWORK = {
     **MIXING,
@@ -33,8 +35,7 @@ NETWORK = {
 def task(name: str, **settings) -> Task:
     if name == "neuclip":
         return Task(name, {**NETWORK, **settings})
-    if name == "neuclip_pool":
-        settings = {"pool_size": NETWORK["num_prototypes"], **settings}
+    settings = {**small_memory(name, NETWORK["num_prototypes"]), **settings}
     mixes = "gamma_schedule" in METHODS[name].settings.model_fields
     return Task(name, {**(MIXING if mixes else {}), **settings})
 
@@ -63,6 +64,9 @@ TASKS = {name: task(name) for name in METHODS} | {
     ),
     "fastclip-gradient": task("fastclip_v3", temperature_gradient="fastclip"),
     "scent-drrho": task("scent", objective_scale="drrho", first_rate_offset=1.0, rate_offset=3.0),
+    "glofnd-table": task("isogclr", **GLOFND, glofnd_lr=0.6),
+    "glofnd-pool": task("neuclip_pool", gradient_size=7, **GLOFND),
+    "glofnd-queue": task("infonce_queue", queue_size=4, **GLOFND),
     "amorlip-js": task("amorlip", amortization="js_div", fit_previous=False),
     "amorlip-kl": task("amorlip", amortization="kl_div_asym"),
 }
@@ -107,7 +111,9 @@ def test_several_ranks_equal_one_process(pool, case, size):
     same_run(pool.run(size, train, TASKS[case]), alone(case))
 
 
-@pytest.mark.parametrize("case", [*METHODS, "pool-newest", "scent-drrho"])
+@pytest.mark.parametrize(
+    "case", [*METHODS, "pool-newest", "scent-drrho", "glofnd-table", "glofnd-pool", "glofnd-queue"]
+)
 def test_several_ranks_with_groups_weights_and_hard_negatives_equal_one_process(pool, case):
     """One process equals the double loops of tests/numerics/test_batch_options.py."""
     whole = replace(TASKS[case], options=True)
@@ -126,7 +132,9 @@ def test_the_other_form_of_the_gather_equals_one_process(pool, case):
     same_run(pool.run(3, train, replace(TASKS[case], other_form=True)), alone(case))
 
 
-@pytest.mark.parametrize("case", [*METHODS, "pool-newest", "rolling-adam-weights", "adagrad"])
+@pytest.mark.parametrize(
+    "case", [*METHODS, "pool-newest", "rolling-adam-weights", "adagrad", "glofnd-table"]
+)
 def test_a_state_of_two_ranks_resumes_with_another_number(pool, case):
     whole = TASKS[case]
     before = replace(whole, steps=whole.steps[:2])

@@ -10,6 +10,7 @@ from test_distributed_losses import Task, task
 
 from neuclip.catalogue import cost
 from neuclip.catalogue.registry import METHODS
+from small_memory import small_memory
 
 pytestmark = pytest.mark.distributed
 
@@ -23,7 +24,13 @@ NETWORK = {"num_prototypes": PROTOTYPES, "inner_steps": STEPS, "restart_steps": 
 CASES = {name: task(name) for name in METHODS}
 CASES["neuclip"] = task("neuclip", **NETWORK)
 CASES["neuclip, full or union"] = task("neuclip", gradient="full", **NETWORK)
-CASES["neuclip_pool"] = task("neuclip_pool", pool_size=PROTOTYPES)
+CASES["fastclip_v3, GloFND"] = task("fastclip_v3", glofnd_alpha=0.2, glofnd_start=1.0)
+CASES["neuclip_pool, GloFND"] = task(
+    "neuclip_pool", pool_size=PROTOTYPES, glofnd_alpha=0.2, glofnd_start=1.0
+)
+CASES |= {
+    name: task(name, **memory) for name in METHODS if (memory := small_memory(name, PROTOTYPES))
+}
 
 
 def setup(ranks: int):

@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 
 from neuclip.method.softmax import blocks, log_inner
 from neuclip.method.softmax.blocks import SoftmaxStats
+from neuclip.method.softmax.candidates import Candidates
 from neuclip.parallel.collectives import BatchLayout
 
 
@@ -59,11 +60,11 @@ def test_cuda_losses_take_the_fused_kernels(monkeypatch):
     monkeypatch.setattr(fused, "row_sums", lambda *a: called.append(1) or original(*a))
     features = unit(2, 130, 64)
     value, _ = log_inner.log_inner(
-        features, torch.tensor(30.0, device="cuda"), features, BatchLayout((130,), 0)
+        features, torch.tensor(30.0, device="cuda"), Candidates(features, BatchLayout((130,), 0))
     )
     assert len(called) == 2
     wide = features.double()
     exact, _ = log_inner.log_inner(
-        wide, torch.tensor(30.0, device="cuda").double(), wide, BatchLayout((130,), 0)
+        wide, torch.tensor(30.0, device="cuda").double(), Candidates(wide, BatchLayout((130,), 0))
     )
     assert relative(value, exact) < 1e-4

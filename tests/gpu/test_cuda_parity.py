@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
+from small_memory import small_memory
 
 BATCH, DIM, STEPS = 200, 96, 4
 NETWORK = {
@@ -29,8 +30,7 @@ def run(name, settings, device, dtype, batches):
         settings = {"gamma": 0.4, "gamma_schedule": "constant", **settings}
     if name == "neuclip":
         settings = {**NETWORK, **settings}
-    if name == "neuclip_pool":
-        settings = {"pool_size": 300, **settings}
+    settings = {**small_memory(name, 300), **settings}
     loss = create_loss(name, embed_dim=DIM, steps_per_epoch=1, num_samples=BATCH, **settings).to(
         device
     )

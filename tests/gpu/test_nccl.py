@@ -8,6 +8,7 @@ from torch.nn import functional
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
 from neuclip.parallel import collectives
+from small_memory import small_memory
 
 
 @pytest.fixture
@@ -27,8 +28,7 @@ def step(name):
         settings = {"gamma": 0.5, "gamma_decay_epochs": 2.0}
     if name == "neuclip":
         settings |= {"num_prototypes": 64, "inner_steps": 2}
-    if name == "neuclip_pool":
-        settings |= {"pool_size": 64}
+    settings |= small_memory(name, 64)
     loss = create_loss(name, embed_dim=32, steps_per_epoch=1, num_samples=48, **settings).cuda()
     values = []
     for number in range(2):

@@ -7,6 +7,7 @@ import pytest
 from neuclip.catalogue.create import create_loss
 from neuclip.catalogue.registry import METHODS
 from neuclip.method.losses.pair_loss import PairLoss
+from small_memory import small_memory
 
 DIM = 8
 SAMPLES = 48
@@ -33,8 +34,7 @@ def build() -> BuildLoss:
         if name == "neuclip":
             settings = {"rho": 6.5, "epsilon": 1e-14, **NETWORK, **settings}
             settings = {"temperature_gradient": "exact", **settings}
-        elif name == "neuclip_pool":
-            settings = {"pool_size": 7, **settings}
+        settings = {**small_memory(name, 7), **settings}
         loss = create_loss(
             name,
             embed_dim=DIM,

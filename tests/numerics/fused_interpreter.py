@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from neuclip.method.softmax import blocks, fused, log_inner
 from neuclip.method.softmax.blocks import SoftmaxStats
+from neuclip.method.softmax.candidates import Candidates
 from neuclip.method.softmax.exclusion import Exclusion
 from neuclip.parallel.collectives import BatchLayout
 
@@ -97,7 +98,8 @@ def whole(individual, masked):
         leaf = (features.double() if double else features).clone().requires_grad_()
         leaves = leaf, scale.to(leaf.dtype).clone().requires_grad_()
         log_inner.fused_kernels = (lambda _: None) if double else (lambda _: fused)
-        value, _ = log_inner.log_inner(*leaves, leaf, BatchLayout((19,), 0), excluded)
+        candidates = Candidates(leaf.detach(), BatchLayout((19,), 0), excluded=excluded)
+        value, _ = log_inner.log_inner(*leaves, candidates)
         value = value[:, known]
         results.append([value.detach(), *torch.autograd.grad(value.square().sum(), leaves)])
     return max(error(found, wanted) for wanted, found in zip(*results, strict=True))

@@ -1,7 +1,8 @@
 """Every method with groups, pair weights and hard negatives: double loops, in linear space."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from naive_reference import published_gamma
@@ -23,6 +24,7 @@ class Step:
         groups: [batch, kinds]; 0: none.
         weights: of the pairs.
         hard: hard negatives, [batch, dim]; rows of zeros: none.
+        bounds: by side and anchor, the largest similarity of a negative that counts.
     """
 
     features: Tensor
@@ -32,6 +34,7 @@ class Step:
     groups: list[list[int]] | None = None
     weights: list[float] | None = None
     hard: Tensor | None = None
+    bounds: list[list[float]] | None = None
 
     def __len__(self) -> int:
         return self.features.shape[1]
@@ -44,11 +47,18 @@ class Step:
         """Those of an anchor to its negatives."""
         others = range(len(self))
         found = [self.features[1 - side, j] for j in others if j != i and not self.related(i, j)]
+        found = [each for each in found if not self.above(side, i, each)]
         if side == 0 and self.hard is not None:
             found += [caption for caption in self.hard if caption.detach().any()]
         if not found:
             return self.features.new_empty(0)
         return torch.stack(found) @ self.features[side, i]
+
+    def above(self, side: int, i: int, candidate: Tensor) -> bool:
+        """Whether a candidate exceeds the anchor's bound."""
+        if self.bounds is None:
+            return False
+        return float((candidate @ self.features[side, i]).detach()) > self.bounds[side][i]
 
     def positive(self, i: int) -> Tensor:
         return self.features[0, i] @ self.features[1, i]
@@ -97,6 +107,7 @@ class Memory:
 
     table: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     pool: list[tuple[Tensor, int, list[int] | None]] = field(default_factory=list)
+    thresholds: dict[tuple[int, int], tuple[float, float, float]] = field(default_factory=dict)
     step: int = 0
 
 
@@ -191,13 +202,16 @@ def predicted(
     for side in (0, 1):
         for i in range(len(step)):
             kept = [p[side] for k, p in enumerate(prototypes) if keep(i, k)]
+            above = [p for p in kept if step.above(side, i, p)]
+            kept = [p for p in kept if not step.above(side, i, p)]
             if not kept:
                 result[side].append(None)
                 continue
             vectors = torch.stack(kept)
             cosines = (vectors / vectors.norm(dim=1, keepdim=True)) @ step.features[side, i]
             terms = torch.exp((cosines - step.positive(i)) * step.scale)
-            result[side].append(terms.sum() / (count or len(terms)))
+            over = len(terms) if count is None else count - len(above)
+            result[side].append(terms.sum() / over)
     return result
 
 
@@ -228,12 +242,75 @@ def pool_method(
             else:
                 value = _through_newest(step, pool, keep, (side, i), newest, value)
             alpha[side].append(torch.log(epsilon + (1 - gamma) * value + gamma * g.detach()))
+    remember(step, memory, size)
+    return step.mean(step.surrogate(inners, alpha, epsilon))
+
+
+def queue_method(step: Step, memory: Memory, size: int, warm_up: int) -> Tensor:
+    """Cross-entropy over the batch and the queue; the batch then enters the queue."""
+    terms: Values = [[], []]
+    for side in (0, 1):
+        for i in range(len(step)):
+            found = list(step.similarities(side, i))
+            for embeddings, sample, groups in memory.pool if memory.step >= warm_up else ():
+                own = sample == step.ids[i]
+                if own or (groups is not None and share_a_group(step.groups[i], groups)):
+                    continue
+                if step.above(side, i, embeddings[side]):
+                    continue
+                found.append(embeddings[side] @ step.features[side, i])
+            logits = torch.stack([step.positive(i), *found]) * step.scale
+            terms[side].append(torch.logsumexp(logits, 0) - logits[0])
+    remember(step, memory, size)
+    return step.mean(terms)
+
+
+def learned_bounds(
+    step: Step, memory: Memory, number: int, alpha: float, lr: float
+) -> list[list[float]]:
+    """GloFND's Adam step on the threshold of every sample in the batch, kept in float32."""
+    epoch, after = number // 2, {}
+    bounds: list[list[float]] = [[], []]
+    bare = replace(step, hard=None, bounds=None)
+    for side in (0, 1):
+        for i, sample in enumerate(step.ids):
+            bound, m, v = memory.thresholds.get((side, sample), (1.0, 0.0, 0.0))
+            found = bare.similarities(side, i).tolist()
+            if found:
+                grad = alpha - sum(s > bound for s in found) / len(found)
+                m, v = 0.9 * m + 0.1 * grad, 0.98 * v + 0.02 * grad**2
+                m_hat, v_hat = m / (1 - 0.9 ** (epoch + 1)), v / (1 - 0.98 ** (epoch + 1))
+                bound = min(1.0, max(-1.0, bound - lr * m_hat / (math.sqrt(v_hat) + 1e-8)))
+            bounds[side].append(bound)
+            after[side, sample] = tuple(torch.tensor([bound, m, v]).float().tolist())
+    memory.thresholds |= after
+    return bounds
+
+
+def queue_bounds(step: Step, memory: Memory, alpha: float) -> list[list[float]] | None:
+    """The similarity to the queue that floor(alpha n) of its n negatives exceed."""
+    if not memory.pool:
+        return None
+    bounds: list[list[float]] = [[], []]
+    for side in (0, 1):
+        for i, sample in enumerate(step.ids):
+            found = [
+                float(embeddings[side] @ step.features[side, i].detach())
+                for embeddings, other, groups in memory.pool
+                if other != sample and (groups is None or not share_a_group(step.groups[i], groups))
+            ]
+            found.sort(reverse=True)
+            bounds[side].append(found[int(alpha * len(found))] + 1e-12 if found else 2.0)
+    return bounds
+
+
+def remember(step: Step, memory: Memory, size: int) -> None:
+    """The batch enters the pool over the oldest."""
     groups = step.groups or [None] * len(step)
     for i in range(len(step)):
-        pool.append((step.features[:, i].detach().flip(0), step.ids[i], groups[i]))
-    del pool[: max(0, len(pool) - size)]
+        memory.pool.append((step.features[:, i].detach().flip(0), step.ids[i], groups[i]))
+    del memory.pool[: max(0, len(memory.pool) - size)]
     memory.step += 1
-    return step.mean(step.surrogate(inners, alpha, epsilon))
 
 
 def _through_newest(step, pool, keep, anchor, newest, value) -> Tensor:
@@ -241,6 +318,7 @@ def _through_newest(step, pool, keep, anchor, newest, value) -> Tensor:
     side, i = anchor
     first = max(0, len(pool) - newest)
     fresh = [pool[k][0][side] for k in range(first, len(pool)) if keep(i, k)]
+    fresh = [p for p in fresh if not step.above(side, i, p)]
     if not fresh:
         return value.detach()
     vectors = torch.stack(fresh)

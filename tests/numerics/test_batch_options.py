@@ -12,12 +12,15 @@ from naive_options import (
     constant,
     expand,
     fastclip_rate,
+    learned_bounds,
     log_partitions,
     log_plus,
     openclip,
     over_batch,
     pool_method,
     predicted,
+    queue_bounds,
+    queue_method,
     scent_rate,
     siglip,
     table_method,
@@ -30,6 +33,7 @@ from neuclip.errors import UserError
 from neuclip.method.choices import BATCH_OPTIONS
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.softmax import blocks, exclusion
+from small_memory import small_memory
 
 EPSILON, RHO, POOL = 1e-3, 3.0, 7
 COUNT = 6
@@ -44,9 +48,18 @@ OPTIONS = {
     "all": frozenset({"groups", "weights", "hard"}),
     "no groups": frozenset({"weights", "hard"}),
 }
+GLOFND = {"glofnd_alpha": 0.3, "glofnd_start": 0.5, "glofnd_lr": 0.6}
+"""From the second step on; at this rate thresholds fall among the similarities at once."""
 VARIANTS = {name: (name, {}) for name in METHODS} | {
     "scent_drrho": ("scent", {"objective_scale": "drrho"}),
     "pool_newest": ("neuclip_pool", {"gradient_size": 3}),
+    "openclip_glofnd": ("openclip", GLOFND),
+    "fastclip_v3_glofnd": ("fastclip_v3", GLOFND),
+    "isogclr_glofnd": ("isogclr", GLOFND),
+    "scent_drrho_glofnd": ("scent", {"objective_scale": "drrho", **GLOFND}),
+    "queue_glofnd": ("infonce_queue", {"queue_size": 30, **GLOFND}),
+    "pool_newest_glofnd": ("neuclip_pool", {"gradient_size": 3, **GLOFND}),
+    "queue_at_once": ("infonce_queue", {"queue_warm_up": 0, "queue_size": 30}),
 }
 
 
@@ -99,6 +112,7 @@ class Reference:
     def __init__(self, name: str, loss: PairLoss, settings: dict) -> None:
         self.name, self.loss, self.settings = name, loss, settings
         self.memory = Memory()
+        self.number = 0
         self.temperature: Tensor | None = None
         self.target: Tensor | None = None
 
@@ -107,9 +121,26 @@ class Reference:
         if hasattr(self.loss, "temperature"):
             self.temperature = self.loss.temperature.read(torch.tensor(step.ids)).double()
 
+    def bounded(self, step: Step) -> Step:
+        """The step with its anchors' thresholds, if the method has any yet."""
+        alpha, number = self.settings.get("glofnd_alpha"), self.number
+        self.number += 1
+        if alpha is None or number < 1:
+            return step
+        if "glofnd_lr" in self.settings:
+            bounds = learned_bounds(step, self.memory, number, alpha, self.settings["glofnd_lr"])
+        else:
+            bounds = queue_bounds(step, self.memory, alpha)
+        return dataclasses.replace(step, bounds=bounds)
+
     def __call__(self, step: Step) -> Tensor:
+        step = self.bounded(step)
         if self.name in {"openclip", "siglip"}:
             return {"openclip": openclip, "siglip": siglip}[self.name](step)
+        if self.name == "infonce_queue":
+            return queue_method(
+                step, self.memory, self.settings["queue_size"], self.settings["queue_warm_up"]
+            )
         if self.name == "amorlip":
             return self.amorlip(step)
         if self.temperature is not None:
@@ -215,7 +246,7 @@ def settings_of(name: str, more: dict) -> dict:
         "rho": RHO,
         "temperature_gradient": "exact",
         "rate_offset": 1.5,
-        "pool_size": POOL,
+        **small_memory(name, POOL),
     }
     if name in {"sogclr", "isogclr"}:
         wanted["gamma"] = 0.4
@@ -237,8 +268,13 @@ def watch_target(loss: PairLoss, reference: Reference) -> None:
     loss.normalizer.estimate = watched
 
 
-WITHOUT_GROUPS = ("openclip", "siglip", "isogclr", "fastclip_v3", "neuclip_pool")
-CASES = [(v, o) for v in VARIANTS for o in OPTIONS if o != "no groups" or v in WITHOUT_GROUPS]
+WITHOUT_GROUPS = ("openclip", "siglip", "isogclr", "fastclip_v3", "neuclip_pool", "infonce_queue")
+CASES = [
+    (v, o)
+    for v in VARIANTS
+    for o in OPTIONS
+    if o != "no groups" or v in WITHOUT_GROUPS or v.endswith("glofnd")
+]
 
 
 @pytest.mark.parametrize(("variant", "options"), CASES)

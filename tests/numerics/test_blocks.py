@@ -8,13 +8,15 @@ from naive_reference import inners, pairs
 
 from neuclip.method.softmax import blocks
 from neuclip.method.softmax.blocks import SoftmaxStats
+from neuclip.method.softmax.candidates import Candidates
 from neuclip.method.softmax.log_inner import log_inner
 from neuclip.parallel.collectives import BatchLayout
 
 
 def whole_batch(features, scale):
     """log g^ of one process."""
-    return log_inner(features, scale, features, BatchLayout((features.shape[1],), 0))
+    layout = BatchLayout((features.shape[1],), 0)
+    return log_inner(features, scale, Candidates(features.detach(), layout))
 
 
 def plain(features, scale):

@@ -9,6 +9,7 @@ from naive_reference import pairs
 
 from neuclip.catalogue.registry import METHODS
 from neuclip.errors import UserError
+from small_memory import small_memory
 
 VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip", {"prototype_optimizer": "adagrad", "gradient": "union"}),
@@ -16,6 +17,9 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip", {"prototype_optimizer": "sgd", "gradient": "full", "num_prototypes": 30}),
     ("neuclip_pool", {"pool_size": 20}),
     ("neuclip_pool", {"pool_size": 20, "gradient": "union", "gradient_size": 9}),
+    ("infonce_queue", {"queue_size": 20}),
+    ("infonce_queue", {"glofnd_alpha": 0.3, "glofnd_start": 2.0}),
+    ("fastclip_v3", {"glofnd_alpha": 0.3, "glofnd_start": 1.0, "glofnd_lr": 0.6}),
     ("fastclip_v2", {"temperature_gradient": "fastclip"}),
     ("amorlip", {"fit_previous": False, "amortization": "js_div"}),
 ]
@@ -92,14 +96,16 @@ def state_numbers(name: str, d: int, n: int, m: int) -> int:
     factor = int(stated[0]) if stated else 0
     if METHODS[name].needs_sample_ids:
         return factor * n
-    rest = {"neuclip": 12, "neuclip_pool": m, "amorlip": 4 * d + 16}  # optimisers, ids, step counts
-    unit = {"neuclip": m * d, "neuclip_pool": m * d, "amorlip": 2 * d * d + 7 * d + 1}
+    rest = {"neuclip": 12, "amorlip": 4 * d + 16}  # optimisers, step counts
+    unit = {"neuclip": m * d, "amorlip": 2 * d * d + 7 * d + 1}
+    if small_memory(name, m):  # embeddings and their ids
+        unit[name], rest[name] = m * d, m
     return factor * unit.get(name, 0) + rest.get(name, 0)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_state_has_the_size_that_the_catalogue_says(build, name):
-    sizes = {"neuclip": {"num_prototypes": 9}, "neuclip_pool": {"pool_size": 9}}.get(name, {})
+    sizes = {"num_prototypes": 9} if name == "neuclip" else small_memory(name, 9)
     loss = build(name, double=False, **sizes)
     steps(loss, range(3))
     found = sum(value.numel() for value in loss.state_dict().values() if torch.is_tensor(value))

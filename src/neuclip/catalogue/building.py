@@ -6,14 +6,17 @@ from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.method_settings import (
     GlobalContrastiveSettings,
     IndividualTemperatureSettings,
+    LearnedThresholdSettings,
     MixingSettings,
     StabilisedSettings,
+    ThresholdSettings,
 )
 from neuclip.errors import UserError
 
 if TYPE_CHECKING:
     from neuclip.method.choices import TemperatureOptimizer
     from neuclip.method.losses.global_contrastive import Objective
+    from neuclip.method.losses.pair_loss import PairLoss
     from neuclip.method.normalizers.moving_average import MovingAverageNormalizer, Rate
     from neuclip.method.schedule import Gamma, StepGamma
     from neuclip.method.temperature import TemperatureRule
@@ -67,6 +70,36 @@ def _final_and_length(settings: MixingSettings, run: RunFacts) -> tuple[float, f
     assert known.gamma is not None
     assert known.gamma_decay_epochs is not None
     return known.gamma, known.gamma_decay_epochs
+
+
+def add_thresholds(loss: "PairLoss", settings: ThresholdSettings, run: RunFacts) -> None:
+    """Gives a loss the thresholds of its settings, if they have any.
+
+    A loss with a queue of past embeddings takes them from it, any other learns them in a table.
+
+    Raises:
+        UserError: no step of the run would use them.
+    """
+    if not settings.glofnd_alpha:
+        return
+    from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
+    from neuclip.method.thresholds import LearnedThresholds, QueueThresholds, ThresholdRule
+
+    epochs = None if run.total_steps is None else run.total_steps / run.epoch_length
+    start = settings.start_step(epochs, run.epoch_length)
+    if run.total_steps is not None and start >= run.total_steps:
+        raise UserError(
+            f"method {settings.method!r}: glofnd_start {settings.glofnd_start:g} leaves no step of "
+            f"the run ({epochs:g} epochs) with thresholds: choose less, or glofnd_alpha 0"
+        )
+    alpha = settings.glofnd_alpha
+    if isinstance(settings, LearnedThresholdSettings):
+        rule = ThresholdRule(settings.glofnd_lr, run.epoch_length)
+        loss.thresholds = LearnedThresholds(run.num_samples, alpha, start, rule)
+        loss.needs_sample_ids = True
+        return
+    queue = next(module for module in loss.modules() if isinstance(module, EmbeddingQueue))
+    loss.thresholds = QueueThresholds(queue, alpha, start)
 
 
 def temperature_rule(

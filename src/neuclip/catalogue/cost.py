@@ -4,6 +4,7 @@
 operations counted in real runs of 2 and 4 processes.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 FLOAT, DOUBLE, INTEGER = 4, 8, 8
@@ -130,6 +131,37 @@ def pool(setup: Setup) -> Cost:
     """The newest embeddings as prototypes, untrained, with ids; alpha has a gradient."""
     read = prototypes(replace(setup, prototype_steps=0), through=True)
     return softmax_loss(setup) + read + Cost(gathered=setup.batch * INTEGER)
+
+
+def learned_thresholds(setup: Setup) -> Cost:
+    """GloFND's table: negatives are counted before and after the step on the thresholds."""
+    return table(setup, 6) + _thresholds(setup, counts=2)
+
+
+def queue_thresholds(setup: Setup, alpha: float) -> Cost:
+    """GloFND's quantiles over a pool or queue: its largest similarities, sent to all ranks.
+
+    Ids are gathered for them, and how many embeddings an anchor keeps is summed over ranks, before
+    its threshold (float64) and after.
+    """
+    own = -(-setup.prototypes // setup.ranks)  # of the rank with the most
+    most = math.floor(alpha * setup.prototypes) + 1
+    largest = 2 * setup.batch * most * setup.ranks * FLOAT
+    return _thresholds(setup, counts=1) + Cost(
+        gathered=setup.batch * INTEGER + largest,
+        reduced=setup.batch * DOUBLE + 2 * setup.batch * FLOAT,
+        messages=4,
+        flops=2 * 2 * setup.batch * setup.dim * own,
+    )
+
+
+def _thresholds(setup: Setup, counts: int) -> Cost:
+    """Thresholds sent to all ranks; a count of what is above them is a product a side.
+
+    How many anchors of each side have a negative left is summed over ranks.
+    """
+    products = counts * 2 * 2 * setup.local * setup.batch * setup.dim
+    return Cost(gathered=2 * setup.batch * FLOAT, reduced=2 * FLOAT, messages=2, flops=products)
 
 
 def networks(setup: Setup) -> Cost:

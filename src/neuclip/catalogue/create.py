@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from neuclip.catalogue.building import add_thresholds
 from neuclip.catalogue.fields import unit
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
-from neuclip.catalogue.method_settings import MethodSettings
+from neuclip.catalogue.method_settings import MethodSettings, ThresholdSettings
 from neuclip.catalogue.registry import method_info, method_settings, unknown_method
 from neuclip.errors import UserError
 
@@ -90,6 +91,8 @@ def build_loss(settings: MethodSettings, run: RunFacts) -> "PairLoss":
 
     _check_result(info, "build", loss, PairLoss)
     loss.takes = info.takes
+    if isinstance(resolved, ThresholdSettings):
+        add_thresholds(loss, resolved, run)
     return loss
 
 

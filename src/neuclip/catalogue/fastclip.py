@@ -21,6 +21,7 @@ from neuclip.catalogue.method_settings import (
     GlobalContrastiveSettings,
     GlobalTemperatureSettings,
     IndividualTemperatureSettings,
+    LearnedThresholdSettings,
     MixingSettings,
     StabilisedSettings,
 )
@@ -40,26 +41,28 @@ DRRHO: dict[str, object] = {"objective_scale": "drrho"}
 """What DRRho-CLIP's code computes. Its lines have `--nu_update`, a flag of SCENT's patch."""
 
 
-class RGCLBatchSettings(GlobalContrastiveSettings):
+class RGCLBatchSettings(LearnedThresholdSettings, GlobalContrastiveSettings):
     """Global contrastive objective, normalizer from the current batch."""
 
     name: Literal["rgcl_batch"] = "rgcl_batch"
 
 
-class FastCLIPv0Settings(MixingSettings, GlobalTemperatureSettings, StabilisedSettings):
+class FastCLIPv0Settings(
+    LearnedThresholdSettings, MixingSettings, GlobalTemperatureSettings, StabilisedSettings
+):
     """Moving average, learnable temperature, objective without the factor tau."""
 
     name: Literal["fastclip_v0"] = "fastclip_v0"
 
 
-class FastCLIPv1Settings(MixingSettings, StabilisedSettings):
+class FastCLIPv1Settings(LearnedThresholdSettings, MixingSettings, StabilisedSettings):
     """Moving average, constant temperature."""
 
     name: Literal["fastclip_v1"] = "fastclip_v1"
     temperature: float = setting(0.07, "temperature, constant", gt=0, le=1)
 
 
-class FastCLIPv2Settings(MixingSettings, IndividualTemperatureSettings):
+class FastCLIPv2Settings(LearnedThresholdSettings, MixingSettings, IndividualTemperatureSettings):
     """Moving average, individual temperatures."""
 
     name: Literal["fastclip_v2"] = "fastclip_v2"
@@ -72,7 +75,7 @@ class FastCLIPv2Settings(MixingSettings, IndividualTemperatureSettings):
     )
 
 
-class FastCLIPv3Settings(MixingSettings, GlobalContrastiveSettings):
+class FastCLIPv3Settings(LearnedThresholdSettings, MixingSettings, GlobalContrastiveSettings):
     """Moving average on RGCL-g."""
 
     name: Literal["fastclip_v3"] = "fastclip_v3"

@@ -35,6 +35,11 @@ class MethodSettings(Section):
         raise PydanticCustomError("renamed_setting", "{parts}", {"parts": "; ".join(parts)})
 
     @property
+    def needs_sample_ids(self) -> bool:
+        """Whether these settings need sample ids, beside methods that always do."""
+        return False
+
+    @property
     def method(self) -> str:
         """The name that selects the method."""
         return str(self.model_dump()["name"])
@@ -62,6 +67,64 @@ class MethodSettings(Section):
             has nothing of that kind.
         """
         return None
+
+
+class ThresholdSettings(MethodSettings):
+    """False negatives found by a threshold per anchor (GloFND); see `neuclip.method.thresholds`."""
+
+    START_SHARE: ClassVar[float] = 0.4
+    """Of a run, before thresholds are used: about 15 of 37 epochs, as published."""
+    START_EPOCHS: ClassVar[float] = 15.0
+    """The same where the length of the run is unknown."""
+
+    glofnd_alpha: float = setting(
+        0.0,
+        "share of an anchor's negatives that are taken for false and left out, those above its "
+        "own threshold of similarity (GloFND, arXiv 2502.20612); 0: none",
+        ge=0,
+        lt=1,
+    )
+    glofnd_start: float | None = setting(
+        None,
+        "epochs before the thresholds are learned and used; none: 0.4 of the run (15 of 37 epochs "
+        "as published)",
+        unit="epochs",
+        flag="--glofnd-start-update",
+        ge=0,
+    )
+
+    @property
+    def needs_sample_ids(self) -> bool:
+        """Thresholds that are learned are a state per sample."""
+        return self.glofnd_alpha > 0 and "glofnd_lr" in type(self).model_fields
+
+    def idle(self) -> dict[str, str]:
+        """Settings of thresholds where there are none."""
+        if self.glofnd_alpha:
+            return super().idle()
+        given = {"glofnd_start", "glofnd_lr"} & type(self).model_fields.keys()
+        reason = "--glofnd-alpha 0, which leaves out none: add --glofnd-alpha 1e-3"
+        return {**super().idle(), **dict.fromkeys(sorted(given), reason)}
+
+    def start_step(self, epochs: float | None, steps_per_epoch: int) -> int:
+        """The first step with thresholds.
+
+        Args:
+            epochs: length of the run; none: unknown.
+            steps_per_epoch: training steps in an epoch.
+        """
+        start = self.glofnd_start
+        if start is None:
+            start = self.START_EPOCHS if epochs is None else self.START_SHARE * epochs
+        return round(start * steps_per_epoch)
+
+
+class LearnedThresholdSettings(ThresholdSettings):
+    """Thresholds in a table, learned from the batches."""
+
+    glofnd_lr: float = setting(
+        0.05, "learning rate of the thresholds", flag="--glofnd-lr-lda", gt=0
+    )
 
 
 class StabilisedSettings(MethodSettings):

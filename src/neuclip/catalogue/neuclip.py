@@ -24,6 +24,7 @@ from neuclip.catalogue.method_settings import (
     GlobalContrastiveSettings,
     MethodSettings,
     MixingSettings,
+    ThresholdSettings,
 )
 from neuclip.catalogue.neuclip_readings import STATEMENTS
 from neuclip.errors import UserError
@@ -53,6 +54,11 @@ FRESH_BATCHES = 32
 """Global batches up to whose age embeddings carry the gradient."""
 MAX_POOL = 16_384
 """The largest default pool: from here on B x m logits per side cost time."""
+
+
+def default_pool_size(global_batch_size: int) -> int:
+    """Embeddings of each side in the pool where the settings give no size."""
+    return min(POOL_BATCHES * global_batch_size, MAX_POOL)
 
 
 class NeuCLIPSettings(MixingSettings, GlobalContrastiveSettings):
@@ -181,7 +187,7 @@ def _renamed(values: Mapping[str, Any]) -> str:
     )
 
 
-class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
+class NeuCLIPPoolSettings(ThresholdSettings, MixingSettings, GlobalContrastiveSettings):
     """The newest embeddings as prototypes; the defaults are what docs/study.md found best."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {
@@ -239,8 +245,9 @@ class NeuCLIPPoolSettings(MixingSettings, GlobalContrastiveSettings):
     def idle(self) -> dict[str, str]:
         """The gradient's part of the pool, where the prediction has no gradient."""
         if self.gradient != "detached":
-            return {}
-        return {"gradient_size": "--gradient detached: add --gradient full or --gradient union"}
+            return super().idle()
+        reason = "--gradient detached: add --gradient full or --gradient union"
+        return {**super().idle(), "gradient_size": reason}
 
 
 def _neuclip(settings: NeuCLIPSettings, run: RunFacts) -> "PairLoss":
@@ -305,7 +312,7 @@ def _pool_sizes(
             ": it needs gradient full or union, or gradient_size none"
         )
     if size is None and global_batch_size is not None:
-        size = min(POOL_BATCHES * global_batch_size, MAX_POOL)
+        size = default_pool_size(global_batch_size)
     if newest is None and global_batch_size is not None and settings.gradient != "detached":
         newest = FRESH_BATCHES * global_batch_size
     return settings.model_copy(update={"pool_size": size, "gradient_size": newest})

@@ -22,13 +22,22 @@ from typing import Annotated, Any, get_args
 from pydantic import PlainValidator, SerializeAsAny, ValidationError
 from pydantic_core import PydanticCustomError
 
-from neuclip.catalogue import amorlip, fastclip, neuclip, openclip, scent, siglip, sogclr
+from neuclip.catalogue import (
+    amorlip,
+    fastclip,
+    infonce_queue,
+    neuclip,
+    openclip,
+    scent,
+    siglip,
+    sogclr,
+)
 from neuclip.catalogue.method_info import MethodInfo
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.errors import UserError, nearest
 from neuclip.method.choices import BatchOption
 
-_FAMILIES = (openclip, siglip, fastclip, sogclr, scent, amorlip, neuclip)
+_FAMILIES = (openclip, infonce_queue, siglip, fastclip, sogclr, scent, amorlip, neuclip)
 
 DEFAULT_METHOD = "neuclip_pool"
 """What `neuclip train` trains where nothing chooses a method."""

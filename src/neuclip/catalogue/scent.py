@@ -12,6 +12,7 @@ from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import (
     RHO_TEXT,
     GlobalContrastiveSettings,
+    LearnedThresholdSettings,
     first_visits_only,
 )
 from neuclip.catalogue.published_trainers import SCENT
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
 
 
-class ScentSettings(GlobalContrastiveSettings):
+class ScentSettings(LearnedThresholdSettings, GlobalContrastiveSettings):
     """Moving average whose rate is each anchor's own, on RGCL-g."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {

@@ -10,6 +10,7 @@ from neuclip.catalogue.formulas import AVERAGE, AVERAGE_STATE, INNER
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import (
     IndividualTemperatureSettings,
+    LearnedThresholdSettings,
     StabilisedSettings,
     first_visits_only,
 )
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
 
 
-class SogCLRSettings(StabilisedSettings):
+class SogCLRSettings(LearnedThresholdSettings, StabilisedSettings):
     """Moving average with a constant rate, constant temperature."""
 
     name: Literal["sogclr"] = "sogclr"
@@ -33,7 +34,7 @@ class SogCLRSettings(StabilisedSettings):
         return first_visits_only(self.method, epochs)
 
 
-class ISogCLRSettings(IndividualTemperatureSettings):
+class ISogCLRSettings(LearnedThresholdSettings, IndividualTemperatureSettings):
     """Moving average with a constant rate, individual temperatures by momentum."""
 
     name: Literal["isogclr"] = "isogclr"

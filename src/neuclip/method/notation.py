@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from neuclip.method.softmax.candidates import Candidates, Thresholds
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
 
@@ -48,6 +49,7 @@ class Pairs:
             some kind are not negatives of each other. None: all pairs are.
         weights: weights of the pairs in the loss; none: all weigh the same.
         negatives: embeddings of the texts' hard negatives; rows of pairs without one are 0.
+        candidates: the pairs of all ranks, if they were gathered already.
     """
 
     features: Float[Tensor, "2 local dim"]
@@ -56,6 +58,17 @@ class Pairs:
     groups: Int64[Tensor, "local kinds"] | None = None
     weights: Float[Tensor, " local"] | None = None
     negatives: Float[Tensor, "local dim"] | None = None
+    candidates: Candidates | None = None
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether an anchor may have no negative."""
+        return self.groups is not None or self.thresholds is not None
+
+    @property
+    def thresholds(self) -> Thresholds | None:
+        """Of the anchors; none: they leave out no candidate for its similarity."""
+        return None if self.candidates is None else self.candidates.thresholds
 
     def mean(self, values: Float[Tensor, "*rows local"]) -> Float[Tensor, "*rows"]:
         """The weighted mean over the pairs (last axis); its mean over ranks is the global one."""
@@ -103,8 +116,8 @@ class Anchors:
 
     @property
     def known(self) -> Bool[Tensor, "2 local"] | None:
-        """Which anchors have a negative; none: all, because no groups were given."""
-        return None if self.pairs.groups is None else has_estimate(self.log_inner)
+        """Which anchors have a negative; none: all, because none of them leaves out any."""
+        return has_estimate(self.log_inner) if self.pairs.leaves_out else None
 
     def mean(self, values: Float[Tensor, "*rows 2 local"]) -> Float[Tensor, "*rows 2"]:
         """As `Pairs.mean`, over the anchors that have a negative."""

@@ -276,6 +276,7 @@ class Checkpoint:
             self.global_batch_size,
             sharded=False,
             adam=config.optim.adam,
+            total_steps=config.optim.epochs * self.own["steps_per_epoch"],
         )
         with META:
             check_loss(build_loss(config.method, run), self.own["loss"], self.path)

@@ -139,6 +139,7 @@ def _train(
         num_samples,
         loader.global_batch_size,
         adam=config.optim.adam,
+        total_steps=config.optim.epochs * loader.steps_per_epoch,
     )
     loss = build_loss(config.method, facts).to(device)
     _prepare_towers(config, clip, starting, learns_temperature=loss.learns_temperature)

@@ -88,10 +88,10 @@ class TrainingData:
 
 def read_index(config: RunConfig, train_data: str) -> Source:
     """Opens the training data; keys must be sample ids only if the method keeps a table."""
-    data = config.data
-    needs_ids = method_info(config.method.method).needs_sample_ids
+    data, method = config.data, config.method
+    needs_ids = method.needs_sample_ids or method_info(method.method).needs_sample_ids
     if data.data_size is not None and not needs_ids:
-        log.info("--data-size is not needed: %s keeps no state per sample", config.method.method)
+        log.info("--data-size is not needed: %s keeps no state per sample", method.method)
     return open_source(
         train_data, data if needs_ids else data.model_copy(update={"data_size": None})
     )

@@ -61,7 +61,11 @@ def test_settings_in_epochs_ask_for_the_length_of_an_epoch(name, settings):
     [
         ("neuclp", {}, "unknown method 'neuclp'; did you mean 'neuclip'? known: amorlip, fastclip"),
         ("neuclip", {"num_prototype": 3}, "no setting 'num_prototype'; did you mean 'num_prototy"),
-        ("openclip", {"rho": 3.0}, "method 'openclip' has no setting 'rho'; known: temperature"),
+        (
+            "openclip",
+            {"rho": 3.0},
+            "method 'openclip' has no setting 'rho'; known: glofnd_alpha, glofnd_lr",
+        ),
         ("rgcl_batch", {"rho": -1.0}, "rho: Input should be greater than or equal to 0 (got -1.0)"),
         ("neuclip", {"refresh": "lifo"}, "refresh: Input should be 'restart' or 'rolling'"),
         ("sogclr", {"gamma": 0.0}, "gamma: Input should be greater than 0"),
@@ -137,6 +141,71 @@ def test_the_pool_follows_the_batch_unless_its_size_is_given(settings, size, new
     asked = method_settings("neuclip_pool", chosen)
     kept = METHODS["neuclip_pool"].resolve(asked, settings.get("global_batch_size"), None)
     assert (kept.pool_size, kept.gradient_size) == (size, newest)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "settings", "warm_up"),
+    [
+        ({}, {}, 1000),
+        ({"total_steps": 20_000}, {}, 1000),
+        ({"total_steps": 500}, {}, 50),
+        ({"total_steps": 500}, {"queue_warm_up": 499}, 499),
+        ({}, {"queue_warm_up": 0}, 0),
+    ],
+)
+def test_the_warm_up_of_a_queue_leaves_steps_with_it(numbers, settings, warm_up):
+    assert create_loss("infonce_queue", embed_dim=4, **numbers, **settings).warm_up == warm_up
+
+
+def test_a_queue_that_no_step_would_read_is_refused():
+    with pytest.raises(UserError, match=r"queue_warm_up 500 leaves no step of the run \(500"):
+        create_loss("infonce_queue", embed_dim=4, total_steps=500, queue_warm_up=500)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "settings", "start"),
+    [
+        ({}, {}, 15_000),
+        ({"total_steps": 500, "steps_per_epoch": 50}, {}, 200),
+        ({"steps_per_epoch": 50}, {"glofnd_start": 0.5}, 25),
+    ],
+)
+@pytest.mark.parametrize("name", ["openclip", "neuclip_pool"])
+def test_thresholds_start_after_a_share_of_the_run(name, numbers, settings, start):
+    loss = create_loss(name, embed_dim=4, glofnd_alpha=0.01, **numbers, **settings)
+    assert loss.thresholds.start == start
+    assert loss.needs_sample_ids == (name == "openclip")
+    asked = method_settings(name, {"glofnd_alpha": 0.01, **settings})
+    assert asked.needs_sample_ids == loss.needs_sample_ids
+
+
+def test_thresholds_that_no_step_would_use_are_refused():
+    numbers = {"total_steps": 100, "steps_per_epoch": 50}
+    with pytest.raises(UserError, match=r"glofnd_start 2 leaves no step of the run \(2 epochs\)"):
+        create_loss("openclip", embed_dim=4, glofnd_alpha=0.01, glofnd_start=2.0, **numbers)
+
+
+def test_thresholds_need_a_method_that_has_them():
+    assert create_loss("openclip", embed_dim=4).thresholds is None
+    for name in ("siglip", "amorlip", "neuclip"):
+        with pytest.raises(UserError, match="has no setting 'glofnd_alpha'"):
+            create_loss(name, embed_dim=4, glofnd_alpha=0.01)
+
+
+@pytest.mark.parametrize("name", ["fastclip_v3", "infonce_queue"])
+def test_settings_of_thresholds_are_idle_without_any(name):
+    idle = method_settings(name, {}).idle()
+    assert "glofnd_start" in idle
+    assert ("glofnd_lr" in idle) == (name == "fastclip_v3")
+    assert not method_settings(name, {"glofnd_alpha": 0.1}).idle()
+
+
+def test_a_continued_run_keeps_the_size_of_its_queue():
+    resolve = METHODS["infonce_queue"].resolve
+    asked, before = (method_settings("infonce_queue", given) for given in ({}, {"queue_size": 40}))
+    assert resolve(asked, 64, None).queue_size == 8192
+    assert resolve(asked, 64, before).queue_size == 40
+    assert resolve(before, 64, asked).queue_size == 40
 
 
 def resolved(asked, batch, before=None):

@@ -31,6 +31,8 @@ def in_full(name: str) -> dict[str, object]:
         known |= {"gamma": gamma_floor(24), "gamma_decay_epochs": 24.0}
     if name == "neuclip_pool":
         known |= {"gamma_decay_epochs": 2.0, "pool_size": 128 * BATCH, "gradient_size": 32 * BATCH}
+    if name == "infonce_queue":
+        known |= {"queue_size": 128 * BATCH, "queue_warm_up": 1000}
     return known
 
 

@@ -108,9 +108,9 @@ def test_the_status_of_a_good_step():
     assert status.temperature == pytest.approx(math.exp(-2))
 
 
-def with_loss_scale(method: str) -> Bench:
-    """A bench with AdamW and a scaled loss."""
-    bench = with_adamw(method, noisy=False)
+def with_loss_scale(method: str, **more: object) -> Bench:
+    """A bench with AdamW and a scaled loss; `more`: settings of the method."""
+    bench = with_adamw(method, more=more, noisy=False)
     optimizer = Optimizer(bench.towers, bench.optimizer._settings, 10, LossScale(CPU))
     optimizer.set_rates(0)
     return replace(bench, optimizer=optimizer)
@@ -211,15 +211,20 @@ def test_the_guard_refuses(read):
         read(x)
 
 
+GLOFND = {"glofnd_alpha": 0.3, "glofnd_start": 0.5}
+NEVER_WAIT = [(name, {}) for name in METHODS]
+NEVER_WAIT += [("openclip", GLOFND), ("neuclip_pool", GLOFND)]
+
+
 @pytest.mark.parametrize("options", [False, True])
-@pytest.mark.parametrize("method", METHODS)
-def test_the_host_never_waits_in_a_step(method, options, monkeypatch):
+@pytest.mark.parametrize(("method", "more"), NEVER_WAIT)
+def test_the_host_never_waits_in_a_step(method, more, options, monkeypatch):
     # These read values, on CUDA at the first call only.
     monkeypatch.setattr(pair_loss, "check_values", lambda *_: None)
     monkeypatch.setattr(inputs, "check_rows", lambda *_, **__: None)
     monkeypatch.setattr(inputs, "check_weights", lambda *_: None)
     monkeypatch.setattr(SampleTable, "check", lambda *_: None)
-    bench = with_loss_scale(method)
+    bench = with_loss_scale(method, **more)
     step = step_of(bench)
     batches = [split(batch(number, options=options), 12) for number in range(7)]
     for number in range(4):  # past the first restarts and epochs

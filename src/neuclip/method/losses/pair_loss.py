@@ -11,9 +11,10 @@ from neuclip.errors import UserError
 from neuclip.method.choices import BatchOption
 from neuclip.method.inputs import check_layout, check_shapes, check_values, with_options
 from neuclip.method.notation import Anchors, Pairs, SectionTimer, ShardedState, no_timer
-from neuclip.method.softmax.exclusion import Exclusion
+from neuclip.method.softmax.candidates import Candidates
 from neuclip.method.softmax.hard_negatives import with_hard_negatives
 from neuclip.method.softmax.log_inner import log_inner
+from neuclip.method.thresholds import FalseNegativeThresholds
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
 
@@ -29,6 +30,7 @@ class PairLoss(nn.Module):
         needs_sample_ids: whether `sample_ids` must be passed.
         takes: which of `groups`, `pair_weights` and `negative_features` may be passed.
         learns_temperature: whether `logit_scale` gets a gradient; if not, freeze it.
+        thresholds: which negatives an anchor takes for false and leaves out; none: it keeps all.
         settling: set while the towers stay as they are and only the loss's state learns: individual
             temperatures stay too, and a rho that is to be measured is.
     """
@@ -43,6 +45,7 @@ class PairLoss(nn.Module):
         super().__init__()
         self.embed_dim = embed_dim
         self.attach()
+        self.thresholds: FalseNegativeThresholds | None = None
         self._layout_checked = False
         self._checked_values = False
         self._checked_options = False
@@ -133,6 +136,7 @@ class PairLoss(nn.Module):
             "negative_features": negative_features,
         }
         pairs = self._with_options(pairs, {key: v for key, v in given.items() if v is not None})
+        pairs = self._with_thresholds(pairs, learn=True)
         scale = _scalar("logit_scale", logit_scale, pairs.features)
         bias = None if logit_bias is None else _scalar("logit_bias", logit_bias, pairs.features)
         with torch.autocast(scale.device.type, enabled=False):
@@ -158,6 +162,7 @@ class PairLoss(nn.Module):
         # Evaluation batches may differ in size between ranks even with `equal_batches`.
         layout_of = collectives.layout_of
         pairs = self._prepare(image_features, text_features, sample_ids, layout_of)
+        pairs = self._with_thresholds(pairs, learn=False)
         scale = _scalar("logit_scale", logit_scale, pairs.features)
         with torch.autocast(scale.device.type, enabled=False):
             return self.predict(pairs, scale)
@@ -180,7 +185,8 @@ class PairLoss(nn.Module):
 
     def metrics(self) -> dict[str, float]:
         """Returns diagnostics of the last call. Waits for the device."""
-        return {name: float(value) for name, value in self._last.items()}
+        found = {} if self.thresholds is None else self.thresholds.metrics()
+        return {name: float(value) for name, value in {**self._last, **found}.items()}
 
     def record_metrics(self, values: Mapping[str, Tensor | float]) -> None:
         """Keeps diagnostics for `metrics`, on the device."""
@@ -226,6 +232,10 @@ class PairLoss(nn.Module):
         self._checked_options = True
         return with_options(pairs, given, check_values=check)
 
+    def _with_thresholds(self, pairs: Pairs, *, learn: bool) -> Pairs:
+        """The pairs with the thresholds of their anchors, if the loss has any."""
+        return pairs if self.thresholds is None else self.thresholds.applied(pairs, learn=learn)
+
     def _training_layout(self, local: int) -> BatchLayout:
         """The ranks' numbers of pairs, all-gathered at the first call only if they are equal."""
         known = self.equal_batches and self._layout_checked
@@ -259,24 +269,17 @@ def anchors_of(pairs: Pairs, logit_scale: Float[Tensor, "*scales"]) -> Anchors:
         pairs: this rank's pairs.
         logit_scale: 1 / tau, one for all anchors or [2, local].
     """
-    features, layout = pairs.features, pairs.layout
-    by_pair = features.transpose(0, 1)
-    global_features = collectives.gather_constant(by_pair, layout).transpose(0, 1)
-    global_groups, excluded = None, None
-    if pairs.groups is not None:
-        global_groups = collectives.gather_constant(pairs.groups, layout)
-        excluded = Exclusion.between(
-            pairs.groups.T.contiguous(), global_groups.T.contiguous(), layout.start
-        )
-    estimate, derivative = log_inner(features, logit_scale, global_features, layout, excluded)
+    features = pairs.features
+    candidates = pairs.candidates or Candidates.gather(features, pairs.groups, pairs.layout)
+    estimate, derivative = log_inner(features, logit_scale, candidates)
     anchors = Anchors(
         pairs=pairs,
         positive=(features[0] * features[1]).sum(-1),
         log_inner=estimate,
         logit_scale=logit_scale,
-        global_features=global_features,
-        negatives=layout.total - 1 if excluded is None else excluded.remaining.to(features.dtype),
-        global_groups=global_groups,
+        global_features=candidates.features,
+        negatives=candidates.counts,
+        global_groups=candidates.groups,
         dlog_inner_dscale=derivative,
     )
     return anchors if pairs.negatives is None else with_hard_negatives(anchors, pairs.negatives)

@@ -5,48 +5,39 @@ NeuCLIP's prototypes, and the prediction is mixed with the batch estimate as in 
 
     normalizer_i = (1 - gamma_t) exp(alpha_i) + gamma_t (eps + g^_i)
 
-An anchor is read before its batch enters the pool, so the first batch has no prediction but its own
-estimate. While the pool fills, the sum is over the embeddings that it holds. An embedding of the
-anchor's own pair, from an earlier step, is a positive: where sample ids are given, it is left out
-of the sum. (The mean stays one over m: about one prototype in n is such a positive.)
+The pool is an `EmbeddingQueue`, read before the batch enters it, so the first batch has no
+prediction but its own estimate. While the pool fills, the sum is over the embeddings that it holds.
+An anchor's own pair is left out of the sum where sample ids are given. (The mean stays one over m:
+about one prototype in n is such a positive.)
 
-Where groups are given, the pool keeps those of its embeddings, and leaves out all that are in a
-group with the anchor. Then the mean is over the embeddings that remain. If none does, the anchor's
-prediction is its batch estimate; if only older ones remain than those that carry the gradient, the
-prediction is a constant.
+Where groups are given, the mean is over the embeddings in no group with the anchor. If none
+remains, the anchor's prediction is its batch estimate; if only older ones remain than those that
+carry the gradient, the prediction is a constant.
 
 Sizes that follow from the batch are settled by the first batch of training, or by a loaded state.
 """
 
-import functools
-import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuclip.method.choices import PredictionGradient
-from neuclip.method.normalizers.embedding_ring import EmbeddingRing
+from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
 from neuclip.method.normalizers.prototype_network import (
     GlobalBatch,
     NetworkOutput,
     attach_gradient,
     diagnostics,
-    network_output,
 )
-from neuclip.method.normalizers.sharded_rows import RowShard, gathered_rows
+from neuclip.method.normalizers.sharded_rows import gathered_rows
 from neuclip.method.notation import Anchors, has_estimate
 from neuclip.method.objective import log_plus, mix
 from neuclip.method.schedule import StepGamma
-from neuclip.method.softmax.exclusion import same_group
-from neuclip.parallel import collectives
-from neuclip.parallel.collectives import Slice
-
-log = logging.getLogger("neuclip")
 
 
 @dataclass(frozen=True)
@@ -102,10 +93,7 @@ class PoolNormalizer(nn.Module):
         self.step_count = 0
         self.fill_steps = 0
         self._for_batch = for_batch
-        self._sharded = sharded
-        self._warned = False
-        rows = self._rows(settings.size or 0)
-        self.ring = EmbeddingRing(rows, embed_dim, with_sample_ids=True)
+        self.ring = EmbeddingQueue(settings.size, embed_dim, setting="pool_size", sharded=sharded)
         self._last: dict[str, Tensor | float] = {}
         self.register_load_state_dict_pre_hook(_take_size)
 
@@ -119,8 +107,6 @@ class PoolNormalizer(nn.Module):
         batch = GlobalBatch.of(anchors, self.ring.slots.dtype, with_sample_ids=True)
         if self.fill_steps == 0:
             self._settle(anchors.pairs.layout.total)
-        if batch.sample_ids is None:
-            self._warn_of_positives()
         if self.ring.filled == 0:
             predicted, log_mean = anchors.log_inner.detach(), batch.log_inner
         else:
@@ -128,7 +114,7 @@ class PoolNormalizer(nn.Module):
             gradient, newest = self.settings.gradient, self._newest()
             predicted = attach_gradient(output, anchors, gradient, self.ring.shard, newest)
             log_mean = output.log_mean
-            if batch.groups is not None:
+            if batch.leaves_out:
                 fresh = anchors.log_inner.detach()
                 predicted = torch.where(has_estimate(predicted), predicted, fresh)
         self._push(batch)
@@ -157,32 +143,7 @@ class PoolNormalizer(nn.Module):
         return self._last
 
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
-        excluded, count = self._excluded(batch), self.ring.filled
-        if batch.groups is not None and excluded is not None:
-            remaining = (~excluded).sum(1).to(batch.features.dtype)
-            count = self.ring.shard.sum(remaining)
-        return network_output(
-            self.ring.slots, batch, self.ring.shard, excluded=excluded, count=count
-        )
-
-    def _excluded(self, batch: GlobalBatch) -> Bool[Tensor, "*batch owned"] | None:
-        """Which slots have no part in an anchor's sum; none: all have one."""
-        parts = [self._positives(batch), self._false_negatives(batch), self.ring.unwritten()]
-        given = [part for part in parts if part is not None]
-        return functools.reduce(torch.logical_or, given) if given else None
-
-    def _false_negatives(self, batch: GlobalBatch) -> Bool[Tensor, "batch owned"] | None:
-        """Which embeddings are in a group with an anchor; none: no groups were given."""
-        if batch.groups is None:
-            return None
-        kept = self.ring.groups_of(batch.groups.shape[1])
-        return same_group(batch.groups.T.contiguous(), kept)
-
-    def _positives(self, batch: GlobalBatch) -> Bool[Tensor, "batch owned"] | None:
-        """Which embeddings belong to an anchor's own pair; none: unknown."""
-        if batch.sample_ids is None or self.ring.sample_ids is None:
-            return None
-        return batch.sample_ids[:, None] == self.ring.sample_ids
+        return self.ring.read(batch)
 
     def _newest(self) -> list[slice] | None:
         """This rank's rows that carry the gradient; none: all do."""
@@ -190,7 +151,7 @@ class PoolNormalizer(nn.Module):
         return None if count is None or count >= self.ring.shard.size else self.ring.newest(count)
 
     def _push(self, batch: GlobalBatch) -> None:
-        self.ring.push(batch.candidates, batch.sample_ids, batch.groups)
+        self.ring.push_batch(batch)
 
     def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Float[Tensor, "2 local"]:
         """The prediction with the batch estimate, which is a constant unless it is minimised."""
@@ -202,31 +163,10 @@ class PoolNormalizer(nn.Module):
         """Settles what follows from the size of the first batch."""
         if self._for_batch is not None:
             known = self._for_batch(batch_size)
-            if self.ring.shard.size == 0:
-                assert known.size is not None
-                self.ring.resize(self._rows(known.size))
+            assert known.size is not None
+            self.ring.settle(known.size)
             self.settings = replace(known, size=self.ring.shard.size)
         self.fill_steps = -(-self.ring.shard.size // batch_size)
-
-    def _rows(self, size: int) -> RowShard:
-        share = None if self._sharded and size else Slice(0, size)
-        return RowShard.of(size, share, "pool_size")
-
-    def take_size(self, size: int) -> None:
-        """Takes the size of a state to be loaded, unless the settings give one."""
-        if self.given.size is None and size != self.ring.shard.size:
-            self.ring.resize(self._rows(size))
-
-    def _warn_of_positives(self) -> None:
-        """Logs once that the pool cannot tell positives from negatives."""
-        if not self._warned and collectives.is_main():
-            log.warning(
-                "neuclip_pool: without sample_ids, an anchor's own pair from earlier steps counts "
-                "as a negative while it is among the newest %d pairs; pass sample_ids=..., or "
-                "ignore this if the data are many times larger",
-                self.ring.shard.size,
-            )
-        self._warned = True
 
     # --- state --------------------------------------------------------------------------------
 
@@ -255,4 +195,4 @@ def _take_size(module: nn.Module, state: dict[str, Any], prefix: str, *_: object
     """Before `load_state_dict`: a pool whose size follows from the batch takes the saved one."""
     assert isinstance(module, PoolNormalizer)
     if prefix + "ring.slots" in state:
-        module.take_size(state[prefix + "ring.slots"].shape[1])
+        module.ring.take_size(state[prefix + "ring.slots"].shape[1])

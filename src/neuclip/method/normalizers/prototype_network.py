@@ -46,6 +46,7 @@ class GlobalBatch:
         log_inner: log g^_i.
         sample_ids: the anchors' ids, if given and asked for.
         groups: the anchors' groups, if given.
+        thresholds: the anchors' thresholds, if they have any.
     """
 
     features: Float[Tensor, "2 batch dim"]
@@ -54,6 +55,7 @@ class GlobalBatch:
     log_inner: Float[Tensor, "2 batch"]
     sample_ids: Int64[Tensor, " batch"] | None
     groups: Int64[Tensor, "batch kinds"] | None
+    thresholds: Float[Tensor, "2 batch"] | None
 
     @classmethod
     @torch.no_grad()
@@ -71,6 +73,7 @@ class GlobalBatch:
             message = collectives.gather_constant(message, anchors.pairs.layout)
             log_inner, bits = message[:, :2], message[:, 2:]
             ids = bits.contiguous().view(torch.int64).squeeze(1)
+        thresholds = anchors.pairs.thresholds
         return cls(
             features=features,
             positive=(features[0] * features[1]).sum(-1),
@@ -78,12 +81,18 @@ class GlobalBatch:
             log_inner=log_inner.T.to(dtype),
             sample_ids=ids,
             groups=anchors.global_groups,
+            thresholds=None if thresholds is None else thresholds.everybody.to(dtype),
         )
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether an anchor may have no negative, in the batch or among the prototypes."""
+        return self.groups is not None or self.thresholds is not None
+
+    @property
     def known(self) -> Bool[Tensor, "2 batch"] | None:
-        """Which anchors have a negative in the batch; none: all, because no groups were given."""
-        return None if self.groups is None else has_estimate(self.log_inner)
+        """Which anchors have a negative in the batch; none: all, because none leaves out any."""
+        return has_estimate(self.log_inner) if self.leaves_out else None
 
     @property
     def candidates(self) -> Float[Tensor, "2 batch dim"]:
@@ -100,12 +109,14 @@ class NetworkOutput:
         norms: |W_k|, this rank's.
         weights: p_ik over the prototypes of all ranks; this rank's columns.
         log_mean: see the module.
+        count: prototypes that the means are over, for all anchors or for each.
     """
 
     directions: Float[Tensor, "2 owned dim"]
     norms: Float[Tensor, "2 owned 1"]
     weights: Float[Tensor, "2 batch owned"]
     log_mean: Float[Tensor, "2 batch"]
+    count: int | Float[Tensor, "*sides batch"]
 
 
 @torch.no_grad()
@@ -126,13 +137,18 @@ def network_output(
         shard: which prototypes are this rank's.
         log_shares: see `log_shares`; none: all prototypes weigh 1/m.
         excluded: prototypes left out of an anchor's sum, or out of all sums.
-        count: prototypes that the mean is over, for all anchors or for each; none: all m. An
-            anchor with none has `NO_ESTIMATE` and weights of 0.
+        count: prototypes that the mean is over, for all anchors or for each; none: all m. Those
+            above an anchor's threshold leave its sum and its count. An anchor with none has
+            `NO_ESTIMATE` and weights of 0.
     """
     norms = torch.linalg.vector_norm(prototypes, dim=-1, keepdim=True)
     directions = prototypes / norms.clamp_min(1e-30)
-    logits = torch.bmm(batch.features, directions.transpose(1, 2)).mul_(batch.logit_scale)
+    logits = torch.bmm(batch.features, directions.transpose(1, 2))
+    count = shard.size if count is None else count
     log_count = math.log(count if isinstance(count, int) else shard.size)
+    if batch.thresholds is not None:
+        excluded, count = _above(logits, batch.thresholds, excluded, count, shard)
+    logits *= batch.logit_scale
     if log_shares is not None:
         logits += (log_shares + log_count)[:, None, :]
     if excluded is not None:
@@ -146,9 +162,24 @@ def network_output(
     mean_over = count.clamp_min(1).log() if isinstance(count, Tensor) else log_count
     log_mean = log_sum.squeeze(-1) - mean_over - batch.positive * batch.logit_scale
     if isinstance(count, Tensor):
-        weights.masked_fill_((count == 0)[:, None], 0)
+        weights.masked_fill_((count == 0)[..., None], 0)
         log_mean.masked_fill_(count == 0, NO_ESTIMATE)
-    return NetworkOutput(directions, norms, weights, log_mean)
+    return NetworkOutput(directions, norms, weights, log_mean, count)
+
+
+def _above(
+    similarity: Float[Tensor, "2 batch owned"],
+    thresholds: Float[Tensor, "2 batch"],
+    excluded: Bool[Tensor, "*batch owned"] | None,
+    count: int | Float[Tensor, " batch"],
+    shard: RowShard,
+) -> tuple[Bool[Tensor, "2 batch owned"], Float[Tensor, "2 batch"]]:
+    """What an anchor leaves out with its threshold, and what remains of its count."""
+    above = similarity > thresholds[..., None]
+    if excluded is not None:
+        above &= ~excluded
+    left_out = shard.sum(above.sum(-1).to(thresholds.dtype))
+    return above if excluded is None else above | excluded, count - left_out
 
 
 def log_shares(log_weights: Float[Tensor, "2 owned"], shard: RowShard) -> Float[Tensor, "2 owned"]:
@@ -213,8 +244,8 @@ def attach_gradient(
     centre, weight = _centre(output, anchors, shard, newest)
     centre = centre.to(anchors.pairs.features.dtype)
     linear = anchors.logit_scale * ((anchors.pairs.features * centre).sum(-1) - anchors.positive)
-    if weight is not None and anchors.pairs.groups is not None:
-        linear = linear.masked_fill(weight == 0, 0)  # groups left none of the newest to the anchor
+    if weight is not None and anchors.pairs.leaves_out:
+        linear = linear.masked_fill(weight == 0, 0)  # none of the newest was left to the anchor
     return value + (linear - linear.detach())
 
 

@@ -10,8 +10,9 @@ similarities. With one temperature for all, one product of a block serves both s
 open_clip's ClipLoss takes two (backward four, against three here). `neuclip.method.softmax.fused`
 does the same on CUDA.
 
-Excluded candidates leave the sums and get no gradient from them, as the positive does. The log_sum
-of an anchor without a negative is far below any other: callers replace it by 0, with weight 0.
+Excluded candidates leave the sums and get no gradient from them, as the positive does. So do
+candidates above an anchor's threshold, which leave the sum of that anchor alone. The log_sum of an
+anchor without a negative is far below any other: callers replace it by 0, with weight 0.
 """
 
 import math
@@ -28,7 +29,7 @@ CPU_BLOCK = 2**20
 CUDA_BLOCK = 2**26
 """Numbers in a block; on a CPU it must fit the caches."""
 
-_MASKED = -1e30
+MASKED = -1e30
 """In place of a positive's similarity: its softmax is 0. Minus infinity times 0 would be NaN."""
 
 
@@ -40,11 +41,13 @@ class SoftmaxStats:
         scale: 1 / temperature, one for all or one per anchor.
         log_sum: log of the sum of exponentials, without the positive.
         weight: derivative of the loss by log_sum, times scale if there is one per anchor.
+        threshold: largest similarity of a candidate that counts; none: there is no bound.
     """
 
     scale: Float[Tensor, "*scales"]
     log_sum: Float[Tensor, " anchors"]
     weight: Float[Tensor, " anchors"]
+    threshold: Float[Tensor, " anchors"] | None = None
 
 
 def row_sums(
@@ -53,6 +56,7 @@ def row_sums(
     scale: Float[Tensor, "*scales"],
     offset: int,
     excluded: Exclusion | None = None,
+    threshold: Float[Tensor, " anchors"] | None = None,
 ) -> Float[Tensor, "kinds anchors"]:
     """Computes log_sums of anchors over candidates, and means if there is a scale per anchor.
 
@@ -62,13 +66,19 @@ def row_sums(
         scale: 1 / temperature, one for all or one per anchor.
         offset: the first anchor's positive; the number of columns: no anchor has one.
         excluded: candidates without a part in an anchor's sum; none: all have one.
+        threshold: of each anchor, see `SoftmaxStats`.
     """
     found = rows.new_empty(1 + scale.ndim, len(rows))
-    if scale.ndim == 0:
-        for block, logits in _blocks(rows * scale, columns, offset, excluded):
+    if scale.ndim == 0 and threshold is None:
+        for block, logits in row_blocks(rows * scale, columns, offset, excluded):
             found[0, block] = torch.logsumexp(logits, 1)
-    else:
-        for block, similarity in _blocks(rows, columns, offset, excluded):
+        return found
+    for block, similarity in row_blocks(rows, columns, offset, excluded):
+        if threshold is not None:
+            _leave_out_above(similarity, similarity, threshold[block, None])
+        if scale.ndim == 0:
+            found[0, block] = torch.logsumexp(similarity * scale, 1)
+        else:
             found[:, block] = _sums(similarity, scale[block, None], 1)
     return found
 
@@ -88,12 +98,12 @@ def pair_sums(
     image, text = features.unbind(0)
     found = features.new_full((1 if scale.ndim == 0 else 2, *features.shape[:2]), -math.inf)
     if scale.ndim == 0:
-        for block, logits in _blocks(image * scale, text, 0, excluded):
+        for block, logits in row_blocks(image * scale, text, 0, excluded):
             found[0, 0, block] = torch.logsumexp(logits, 1)
             torch.logaddexp(found[0, 1], torch.logsumexp(logits, 0), out=found[0, 1])
         return found
     found[1] = 0
-    for block, similarity in _blocks(image, text, 0, excluded):
+    for block, similarity in row_blocks(image, text, 0, excluded):
         found[:, 0, block] = _sums(similarity, scale[0, block, None], 1)
         found[:, 1] = _merged(found[:, 1], _sums(similarity, scale[1], 0))
     return found
@@ -137,8 +147,11 @@ def pair_gradients(
     return grads
 
 
-def _blocks(
-    rows: Tensor, columns: Tensor, offset: int, excluded: Exclusion | None
+def row_blocks(
+    rows: Float[Tensor, "anchors dim"],
+    columns: Float[Tensor, "candidates dim"],
+    offset: int,
+    excluded: Exclusion | None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields slices of the rows with their products, positives and excluded candidates masked."""
     limit = CUDA_BLOCK if rows.is_cuda else CPU_BLOCK
@@ -148,9 +161,9 @@ def _blocks(
         block = slice(start, min(start + size, len(rows)))
         product = products[: block.stop - start]
         torch.mm(rows[block], columns.T, out=product)
-        product.diagonal(offset + start)[: len(product)].fill_(_MASKED)
+        product.diagonal(offset + start)[: len(product)].fill_(MASKED)
         if excluded is not None:
-            product.masked_fill_(excluded.of(block), _MASKED)
+            product.masked_fill_(excluded.of(block), MASKED)
         yield block, product
 
 
@@ -163,18 +176,26 @@ def _weights(
     excluded: Exclusion | None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yields slices of the rows with weight_i p_ij + weight'_j p'_ji."""
-    individual = own.scale.ndim > 0
-    scaled = rows if individual else rows * own.scale
-    for block, product in _blocks(scaled, columns, offset, excluded):
-        if individual:
-            as_candidate = product * other.scale
-            product *= own.scale[block, None]
-            as_candidate -= other.log_sum
-        else:
+    shared = own.scale.ndim == 0 and own.threshold is None
+    scaled = rows * own.scale if shared else rows
+    for block, product in row_blocks(scaled, columns, offset, excluded):
+        if shared:
             as_candidate = product - other.log_sum
+        else:
+            as_candidate = product * other.scale
+            if own.threshold is not None and other.threshold is not None:
+                _leave_out_above(as_candidate, product, other.threshold)
+                _leave_out_above(product, product, own.threshold[block, None])
+            product *= own.scale[block, None] if own.scale.ndim else own.scale
+            as_candidate -= other.log_sum
         product.sub_(own.log_sum[block, None]).exp_().mul_(own.weight[block, None])
         product += as_candidate.exp_().mul_(other.weight)
         yield block, product
+
+
+def _leave_out_above(values: Tensor, similarity: Tensor, threshold: Tensor) -> None:
+    """Masks the values whose similarity is above its anchor's threshold, in place."""
+    values.masked_fill_(similarity > threshold, MASKED)
 
 
 def _sums(similarity: Tensor, scale: Tensor, dim: int) -> Float[Tensor, "2 anchors"]:

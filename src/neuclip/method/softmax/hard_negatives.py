@@ -84,11 +84,12 @@ def with_hard_negatives(anchors: Anchors, captions: Float[Tensor, "local dim"]) 
     found = _LogSum.apply(anchors.pairs.features[0], captions, scale, hard)
     assert isinstance(found, tuple)
     log_sum, by_scale = found
-    text_count = anchors.negatives
-    if isinstance(text_count, int):
-        text_count = log_sum.detach().new_full(log_sum.shape, text_count)
-    counts = torch.stack([text_count + hard.count, text_count])
-    among = anchors.log_inner[0] + text_count.clamp_min(1).log()
+    in_batch = anchors.negatives
+    if isinstance(in_batch, int):
+        in_batch = log_sum.detach().new_full(log_sum.shape, in_batch)
+    in_batch = in_batch.expand(2, -1)
+    counts = torch.stack([in_batch[0] + hard.count, in_batch[1]])
+    among = anchors.log_inner[0] + in_batch[0].clamp_min(1).log()
     beside = log_sum - anchors.positive * scale
     total = torch.logaddexp(among, beside)
     image = (total - counts[0].clamp_min(1).log()).masked_fill(counts[0] == 0, NO_ESTIMATE)

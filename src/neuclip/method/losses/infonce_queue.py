@@ -1,0 +1,144 @@
+"""InfoNCE over the batch and a queue of past embeddings (cross-batch memory, arXiv 1912.06798).
+
+    L = 1/2 mean_i [ log( exp(s_ii / tau) + sum over N_i of exp(s_ij / tau)
+                          + sum over Q_i of exp(e_i . q_k / tau) ) - s_ii / tau ]  + the same for
+    text anchors
+
+N_i are the anchor's negatives in the global batch, hard negatives included, and Q_i the embeddings
+of the other side in the queue, without those of the anchor's own pair and of its groups. The queue
+holds constants, so it has a gradient through the anchor alone; the batch has the gradient of
+InfoNCE. The batch enters the queue after the loss is computed.
+
+In the first `warm_up` steps the queue fills and has no part in the loss: embeddings that still move
+fast describe the present towers badly (the paper warms up for 1,000 steps).
+"""
+
+import math
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from neuclip.method.losses.pair_loss import PairLoss, anchors_of
+from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
+from neuclip.method.normalizers.prototype_network import GlobalBatch, attach_gradient
+from neuclip.method.normalizers.sharded_rows import gathered_rows
+from neuclip.method.notation import Anchors, Pairs
+from neuclip.method.objective import log_plus
+
+
+class QueueInfoNCELoss(PairLoss):
+    """Cross-entropy of each anchor over the global batch and the newest embeddings before it.
+
+    Args:
+        embed_dim: width of the embeddings.
+        size: embeddings of each side in the queue, over all ranks; none: that of the first batch.
+        size_for_batch: the size for a global batch size, where none is given.
+        warm_up: training steps before the queue takes part.
+        sharded: whether each rank keeps only its share of the queue.
+    """
+
+    epsilon = 1e-14
+
+    def __init__(
+        self,
+        embed_dim: int,
+        size: int | None,
+        size_for_batch: Callable[[int], int],
+        *,
+        warm_up: int,
+        sharded: bool = True,
+    ) -> None:
+        super().__init__(embed_dim)
+        self.queue = EmbeddingQueue(size, embed_dim, setting="queue_size", sharded=sharded)
+        self.warm_up = warm_up
+        self.step_count = 0
+        self._size_for_batch = size_for_batch
+        self.register_load_state_dict_pre_hook(_take_size)
+
+    def pair_loss(
+        self,
+        pairs: Pairs,
+        logit_scale: Float[Tensor, ""],
+        logit_bias: Float[Tensor, ""] | None,
+    ) -> Float[Tensor, ""]:
+        """This rank's part of the loss above."""
+        anchors = anchors_of(pairs, logit_scale)
+        log_sum, _ = _batch_sums(anchors)
+        with self.section("normalizer"):
+            batch = self._global_batch(anchors)
+            self.queue.settle(self._size_for_batch(pairs.layout.total))
+            if self.step_count >= self.warm_up and self.queue.filled:
+                log_sum = torch.logaddexp(log_sum, self._queue_sums(anchors, batch)[0])
+            self.queue.push_batch(batch)
+            self.step_count += 1
+        losses = pairs.mean(functional.softplus(log_sum))
+        self.record_metrics(
+            {"image_loss": losses[0], "text_loss": losses[1], "queue_filled": self.queue.filled}
+        )
+        return losses.mean()
+
+    def predict(
+        self,
+        pairs: Pairs,
+        logit_scale: Float[Tensor, ""],
+    ) -> Float[Tensor, "2 local"]:
+        """The estimate of log(eps + g) by the negatives of the batch and of the queue together."""
+        anchors = anchors_of(pairs, logit_scale)
+        log_sum, count = _batch_sums(anchors)
+        if self.step_count >= self.warm_up and self.queue.filled:
+            beside, held = self._queue_sums(anchors, self._global_batch(anchors))
+            log_sum, count = torch.logaddexp(log_sum, beside), count + held
+        return log_plus(log_sum - count.clamp_min(1).log(), self.epsilon)
+
+    def _global_batch(self, anchors: Anchors) -> GlobalBatch:
+        return GlobalBatch.of(anchors, self.queue.slots.dtype, with_sample_ids=True)
+
+    def _queue_sums(
+        self, anchors: Anchors, batch: GlobalBatch
+    ) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "2 local"]]:
+        """Log of the sum over Q_i of exp((e_i . q_k - s_ii) / tau), and the number of terms."""
+        output = self.queue.read(batch)
+        log_mean = attach_gradient(output, anchors, "full", self.queue.shard)
+        if isinstance(output.count, int):
+            count = log_mean.new_full(log_mean.shape, output.count)
+            return log_mean + math.log(output.count), count
+        count = output.count.expand(2, -1).to(log_mean.dtype)
+        count = anchors.pairs.layout.own(count)
+        return log_mean + count.clamp_min(1).log(), count
+
+    @contextmanager
+    def gathered(self) -> Generator[None]:
+        """Inside, every rank has the full queue to predict from; all ranks enter together."""
+        with gathered_rows(self.queue, *self.queue.row_names):
+            yield
+
+    # --- state --------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, int]:
+        """The counters, for `state_dict`."""
+        return {"step_count": self.step_count, "written": self.queue.written}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restores the counters."""
+        self.step_count = int(state["step_count"])
+        self.queue.written = int(state["written"])
+
+
+def _batch_sums(anchors: Anchors) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "*sides local"]]:
+    """Log of the sum over N_i of exp((s_ij - s_ii) / tau), and the number of terms."""
+    negatives, inner = anchors.negatives, anchors.log_inner
+    if not isinstance(negatives, Tensor):
+        return inner + math.log(negatives), inner.new_full(inner.shape, negatives)
+    return inner + negatives.clamp_min(1).log(), negatives
+
+
+def _take_size(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Before `load_state_dict`: a queue whose size follows from the batch takes the saved one."""
+    assert isinstance(module, QueueInfoNCELoss)
+    if prefix + "queue.slots" in state:
+        module.queue.take_size(state[prefix + "queue.slots"].shape[1])

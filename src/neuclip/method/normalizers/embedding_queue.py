@@ -1,0 +1,117 @@
+"""The newest embeddings as candidates of the anchors (cross-batch memory, arXiv 1912.06798).
+
+An anchor reads the queue before its own batch enters it. It leaves out the embeddings of its own
+pair from earlier steps, where sample ids are given, and those of its groups, where groups are
+given: neither are negatives.
+
+The size may follow from the batch: then the first batch of training settles it, or a loaded state.
+"""
+
+import functools
+import logging
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from neuclip.method.normalizers.embedding_ring import EmbeddingRing
+from neuclip.method.normalizers.prototype_network import (
+    GlobalBatch,
+    NetworkOutput,
+    network_output,
+)
+from neuclip.method.normalizers.sharded_rows import RowShard
+from neuclip.method.softmax.exclusion import same_group
+from neuclip.parallel import collectives
+from neuclip.parallel.collectives import Slice
+
+log = logging.getLogger("neuclip")
+
+
+class EmbeddingQueue(EmbeddingRing):
+    """A ring of embeddings with sample ids and groups, which anchors read.
+
+    Args:
+        size: embeddings of each side, over all ranks; none: not known yet.
+        dim: width of the embeddings.
+        setting: the user's name of `size`, for messages.
+        sharded: whether each rank keeps only its share of the embeddings.
+    """
+
+    def __init__(self, size: int | None, dim: int, *, setting: str, sharded: bool = True) -> None:
+        super().__init__(_shard(size or 0, setting, sharded=sharded), dim, with_sample_ids=True)
+        self.given = size
+        self.setting = setting
+        self.sharded = sharded
+        self._warned = False
+
+    def settle(self, size: int) -> None:
+        """Gives the queue its size, unless it has one."""
+        if self.shard.size == 0:
+            self.resize(_shard(size, self.setting, sharded=self.sharded))
+
+    def take_size(self, size: int) -> None:
+        """Takes the size of a state to be loaded, unless one was given."""
+        if self.given is None and size != self.shard.size:
+            self.resize(_shard(size, self.setting, sharded=self.sharded))
+
+    def read(self, batch: GlobalBatch) -> NetworkOutput:
+        """The embeddings as prototypes of the anchors of all ranks.
+
+        Means are over all embeddings (an anchor's own pair counts, but adds nothing), or with
+        groups over those that remain to the anchor; embeddings above its threshold do not count.
+        """
+        excluded = self.excluded(batch.sample_ids, batch.groups)
+        count: int | Tensor = self.filled
+        if batch.groups is not None and excluded is not None:
+            remaining = (~excluded).sum(1).to(batch.features.dtype)
+            count = self.shard.sum(remaining)
+        return network_output(self.slots, batch, self.shard, excluded=excluded, count=count)
+
+    def excluded(
+        self,
+        sample_ids: Int64[Tensor, " batch"] | None,
+        groups: Int64[Tensor, "batch kinds"] | None,
+    ) -> Bool[Tensor, "*batch owned"] | None:
+        """Which of this rank's slots have no part in an anchor's sum; none: all have one.
+
+        Args:
+            sample_ids: of the anchors of all ranks, if known.
+            groups: of the anchors of all ranks, if given.
+        """
+        parts = [self._positives(sample_ids), self._false_negatives(groups), self.unwritten()]
+        given = [part for part in parts if part is not None]
+        return functools.reduce(torch.logical_or, given) if given else None
+
+    def _false_negatives(self, groups: Tensor | None) -> Bool[Tensor, "batch owned"] | None:
+        """Which embeddings are in a group with an anchor; none: no groups were given."""
+        if groups is None:
+            return None
+        return same_group(groups.T.contiguous(), self.groups_of(groups.shape[1]))
+
+    def _positives(self, sample_ids: Tensor | None) -> Bool[Tensor, "batch owned"] | None:
+        """Which embeddings belong to an anchor's own pair; none: unknown."""
+        if sample_ids is None or self.sample_ids is None:
+            return None
+        return sample_ids[:, None] == self.sample_ids
+
+    def push_batch(self, batch: GlobalBatch) -> None:
+        """Writes the embeddings of the batch over the oldest."""
+        if batch.sample_ids is None:
+            self._warn_of_positives()
+        self.push(batch.candidates, batch.sample_ids, batch.groups)
+
+    def _warn_of_positives(self) -> None:
+        """Logs once that the queue cannot tell positives from negatives."""
+        if not self._warned and collectives.is_main():
+            log.warning(
+                "without sample_ids, an anchor's own pair from earlier steps counts as a negative "
+                "while it is among the newest %d pairs; pass sample_ids=..., or ignore this if the "
+                "data are many times larger",
+                self.shard.size,
+            )
+        self._warned = True
+
+
+def _shard(size: int, setting: str, *, sharded: bool) -> RowShard:
+    return RowShard.of(size, None if sharded and size else Slice(0, size), setting)
