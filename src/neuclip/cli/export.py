@@ -1,4 +1,4 @@
-"""`neuclip export`: writes trained towers as files for open_clip and transformers.
+"""`neuclip export`: writes trained towers as files for open_clip, transformers and ONNX Runtime.
 
 Imports torch only when it runs.
 """
@@ -18,11 +18,12 @@ from neuclip.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ExportCommand(CheckpointFlags):
-    """Write trained towers for open_clip or Hugging Face, with a model card.
+    """Write trained towers for open_clip, Hugging Face or ONNX Runtime, with a model card.
 
     Formats: open_clip, a checkpoint (.pt) for create_model_and_transforms(..., pretrained=FILE);
     safetensors, the bare weights; hf, a repository on disk for open_clip's local-dir: and, if
-    CLIPModel supports the architecture, for transformers. Weights are written in float32.
+    CLIPModel supports the architecture, for transformers; onnx, a graph of each tower, compared
+    with torch in ONNX Runtime (pip install 'neuclip[onnx]'). Weights are written in float32.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN", help_behavior_hint="")]
@@ -30,7 +31,7 @@ class ExportCommand(CheckpointFlags):
     download: hf-hub:OWNER/NAME[@REVISION], MODEL:TAG, or a tag of open_clip's"""
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")]
     """folder to write to"""
-    format: Literal["open_clip", "hf", "safetensors"] = "open_clip"
+    format: Literal["open_clip", "hf", "safetensors", "onnx"] = "open_clip"
     """format of the files"""
     license: Annotated[
         str | None, arg(metavar="ID", help_behavior_hint="(default: the card states none)")
@@ -56,13 +57,17 @@ def export(command: ExportCommand) -> int:
     """Exports towers and prints the written files.
 
     Raises:
-        UserError: the checkpoint cannot be read, or the folder is not empty or not writable.
+        UserError: the checkpoint cannot be read, a package is missing, or the folder is not empty
+            or not writable.
     """
     check_licence(command.license)
 
     from neuclip.export import check_out, export_model
+    from neuclip.export.onnx_towers import check_packages
     from neuclip.model.load import load_pretrained
 
+    if command.format == "onnx":
+        check_packages()
     check_out(command.out, overwrite=command.overwrite)
     model = load_pretrained(command.choice(command.run), "cpu")
     checkpoint = model.checkpoint

@@ -1,10 +1,11 @@
-"""`neuclip export`: writes trained towers as files for open_clip and transformers.
+"""`neuclip export`: writes trained towers as files for open_clip, transformers and ONNX Runtime.
 
 In reading order:
 
 - `repository`: writes the files of each format.
 - `card`: writes the model card.
 - `transformers_clip`: the files of transformers' `CLIPModel` beside its weights.
+- `onnx_towers`: a graph of each tower, compared with torch.
 
 Uses neither the network nor the package transformers.
 """

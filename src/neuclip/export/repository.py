@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neuclip.errors import UserError
-from neuclip.export import transformers_clip
+from neuclip.export import onnx_towers, transformers_clip
 from neuclip.export.card import CardText, write_card
 from neuclip.files import writing
 from neuclip.model.architecture import REPOSITORY_CONFIG, Architecture, model_names
@@ -28,7 +28,7 @@ from neuclip.model.load import Pretrained
 from neuclip.model.transformers_names import clip_weights
 from neuclip.untrusted import open_regular
 
-Form = Literal["open_clip", "hf", "safetensors"]
+Form = Literal["open_clip", "hf", "safetensors", "onnx"]
 
 _FILES = {
     "open_clip": "open_clip_model.pt",
@@ -85,7 +85,8 @@ def export_model(
     Args:
         model: the towers.
         form: `open_clip`: a checkpoint; `safetensors`: the weights alone; `hf`: a repository for
-            open_clip and, if CLIPModel supports the architecture, for transformers.
+            open_clip and, if CLIPModel supports the architecture, for transformers; `onnx`: a graph
+            of each tower.
         out: folder to write to; made if missing.
         licence: identifier for the model card; none: the card states none.
         overwrite: replace the files of an older export, which its card lists; other files stay.
@@ -138,8 +139,10 @@ def check_form(model: Pretrained, form: Form) -> None:
     """Checks that towers can be written in a format.
 
     Raises:
-        UserError: open_clip could not load them.
+        UserError: open_clip could not load them, or packages are missing.
     """
+    if form == "onnx":
+        onnx_towers.check_packages()
     if form == "hf" and not fits_as_designed(model.clip):
         raise _not_from_repository(model)
 
@@ -200,6 +203,8 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
         for name, value in model.clip.towers.state_dict().items()
     }
     config, bias = _config(model, weights), "logit_bias" in weights
+    if form == "onnx":
+        return _write_onnx(model, config, staging, out.name)
     designed = fits_as_designed(model.clip)
     if form == "hf" and not designed:
         raise _not_from_repository(model)
@@ -230,6 +235,25 @@ def _write(model: Pretrained, form: Form, staging: Path, out: Path) -> tuple[str
         notes.append(f"the model {why}: open_clip needs {name}.json (open_clip.add_model_config)")
     file, folder = f"{out.name}/{weights_file.name}", out.name if own else None
     return _file_usage(name, file, folder, _arguments(model, designed=designed)), notes
+
+
+def _write_onnx(
+    model: Pretrained, config: dict[str, Any], staging: Path, folder: str
+) -> tuple[str, list[str]]:
+    """Writes a graph of each tower, with preprocessing and tokenizer."""
+    onnx_towers.write_towers(model.clip, staging)
+    settings = preprocessing(model.clip)
+    _write_json(staging / REPOSITORY_CONFIG, {"model_cfg": config, "preprocess_cfg": settings})
+    save_tokenizer(model.clip, staging)
+    words = vocabulary(model.clip)
+    if words is not None:
+        length = int(config["text_cfg"].get("context_length", 77))
+        texts = transformers_clip.processor_files(settings, length, words)
+        transformers_clip.write_texts(staging, texts)
+    scale = f"logits are {model.clip.logit_scale:.6g} times the cosines"
+    bias = model.clip.towers.state_dict().get("logit_bias")
+    notes = [onnx_towers.facts(), scale if bias is None else f"{scale}, plus {float(bias):.6g}"]
+    return onnx_towers.usage(folder, transformers=words is not None), notes
 
 
 def _write_transformers(
