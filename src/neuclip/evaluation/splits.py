@@ -271,8 +271,9 @@ def _with_captions(part: str, source: Source) -> Source:
     if not source.has_captions:
         raise UserError(
             f"evaluation split {part} has neither captions nor class names: retrieval needs "
-            f"captions (of a table: --csv-caption-key COLUMN); zero-shot classification needs {CLASSNAMES} beside the shards (class "
-            "indices in .cls), a folder per class, or names under --label-key"
+            "captions (of a table: --csv-caption-key COLUMN); zero-shot classification needs "
+            f"{CLASSNAMES} beside the shards (class indices in .cls), a folder per class, or names "
+            "under --label-key"
         )
     return source
 
