@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import OmitArgPrefixes, arg
 
 from neuclip.cli.flag_table import settings_flags
+from neuclip.cli.flag_values import checked_section
 from neuclip.cli.options import Switch
-from neuclip.cli.train import checked_section
 from neuclip.errors import UserError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.flag_table import settings_flags
+from neuclip.cli.flag_values import checked_section
 from neuclip.cli.options import check_range
-from neuclip.cli.train import checked_section
 from neuclip.config.data_sections import DataConfig, ReadingConfig
 from neuclip.errors import quantity
 from neuclip.masking import mask

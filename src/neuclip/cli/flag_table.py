@@ -222,8 +222,8 @@ def flag_of(section: str, key: str) -> str:
 def settings_flags(section: str, keys: Iterable[str]) -> object:
     """Flags of `neuclip train` for another command: an argument of tyro.
 
-    The argument is a dictionary of the values that were given; `cli.train.checked_section` checks
-    them.
+    The argument is a dictionary of the values that were given, which
+    `cli.flag_values.checked_section` checks.
 
     Args:
         section: name of the section.

@@ -6,7 +6,6 @@ configuration files, and both over the recipe's. `neuclip.cli.published_flags` r
 published command lines, `neuclip.cli.published_defaults` fills in what such lines leave out.
 """
 
-import ast
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
@@ -17,7 +16,8 @@ from typing import Annotated, Any, TypedDict, cast
 import tyro
 
 from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS
-from neuclip.cli.flag_table import REFUSED_VALUES, SYNONYMS, flag_of, table
+from neuclip.cli.flag_table import flag_of, table
+from neuclip.cli.flag_values import cache_note, translate_values
 from neuclip.cli.foreign_flags import ACCEPTED, flag_name, read_words
 from neuclip.cli.options import Switch
 from neuclip.cli.published_defaults import fill_in
@@ -208,8 +208,8 @@ def parse_train(argv: Sequence[str], command: str = "train") -> TrainCommand:
     }
     if command == "finetune":
         top.setdefault("derive", "finetune")
-    notes = [*_translate_values(top), *translate(published, top), *words.notes]
-    notes += _cache_note(top)
+    notes = [*translate_values(top), *translate(published, top), *words.notes]
+    notes += cache_note(top)
     tree = _files(sources, notes)
     _check_commands(tree, top)
     below = tree["method"].get("name") if "method" in tree else None
@@ -224,72 +224,6 @@ def parse_train(argv: Sequence[str], command: str = "train") -> TrainCommand:
     if not config.only_evaluates:
         notes = [*choice.notes, *notes]
     return TrainCommand(config, notes=tuple(notes), dry_run=sources.dry_run, argv=(command, *argv))
-
-
-def checked_section(name: str, given: Mapping[str, object]) -> Any:  # noqa: ANN401  any section
-    """A section of the settings from flags that another command takes.
-
-    Args:
-        name: of the section.
-        given: values of the flags, by setting.
-
-    Raises:
-        UserError: a value is out of range.
-    """
-    top = {name: dict(given)}
-    _translate_values(top)
-    return getattr(validate(top, flag_of), name)
-
-
-def _translate_values(top: dict[str, Any]) -> list[str]:
-    """Reads `none`, and translates values that open_clip and FastCLIP spell differently."""
-    for flag in table():
-        section, key = flag.path
-        values = top.get(section, {}) if section else top
-        if flag.holds_mapping and key in values:
-            values[key] = _mapping(flag.name, values[key])
-        if flag.optional and values.get(key) == "none":
-            values[key] = None
-    notes: list[str] = []
-    for (section, key), words in SYNONYMS.items():
-        value = top.get(section, {}).get(key)
-        if value in words:
-            top[section][key] = words[value]
-            notes.append(f"--{key.replace('_', '-')} {value} is called {words[value]} here")
-    for (section, key), refused in REFUSED_VALUES.items():
-        value = top.get(section, {}).get(key)
-        if value in refused:
-            raise UserError(f"--{key.replace('_', '-')} {value}: out of scope: {refused[value]}")
-    return notes
-
-
-def _mapping(flag: str, words: Sequence[str]) -> dict[str, object] | None:
-    """Words `key=value` as a mapping; values are Python literals, as in open_clip."""
-    if tuple(words) in {("none",), ("None",)}:
-        return None
-    values: dict[str, object] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or key in values:
-            raise UserError(f"--{flag} takes words like key=value, each key once (got {word!r})")
-        try:
-            values[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[key] = text
-    return values
-
-
-def _cache_note(top: Mapping[str, Any]) -> list[str]:
-    """open_clip's flag of the same name is about other files."""
-    data = top.get("data", {})
-    if data.get("cache_dir") is None:
-        return []
-    sources = str(data.get("train_data"))
-    effect = "" if "://" in sources or "pipe:" in sources else ", of which there are none"
-    return [
-        f"--cache-dir holds downloaded shards here{effect}; open_clip's is for downloaded weights "
-        "(set HF_HOME)"
-    ]
 
 
 def _earlier_meaning(path: Path, given: Mapping[str, Any]) -> list[str]:
