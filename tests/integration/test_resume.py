@@ -107,10 +107,27 @@ def test_float16_is_resumed_with_its_loss_scale(demo, monkeypatch):
     assert records[-1]["overflow_steps"] == sum(a > b for a, b in pairwise([2.0**17, *scales])) > 0
     assert records[-1]["skipped_steps"] == 0
     last = demo.logs / "first/checkpoints/epoch_1.pt"
-    for step in (1, 3):
-        start = str(demo.logs / f"first/checkpoints/iter_{step}.pt")
-        assert main(["train", *demo.flags(f"from {step}", *more, "--resume", start)]) == 0
-        assert_same_checkpoint(last, demo.logs / f"from {step}/checkpoints/epoch_1.pt")
+    start = str(demo.logs / "first/checkpoints/iter_1.pt")
+    assert main(["train", *demo.flags("second", *more, "--resume", start)]) == 0
+    assert_same_checkpoint(last, demo.logs / "second/checkpoints/epoch_1.pt")
+
+    # SIGTERM while the third checkpoint is written: the run stops after its step.
+    saved, save = [], storage.save
+
+    def terminated(*given, **named):
+        saved.append(given)
+        if len(saved) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return save(*given, **named)
+
+    flags = demo.flags("third", *more, "--resume", "auto")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "save", terminated)
+        assert main(["train", *flags]) == 75
+    step = storage.load(demo.logs / "third/checkpoints/epoch_latest.pt")["neuclip"]["step"]
+    assert 3 <= step < records[-1]["step"]
+    assert main(["train", *flags]) == 0
+    assert_same_checkpoint(last, demo.logs / "third/checkpoints/epoch_1.pt")
 
 
 def test_asked_to_stop_and_resumed(demo, whole):

@@ -14,6 +14,7 @@ from neuclip.data.annotations import AnnotationKeys
 from neuclip.data.opening import open_source
 from neuclip.data.samples import NO_ANNOTATIONS, Annotations, SampleError, Unusable
 from neuclip.errors import UserError
+from shard_server import serving
 
 KEYS = {"label_key": "class", "hard_negative_key": "not", "pair_weight_key": "w"}
 READING = ReadingConfig(caption_keys="long=3,short=1", **KEYS)
@@ -113,6 +114,20 @@ def test_every_source_reads_the_same(tmp_path, rows, write, write_tar):
         assert (told.label, told.negatives, told.pair_weight) == (label, negatives, weight)
         alone = source.texts(position)
         assert alone.image is None and alone == sample.with_image(None)
+
+
+def test_remote_shards_read_the_same(tmp_path, rows, write_tar):
+    """Labels, hard negatives, weights and drawn captions, without a manifest or an index."""
+    local = open_source(str(shards(tmp_path, rows, write_tar)), READING)
+    reading = READING.model_copy(update={"cache_dir": str(tmp_path / "cache")})
+    with serving(tmp_path) as server:
+        remote = open_source(f"{server.url}/0.tar", reading)
+        try:
+            for position in range(len(ROWS)):
+                assert remote.content(position) == local.content(position)
+                assert remote.texts(position) == local.texts(position)
+        finally:
+            remote.close()
 
 
 @pytest.mark.parametrize("write", SOURCES)
