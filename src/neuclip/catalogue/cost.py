@@ -142,14 +142,14 @@ def queue_thresholds(setup: Setup, alpha: float) -> Cost:
     """GloFND's quantiles over a pool or queue: its largest similarities, sent to all ranks.
 
     Ids are gathered for them, and how many embeddings an anchor keeps is summed over ranks, before
-    its threshold (float64) and after.
+    its threshold and after.
     """
     own = -(-setup.prototypes // setup.ranks)  # of the rank with the most
     most = math.floor(alpha * setup.prototypes) + 1
     largest = 2 * setup.batch * most * setup.ranks * FLOAT
     return _thresholds(setup, counts=1) + Cost(
         gathered=setup.batch * INTEGER + largest,
-        reduced=setup.batch * DOUBLE + 2 * setup.batch * FLOAT,
+        reduced=3 * setup.batch * FLOAT,
         messages=4,
         flops=2 * 2 * setup.batch * setup.dim * own,
     )

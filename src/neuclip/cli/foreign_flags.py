@@ -68,6 +68,15 @@ ACCEPTED: Mapping[str, Accepted] = {
     ),
     "lambda-eps": Accepted("no effect: normalizers are logarithms here", True, ("0", "0.", "0.0")),
     "update-lambda-every-n-steps": Accepted("the only interval here", True, ("1",)),
+    "glofnd": Accepted("no effect: --glofnd-alpha above 0 selects it", True, ("glofnd",)),
+    "glofnd-start-lda": Accepted(
+        "no effect: thresholds are used as soon as they are learned (--glofnd-start-update)", True
+    ),
+    "glofnd-reset-lda": Accepted("no effect: thresholds start at 1, a resumed run keeps its own"),
+    "glofnd-clip-grad-mult": Accepted(
+        "no effect: gradients of thresholds are not clipped", True, ("0", "0.", "0.0")
+    ),
+    "glofnd-u-warmup": Accepted("no effect: moving averages go on", True, ("0",)),
     "note": Accepted("no effect", True),
 }
 
@@ -122,7 +131,6 @@ OUT_OF_SCOPE_PREFIXES: Mapping[str, str] = {
     "ref-": _REFERENCE,
     "cached-ref-": _REFERENCE,
     "cache-ref-": _REFERENCE,
-    "glofnd": "GloFND's search for false negatives",
 }
 
 

@@ -198,10 +198,11 @@ class QueueThresholds(FalseNegativeThresholds):
             ids = collectives.gather_constant(ids, pairs.layout)
         features = candidates.features.to(queue.slots.dtype)
         similarity = torch.bmm(features, queue.slots.transpose(1, 2))
-        kept = torch.full_like(features[0, :, 0], queue.filled, dtype=torch.float64)
+        exact = torch.promote_types(features.dtype, torch.float32)
+        kept = torch.full_like(features[0, :, 0], queue.filled, dtype=exact)
         if (excluded := queue.excluded(ids, candidates.groups)) is not None:
             similarity.masked_fill_(excluded, MASKED)
-            kept = (~excluded).sum(-1).double().expand(len(kept)).contiguous()
+            kept = (~excluded).sum(-1).to(exact).expand(len(kept)).contiguous()
             kept = queue.shard.sum(kept)
         above = (self.alpha * kept).floor_().long()
         threshold = self._largest(queue, similarity).gather(-1, above.expand(2, -1)[..., None])
