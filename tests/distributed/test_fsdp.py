@@ -46,10 +46,10 @@ def test_sharded_equals_ddp_and_one_process(pool, case):
     assert sharded[0].own_elements + sharded[1].own_elements >= sharded[0].all_elements
 
 
-def test_bfloat16_parameters_stay_near_amp(pool):
-    low = Task(precision="amp_bf16")
-    sharded = pool.run(2, train_towers, low)[0]
-    replicated = pool.run(2, train_towers, Task(precision="amp_bf16", fsdp=False))[0]
+@pytest.mark.parametrize("precision", ["amp_bf16", "amp_fp16"])
+def test_low_precision_parameters_stay_near_amp(pool, precision):
+    sharded = pool.run(2, train_towers, Task(precision=precision))[0]
+    replicated = pool.run(2, train_towers, Task(precision=precision, fsdp=False))[0]
     assert sharded.losses == pytest.approx(replicated.losses, rel=2e-2)
     assert sharded.norms == pytest.approx(replicated.norms, rel=0.1)
     assert all(value.dtype == torch.float32 for value in sharded.weights.values())

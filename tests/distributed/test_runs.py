@@ -79,6 +79,10 @@ METHODS = {
 }  # fmt: skip
 
 
+CHOSEN = ("--no-duplicates", "--val-split", "0.2", "--best-metric", "val/mean_recall@1")
+"""What both processes must choose alike: the order, the held-out share and the best epoch."""
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_continues_with_another_number_of_processes(flags, tmp_path, method):
     """Three processes, one of which gets SIGUSR1, or all Ctrl-C; then two, with the same flags."""
@@ -112,7 +116,7 @@ def test_torchrun_restarts_a_run_after_a_kill(flags, tmp_path):
     seed = 5
     draw = random.Random(seed)
     victim, step = draw.randrange(2), draw.randrange(2, STEPS - 3)
-    logs, more = tmp_path / "logs", METHODS["neuclip"]
+    logs, more = tmp_path / "logs", (*METHODS["neuclip"], *CHOSEN)
     whole = Ranks(
         tmp_path / "whole",
         2,
@@ -148,6 +152,12 @@ def test_torchrun_restarts_a_run_after_a_kill(flags, tmp_path):
     assert "Signal 9" in output.read_text() or "restart" in output.read_text()
     assert "at step" in output.read_text()  # resumed
     assert_same_end(logs / "whole", logs / "killed", tolerance=0)
+    kept, again = (
+        storage.load(logs / name / "checkpoints/epoch_best.pt") for name in ("whole", "killed")
+    )
+    assert kept["epoch"] == again["epoch"]
+    for name, value in kept["state_dict"].items():
+        assert torch.equal(value, again["state_dict"][name]), name
     assert losses(logs / "killed") == losses(logs / "whole"), (seed, victim, step)
 
 

@@ -19,6 +19,7 @@ from neuclip.model.ema import WeightAverage
 from neuclip.model.encoder import Encoder
 from neuclip.parallel import collectives, fsdp
 from neuclip.training import assemble
+from neuclip.training.loss_scale import LossScale
 from neuclip.training.optim import Optimizer
 from tiny_models import VIT, pairs, tiny
 
@@ -36,6 +37,7 @@ class Task:
     clip: float | None = None
     precision: str = "fp32"
     settings: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(default_factory=lambda: {"beta2": 0.98, "eps": 1e-6})
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,11 @@ def train_towers(task: Task) -> Result:
     if task.fsdp:
         units = prepare.blocks(model)
         fsdp.shard(model, units, torch.device("cpu"), low_precision=clip.autocast_dtype)
-    optim = OptimConfig(lr=1e-3, warmup=1, beta2=0.98, eps=1e-6, grad_clip_norm=task.clip)
-    optimizer = Optimizer(model, optim, 10)
+    optim = OptimConfig(lr=1e-3, warmup=1, grad_clip_norm=task.clip, **task.optim)
+    loss_scale = LossScale(torch.device("cpu")) if task.precision == "amp_fp16" else None
+    if loss_scale is not None:
+        loss_scale.scale.fill_(1024)
+    optimizer = Optimizer(model, optim, 10, loss_scale)
     average = WeightAverage(model, settings.model_ema_decay or 0.5)
     network = {"num_prototypes": 8, "inner_steps": 2, "refresh": "restart"}
     network |= {"gradient": "detached", "gamma": 0.5, "gamma_schedule": "constant"}
@@ -86,7 +91,7 @@ def train_towers(task: Task) -> Result:
         with clip.autocast(torch.device("cpu")):
             outputs = wrapped(images[own], tokens[own])
         value = loss(**outputs, sample_ids=None)
-        value.backward()
+        optimizer.scaled(value).backward()
         losses.append(float(collectives.mean_over_ranks(value.detach())))
         norms.append(float(optimizer.gradient_norm()))
         optimizer.step(skip=torch.zeros(()))
