@@ -11,6 +11,7 @@ from neuclip.config.run_config import RunConfig
 from neuclip.parallel import collectives
 from neuclip.training.optim import Optimizer
 from neuclip.training.step import TrainingStep
+from neuclip.training.teacher import Teacher
 from step_parts import CPU, DIM, SAMPLES, Bench, batch, rows, split
 
 
@@ -36,6 +37,27 @@ def train_in_micro_batches(method: str, size: int) -> Steps:
         own = rows(whole, collectives.rank() * share, (collectives.rank() + 1) * share)
         losses.append(step(split(own, size)).loss)
     return Steps(losses, bench.optimizer.kept, bench.towers.state_dict())
+
+
+def distill_in_micro_batches(size: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Three steps with a teacher; the distillation of each on this rank, and the weights."""
+    torch.set_num_threads(1)
+    bench, other = Bench.of("openclip", noisy=False), Bench.of("openclip", noisy=False)
+    with torch.no_grad():
+        for parameter in other.towers.parameters():
+            parameter.mul_(1.5).requires_grad_(False)
+    teacher = Teacher(other.clip, 2.0, "")
+    towers = collectives.data_parallel(bench.towers, CPU)
+    step = TrainingStep(bench.clip, towers, bench.loss, bench.optimizer, CPU, teacher=teacher)
+    found = []
+    for number in range(3):
+        whole = batch(number)
+        share = len(whole) // collectives.world_size()
+        first = collectives.rank() * share
+        result = step(split(rows(whole, first, first + share), size))
+        assert result.distilled is not None
+        found.append(result.distilled)
+    return found, bench.towers.state_dict()
 
 
 def infinity_on_one_rank(method: str) -> tuple[list[str | None], bool, bool]:

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from step_tasks import infinity_on_one_rank, settle, train_in_micro_batches
+from step_tasks import (
+    distill_in_micro_batches,
+    infinity_on_one_rank,
+    settle,
+    train_in_micro_batches,
+)
 
 from neuclip.catalogue.registry import METHODS
 
@@ -43,3 +48,14 @@ def test_a_warm_start_of_two_processes_equals_one(pool, method):
     rho, moment = settle(method, 12)
     for found in pool.run(2, settle, method, 3):
         torch.testing.assert_close(found, (rho, moment), rtol=1e-8, atol=1e-12)
+
+
+def test_distillation_of_two_processes_equals_one(pool):
+    values, weights = distill_in_micro_batches(12)
+    ranks = pool.run(2, distill_in_micro_batches, 3)
+    for step, value in enumerate(values):
+        mean = torch.stack([rank[0][step] for rank in ranks]).mean(0)
+        torch.testing.assert_close(mean, value, rtol=1e-9, atol=1e-11)
+    assert values[0][1] > 1e-4  # the teacher is another model
+    for _, found in ranks:
+        torch.testing.assert_close(found, weights, rtol=1e-8, atol=1e-10)

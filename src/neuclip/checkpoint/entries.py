@@ -95,6 +95,10 @@ def _is_mapping(value: object) -> bool:
     return isinstance(value, dict)
 
 
+def _is_optional_mapping(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -125,6 +129,7 @@ _EXPECTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "architecture": _MAPPING,
     "loss": _MAPPING,
     "loss_scale": _MAPPING,
+    "low_rank": ("a mapping, or nothing, is expected", _is_optional_mapping),
     "step": _COUNT,
     "skipped": _COUNT,
     "fingerprint": ("a whole number is expected", _is_whole),

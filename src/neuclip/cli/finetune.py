@@ -14,7 +14,7 @@ from neuclip.parallel.launch import launch_environment
 
 def show_derived(command: TrainCommand) -> int:
     """Prints the settings that are derived, and the `neuclip train` line that gives them all."""
-    from neuclip.training.finetuning import complete
+    from neuclip.training.finetuning import complete, trained_weights
 
     config, derived = complete(command.config)
     launch = launch_environment()
@@ -29,7 +29,8 @@ def show_derived(command: TrainCommand) -> int:
     )
     pairs = describe_step(resolved, launch.world_size)
     print()
-    terminal.print_facts([("pairs per step", pairs), ("method", resolved.method.method)])
+    method, trained = resolved.method.method, trained_weights(config).text
+    terminal.print_facts([("pairs per step", pairs), ("method", method), ("trained", trained)])
     print("\nthe same as")
     terminal.print_plain(train_line(command.argv, derived))  # not wrapped: it is copied
     return 0

@@ -87,7 +87,6 @@ _REFERENCE = (
     "a reference model (DRRho-CLIP): the objective without one is FastCLIP's "
     "(--fastclip --multiply_tau --temperature_scheme global_learnable)"
 )
-_DISTILLATION = "distillation from a teacher"
 _AMORLIP = "this variant of AmorLIP: neuclip has the one of its README"
 _DATACOMP = (
     "DataComp's train.py: give what it passes on, --train-data DIR/shards --logs DIR --name NAME "
@@ -106,7 +105,6 @@ OUT_OF_SCOPE: Mapping[str, str] = {
     "length-bucketing": _NAFLEX,
     "text-pad-multiple": _NAFLEX,
     "use-bnb-linear": "int8 layers (bitsandbytes): see --precision amp_bf16",
-    **dict.fromkeys(("distill-model", "distill-pretrained"), _DISTILLATION),
     "dataset-reinforcement": "MobileCLIP's reinforced data",
     "infloss": "Inf-CLIP's loss: --accum-freq trains with batches of any size exactly",
     **dict.fromkeys(("torchscript", "trace", "horovod"), _REMOVED),

@@ -8,6 +8,7 @@ from typing import Any
 
 from neuclip.catalogue.method_settings import MixingSettings
 from neuclip.catalogue.registry import method_info
+from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.config.batch_size import share_batch
 from neuclip.config.run_config import RunConfig
 
@@ -63,6 +64,7 @@ def smoke(config: RunConfig) -> RunConfig:
         update={
             "data": config.data.model_copy(update=data),
             "model": config.model.tiny(),
+            "adaptation": AdaptationConfig(),  # it needs the weights that are left out
             "optim": config.optim.model_copy(update=optim),
             "output": config.output.model_copy(update={"profile": False}),
             "derive": None,

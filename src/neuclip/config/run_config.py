@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.catalogue.registry import DEFAULT_METHOD, AnyMethodSettings, check_takes, method_info
+from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.config.data_sections import DataConfig
 from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.sections import EvaluationConfig, ModelConfig, OutputConfig, ParallelConfig
@@ -61,6 +62,7 @@ class RunConfig(Section):
     method: AnyMethodSettings = Field(default_factory=_default_method)
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    adaptation: AdaptationConfig = AdaptationConfig()
     parallel: ParallelConfig = ParallelConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -85,6 +87,7 @@ class RunConfig(Section):
         self.data.check()
         check_takes(self.method.method, _batch_options(self.data))
         self.parallel.check(self.model.precision)
+        self.adaptation.check(self.model, fsdp=self.parallel.fsdp)
         self.optim.check()
         if self.derive is not None and self.data.train_data is None:
             raise UserError("neuclip finetune needs your pairs: --train-data pairs.csv")

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from neuclip.model.lora import stored_weights
 from neuclip.parallel import fsdp
 
 AVERAGES = "ema_state_dict"
@@ -18,7 +19,8 @@ class WeightAverage:
 
     The decay at step s is d_s = min(decay, (1 + s) / (10 + s)), so the random initial weights are
     forgotten early. BatchNorm's running statistics are averaged too; integers are copied. Each rank
-    averages its own shard of sharded towers.
+    averages its own shard of sharded towers. Of LoRA, the low-rank matrices are averaged, not their
+    products.
 
     Args:
         towers: the model, on its device and already sharded if it will be.
@@ -28,7 +30,7 @@ class WeightAverage:
     def __init__(self, towers: nn.Module, decay: float) -> None:
         self._towers = towers
         self._decay = decay
-        self._average = {name: _copy(value) for name, value in towers.state_dict().items()}
+        self._average = {name: _copy(value) for name, value in stored_weights(towers).items()}
 
     def decay_at(self, step: int) -> float:
         """The decay d_s at a step."""
@@ -38,7 +40,7 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Adds the weights after `step` steps to the average."""
         averages, weights = list[Tensor](), list[Tensor]()
-        for name, value in self._towers.state_dict().items():
+        for name, value in stored_weights(self._towers).items():
             average, weight = fsdp.to_local(self._average[name]), fsdp.to_local(value)
             if not average.is_floating_point():
                 average.copy_(weight)
@@ -50,7 +52,7 @@ class WeightAverage:
     @contextmanager
     def applied(self) -> Generator[None]:
         """Puts the averages in place of the weights within a `with` block, for evaluation."""
-        weights = self._towers.state_dict()
+        weights = stored_weights(self._towers)
         kept = {name: value.clone() for name, value in weights.items()}
         _copy_into(weights, self._average)
         try:

@@ -4,15 +4,13 @@
 the run's precision, for embeddings; `load_run` makes those and the loss that trained them.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import torch
-
 from neuclip.config.run_config import RunConfig
 from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.model.base_weights import hash_weights
 from neuclip.model.clip import Clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.encoder import Encoder
@@ -38,11 +36,7 @@ class Pretrained:
         """SHA-256 of architecture, preprocessing and weights, which decide every result."""
         identity = self.clip.architecture.record()
         del identity["name"]
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        for name, value in sorted(self.checkpoint.weights.items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return hash_weights(self.checkpoint.weights, json.dumps(identity, sort_keys=True))
 
 
 @dataclass(frozen=True)

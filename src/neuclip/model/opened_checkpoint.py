@@ -17,7 +17,7 @@ from torch import Tensor
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.checkpoint import storage
-from neuclip.checkpoint.entries import own_entry
+from neuclip.checkpoint.entries import own_entry, restoring
 from neuclip.checkpoint.sharded import is_sharded
 from neuclip.checkpoint.stored_tensors import check_loss
 from neuclip.config.bounded_yaml import read_yaml_text
@@ -37,10 +37,12 @@ from neuclip.model.architecture import (
     is_repository,
     recorded,
 )
+from neuclip.model.base_weights import ENTRY, LowRankRecord, hash_weights
 from neuclip.model.clip import META, Clip, build_clip, init_for
 from neuclip.model.device import Precision
 from neuclip.model.ema import AVERAGES
 from neuclip.model.foreign_weights import Given, fit, unwrap
+from neuclip.model.lora import merge
 from neuclip.model.mismatch import advice, check_size
 from neuclip.model.published import (
     HubRepository,
@@ -96,6 +98,8 @@ class Checkpoint:
         own: everything that only neuclip writes, such as `config`, `step` and `loss`; none if
             neuclip did not write the checkpoint.
         published: the name of the weights, if they were given by name.
+        updates: of a checkpoint of LoRA, what it holds itself; `weights` are the merged ones.
+        base_sha256: of a checkpoint of LoRA, the digest of its starting weights.
     """
 
     choice: CheckpointChoice
@@ -107,6 +111,14 @@ class Checkpoint:
     name: str | None
     own: Mapping[str, Any] | None
     published: Published | None = None
+    updates: Mapping[str, Tensor] | None = None
+    base_sha256: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the weights; of LoRA's, of the updates and of their starting weights."""
+        held = self.weights if self.updates is None else self.updates
+        return hash_weights(held, self.base_sha256)
 
     @cached_property
     def config(self) -> RunConfig | None:
@@ -310,17 +322,54 @@ def open_checkpoint(
     found = storage.read(storage.VerifiedCheckpoint(path) if verified else path)
     content = found if isinstance(found, dict) else {}
     averaged = choice.ema and AVERAGES in content
-    return Checkpoint(
+    weights = unwrap(content[AVERAGES] if averaged else found, path)
+    own = own_entry(content, path)
+    opened = Checkpoint(
         choice=choice,
         path=path,
-        weights=unwrap(content[AVERAGES] if averaged else found, path),
+        weights=weights,
         averaged=averaged,
         plain=AVERAGES in content and not averaged,
         epoch=_whole_number(content.get("epoch")),
         name=name if isinstance(name := content.get("name"), str) else None,
-        own=own_entry(content, path),
+        own=own,
         published=published,
     )
+    return opened if own is None or own.get(ENTRY) is None else _with_base(opened, own[ENTRY])
+
+
+def _with_base(opened: Checkpoint, entry: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint of LoRA with the weights of plain towers.
+
+    Raises:
+        UserError: its starting weights are gone, or changed.
+    """
+    record = LowRankRecord.read(entry, opened.path)
+    architecture = opened.recorded_architecture
+    assert architecture is not None  # recorded wherever the updates are
+    base = _base_of(opened.path, record, architecture.name)
+    updates = opened.weights
+    given = {**base.weights, **{k: v for k, v in updates.items() if k.startswith("logit_")}}
+    clip = build_clip(architecture, "fp32", torch.device("meta"), init_for(updates))
+    with restoring(opened.path):
+        merged = merge(fit(base.given(given), clip), updates, record.scale)
+    return replace(opened, weights=merged, updates=updates, base_sha256=base.sha256)
+
+
+def _base_of(path: Path, record: LowRankRecord, model: str) -> Checkpoint:
+    others = list[str]()
+    for place in record.places(path, model):
+        if not place.exists() or place == path:
+            continue
+        try:
+            base = open_checkpoint(CheckpointChoice(place, ema=False), model=model)
+        except UserError as error:
+            others.append(f"{place} cannot be read: {str(error).splitlines()[0]}. ")
+            continue
+        if base.sha256 == record.sha256:
+            return base
+        others.append(f"{place} holds other weights (sha256:{base.sha256[:16]}). ")
+    raise record.missing(path, "".join(dict.fromkeys(others)))
 
 
 def _path_in_run(choice: CheckpointChoice, model: str | None) -> Path:

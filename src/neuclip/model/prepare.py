@@ -104,10 +104,10 @@ def lock_image(towers: nn.Module, unlocked_groups: int, freeze_statistics: bool)
     for module in cast(nn.Module, towers.visual).modules():
         normalizes = isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
         if normalizes and not any(p.requires_grad for p in module.parameters()):
-            _keep_evaluating(module)
+            keep_evaluating(module)
 
 
-def _keep_evaluating(module: nn.Module) -> None:
+def keep_evaluating(module: nn.Module) -> None:
     """Keeps a module in evaluation mode when `train()` is called on the model.
 
     open_clip replaces the module by one without `num_batches_tracked`, which changes the layout of

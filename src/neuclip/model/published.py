@@ -56,9 +56,14 @@ class Tag:
     @property
     def path(self) -> Path:
         """The file of weights in the cache; fetched before."""
-        found = hub.in_cache(*self._place)
+        found = self.cached
         assert found is not None, "fetched before"
         return found
+
+    @property
+    def cached(self) -> Path | None:
+        """The same, if the cache holds it."""
+        return hub.in_cache(*self._place)
 
     @property
     def architecture(self) -> Architecture:
@@ -115,9 +120,14 @@ class HubRepository:
     @property
     def path(self) -> Path:
         """The folder in the cache; fetched before."""
-        found = repository_folder(self.name)
+        found = self.cached
         assert found is not None, "fetched before"
         return found
+
+    @property
+    def cached(self) -> Path | None:
+        """The same, if the cache holds it."""
+        return repository_folder(self.name)
 
     @property
     def architecture(self) -> Architecture:

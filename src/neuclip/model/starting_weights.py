@@ -9,8 +9,11 @@ from typing import Literal
 from torch import Tensor
 
 from neuclip.checkpoint import storage
+from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.config.sections import ModelConfig
+from neuclip.errors import UserError
 from neuclip.model.architecture import HUB, Architecture, find_architecture
+from neuclip.model.base_weights import LowRankRecord
 from neuclip.model.clip import Clip
 from neuclip.model.foreign_weights import fit
 from neuclip.model.mismatch import check_size
@@ -54,6 +57,28 @@ class StartingWeights:
         model = self.model is not None
         image = self.image is not None or self.settings.pretrained_image
         return model or image, model or self.text is not None
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all given weights."""
+        files = (self.model, self.image, self.text)
+        return ".".join(file.sha256 for file in files if file is not None)
+
+    def low_rank_record(self, settings: AdaptationConfig) -> LowRankRecord | None:
+        """What a checkpoint of LoRA records of these weights; none without LoRA.
+
+        Raises:
+            UserError: there are none, so that LoRA would train updates of random weights.
+        """
+        if settings.lora_rank is None:
+            return None
+        if self.model is None:
+            raise UserError(
+                f"--lora-rank {settings.lora_rank} trains small updates of given weights, and "
+                "there are none: add --pretrained, or leave out --lora-rank to train all weights"
+            )
+        given = str(self.settings.pretrained or self.settings.name)
+        return LowRankRecord.of(settings, given, self.model.path, self.model.sha256)
 
     def architecture(self) -> Architecture:
         """The architecture of the run; images are made as the weights of the image tower want them.

@@ -6,6 +6,7 @@ In reading order:
 - `components`: the components of a run.
 - `trainer`: the loop: data, steps, records, evaluation, checkpoints, signals.
 - `step`: one step: encode, loss, backward, update.
+- `teacher`: the frozen model of distillation, and its loss.
 - `accumulation`: the exact gradient of a batch in micro-batches.
 - `nonfinite`: steps with non-finite numbers: masked on the device, reported later.
 - `optim`: the optimiser of the towers.

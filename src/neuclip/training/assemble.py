@@ -33,6 +33,7 @@ from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, augmented, build_clip
 from neuclip.model.device import choose_device, choose_precision
+from neuclip.model.lora import add_updates, count_trained
 from neuclip.model.starting_weights import StartingWeights, read_starting_weights
 from neuclip.parallel import collectives, fsdp
 from neuclip.parallel.launch import launch_environment
@@ -50,6 +51,7 @@ from neuclip.training.optim import Optimizer
 from neuclip.training.optimizer_kind import OptimizerKind
 from neuclip.training.records.run_log import log_to
 from neuclip.training.records.sinks import check_packages
+from neuclip.training.teacher import Teacher
 from neuclip.training.trainer import Trainer
 from neuclip.training.training_data import TrainingData
 
@@ -142,7 +144,8 @@ def _train(
         total_steps=config.optim.epochs * loader.steps_per_epoch,
     )
     loss = build_loss(config.method, facts).to(device)
-    _prepare_towers(config, clip, starting, learns_temperature=loss.learns_temperature)
+    low_rank = starting.low_rank_record(config.adaptation)
+    teacher = _prepare_towers(config, clip, starting, learns_temperature=loss.learns_temperature)
     del starting  # frees the copy on the CPU
     optimizer = _build_optimizer(config, clip, loader.steps_per_epoch)
     with FolderLock() as lock:
@@ -164,6 +167,8 @@ def _train(
             data=data,
             unused=index.unused,
             held_out=None if held_out is None else held_out.digest,
+            low_rank=low_rank,
+            teacher=teacher,
         )
         trainer = Trainer(components, lock.check)
         if start is not None:
@@ -214,16 +219,24 @@ def _build_clip(config: RunConfig, device: torch.device, starting: StartingWeigh
 
 def _prepare_towers(
     config: RunConfig, clip: Clip, starting: StartingWeights, *, learns_temperature: bool
-) -> None:
-    """Loads, locks and shards the towers, before the optimiser takes their parameters."""
+) -> Teacher | None:
+    """Loads, locks and shards the towers, before the optimiser takes their parameters.
+
+    Returns:
+        The teacher of distillation, if there is one.
+    """
     starting.load(clip, learns_temperature=learns_temperature)
+    teacher = Teacher.of(config, clip, starting, _logit_scale(clip).device)
     if not learns_temperature:
         _logit_scale(clip).requires_grad_(False)
+    if config.adaptation.lora_rank is not None:
+        add_updates(clip.towers, config.adaptation, config.seed)
     tower_parts.prepare(clip.towers, config.model, starting.begins_trained)
     if config.parallel.fsdp:
         units = tower_parts.blocks(clip.towers)
         low = clip.autocast_dtype
         fsdp.shard(clip.towers, units, _logit_scale(clip).device, low_precision=low)
+    return teacher
 
 
 def _build_optimizer(config: RunConfig, clip: Clip, steps_per_epoch: int) -> Optimizer:
@@ -291,12 +304,20 @@ def _announce_captions(index: Source, data: DataConfig) -> None:
 def _announce(run: Components, index: Source, derived: Sequence[Derived]) -> None:
     """Logs method, model, data and length of the run before its first step."""
     config, steps = run.config, run.loader.steps_per_epoch
-    millions = sum(p.numel() for p in run.clip.towers.parameters()) / 1e6
+    millions = count_trained(run.clip.towers).total / 1e6
     log.info(
         "%s: method %s, model %s (%.1f M parameters), %s on %s",
         run.folder.path, config.method.method, run.clip.name, millions,
         run.clip.precision, run.device,
     )  # fmt: skip
+    if run.low_rank is not None:
+        trained = count_trained(run.clip.towers)
+        log.info("LoRA of rank %d trains %s", run.low_rank.rank, trained.text)
+    if run.teacher is not None:
+        log.info(
+            "distillation from %s, weight %g: one more forward pass a step, and its weights",
+            config.adaptation.distill_pretrained or "the starting weights", run.teacher.weight,
+        )  # fmt: skip
     log.info(
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
     )

@@ -9,10 +9,12 @@ from neuclip.data.identity import DataIdentity
 from neuclip.data.loader import TrainLoader
 from neuclip.data.samples import Damage
 from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.model.base_weights import LowRankRecord
 from neuclip.model.clip import Clip
 from neuclip.run_folder import RunFolder
 from neuclip.training.evaluation_plan import EvaluationPlan
 from neuclip.training.optim import Optimizer
+from neuclip.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Components:
         unused: what the training data hold but the run does not read, in one line per reason.
         held_out: digest of the training samples that are held out for evaluation; none if all are
             trained on.
+        low_rank: what a checkpoint records of LoRA; none without.
+        teacher: of distillation; none without.
     """
 
     config: RunConfig
@@ -49,6 +53,8 @@ class Components:
     data: DataIdentity
     unused: tuple[str, ...] = ()
     held_out: str | None = None
+    low_rank: LowRankRecord | None = None
+    teacher: Teacher | None = None
 
     @property
     def last_epoch(self) -> int:

@@ -14,9 +14,12 @@ from neuclip.config.derived import Derived, Facts, derive, kept
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 from neuclip.model.architecture import Architecture, find_architecture
+from neuclip.model.clip import build_clip
 from neuclip.model.device import choose_device, choose_precision
+from neuclip.model.lora import Trained, add_updates, count_trained
 from neuclip.model.mismatch import models_of
 from neuclip.model.opened_checkpoint import Checkpoint
+from neuclip.model.prepare import prepare
 from neuclip.model.starting_weights import read_starting_weights, with_model_of_weights
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.work_sharing import from_main
@@ -28,6 +31,10 @@ BYTES_PER_ACTIVATION = 34
 number and without the attention matrix (Korthikanti et al., arXiv 2205.05198, equation 2)."""
 BYTES_PER_WEIGHT = 16
 """In float32: the weight, its gradient and AdamW's two moments."""
+BYTES_PER_FROZEN_WEIGHT = 8
+"""Of LoRA, in float32: the weight, and its sum with the update, kept for the backward pass."""
+BYTES_PER_TAUGHT_WEIGHT = 4
+"""Of the teacher of distillation."""
 USABLE = 0.8
 """Fraction of the free memory that the estimate fills."""
 
@@ -90,7 +97,9 @@ def _facts(config: RunConfig, data: TrainingData) -> Facts:
         pairs=round(len(data.source) * (1 - (config.evaluation.val_split or 0))),
         model=model,
         temperature=_temperature(starting.model.weights),
-        pairs_in_memory=_pairs_in_memory(architecture, device, weights, 2 if low else 4),
+        pairs_in_memory=_pairs_in_memory(
+            architecture, device, weights * _bytes_per_weight(config), 2 if low else 4
+        ),
         processes=launch.world_size,
     )
     return from_main(lambda: found)
@@ -125,8 +134,32 @@ def _temperature(weights: Mapping[str, torch.Tensor]) -> float | None:
     return math.exp(-float(weights["logit_scale"]))
 
 
+def _bytes_per_weight(config: RunConfig) -> int:
+    lora = config.adaptation.lora_rank is not None
+    own = BYTES_PER_FROZEN_WEIGHT if lora else BYTES_PER_WEIGHT
+    return own + (BYTES_PER_TAUGHT_WEIGHT if config.adaptation.distills else 0)
+
+
+def trained_weights(config: RunConfig) -> Trained:
+    """What a run trains of the towers, which are built without memory for their weights.
+
+    Args:
+        config: the full settings.
+
+    Raises:
+        UserError: as where the towers are prepared.
+    """
+    architecture = find_architecture(config.model.name).changed(config.model)
+    towers = build_clip(architecture, "fp32", torch.device("meta")).towers
+    if config.adaptation.lora_rank is not None:
+        add_updates(towers, config.adaptation, config.seed)
+    as_built = {"grad_checkpointing": False, "torchcompile": False}
+    prepare(towers, config.model.model_copy(update=as_built), (True, True))
+    return count_trained(towers)
+
+
 def _pairs_in_memory(
-    architecture: Architecture, device: torch.device, weights: int, number_bytes: int
+    architecture: Architecture, device: torch.device, weight_bytes: int, number_bytes: int
 ) -> int | None:
     """Pairs that fit into the free memory, by estimate; None if a tower is not a transformer."""
     per_pair = bytes_per_pair(architecture.config, number_bytes)
@@ -136,7 +169,7 @@ def _pairs_in_memory(
         free = float(torch.cuda.mem_get_info(device)[0])
     else:
         free = 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(0, int((USABLE * free - BYTES_PER_WEIGHT * weights) / per_pair))
+    return max(0, int((USABLE * free - weight_bytes) / per_pair))
 
 
 def bytes_per_pair(config: Mapping[str, Any], number_bytes: int) -> float | None:

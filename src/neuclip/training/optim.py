@@ -96,6 +96,18 @@ class Optimizer:
         for group in self.inner.param_groups:
             group["lr"] = 0.0
 
+    def release(self) -> None:
+        """Ends what `hold` began; `set_rates` gives the rates.
+
+        A parameter that had no gradient so far, such as a matrix of LoRA whose partner is 0, starts
+        anew. Otherwise its first gradients would count for more than one step: second moments of 0
+        are not corrected for their bias any more after many steps. Waits for the device.
+        """
+        for state in self.inner.state.values():
+            moments = [v for v in state.values() if isinstance(v, Tensor) and v.ndim]
+            if moments and not any(bool(moment.any()) for moment in moments):
+                state.clear()
+
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss whose backward pass gives the gradients that this optimiser takes."""
         return loss if self.loss_scale is None else loss * self.loss_scale.scale

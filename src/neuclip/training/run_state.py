@@ -12,7 +12,10 @@ from neuclip.checkpoint.common import CheckpointError
 from neuclip.checkpoint.entries import own_entry, restoring
 from neuclip.checkpoint.rng import random_state, restore_random_state
 from neuclip.checkpoint.storage import VerifiedCheckpoint
+from neuclip.config.adaptation_section import AdaptationConfig
+from neuclip.model.base_weights import ENTRY, LowRankRecord
 from neuclip.model.ema import AVERAGES, WeightAverage
+from neuclip.model.lora import stored_weights
 from neuclip.training.components import Components
 from neuclip.training.nonfinite import StepMonitor
 from neuclip.training.records.data_record import DataRecord
@@ -44,10 +47,25 @@ def resume_identity(run: Components) -> dict[str, Any]:
         "order_of_data": run.loader.order_digest,
         "optimizer": run.config.optim.opt,
         "parameter_groups": [len(group.parameters) for group in run.optimizer.groups],
+        "lora": None if run.low_rank is None else _lora(run.config.adaptation, run.low_rank),
+        "teacher": None if run.teacher is None else run.teacher.sha256,
     }
 
 
-_UNRECORDED = {"optimizer", "parameter_groups"}
+def _lora(settings: AdaptationConfig, record: LowRankRecord) -> str:
+    """What a resumed run must have in common of LoRA, for comparison and messages."""
+    parts = (
+        f"rank {record.rank}",
+        f"alpha {record.alpha:g}",
+        f"targets {settings.lora_targets}",
+        f"towers {settings.lora_towers}",
+        f"modules to save {settings.lora_modules_to_save or 'none'}",
+        f"starting weights sha256:{record.sha256[:16]}",
+    )
+    return ", ".join(parts)
+
+
+_UNRECORDED = {"optimizer", "parameter_groups", "lora", "teacher"}
 """What checkpoints of earlier versions do not record."""
 
 
@@ -91,7 +109,7 @@ class RunState:
         return {
             "epoch": self.step // run.loader.steps_per_epoch,
             "name": run.folder.path.name,
-            "state_dict": run.clip.towers.state_dict(),
+            "state_dict": stored_weights(run.clip.towers),
             **averages,
             "optimizer": run.optimizer.state_dict(),
             "neuclip": {
@@ -103,6 +121,7 @@ class RunState:
                 "fingerprint": self._data.fingerprint(),
                 "config": run.config.to_yaml(),
                 "architecture": run.clip.architecture.record(),
+                **({} if run.low_rank is None else {ENTRY: run.low_rank.entry}),
                 "loss": run.loss.state_dict(),
                 "damage": self._data.damage(),
                 **best,
@@ -131,7 +150,8 @@ class RunState:
                     "exact resume needs them equal"
                 )
         with restoring(path):
-            storage.load_weights(run.clip.towers, content["state_dict"], path)
+            frozen = run.clip.towers.state_dict() if run.low_rank is not None else {}
+            storage.load_weights(run.clip.towers, {**frozen, **content["state_dict"]}, path)
             run.optimizer.load_state_dict(content["optimizer"])
             self._load_average(content, path)
             storage.load_loss(run.loss, own["loss"], path)

@@ -18,6 +18,7 @@ from neuclip.parallel import collectives
 from neuclip.training.accumulation import CachedFeatures, running_statistics_frozen
 from neuclip.training.nonfinite import FEATURES, FiniteOutputs, Outputs, Readback
 from neuclip.training.optim import Optimizer
+from neuclip.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,15 @@ class StepResult:
         gradient_norm: over all parameters, before clipping.
         mean_features: [2, dim] the mean embedding of this rank's images and of its texts.
         readback: the step's status, on its way to the host.
+        distilled: [2] of this rank, the loss of distillation before its weight, and the divergence
+            from the teacher; none without a teacher.
     """
 
     loss: Tensor
     gradient_norm: Tensor
     mean_features: Tensor
     readback: Readback
+    distilled: Tensor | None = None
 
 
 class TrainingStep:
@@ -47,9 +51,10 @@ class TrainingStep:
         optimizer: of the towers.
         device: of the towers; batches are moved there.
         section: opens a named section of the step timer.
+        teacher: of distillation, whose loss is added; none: there is no distillation.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  the parts of a step
         self,
         clip: Clip,
         towers: nn.Module,
@@ -57,7 +62,9 @@ class TrainingStep:
         optimizer: Optimizer,
         device: torch.device,
         section: SectionTimer = no_timer,
+        teacher: Teacher | None = None,
     ) -> None:
+        self._teacher = teacher
         self._clip, self._towers = clip, towers
         self._loss, self._optimizer = loss, optimizer
         self._device, self._section = device, section
@@ -97,6 +104,11 @@ class TrainingStep:
         with self._section("loss"):
             loss = self._loss(**finite.outputs, **given)
         assert isinstance(loss, Tensor)
+        distilled = None
+        if self._teacher is not None:
+            with self._section("distillation"):
+                added, distilled = self._teacher.losses(batches, finite.outputs, self._device)
+            loss = loss + added
         value = loss.detach().masked_fill(finite.any_bad, torch.nan)
         flags = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
         flags = collectives.max_over_ranks(flags.float())
@@ -112,7 +124,8 @@ class TrainingStep:
         numbers = [*flags, *(number.float() for number in (value, norm, temperature, scale))]
         status = torch.cat([torch.stack(numbers), finite.bad_rows.flatten().float()])
         means = torch.stack([outputs[name].detach().float().mean(0) for name in FEATURES])
-        return StepResult(value, norm, means, Readback(status, len(outputs["image_features"])))
+        readback = Readback(status, len(outputs["image_features"]))
+        return StepResult(value, norm, means, readback, distilled)
 
     def _encode(self, batch: Batch) -> Outputs:
         with self._section("encode"), self._clip.autocast(self._device):

@@ -64,6 +64,7 @@ class Trainer:
             run.optimizer,
             run.device,
             section,
+            run.teacher,
         )
         self._prefetcher = DevicePrefetcher(config.data.accum_freq, run.device)
         self._monitor = StepMonitor(config.optim.max_nonfinite_steps, run.folder, run.device)
@@ -118,9 +119,16 @@ class Trainer:
 
     def _warm_start(self) -> None:
         """Lets the state of optimiser and loss settle on the starting weights, before step 1."""
-        run, total = self._run, self._run.config.optim.warm_start_steps
-        if self.state.step or self.state.warm_steps >= total:
+        total = self._run.config.optim.warm_start_steps
+        if self.state.step or not total:
             return
+        if self.state.warm_steps < total:
+            self._settle(total)
+        self._run.optimizer.release()
+
+    def _settle(self, total: int) -> None:
+        """Runs the batches of the warm start that are left of all of them."""
+        run = self._run
         with self._update.settling():
             while self.state.warm_steps < total:
                 epoch, first = divmod(self.state.warm_steps, run.loader.steps_per_epoch)
@@ -282,6 +290,7 @@ class Trainer:
             "grad_norm": float(result.gradient_norm),
             "skipped_steps": self._monitor.skipped,
             **self._loss_scale(),
+            **_distilled(result),
             "samples_fingerprint": f"{self._data.fingerprint():016x}",
             **mean_cosines(result.mean_features, run.loader.global_batch_size),
             "equal_captions": equal_captions(c for batch in batches for c in batch.captions),
@@ -346,6 +355,14 @@ class Trainer:
             folder.name,
             interrupted=self._stop.signal is signal.SIGINT,
         )
+
+
+def _distilled(result: StepResult) -> dict[str, float]:
+    """The loss of distillation and the divergence from the teacher, if there is one."""
+    if result.distilled is None:
+        return {}
+    loss, divergence = collectives.mean_over_ranks(result.distilled.clone()).tolist()
+    return {"distill_loss": loss, "distill_divergence": divergence}
 
 
 class _NoProfiler:
