@@ -156,7 +156,8 @@ def add_updates(towers: nn.Module, settings: AdaptationConfig, seed: int) -> Non
             target.blocks,
             generator,
         )
-        parametrize.register_parametrization(module, attribute, update)
+        # unsafe: shape and type are right by construction, and towers may be without memory.
+        parametrize.register_parametrization(module, attribute, update, unsafe=True)
 
 
 def find_targets(towers: nn.Module, settings: AdaptationConfig) -> list[Target]:
@@ -240,12 +241,12 @@ def count_trained(towers: nn.Module) -> Trained:
         size = parameter.numel()
         trained += size if parameter.requires_grad else 0
         total += size
-        if (match := _UPDATE.fullmatch(name)) is not None:
+        if _UPDATE.fullmatch(name) is not None:
             updates += size
-            if match[3] == "up":
-                owner = f"{match[1]}.{match[2]}".removesuffix(".weight")
-                short = ".".join(re.split(r"\.\d+\.", owner)[-1].split(".")[-3:])
-                matrices[tower_of(name)][short] += 1
+        elif name.endswith(".original"):
+            owner = name.removesuffix(".original").replace("parametrizations.", "")
+            short = re.split(r"\.\d+\.", owner.removesuffix(".weight"))[-1]
+            matrices[tower_of(name)][short] += 1
     return Trained(matrices, trained, total - updates)
 
 
