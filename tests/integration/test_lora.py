@@ -136,7 +136,9 @@ def test_starting_weights_that_are_gone_or_changed_are_named(trained, tmp_path):
     (folder / "checkpoints/SHA256SUMS").unlink()
     choice = CheckpointChoice(path)
     sha256 = stored["neuclip"]["low_rank"]["sha256"][:16]
-    with pytest.raises(UserError, match=rf"trained on: .*base\.pt.*sha256:{sha256}\. Put that file back"):
+    with pytest.raises(
+        UserError, match=rf"trained on: .*base\.pt.*sha256:{sha256}\. Put that file back"
+    ):
         open_checkpoint(choice)
     shutil.copy(weights[1], folder / "starting_weights.pt")
     assert open_checkpoint(choice).updates is not None

@@ -107,6 +107,12 @@ def test_rho_is_measured_only_in_a_warm_start():
     assert "rho" not in found(settings(optim={"warm_start_steps": 0}))
 
 
+def test_lora_takes_ten_times_the_rate_and_the_same_in_every_layer():
+    plain, lora = found(), found(settings(adaptation={"lora_rank": 4}))
+    assert lora["lr"] == pytest.approx(10 * plain["lr"])
+    assert plain.keys() - lora.keys() == {"image_layer_decay", "text_layer_decay"}
+
+
 def test_another_optimiser_needs_its_own_rate():
     with pytest.raises(UserError, match="give --lr for --opt lion"):
         found(settings(optim={"opt": "lion"}))

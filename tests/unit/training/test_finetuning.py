@@ -13,8 +13,9 @@ from neuclip.config.sections import EvaluationConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.training import finetuning, training_data
-from neuclip.training.finetuning import bytes_per_pair, complete
+from neuclip.training.finetuning import bytes_per_pair, complete, trained_weights
 from neuclip.training.training_data import TrainingData
+from tiny_models import VIT, tiny
 
 
 @pytest.fixture
@@ -90,3 +91,20 @@ def test_activations_are_estimated_for_transformers_only():
     resnet = {"vision_cfg": {"layers": [3, 4, 6, 3]}, "text_cfg": {}}
     assert bytes_per_pair(resnet, 2) is None
     assert bytes_per_pair({**vit, "text_cfg": {"hf_model_name": "x"}}, 2) is None
+
+
+@pytest.mark.parametrize(
+    ("tree", "part"),
+    [
+        ({}, 1.0),
+        ({"model": {"lock_image": True}}, 0.95),
+        ({"adaptation": {"lora_rank": 1, "lora_towers": "text", "lora_targets": "q"}}, 1e-3),
+    ],
+)
+def test_what_is_trained_is_counted_without_the_weights(tree, part):
+    tree = {**tree, "model": {"name": VIT, **tree.get("model", {})}}
+    found = trained_weights(validate(tree, "here"))
+    assert found.total == sum(p.numel() for p in tiny().towers.parameters())
+    assert 0 < found.parameters / found.total <= part
+    if "adaptation" in tree:
+        assert found.parameters == 2 * (16 + 16) + 1  # of two layers, and the temperature

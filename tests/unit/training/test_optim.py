@@ -131,3 +131,29 @@ def test_layer_wise_decay_scales_the_rates_but_not_the_temperatures():
         rates[towers.visual.proj] == rates[towers.logit_scale] == rates[towers.ln_final.bias] == 1
     )
     assert rates[towers.visual.conv1.weight] == 0.5 ** (layers + 1)
+
+
+def test_what_had_no_gradient_in_a_warm_start_begins_anew():
+    """Its first step is then that of a new optimiser; other moments stay."""
+    towers, plain = Towers(), Towers()
+    plain.load_state_dict(towers.state_dict())
+    settings = resolved(lr=0.1, warmup=0, beta2=0.999)
+    optimizer, new = Optimizer(towers, settings, 100), Optimizer(plain, settings, 100)
+
+    def step(chosen, model, zero):
+        for name, parameter in model.named_parameters():
+            still = zero and name.startswith("proj.")
+            parameter.grad = torch.full_like(parameter, 0.0 if still else 0.5)
+        chosen.step(torch.tensor(0.0))
+
+    optimizer.hold()
+    for _ in range(4):
+        step(optimizer, towers, zero=True)
+    optimizer.release()
+    states = optimizer.inner.state
+    assert not states[towers.proj.weight]
+    assert int(states[towers.ln_final.weight]["step"]) == 4
+    for each, model in ((optimizer, towers), (new, plain)):
+        each.set_rates(0)
+        step(each, model, zero=False)
+    assert torch.equal(towers.proj.weight, plain.proj.weight)
