@@ -1,6 +1,7 @@
 """LoRA and distillation through the command line: resumed, read, merged, exported, and refused."""
 
 import shutil
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -111,11 +112,13 @@ def test_all_readers_see_the_merged_model(trained, part, tmp_path):
 
 def test_it_is_the_start_of_another_run_and_an_end_of_a_blend(trained, tmp_path, capsys):
     demo, weights = trained
-    again = (*MORE, "--train-num-samples", "32", "--save-every-steps", "0")
+    teacher = ("--distill-model", "tiny-vit", "--distill-pretrained", weights[1])
+    again = (*MORE, "--train-num-samples", "32", "--distill-start", "none", *teacher)
     flags = demo.flags("again", *again, "--pretrained", str(demo.logs / "whole"))
     assert main(["train", *flags]) == 0
-    record = storage.load(demo.logs / "again/checkpoints/epoch_1.pt")["neuclip"]["low_rank"]
-    assert record["file"].endswith("whole/checkpoints/epoch_1.pt")
+    own = storage.load(demo.logs / "again/checkpoints/epoch_1.pt")["neuclip"]
+    assert own["low_rank"]["file"].endswith("whole/checkpoints/epoch_1.pt")
+    assert own["teacher"] == open_checkpoint(CheckpointChoice(Path(weights[1]))).sha256
     load_pretrained(CheckpointChoice(demo.logs / "again"), "cpu")
     old, new = weights[1], str(demo.logs / "whole")
     data = str(demo.data / "unseen_face")

@@ -18,7 +18,7 @@ from neuclip.checkpoint.entries import restoring
 from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.errors import UserError, printable
 from neuclip.model.published import find_published
-from neuclip.run_folder import LATEST
+from neuclip.run_folder import BEST, LATEST
 
 ENTRY = "low_rank"
 """The entry of the record in a checkpoint's `neuclip`."""
@@ -46,7 +46,7 @@ class LowRankRecord:
     def of(cls, settings: AdaptationConfig, given: str, file: Path, sha256: str) -> "LowRankRecord":
         """The record of a run with LoRA."""
         assert settings.lora_rank is not None
-        lasting = str(_lasting(file).resolve())
+        lasting = str(_lasting(file).absolute())
         return cls(settings.lora_rank, settings.lora_alpha, given, lasting, sha256)
 
     @classmethod
@@ -129,7 +129,9 @@ def hash_weights(weights: Mapping[str, Tensor], start: str = "") -> str:
 
 def _lasting(file: Path) -> Path:
     """A name of a run's checkpoint that stays when the run goes on."""
-    if file.name != LATEST:
+    if file.is_dir():
+        return file.resolve()
+    if file.name not in (LATEST, BEST):
         return file
     numbered = [*file.parent.glob("epoch_[0-9]*.pt"), *file.parent.glob("iter_[0-9]*.pt")]
     return next((other for other in numbered if other.samefile(file)), file)

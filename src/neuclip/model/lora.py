@@ -281,7 +281,9 @@ def merge(
             merged[name] = value
     for target, block, up, down in _updates(stored):
         if merged[target] is full[target]:
-            merged[target] = full[target].clone()
+            # At least float32, as in training: an update may be below what float16 resolves.
+            dtype = torch.promote_types(full[target].dtype, torch.float32)
+            merged[target] = full[target].to(dtype, copy=True)
         rows = merged[target][block * len(up) : (block + 1) * len(up)]
         rows += (scale * (up @ down)).to(rows.dtype)
     return merged

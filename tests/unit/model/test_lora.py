@@ -144,6 +144,10 @@ def test_merged_weights_embed_as_the_updates_do(name):
     before = {k: v.clone() for k, v in plain.state_dict().items()}
     merged = lora.merge(plain.state_dict(), stored, 32.0 / 3)
     assert all(torch.equal(value, before[k]) for k, value in plain.state_dict().items())
+    half = {k: v.half() if v.is_floating_point() else v for k, v in before.items()}
+    exact = lora.merge({k: v.float() for k, v in half.items()}, stored, 32.0 / 3)
+    for key, value in lora.merge(half, stored, 32.0 / 3).items():  # not rounded a second time
+        assert torch.equal(value.float(), exact[key]), key
     plain.load_state_dict(merged)
     with torch.no_grad():
         one, other = plain.eval()(*pairs(4)), towers(*pairs(4))

@@ -56,6 +56,7 @@ def distillation(
                 teacher[side, block] * teacher_scale.to(features.dtype),
                 taught[1 - side],
                 use_reentrant=False,
+                preserve_rng_state=False,
             )
             assert isinstance(sums, Tensor)
             found = found + sums
