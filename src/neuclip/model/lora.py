@@ -274,6 +274,7 @@ def merge(
 
     Raises:
         KeyError: `stored` belongs to another architecture.
+        ValueError: its matrices have other shapes.
     """
     merged = dict(full)
     for name, value in stored.items():
@@ -285,6 +286,8 @@ def merge(
             dtype = torch.promote_types(full[target].dtype, torch.float32)
             merged[target] = full[target].to(dtype, copy=True)
         rows = merged[target][block * len(up) : (block + 1) * len(up)]
+        if up.shape[1:] != down.shape[:1] or rows.shape != (len(up), down.shape[-1]):
+            raise ValueError(f"an update of {target} has another shape")
         rows += (scale * (up @ down)).to(rows.dtype)
     return merged
 

@@ -345,12 +345,13 @@ def _with_base(opened: Checkpoint, entry: Mapping[str, Any]) -> Checkpoint:
         UserError: its starting weights are gone, or changed.
     """
     record = LowRankRecord.read(entry, opened.path)
-    architecture = opened.recorded_architecture
-    assert architecture is not None  # recorded wherever the updates are
+    assert opened.own is not None
+    architecture = recorded(opened.own["architecture"], opened.path)
     base = _base_of(opened.path, record, architecture.name)
     updates = opened.weights
     given = {**base.weights, **{k: v for k, v in updates.items() if k.startswith("logit_")}}
-    clip = build_clip(architecture, "fp32", torch.device("meta"), init_for(updates))
+    check_size(base.shown, base.weights, architecture, base.recorded_architecture)
+    clip = build_clip(architecture, "fp32", META, init_for(updates))
     with restoring(opened.path):
         merged = merge(fit(base.given(given), clip), updates, record.scale)
     return replace(opened, weights=merged, updates=updates, base_sha256=base.sha256)

@@ -14,7 +14,7 @@ from neuclip.config.derived import Derived, Facts, derive, kept
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 from neuclip.model.architecture import Architecture, find_architecture
-from neuclip.model.clip import build_clip
+from neuclip.model.clip import towers_without_values
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.lora import Trained, add_updates, count_trained
 from neuclip.model.mismatch import models_of
@@ -150,7 +150,7 @@ def trained_weights(config: RunConfig) -> Trained:
         UserError: as where the towers are prepared.
     """
     architecture = find_architecture(config.model.name).changed(config.model)
-    towers = build_clip(architecture, "fp32", torch.device("meta")).towers
+    towers = towers_without_values(architecture)
     if config.adaptation.lora_rank is not None:
         add_updates(towers, config.adaptation, config.seed)
     as_built = {"grad_checkpointing": False, "torchcompile": False}
