@@ -14,7 +14,8 @@ answers requests. It may end as
 Anything else is a fault: `traceback`, `hang` (more than 20 s), `dead` (the process crashed) or
 `memory` (more than 512 MB above the start of the case). Commands also may not print control
 characters. Results go to `--log` as they come, and a second start with the same log continues.
-At the end, `fuzz_readers.json` is written into benchmarks/results/, with every fault.
+At the end, `fuzz_readers.json` is written into benchmarks/results/, with every fault; for chosen
+kinds, `fuzz_LABEL.json`.
 """
 
 import argparse
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=500)
     parser.add_argument("--first", type=int, default=0, help="seed of the first cases")
     parser.add_argument("--kinds", nargs="*", choices=KINDS, help="these kinds only")
+    parser.add_argument("--label", help="in the name of the result file of these kinds")
     parser.add_argument("--case", metavar="KIND:SEED", help="run one case, in this process")
     parser.add_argument("--part", default="0/1", help="I/N: part I of N that share a log")
     parser.add_argument("--commit", help="of the package, for the result file")
@@ -135,8 +137,9 @@ def main() -> None:
             f"{totals.seconds[kind]:.1f} s, {totals.megabytes[kind]:.0f} MB",
         )
     content = {"cases": len(cases), "commit": options.commit, **vars(totals)}
-    if options.kinds is None and parts == 1 and len(cases) >= 1000:
-        recorded.save(recorded.RESULTS / "fuzz_readers.json", 2, torch.device("cpu"), content)
+    label = options.label if options.kinds else "readers"
+    if label and parts == 1 and len(cases) >= 1000:
+        recorded.save(recorded.RESULTS / f"fuzz_{label}.json", 2, torch.device("cpu"), content)
     sys.exit(bool(totals.faults))
 
 

@@ -43,6 +43,9 @@ CONFIGS = (REPOSITORY_CONFIG, _TRANSFORMERS_CONFIG)
 
 _LISTING = "python -c 'import open_clip; print(*open_clip.list_models())'"
 
+_BLOCKS = 1000
+"""Most blocks of a tower; the deepest known models have fewer than 100."""
+
 OWN_CONFIGS = Path(__file__).parent / "model_configs"
 open_clip.add_model_config(OWN_CONFIGS)
 
@@ -174,6 +177,7 @@ def recorded(record: Mapping[str, Any], path: Path) -> Architecture:
         raise UserError(f"checkpoint {path}: its entry neuclip/architecture is malformed")
     place = f"checkpoint {path}: the recorded architecture"
     _check_form(record.get("model_cfg"), place)
+    _check_blocks(record["model_cfg"], place)
     _check_preprocessing(preprocessing, place)
     return Architecture(name, record["model_cfg"], {}, size).preprocessed(preprocessing)
 
@@ -221,6 +225,7 @@ def find_architecture(name: str) -> Architecture:
         if config is None:
             raise UserError(f"unknown model {printable(name)!r}; {_advice(name)}")
         found = Architecture(known, config, {})
+    _check_blocks(found.config, f"model {printable(name)}")
     if "multimodal_cfg" in found.config:
         plain = name.removeprefix("coca_")
         raise UserError(
@@ -318,6 +323,20 @@ def _check_form(config: object, place: str) -> None:
             f"{place} is not a model configuration of open_clip (no {', '.join(wrong)}); its "
             "model_configs/ViT-B-32.json is an example"
         )
+
+
+def _check_blocks(config: Mapping[str, Any], place: str) -> None:
+    """Checks the number of blocks: open_clip makes one after another, however many are asked for.
+
+    Raises:
+        UserError: a tower has more than any model.
+    """
+    for part in ("vision_cfg", "text_cfg"):
+        layers = config[part].get("layers")
+        numbers = layers if isinstance(layers, list) else [layers]
+        if sum(number for number in numbers if isinstance(number, int)) > _BLOCKS:
+            shown = printable(repr(layers))
+            raise UserError(f"{place}: {part}.layers is {shown}; at most {_BLOCKS:,} are built")
 
 
 def _check_preprocessing(found: object, place: str) -> None:

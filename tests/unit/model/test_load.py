@@ -137,6 +137,28 @@ def test_a_transformers_model_far_larger_than_its_weights_is_not_built(tmp_path)
         load_pretrained(CheckpointChoice(tmp_path), "cpu")
 
 
+@pytest.mark.parametrize("form", ["recorded", "open_clip", "resnet", "transformers"])
+def test_a_model_of_very_many_blocks_is_not_built(tmp_path, weights, form):
+    """They take a moment each, even without memory."""
+    save_file(weights, tmp_path / "model.safetensors")
+    choice, config = CheckpointChoice(tmp_path), changed("text_cfg", layers=2**31)
+    if form == "recorded":
+        record = {"name": "x", "model_cfg": config, "preprocess_cfg": {}, "resized": None}
+        content = {"state_dict": weights, "neuclip": {"architecture": record}}
+        torch.save(content, tmp_path / "x.pt")
+        choice = CheckpointChoice(tmp_path / "x.pt")
+    elif form == "transformers":
+        write_json(
+            tmp_path / "config.json",
+            {"model_type": "clip", "vision_config": {"num_hidden_layers": 2**31}},
+        )
+    else:
+        config = changed("vision_cfg", layers=[3, 9**9, 3, 3]) if form == "resnet" else config
+        write_json(tmp_path / "open_clip_config.json", {"model_cfg": config})
+    with pytest.raises(UserError, match=r"layers is .*; at most 1,000 are built"):
+        load_pretrained(choice, "cpu")
+
+
 def write_json(path, tree):
     path.write_text(json.dumps(tree))
 
