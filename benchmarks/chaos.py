@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,18 +30,18 @@ from neuclip.data.demo.build import tiny_demo
 from neuclip.run_folder import BEST, read_records
 
 RESULTS = Path(__file__).parent / "results"
-EPOCHS = 14
 TIMES = {"samples_per_second", "memory_mb", "seconds"}
 
 
-def flags(folder: Path, name: str, method: str, more: Sequence[str] = ()) -> list[str]:
+def flags(folder: Path, name: str, args: argparse.Namespace) -> list[str]:
+    """The command line of a run; `args` are those of `parse`."""
     return [
-        "--method", method, "--train-data", str(folder / "data" / "train"),
-        "--val-data", str(folder / "data" / "unseen_face"), "--model", "glyph-tiny",
-        "--batch-size", "16", "--epochs", str(EPOCHS), "--warmup", "5", "--workers", "2",
+        "--method", args.method, "--train-data", str(folder / "data" / "train"),
+        "--val-data", str(folder / "data" / "unseen_face"), "--model", args.model,
+        "--batch-size", "16", "--epochs", str(args.epochs), "--warmup", "5", "--workers", "2",
         "--lr", "1e-3",
         "--save-every-steps", "4", "--log-every-n-steps", "3", "--device", "cpu",
-        "--logs", str(folder / "logs"), "--name", name, "--resume", "auto", *more,
+        "--logs", str(folder / "logs"), "--name", name, "--resume", "auto", *args.more,
     ]  # fmt: skip
 
 
@@ -67,10 +66,10 @@ def leaves(value, path=""):
         yield path, value
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(one: Path, other: Path, epochs: int) -> list[str]:
     """The entries that differ between two run folders, except times."""
     found = []
-    for name in (f"epoch_{EPOCHS}.pt", BEST):
+    for name in (f"epoch_{epochs}.pt", BEST):
         if not (one / "checkpoints" / name).exists():
             continue
         first, second = (dict(leaves(storage.load(run / "checkpoints" / name)))
@@ -102,21 +101,29 @@ def undisturbed(folder: Path, words: list[str]) -> tuple[float, float]:
     return seen, time.monotonic() - begin
 
 
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments that both scripts of this kind have; what is left goes to `neuclip train`."""
+    parser.add_argument("--method", default="neuclip_pool")
+    parser.add_argument("--model", default="glyph-tiny")
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--label", help="in the name of the result file (default: the method)")
+    parser.add_argument("--seed", type=int, default=0)
+    args, args.more = parser.parse_known_args()
+    return args
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--method", default="neuclip_pool")
-    parser.add_argument("--label", help="in the name of the result file (default: the method)")
-    parser.add_argument("--seed", type=int, default=0)
-    args, more = parser.parse_known_args()
+    args = parse(parser)
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_demo(folder / "data", characters=64)
-        begin, total = undisturbed(folder, flags(folder, "undisturbed", args.method, more))
+        begin, total = undisturbed(folder, flags(folder, "undisturbed", args))
         kills, after = 0, []
         while True:
-            process = start(flags(folder, "killed", args.method, more))
+            process = start(flags(folder, "killed", args))
             if kills == args.kills:
                 assert process.wait() == 0
                 break
@@ -133,7 +140,7 @@ def main() -> int:
             records = read_records(folder / "logs/killed/metrics.jsonl")
             after.append(records[-1]["step"] if records else 0)
             print(f"kill {kills} after {pause:.1f} s, last recorded step {after[-1]}", flush=True)
-        found = differences(folder / "logs/undisturbed", folder / "logs/killed")
+        found = differences(folder / "logs/undisturbed", folder / "logs/killed", args.epochs)
         last = read_records(folder / "logs/killed/metrics.jsonl")
         fingerprint = [r for r in last if r["kind"] == "train"][-1]["samples_fingerprint"]
     result = {

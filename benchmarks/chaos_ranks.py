@@ -26,7 +26,7 @@ import time
 from pathlib import Path
 
 import torch
-from chaos import differences, flags
+from chaos import differences, flags, parse
 
 from neuclip.data.demo.build import tiny_demo
 from neuclip.run_folder import read_records
@@ -41,7 +41,7 @@ class Run:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        words = flags(folder, name, args.method, args.more)
+        words = flags(folder, name, args)
         words[words.index("--batch-size") + 1] = str(16 // args.processes)
         words += ["--dist-silence", str(args.silence)]
         self.output = folder / "output.txt"
@@ -108,18 +108,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--method", default="neuclip_pool")
     parser.add_argument("--silence", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--label", help="in the name of the result file (default: the method)")
-    args, args.more = parser.parse_known_args()
+    args = parse(parser)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny_demo(folder / "data", characters=64)
         assert all(process.wait() == 0 for process in Run(folder, "undisturbed", args).processes)
         found = chaos(folder, args)
         assert all(process.wait() == 0 for process in Run(folder, "disturbed", args).processes)
-        differ = differences(folder / "logs/undisturbed", folder / "logs/disturbed")
+        differ = differences(folder / "logs/undisturbed", folder / "logs/disturbed", args.epochs)
     result = {
         "date": datetime.date.today().isoformat(),
         "command": "python benchmarks/chaos_ranks.py " + " ".join(sys.argv[1:]),
