@@ -100,7 +100,9 @@ def export_model(
     with writing(out):
         beside = out if out.exists() else out.parent  # the folder may be a disk of its own
         beside.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}-") as temporary:
+        with tempfile.TemporaryDirectory(
+            dir=beside, prefix=f".{out.name}-", ignore_cleanup_errors=True
+        ) as temporary:
             staging = Path(temporary) / "new"
             staging.mkdir()
             usage, notes = _write(model, form, staging, out)

@@ -281,6 +281,15 @@ def test_leftovers_of_killed_saves_are_no_checkpoints_and_go_with_the_next(tmp_p
     assert names(tmp_path) == ["SHA256SUMS", "epoch_latest.pt", "iter_1.pt", "iter_2.pt"]
 
 
+def test_a_folder_of_checkpoints_that_became_a_file(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(CheckpointError, match="cannot write checkpoint") as caught:
+        storage.save(tmp_path / "checkpoints" / "iter_1.pt", at_step(1))
+    assert "\n" not in str(caught.value)
+    assert storage.furthest_complete(tmp_path / "checkpoints") is None
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
 def test_latest_that_cannot_be_written_is_one_error(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EROFS, "Read-only file system")

@@ -4,6 +4,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.functional import pil_to_tensor
 
+from neuclip.data import loader as loading
 from neuclip.data.batch import Batch, Unreadable, _random_state_kept
 from neuclip.data.captions import CaptionRule
 from neuclip.data.damage import DamageLog
@@ -524,3 +526,20 @@ def test_workers_outlive_a_signal_to_the_group_and_end_with_the_parent(
                 os.killpg(process.pid, signal.SIGKILL)
     assert output == "19 1\n"
     assert process.returncode == 0
+
+
+def test_a_reading_process_without_a_thread_to_spare_ends_with_sigterm(monkeypatch):
+    """The thread that waits for SIGTERM cannot start where `ulimit -u` is too small."""
+    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    try:
+        loading._ignore_signals()
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

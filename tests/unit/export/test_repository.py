@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -319,12 +320,20 @@ def test_a_failure_between_the_moves_loses_nothing(tmp_path, monkeypatch, kind):
     assert failed == {"replace": 5, "unlink": 1, "rename": 1}[kind]
 
 
-def test_the_folder_may_be_a_disk_of_its_own(make_run, tmp_path, monkeypatch):
+def test_a_disk_of_its_own_keeps_a_temporary_folder_if_it_must(make_run, tmp_path, monkeypatch):
     (tmp_path / "disk").mkdir()
     made = []
     original = tempfile.TemporaryDirectory
     patched = lambda **given: made.append(given["dir"]) or original(**given)  # noqa: E731
     monkeypatch.setattr(tempfile, "TemporaryDirectory", patched)
+
+    def rmdir(path, of=os.rmdir, **more):
+        if ".disk-" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        of(path, **more)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)  # the export is complete by then
     assert main(["export", str(make_run()), "--out", str(tmp_path / "disk")]) == 0
     assert made == [tmp_path / "disk"]
-    assert {path.suffix for path in (tmp_path / "disk").iterdir()} == {".json", ".md", ".pt"}
+    found = {path.suffix for path in (tmp_path / "disk").iterdir() if path.is_file()}
+    assert found == {".json", ".md", ".pt"}

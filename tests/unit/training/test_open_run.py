@@ -78,9 +78,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "link").mkdir()
     (tmp_path / "link" / "run.lock").symlink_to(tmp_path / "file")
     for logs, name in ((tmp_path / "file", "run"), (tmp_path, "run"), (tmp_path, "link")):
-        with pytest.raises(UserError, match="cannot write the run folder") as caught:
-            open_run_folder(logs, name, None)
-        assert "\n" not in str(caught.value)
+        for resume in (None, "auto", "latest"):
+            with pytest.raises(UserError, match="cannot write the run folder") as caught:
+                open_run_folder(logs, name, resume)
+            assert "\n" not in str(caught.value)
     for name in ("x" * 300, "a\0b", "\u00fc" * 150):
         with pytest.raises(UserError, match="cannot be the name of a folder"):
             open_run_folder(tmp_path, name, "auto")
