@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from neuclip.catalogue import roofline
 from neuclip.catalogue.cost import (
     FLOAT,
     Cost,
@@ -29,6 +30,8 @@ from neuclip.catalogue.registry import METHODS
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- tables: written by scripts/scaling_table.py -->\n", "<!-- /tables -->"
+ROOF_START = "<!-- roofline: written by scripts/scaling_table.py -->\n"
+ROOF_END = "<!-- /roofline -->"
 
 # Assumed rates of one H100, for matrix products and its share of the network; not measured.
 TOWER_FLOPS, LOSS_FLOPS, NETWORK = 400e12, 150e12, 40e9
@@ -130,6 +133,51 @@ def _messages() -> str:
     return "\n".join(lines) + "\n"
 
 
+ROOFLINE_BATCH = 512
+"""Pairs of a step in the table of the roofline."""
+
+
+def roofline_parts(batch: int) -> dict[str, roofline.Part]:
+    """The parts of a ViT-B/32 step on one card, and what each method adds to the loss."""
+    pool_size = min(POOL_BATCHES * batch, MAX_POOL)
+    return {
+        "encoders, forward": roofline.encoders(batch, times=1),
+        "encoders, backward": roofline.encoders(batch, times=2),
+        "gradient norm and AdamW": roofline.optimizer(),
+        "loss of `openclip`": roofline.softmax(batch),
+        f"normalizer of `neuclip_pool`, {pool_size:,} embeddings": roofline.pool_normalizer(
+            batch, pool_size
+        ),
+        "normalizer of `neuclip`, m = 4,096, T_u = 10": roofline.inner_steps(batch, 4096, 10),
+    }
+
+
+def _roofline() -> str:
+    cards = (roofline.H100, roofline.H200)
+    parts = roofline_parts(ROOFLINE_BATCH)
+    heads = " | ".join(f"ms, {card.name}" for card in cards)
+    lines = [f"| ViT-B/32, batch {ROOFLINE_BATCH} | GFLOP | GB | {heads} |", "|---" * 5 + "|"]
+    seconds = {}
+    for name, part in parts.items():
+        seconds[name] = [roofline.part_seconds(part, card) * 1e3 for card in cards]
+        flops, moved = (sum(getattr(w, key) for w in part) / 1e9 for key in ("flops", "moved"))
+        times = " | ".join(f"{value:.3g}" for value in seconds[name])
+        lines.append(f"| {name} | {_number(flops)} | {_number(moved)} | {times} |")
+    common, further = list(parts)[:4], list(parts)[4:]
+    wholes = {"`openclip`": common}
+    wholes |= {name.split()[2].rstrip(","): [*common, name] for name in further}
+    for method, names in wholes.items():
+        flops = sum(work.flops for name in names for work in parts[name])
+        totals = [sum(each) for each in zip(*(seconds[name] for name in names), strict=True)]
+        cells = " | ".join(
+            f"{total:.3g} ({flops / total * 1e3 / card.tensor:.0%})"
+            for total, card in zip(totals, cards, strict=True)
+        )
+        label = f"whole step, {method} (FLOP utilisation)"
+        lines.append(f"| {label} | {_number(flops / 1e9)} | | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 def tables() -> str:
     """The tables, as Markdown."""
     parts = [
@@ -143,9 +191,11 @@ def tables() -> str:
 
 def with_tables(page: str) -> str:
     """The text of the page with the present tables."""
-    before, rest = page.split(START)
-    _, after = rest.split(END)
-    return before + START + tables() + END + after
+    for start, end, text in ((START, END, tables()), (ROOF_START, ROOF_END, f"\n{_roofline()}\n")):
+        before, rest = page.split(start)
+        _, after = rest.split(end)
+        page = before + start + text + end + after
+    return page
 
 
 if __name__ == "__main__":

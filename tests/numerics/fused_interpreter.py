@@ -97,7 +97,7 @@ def whole(individual, masked):
     for double in (True, False):
         leaf = (features.double() if double else features).clone().requires_grad_()
         leaves = leaf, scale.to(leaf.dtype).clone().requires_grad_()
-        log_inner.fused_kernels = (lambda _: None) if double else (lambda _: fused)
+        log_inner.fused_kernels = (lambda *_: None) if double else (lambda *_: fused)
         candidates = Candidates(leaf.detach(), BatchLayout((19,), 0), excluded=excluded)
         value, _ = log_inner.log_inner(*leaves, candidates)
         value = value[:, known]

@@ -114,6 +114,7 @@ INSIDE = {
         [
             "warning_signs",
             "learning_rate",
+            "loss_arithmetic",
             "loss_scale",
             "optimizer_kind",
             "parameter_groups",

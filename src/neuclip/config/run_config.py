@@ -17,6 +17,7 @@ from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.catalogue.registry import DEFAULT_METHOD, AnyMethodSettings, check_takes, method_info
 from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.config.data_sections import DataConfig
+from neuclip.config.loss_section import ComputeConfig
 from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.sections import EvaluationConfig, ModelConfig, OutputConfig, ParallelConfig
 from neuclip.errors import UserError
@@ -64,6 +65,7 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
     parallel: ParallelConfig = ParallelConfig()
+    compute: ComputeConfig = ComputeConfig()
     optim: OptimConfig = OptimConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     output: OutputConfig = OutputConfig()

@@ -41,6 +41,12 @@ PrototypeOptimizer = Literal["adagrad_norm", "adagrad", "adam", "sgd"]
 NetworkRefresh = Literal["restart", "rolling"]
 """How trained prototypes are renewed from recent embeddings: all at once, or a moving window."""
 
+FusedLoss = Literal["auto", "on", "off"]
+"""Whether the softmaxes of a batch use fused kernels: see `neuclip.method.arithmetic`."""
+
+CompiledLoss = Literal["off", "compile", "graphs"]
+"""What torch.compile does of a loss: see `neuclip.method.arithmetic`."""
+
 BatchOption = Literal["groups", "pair_weights", "negative_features"]
 """What a batch may bring to its loss beside the pairs: arguments of the call, by name."""
 

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from neuclip.method.arithmetic import PLAIN, Arithmetic
 from neuclip.method.softmax.candidates import Candidates, Thresholds
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
@@ -50,6 +51,7 @@ class Pairs:
         weights: weights of the pairs in the loss; none: all weigh the same.
         negatives: embeddings of the texts' hard negatives; rows of pairs without one are 0.
         candidates: the pairs of all ranks, if they were gathered already.
+        arithmetic: how the loss computes.
     """
 
     features: Float[Tensor, "2 local dim"]
@@ -59,6 +61,7 @@ class Pairs:
     weights: Float[Tensor, " local"] | None = None
     negatives: Float[Tensor, "local dim"] | None = None
     candidates: Candidates | None = None
+    arithmetic: Arithmetic = PLAIN
 
     @property
     def leaves_out(self) -> bool:

@@ -45,6 +45,7 @@ from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluation_plan import open_plan
 from neuclip.training.finetuning import complete
 from neuclip.training.folder_lock import FolderLock
+from neuclip.training.loss_arithmetic import loss_arithmetic
 from neuclip.training.loss_scale import LossScale
 from neuclip.training.open_run import changed_settings, earlier_config, open_run_folder
 from neuclip.training.optim import Optimizer
@@ -92,6 +93,7 @@ def _join_and_train(config: RunConfig) -> Path:
         fsdp.ensure_process_group(device.type, wanted=config.parallel.fsdp),
     ):
         check_same_program(config.model_dump(mode="json"))
+        loss_arithmetic(config.compute, device)  # fails before data are opened
         from_main(lambda: check_packages(config.output))
         data = TrainingData(config, config.data.train_data)
         config, derived = complete(config, data)

@@ -101,7 +101,8 @@ class TrainingStep:
         finite = FiniteOutputs.of(outputs)
         ids = [batch.sample_ids for batch in batches]
         given = {"sample_ids": torch.cat(ids) if cached else ids[0], **_batch_options(batches)}
-        with self._section("loss"):
+        # The loss computes in float32 but for the factors of its large products.
+        with self._section("loss"), self._clip.autocast(self._device):
             loss = self._loss(**finite.outputs, **given)
         assert isinstance(loss, Tensor)
         distilled = None

@@ -22,6 +22,7 @@ from neuclip.parallel import collectives, fsdp, process_group
 from neuclip.training.components import Components
 from neuclip.training.device_prefetch import DevicePrefetcher
 from neuclip.training.evaluating import Evaluated, Evaluator
+from neuclip.training.loss_arithmetic import loss_arithmetic
 from neuclip.training.nonfinite import StepMonitor
 from neuclip.training.oom_advice import advice_when_out_of_memory
 from neuclip.training.records.data_record import DataRecord
@@ -56,7 +57,8 @@ class Trainer:
         self._evaluator = Evaluator(run, self._recorder)
         section = self._recorder.timer.section
         # The loader drops incomplete batches, so ranks always hold the same number of pairs.
-        run.loss.attach(section=section, equal_batches=True)
+        arithmetic = loss_arithmetic(config.compute, run.device)
+        run.loss.attach(section=section, equal_batches=True, arithmetic=arithmetic)
         self._update = TrainingStep(
             run.clip,
             collectives.data_parallel(run.clip.towers, run.device),

@@ -28,9 +28,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuclip.method.choices import ObjectiveScale, TemperatureGradient
-from neuclip.method.losses.pair_loss import PairLoss, anchors_of
+from neuclip.method.losses.pair_loss import Metrics, PairLoss, anchors_of
 from neuclip.method.measured_rho import MeasuredRho
-from neuclip.method.notation import Anchors, Normalizer, Pairs
+from neuclip.method.notation import Anchors, Normalizer, Pairs, known_mean
 from neuclip.method.objective import LOG_RATIO_LIMIT, conjugate, count_gradient, log_plus
 
 
@@ -73,6 +73,7 @@ class GlobalContrastiveLoss(PairLoss):
         self.epsilon = objective.epsilon
         self.learns_temperature = objective.learns_temperature
         self.needs_sample_ids = normalizer.needs_sample_ids
+        self._seen: tuple[list[Tensor], Tensor | None] | None = None
 
     def pair_loss(
         self,
@@ -91,11 +92,14 @@ class GlobalContrastiveLoss(PairLoss):
         anchors = anchors_of(pairs, count_gradient(logit_scale, through_inner / sides))
         with self.section("normalizer"):
             log_normalizer = self.normalizer.estimate(self._scaled(anchors))
+        log_target = log_plus(anchors.log_inner, self.epsilon)
         if self.normalizer.direct:
             surrogate = log_normalizer
         else:
-            surrogate = conjugate(log_plus(anchors.log_inner, self.epsilon), log_normalizer)
-        self._record(anchors, log_normalizer)
+            surrogate = conjugate(log_target, log_normalizer)
+        seen = (anchors.log_inner, log_target, log_normalizer)
+        self._seen = [value.detach() for value in seen], anchors.known
+        self.record_metrics(self._diagnostics)
         means = anchors.mean(torch.stack([surrogate, log_normalizer.detach()])).mean(-1)
         loss = self._weigh(count_gradient(means[0], sides), means[1], logit_scale)
         return loss if measured is None else measured.watch_loss(loss)
@@ -137,15 +141,15 @@ class GlobalContrastiveLoss(PairLoss):
         """The normalizer's prediction."""
         return self.normalizer.predict(anchors_of(pairs, logit_scale))
 
-    @torch.no_grad()
-    def _record(self, anchors: Anchors, log_normalizer: Tensor) -> None:
-        ratio = log_plus(anchors.log_inner, self.epsilon) - log_normalizer
-        self.record_metrics(
-            {
-                "log_normalizer": anchors.average(log_normalizer),
-                "batch_log_inner": anchors.average(anchors.log_inner),
-                "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
-                **({} if self.measured_rho is None else {"rho": self.measured_rho.value}),
-                **self.normalizer.metrics(),
-            }
-        )
+    def _diagnostics(self) -> Metrics:
+        """Means over this rank's anchors of the last call."""
+        assert self._seen is not None
+        (log_inner, log_target, log_normalizer), known = self._seen
+        ratio = log_target - log_normalizer
+        return {
+            "log_normalizer": known_mean(log_normalizer, known),
+            "batch_log_inner": known_mean(log_inner, known),
+            "weight_max": ratio.max().clamp_max(LOG_RATIO_LIMIT).exp(),
+            **({} if self.measured_rho is None else {"rho": self.measured_rho.value}),
+            **self.normalizer.metrics(),
+        }

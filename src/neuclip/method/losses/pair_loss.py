@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuclip.errors import UserError
+from neuclip.method.arithmetic import PLAIN, Arithmetic, autocast_precision
 from neuclip.method.choices import BatchOption
 from neuclip.method.inputs import check_layout, check_shapes, check_values, with_options
 from neuclip.method.notation import Anchors, Pairs, SectionTimer, ShardedState, no_timer
@@ -17,6 +19,9 @@ from neuclip.method.softmax.log_inner import log_inner
 from neuclip.method.thresholds import FalseNegativeThresholds
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import BatchLayout
+
+Metrics = Mapping[str, Tensor | float]
+"""Diagnostics by name."""
 
 
 class PairLoss(nn.Module):
@@ -30,6 +35,7 @@ class PairLoss(nn.Module):
         needs_sample_ids: whether `sample_ids` must be passed.
         takes: which of `groups`, `pair_weights` and `negative_features` may be passed.
         learns_temperature: whether `logit_scale` gets a gradient; if not, freeze it.
+        has_fused_kernels: whether its softmaxes can use the fused kernels.
         thresholds: which negatives an anchor takes for false and leaves out; none: it keeps all.
         settling: set while the towers stay as they are and only the loss's state learns: individual
             temperatures stay too, and a rho that is to be measured is.
@@ -39,19 +45,26 @@ class PairLoss(nn.Module):
     needs_sample_ids: bool = False
     takes: frozenset[BatchOption] = frozenset()
     learns_temperature: bool = True
+    has_fused_kernels: bool = True
     settling: bool = False
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.embed_dim = embed_dim
-        self.attach()
         self.thresholds: FalseNegativeThresholds | None = None
+        self.attach()
         self._layout_checked = False
         self._checked_values = False
         self._checked_options = False
-        self._last: dict[str, Tensor | float] = {}
+        self._last: Metrics | Callable[[], Metrics] = {}
 
-    def attach(self, *, section: SectionTimer = no_timer, equal_batches: bool = False) -> None:
+    def attach(
+        self,
+        *,
+        section: SectionTimer = no_timer,
+        equal_batches: bool = False,
+        arithmetic: Arithmetic = PLAIN,
+    ) -> None:
         """Connects the loss to a training loop.
 
         Args:
@@ -59,7 +72,19 @@ class PairLoss(nn.Module):
             equal_batches: set if every rank holds the same number of pairs at every call. The
                 numbers are then all-gathered and checked at the first call only; otherwise at
                 every call, and they may differ.
+            arithmetic: how the loss computes. Inside autocast with bfloat16, products of features
+                are of bfloat16 factors whatever it says.
+
+        Raises:
+            UserError: it asks for fused kernels, and this loss has none.
         """
+        if arithmetic.fused == "on" and not (self.has_fused_kernels and self.thresholds is None):
+            why = "leaves out false negatives by similarity" if self.thresholds else "has none"
+            raise UserError(
+                f"--fused-loss on: fused kernels are not for this loss, {type(self).__name__}, "
+                f"which {why}; leave the flag out"
+            )
+        self.arithmetic = arithmetic
         self.section = section
         self.equal_batches = equal_batches
 
@@ -130,6 +155,8 @@ class PairLoss(nn.Module):
                 f"{len(image_features)} integers, such as the pairs' positions in the data"
             )
         pairs = self._prepare(image_features, text_features, sample_ids, self._training_layout)
+        if (low := autocast_precision(image_features.device.type)) is not None:
+            pairs = replace(pairs, arithmetic=replace(self.arithmetic, low_precision=low))
         given = {
             "groups": groups,
             "pair_weights": pair_weights,
@@ -186,10 +213,20 @@ class PairLoss(nn.Module):
     def metrics(self) -> dict[str, float]:
         """Returns diagnostics of the last call. Waits for the device."""
         found = {} if self.thresholds is None else self.thresholds.metrics()
-        return {name: float(value) for name, value in {**self._last, **found}.items()}
+        with torch.no_grad():
+            last = self._last() if callable(self._last) else self._last
+        return {name: float(value) for name, value in {**last, **found}.items()}
 
-    def record_metrics(self, values: Mapping[str, Tensor | float]) -> None:
-        """Keeps diagnostics for `metrics`, on the device."""
+    def record_metrics(self, values: Metrics | Callable[[], Metrics]) -> None:
+        """Keeps diagnostics for `metrics`, on the device.
+
+        Args:
+            values: the numbers; or a function that computes them, so that a step whose metrics
+                nobody reads does not pay for them. It must keep no more than small tensors alive.
+        """
+        if callable(values):
+            self._last = values
+            return
         self._last = {
             name: value.detach() if isinstance(value, Tensor) else value
             for name, value in values.items()
@@ -217,7 +254,7 @@ class PairLoss(nn.Module):
             )
         both = torch.stack([image_features, text_features])
         features = both if both.dtype == torch.float64 else both.float()
-        return Pairs(features, layout, sample_ids)
+        return Pairs(features, layout, sample_ids, arithmetic=self.arithmetic)
 
     def _with_options(self, pairs: Pairs, given: Mapping[str, Tensor]) -> Pairs:
         """The pairs with what their batch brings, checked and on the device of the features."""
@@ -271,7 +308,7 @@ def anchors_of(pairs: Pairs, logit_scale: Float[Tensor, "*scales"]) -> Anchors:
     """
     features = pairs.features
     candidates = pairs.candidates or Candidates.gather(features, pairs.groups, pairs.layout)
-    estimate, derivative = log_inner(features, logit_scale, candidates)
+    estimate, derivative = log_inner(features, logit_scale, candidates, pairs.arithmetic)
     anchors = Anchors(
         pairs=pairs,
         positive=(features[0] * features[1]).sum(-1),

@@ -32,6 +32,8 @@ class SigmoidLoss(PairLoss):
         initial_logit_bias: where the learnable bias starts.
     """
 
+    has_fused_kernels = False
+
     def __init__(self, embed_dim: int, initial_logit_bias: float) -> None:
         super().__init__(embed_dim)
         self.initial_logit_bias: float | None = initial_logit_bias

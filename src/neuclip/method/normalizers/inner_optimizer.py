@@ -87,12 +87,14 @@ class InnerOptimizer(nn.Module):
 
     @torch.no_grad()
     def step(self, parameter: Float[Tensor, "2 ..."], grad: Float[Tensor, "2 ..."]) -> None:
-        """Moves the parameter against the gradient, in place; may overwrite `grad`."""
+        """Moves the parameter against the gradient, in place."""
         if self.kind == "adagrad_norm":
-            square = torch.linalg.vector_norm(grad.flatten(1), dim=1).square_()
-            square = square if self.shard is None else self.shard.sum(square)
-            self.accumulator += square.view_as(self.accumulator)
-            parameter.sub_(grad.mul_(self.lr / (self.accumulator.sqrt() + _TINY)))
+            norm = torch.linalg.vector_norm(grad.flatten(1), dim=1).view_as(self.accumulator)
+            if self.shard is None or self.shard.is_full:
+                self.accumulator.addcmul_(norm, norm)
+            else:
+                self.accumulator += self.shard.sum(norm.square_())
+            parameter.addcdiv_(grad, self.accumulator.sqrt().add_(_TINY), value=-self.lr)
         elif self.kind == "adagrad":
             self.accumulator.addcmul_(grad, grad)
             parameter.addcdiv_(grad, self.accumulator.sqrt().add_(_TINY), value=-self.lr)

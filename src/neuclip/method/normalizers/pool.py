@@ -31,8 +31,8 @@ from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
 from neuclip.method.normalizers.prototype_network import (
     GlobalBatch,
     NetworkOutput,
+    PredictionRecord,
     attach_gradient,
-    diagnostics,
 )
 from neuclip.method.normalizers.sharded_rows import gathered_rows
 from neuclip.method.notation import Anchors, has_estimate
@@ -94,7 +94,7 @@ class PoolNormalizer(nn.Module):
         self.fill_steps = 0
         self._for_batch = for_batch
         self.ring = EmbeddingQueue(settings.size, embed_dim, setting="pool_size", sharded=sharded)
-        self._last: dict[str, Tensor | float] = {}
+        self._last: PredictionRecord | None = None
         self.register_load_state_dict_pre_hook(_take_size)
 
     @property
@@ -104,7 +104,7 @@ class PoolNormalizer(nn.Module):
 
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
         """Mixes the pool's prediction with the batch estimate; then the batch enters the pool."""
-        batch = GlobalBatch.of(anchors, self.ring.slots.dtype, with_sample_ids=True)
+        batch = self._global_batch(anchors)
         if self.fill_steps == 0:
             self._settle(anchors.pairs.layout.total)
         if self.ring.filled == 0:
@@ -120,7 +120,7 @@ class PoolNormalizer(nn.Module):
         self._push(batch)
         gamma = self.gamma.at(self.step_count, self.fill_steps)
         self.step_count += 1
-        self._last = diagnostics(log_mean, batch, self.epsilon, gamma)
+        self._last = PredictionRecord(log_mean, batch.log_inner, batch.known, self.epsilon, gamma)
         return log_plus(self._mix(predicted, anchors.log_inner, gamma), self.epsilon)
 
     @torch.no_grad()
@@ -128,7 +128,7 @@ class PoolNormalizer(nn.Module):
         """Alpha of the anchors by the pool alone; the batch estimate while the pool is empty."""
         if self.ring.filled == 0:
             return log_plus(anchors.log_inner, self.epsilon)
-        batch = GlobalBatch.of(anchors, self.ring.slots.dtype, with_sample_ids=True)
+        batch = self._global_batch(anchors)
         local = anchors.pairs.layout.own(self._read(batch).log_mean)
         return log_plus(local, self.epsilon).to(anchors.pairs.features.dtype)
 
@@ -140,7 +140,10 @@ class PoolNormalizer(nn.Module):
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Diagnostics of the last estimate."""
-        return self._last
+        return {} if self._last is None else self._last.diagnostics()
+
+    def _global_batch(self, anchors: Anchors) -> GlobalBatch:
+        return GlobalBatch.of(anchors, self.ring.slots.dtype, self.epsilon, with_sample_ids=True)
 
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
         return self.ring.read(batch)

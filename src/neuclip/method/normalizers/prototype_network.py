@@ -9,6 +9,10 @@ each rank holds m/K prototypes of each side: the sum over k is one all-reduce of
 gradients by the prototypes need no communication. The sums are of exp((cos_ik - 1) / tau) in
 float64: exact for 1 / tau up to 340 (trainers clamp it at 100).
 
+The host launches some thirty kernels for a reading and a step, and small batches wait for it: so
+what is constant over the inner steps is computed once a batch, and softmaxes are normalised where
+they meet numbers per anchor.
+
 Gradients are written out instead of left to autograd. With w = W/|W|, p_ik the softmax of
 cos_ik / tau over k, and share_i = 1 - eps exp(-alpha_i):
 
@@ -19,7 +23,8 @@ The projection is the gradient of the cosine; without it the prototypes drift an
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -44,26 +49,37 @@ class GlobalBatch:
         positive: s_ii.
         logit_scale: 1 / tau.
         log_inner: log g^_i.
+        epsilon: stabiliser of the objective.
         sample_ids: the anchors' ids, if given and asked for.
         groups: the anchors' groups, if given.
         thresholds: the anchors' thresholds, if they have any.
+        offsets: what `offset` has computed.
     """
 
     features: Float[Tensor, "2 batch dim"]
     positive: Float[Tensor, " batch"]
     logit_scale: Float[Tensor, ""]
     log_inner: Float[Tensor, "2 batch"]
+    epsilon: float
     sample_ids: Int64[Tensor, " batch"] | None
     groups: Int64[Tensor, "batch kinds"] | None
     thresholds: Float[Tensor, "2 batch"] | None
+    offsets: dict[float, Tensor] = field(default_factory=dict[float, Tensor], repr=False)
 
     @classmethod
     @torch.no_grad()
     def of(
-        cls, anchors: Anchors, dtype: torch.dtype, *, with_sample_ids: bool = False
+        cls,
+        anchors: Anchors,
+        dtype: torch.dtype,
+        epsilon: float = 0.0,
+        *,
+        with_sample_ids: bool = False,
     ) -> "GlobalBatch":
         """Gathers the batch estimates of all ranks, and the sample ids in the same message."""
         features = anchors.global_features.to(dtype)
+        one_rank = len(anchors.pairs.layout.sizes) == 1
+        positive = anchors.positive.detach() if one_rank else (features[0] * features[1]).sum(-1)
         numbers, ids = anchors.log_inner.detach().T, anchors.pairs.sample_ids
         if not with_sample_ids or ids is None:
             log_inner, ids = collectives.gather_constant(numbers, anchors.pairs.layout), None
@@ -76,9 +92,10 @@ class GlobalBatch:
         thresholds = anchors.pairs.thresholds
         return cls(
             features=features,
-            positive=(features[0] * features[1]).sum(-1),
+            positive=positive.to(dtype),
             logit_scale=anchors.logit_scale.detach().to(dtype),
             log_inner=log_inner.T.to(dtype),
+            epsilon=epsilon,
             sample_ids=ids,
             groups=anchors.global_groups,
             thresholds=None if thresholds is None else thresholds.everybody.to(dtype),
@@ -94,6 +111,52 @@ class GlobalBatch:
         """Which anchors have a negative in the batch; none: all, because none leaves out any."""
         return has_estimate(self.log_inner) if self.leaves_out else None
 
+    @cached_property
+    def scaled(self) -> Float[Tensor, "2 batch dim"]:
+        """The features over tau."""
+        return self.features * self.logit_scale
+
+    @cached_property
+    def shift(self) -> Float[Tensor, " batch"]:
+        """s_ii over tau."""
+        return self.positive * self.logit_scale
+
+    def offset(self, log_count: float) -> Float[Tensor, " batch"]:
+        """s_ii over tau, plus the logarithm of the number of prototypes in the mean."""
+        if log_count not in self.offsets:
+            self.offsets[log_count] = self.shift + log_count
+        return self.offsets[log_count]
+
+    @cached_property
+    def share(self) -> float | Float[Tensor, "2 batch"]:
+        """The weight of each anchor in the mean over those that have a negative."""
+        known = self.known
+        if known is None:
+            return 1 / self.features.shape[1]
+        return known / known.sum(-1, keepdim=True).clamp_min(1)
+
+    @cached_property
+    def weighted(self) -> Float[Tensor, "2 batch dim"]:
+        """The features times `share`."""
+        share = self.share
+        return self.features * (share[..., None] if isinstance(share, Tensor) else share)
+
+    @cached_property
+    def log_epsilon(self) -> Float[Tensor, ""] | None:
+        """The logarithm of epsilon; none if it is 0."""
+        return self.log_inner.new_full((), math.log(self.epsilon)) if self.epsilon else None
+
+    @cached_property
+    def log_target(self) -> Float[Tensor, "2 batch"]:
+        """Log q_i, the batch's own log-normalizers."""
+        return self.plus_epsilon(self.log_inner)
+
+    def plus_epsilon(self, log_value: Float[Tensor, "2 batch"]) -> Float[Tensor, "2 batch"]:
+        """`log_plus` with this batch's epsilon."""
+        if self.log_epsilon is None:
+            return log_value
+        return torch.logaddexp(log_value, self.log_epsilon)
+
     @property
     def candidates(self) -> Float[Tensor, "2 batch dim"]:
         """Texts (candidates of image anchors), images."""
@@ -107,7 +170,9 @@ class NetworkOutput:
     Attributes:
         directions: w_k, this rank's.
         norms: |W_k|, this rank's.
-        weights: p_ik over the prototypes of all ranks; this rank's columns.
+        weights: exp(logit_ik - top_i), top_i the largest of this rank's logits; its columns.
+        log_weight: log of what a weight of 1 adds to the mean, so p_ik = weights_ik
+            exp(log_weight_i - log_mean_i); minus infinity for an anchor without a prototype.
         log_mean: see the module.
         count: prototypes that the means are over, for all anchors or for each.
     """
@@ -115,8 +180,14 @@ class NetworkOutput:
     directions: Float[Tensor, "2 owned dim"]
     norms: Float[Tensor, "2 owned 1"]
     weights: Float[Tensor, "2 batch owned"]
+    log_weight: Float[Tensor, "2 batch"]
     log_mean: Float[Tensor, "2 batch"]
     count: int | Float[Tensor, "*sides batch"]
+
+    @property
+    def norm(self) -> Float[Tensor, "2 batch 1"]:
+        """p_ik over the weights."""
+        return (self.log_weight - self.log_mean).exp_()[..., None]
 
 
 @torch.no_grad()
@@ -139,32 +210,39 @@ def network_output(
         excluded: prototypes left out of an anchor's sum, or out of all sums.
         count: prototypes that the mean is over, for all anchors or for each; none: all m. Those
             above an anchor's threshold leave its sum and its count. An anchor with none has
-            `NO_ESTIMATE` and weights of 0.
+            `NO_ESTIMATE` and p_ik = 0.
     """
     norms = torch.linalg.vector_norm(prototypes, dim=-1, keepdim=True)
     directions = prototypes / norms.clamp_min(1e-30)
-    logits = torch.bmm(batch.features, directions.transpose(1, 2))
+    factors = batch.scaled if batch.thresholds is None else batch.features
+    logits = torch.bmm(factors, directions.transpose(1, 2))
     count = shard.size if count is None else count
     log_count = math.log(count if isinstance(count, int) else shard.size)
     if batch.thresholds is not None:
         excluded, count = _above(logits, batch.thresholds, excluded, count, shard)
-    logits *= batch.logit_scale
+        logits *= batch.logit_scale
     if log_shares is not None:
         logits += (log_shares + log_count)[:, None, :]
     if excluded is not None:
         logits.masked_fill_(excluded, _EXCLUDED)
     top = logits.amax(-1, keepdim=True)
     weights = logits.sub_(top).exp_()
-    # No cosine and no share of the weights exceeds 1: the bound.
-    bound = batch.logit_scale + log_count
-    log_sum = shard.logsumexp(weights.sum(-1, keepdim=True).log_().add_(top), bound)
-    weights.mul_(top.sub_(log_sum).exp_())
-    mean_over = count.clamp_min(1).log() if isinstance(count, Tensor) else log_count
-    log_mean = log_sum.squeeze(-1) - mean_over - batch.positive * batch.logit_scale
     if isinstance(count, Tensor):
-        weights.masked_fill_((count == 0)[..., None], 0)
+        offset = batch.shift + count.clamp_min(1).log()
+    else:
+        offset = batch.offset(log_count)
+    top = top.squeeze(-1)
+    log_weight, log_mean = top - offset, weights.sum(-1).log_()
+    if shard.is_full:
+        log_mean += log_weight
+    else:
+        # No cosine and no share of the weights exceeds 1: the bound.
+        bound = batch.logit_scale + log_count
+        log_mean = shard.logsumexp(log_mean.add_(top), bound) - offset
+    if isinstance(count, Tensor):
+        log_weight.masked_fill_(count == 0, -math.inf)
         log_mean.masked_fill_(count == 0, NO_ESTIMATE)
-    return NetworkOutput(directions, norms, weights, log_mean, count)
+    return NetworkOutput(directions, norms, weights, log_weight, log_mean, count)
 
 
 def _above(
@@ -189,30 +267,24 @@ def log_shares(log_weights: Float[Tensor, "2 owned"], shard: RowShard) -> Float[
     return log_weights - top - total.log()
 
 
-def log_mean_gradient(
-    output: NetworkOutput, batch: GlobalBatch, epsilon: float
-) -> Float[Tensor, "2 batch"]:
-    """Derivative of the prototypes' objective by the log-means, over tau.
+def weight_gradient(output: NetworkOutput, batch: GlobalBatch) -> Float[Tensor, "2 batch"]:
+    """Derivative of each anchor's term of the prototypes' objective by log weights_ik, over tau.
 
-    (1 - exp(-alpha_i) q_i) share_i / B, with the notation of `prototypes`; the mean is over the
-    anchors that have a negative.
+    With the notation of `prototypes` it is (1 - exp(-alpha_i) q_i) share_i p_ik, of which this is
+    the factor beside weights_ik. The objective is the mean of the terms, weighted by `batch.share`.
     """
-    log_target, known = log_plus(batch.log_inner, epsilon), batch.known
-    alpha = log_plus(output.log_mean, epsilon)
-    ratio = (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_()
-    gradient = (1 - ratio) * (output.log_mean - alpha).exp_()
-    if known is None:
-        return gradient / log_target.shape[-1]
-    return gradient * known / known.sum(-1, keepdim=True).clamp_min(1)
+    alpha = batch.plus_epsilon(output.log_mean)
+    both = torch.stack([batch.log_target, output.log_weight]).sub_(alpha)
+    ratio, factor = both.clamp_max_(LOG_RATIO_LIMIT).exp_()  # the factor is at most 1
+    return factor.addcmul(factor, ratio, value=-1)
 
 
 def prototype_gradient(
-    output: NetworkOutput,
-    features: Float[Tensor, "2 batch dim"],
-    by_log_mean: Float[Tensor, "2 batch"],
+    output: NetworkOutput, batch: GlobalBatch, by_weight: Float[Tensor, "2 batch"]
 ) -> Float[Tensor, "2 owned dim"]:
-    """The gradient by the prototypes, from the gradient by the log-means over tau."""
-    grad = torch.bmm(output.weights.transpose(1, 2), features * by_log_mean[..., None])
+    """The gradient by the prototypes, from `weight_gradient`."""
+    pulls = batch.weighted * by_weight[..., None]
+    grad = torch.bmm(output.weights.transpose(1, 2), pulls)
     radial = torch.linalg.vecdot(grad, output.directions)[..., None]
     return grad.addcmul_(output.directions, radial, value=-1).div_(output.norms)
 
@@ -258,7 +330,7 @@ def _centre(
     The second result is the sum of p_ik over the newest, if only those carry the gradient.
     """
     if newest is None:
-        means = torch.bmm(output.weights, output.directions)
+        means = torch.bmm(output.weights, output.directions).mul_(output.norm)
         centre = shard.scatter_sum(means.transpose(0, 1), anchors.pairs.layout).transpose(0, 1)
         return centre, None
     # The sums of the weights travel as another column: one message.
@@ -267,23 +339,40 @@ def _centre(
         weights = output.weights[..., rows]
         sums[..., :-1] += torch.bmm(weights, output.directions[:, rows])
         sums[..., -1] += weights.sum(-1)
+    sums *= output.norm
     total = shard.scatter_sum(sums.transpose(0, 1), anchors.pairs.layout).transpose(0, 1)
     return total[..., :-1] / total[..., -1:].clamp_min(1e-30), total[..., -1]
 
 
-def diagnostics(
-    log_mean: Float[Tensor, "2 batch"], batch: GlobalBatch, epsilon: float, gamma: float
-) -> dict[str, Tensor | float]:
-    """The prediction beside the batch estimate, as means over the anchors of all ranks."""
-    alpha, log_target = log_plus(log_mean, epsilon), log_plus(batch.log_inner, epsilon)
-    known = batch.known
-    if known is not None:
-        known = known & has_estimate(log_mean)
-    return {
-        "gamma": gamma,
-        "predicted_log_normalizer": known_mean(alpha, known),
-        "prototype_objective": known_mean(conjugate(log_target, alpha), known),
-        "prototype_ratio": known_mean(
-            (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_(), known
-        ),
-    }
+@dataclass(frozen=True)
+class PredictionRecord:
+    """What the last estimate's diagnostics follow from; they cost nothing until they are read.
+
+    Attributes:
+        log_mean: the prediction, see the module.
+        log_inner: the batch's own estimate.
+        known: which anchors have a negative; none: all.
+        epsilon: stabiliser of the objective.
+        gamma: weight of the batch estimate.
+    """
+
+    log_mean: Float[Tensor, "2 batch"]
+    log_inner: Float[Tensor, "2 batch"]
+    known: Bool[Tensor, "2 batch"] | None
+    epsilon: float
+    gamma: float
+
+    @torch.no_grad()
+    def diagnostics(self) -> dict[str, Tensor | float]:
+        """The prediction beside the batch estimate, as means over the anchors of all ranks."""
+        alpha, known = log_plus(self.log_mean, self.epsilon), self.known
+        log_target = log_plus(self.log_inner, self.epsilon)
+        if known is not None:
+            known = known & has_estimate(self.log_mean)
+        ratio = (log_target - alpha).clamp_max(LOG_RATIO_LIMIT).exp_()
+        return {
+            "gamma": self.gamma,
+            "predicted_log_normalizer": known_mean(alpha, known),
+            "prototype_objective": known_mean(conjugate(log_target, alpha), known),
+            "prototype_ratio": known_mean(ratio, known),
+        }

@@ -19,7 +19,7 @@ Trained prototypes belong to no sample, so groups cannot exclude any of them. Th
 batch estimates that leave out an anchor's groups, over the anchors that have a negative.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neuclip.method.arithmetic import compiled_form
 from neuclip.method.choices import (
+    CompiledLoss,
     NetworkRefresh,
     PredictionGradient,
     PrototypeOptimizer,
@@ -40,12 +42,12 @@ from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.normalizers.prototype_network import (
     GlobalBatch,
     NetworkOutput,
+    PredictionRecord,
     attach_gradient,
-    diagnostics,
-    log_mean_gradient,
     log_shares,
     network_output,
     prototype_gradient,
+    weight_gradient,
 )
 from neuclip.method.normalizers.sharded_rows import RowShard, gathered_rows, keep_full_in_state
 from neuclip.method.notation import Anchors
@@ -114,7 +116,8 @@ class PrototypeNormalizer(nn.Module):
         self.optimizer = InnerOptimizer(kind, lr, self.prototypes, self.shard)
         weight_shard = self.shard if settings.log_weights else None
         self.weight_optimizer = InnerOptimizer(kind, lr, self.log_weights, weight_shard)
-        self._last: dict[str, Tensor | float] = {}
+        self._last: PredictionRecord | None = None
+        self._compiled: dict[CompiledLoss, Callable[[GlobalBatch], None]] = {}
         self.register_load_state_dict_pre_hook(_drop_sample_ids)
         keep_full_in_state(self, self._row_names())
 
@@ -125,20 +128,23 @@ class PrototypeNormalizer(nn.Module):
 
     def estimate(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
         """Refreshes and trains the prototypes on the batch, and mixes their prediction with it."""
-        batch = GlobalBatch.of(anchors, self.prototypes.dtype)
+        batch = GlobalBatch.of(anchors, self.prototypes.dtype, self.epsilon)
         is_first = self.ring.written == 0
         at_once = is_first or self.settings.restart_from == "current"
         if at_once:
             self._remember(batch)
         self._refresh(batch, is_first)
+        inner_step = self._inner_step_as(anchors.pairs.arithmetic.compiled)
         for _ in range(self.settings.inner_steps):
-            self._inner_step(batch)
+            inner_step(batch)
         output = self._read(batch)
         gamma = 0.0 if self.gamma is None else self.gamma.at(self.step_count)
         self.step_count += 1
         if not at_once:
             self._remember(batch)
-        self._last = diagnostics(output.log_mean, batch, self.epsilon, gamma)
+        self._last = PredictionRecord(
+            output.log_mean, batch.log_inner, batch.known, self.epsilon, gamma
+        )
         predicted = attach_gradient(output, anchors, self.settings.gradient, self.shard)
         estimate = anchors.log_inner if self.direct else anchors.log_inner.detach()
         return log_plus(mix(predicted, estimate, gamma), self.epsilon)
@@ -146,7 +152,7 @@ class PrototypeNormalizer(nn.Module):
     @torch.no_grad()
     def predict(self, anchors: Anchors) -> Float[Tensor, "2 local"]:
         """Alpha of the anchors by the prototypes alone."""
-        output = self._read(GlobalBatch.of(anchors, self.prototypes.dtype))
+        output = self._read(GlobalBatch.of(anchors, self.prototypes.dtype, self.epsilon))
         local = anchors.pairs.layout.own(output.log_mean)
         return log_plus(local, self.epsilon).to(anchors.pairs.features.dtype)
 
@@ -158,7 +164,7 @@ class PrototypeNormalizer(nn.Module):
 
     def metrics(self) -> dict[str, Tensor | float]:
         """Diagnostics of the last estimate."""
-        return self._last
+        return {} if self._last is None else self._last.diagnostics()
 
     def _row_names(self) -> tuple[str, ...]:
         """Buffers with one row per prototype."""
@@ -168,17 +174,30 @@ class PrototypeNormalizer(nn.Module):
         shares = log_shares(self.log_weights, self.shard) if self.settings.log_weights else None
         return network_output(self.prototypes, batch, self.shard, log_shares=shares)
 
+    def _inner_step_as(self, compiled: CompiledLoss) -> Callable[[GlobalBatch], None]:
+        """The inner step, compiled at its first call if that is wanted.
+
+        Prototypes and optimiser state stay where they are, as a CUDA graph needs.
+        """
+        if compiled == "off":
+            return self._inner_step
+        if compiled not in self._compiled:
+            self._compiled[compiled] = compiled_form(self._inner_step, graphs=compiled == "graphs")
+        return self._compiled[compiled]
+
     @torch.no_grad()
     def _inner_step(self, batch: GlobalBatch) -> None:
         """One step of the prototypes on the objective, everything else fixed."""
         output = self._read(batch)
-        by_log_mean = log_mean_gradient(output, batch, self.epsilon)
+        by_weight = weight_gradient(output, batch)
         if self.settings.log_weights:
             shares = log_shares(self.log_weights, self.shard).exp()
-            grad = (by_log_mean[:, None] @ output.weights).squeeze(1)
-            grad -= shares * by_log_mean.sum(-1, keepdim=True)
+            terms = by_weight * batch.share
+            grad = (terms[:, None] @ output.weights).squeeze(1)
+            # p_ik of all prototypes sums to 1.
+            grad -= shares * (terms / output.norm.squeeze(-1)).sum(-1, keepdim=True)
             self.weight_optimizer.step(self.log_weights, grad / batch.logit_scale)
-        grad = prototype_gradient(output, batch.features, by_log_mean)
+        grad = prototype_gradient(output, batch, by_weight)
         self.optimizer.step(self.prototypes, grad)
 
     # --- refreshing -------------------------------------------------------------------------

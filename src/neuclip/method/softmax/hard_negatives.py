@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from neuclip.method.arithmetic import Arithmetic
 from neuclip.method.notation import NO_ESTIMATE, Anchors
 from neuclip.method.softmax import blocks
 from neuclip.method.softmax.blocks import SoftmaxStats
@@ -33,27 +34,27 @@ class HardNegatives:
     """The hard negatives of all pairs as candidates of this rank's images.
 
     Attributes:
-        images: embeddings of the images of all ranks, as constants.
-        captions: embeddings of the hard negatives of all ranks, as constants.
+        images: embeddings of the images of all ranks, as constants and factors of products.
+        captions: embeddings of the hard negatives of all ranks, likewise.
         present: which pairs have one.
         layout: how the global batch is split over ranks.
+        arithmetic: by which kernels, from which number type.
     """
 
     images: Float[Tensor, "batch dim"]
     captions: Float[Tensor, "batch dim"]
     present: Bool[Tensor, " batch"]
     layout: BatchLayout
+    arithmetic: Arithmetic
 
     @classmethod
-    def of(
-        cls,
-        local: Float[Tensor, "local dim"],
-        images: Float[Tensor, "batch dim"],
-        layout: BatchLayout,
-    ) -> "HardNegatives":
+    def of(cls, local: Float[Tensor, "local dim"], anchors: Anchors) -> "HardNegatives":
         """Gathers the hard negatives of all ranks."""
+        layout, arithmetic = anchors.pairs.layout, anchors.pairs.arithmetic
         captions = collectives.gather_constant(local, layout)
-        return cls(images, captions, captions.any(-1), layout)
+        images = arithmetic.factor(anchors.global_features[0])
+        present = captions.any(-1)
+        return cls(images, arithmetic.factor(captions), present, layout, arithmetic)
 
     @property
     def count(self) -> Int64[Tensor, ""]:
@@ -78,8 +79,7 @@ def with_hard_negatives(anchors: Anchors, captions: Float[Tensor, "local dim"]) 
         anchors: this rank's.
         captions: embeddings of this rank's hard negatives; rows of zeros: the pair has none.
     """
-    layout = anchors.pairs.layout
-    hard = HardNegatives.of(captions, anchors.global_features[0], layout)
+    hard = HardNegatives.of(captions, anchors)
     scale = anchors.logit_scale if anchors.logit_scale.ndim == 0 else anchors.logit_scale[0]
     found = _LogSum.apply(anchors.pairs.features[0], captions, scale, hard)
     assert isinstance(found, tuple)
@@ -117,8 +117,9 @@ class _LogSum(torch.autograd.Function):
         scale: Tensor,
         hard: HardNegatives,
     ) -> tuple[Tensor, Tensor | None]:
-        kernels = fused_kernels(images) or blocks
-        found = kernels.row_sums(images, hard.captions, scale, len(hard.captions), hard.of_images())
+        kernels = fused_kernels(images, hard.arithmetic) or blocks
+        factor = hard.arithmetic.factor(images)
+        found = kernels.row_sums(factor, hard.captions, scale, len(hard.captions), hard.of_images())
         none = hard.count == 0
         value = found[0].masked_fill(none, NO_ESTIMATE)
         by_scale = found[1].masked_fill(none, 0) if scale.ndim else None
@@ -137,7 +138,7 @@ class _LogSum(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         images, captions, scale, log_sum, by_scale = ctx.saved_tensors
         hard: HardNegatives = ctx.hard
-        kernels = fused_kernels(images) or blocks
+        kernels, factor = fused_kernels(images, hard.arithmetic) or blocks, hard.arithmetic.factor
         weight = (grad * scale if scale.ndim else grad).masked_fill(hard.count == 0, 0)
         own = SoftmaxStats(scale, log_sum, weight)
         stats = torch.stack([log_sum, weight, *([scale] if scale.ndim else [])], 1)
@@ -145,9 +146,11 @@ class _LogSum(torch.autograd.Function):
         everybody = SoftmaxStats(stats[2] if scale.ndim else scale, stats[0], stats[1])
         size = len(hard.captions)
         none, excluded = _no_weight(own, size), hard.of_images()
-        by_image = kernels.row_gradients(images, hard.captions, own, none, size, excluded)
+        by_image = kernels.row_gradients(factor(images), hard.captions, own, none, size, excluded)
         none, excluded = _no_weight(own, len(captions)), hard.of_captions()
-        by_caption = kernels.row_gradients(captions, hard.images, none, everybody, size, excluded)
+        by_caption = kernels.row_gradients(
+            factor(captions), hard.images, none, everybody, size, excluded
+        )
         if by_scale is not None:
             return by_image, by_caption, grad * by_scale, None
         # Logits are scale * e_i . n_h, so the radial part of the images' gradient is the scale's.

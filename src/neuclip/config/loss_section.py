@@ -1,0 +1,22 @@
+"""The section of a run's settings on how the loss is computed. Imports no torch."""
+
+from pydantic import Field
+
+from neuclip.catalogue.fields import Section
+from neuclip.method.choices import CompiledLoss, FusedLoss
+
+
+class ComputeConfig(Section):
+    """How the loss is computed; its value is the same in every form, to rounding."""
+
+    fused_loss: FusedLoss = Field(
+        default="auto",
+        description="on: softmaxes over the batch in fused Triton kernels (CUDA, compute "
+        "capability 8.0 or newer); off: in row blocks; auto: in row blocks, until a measurement on "
+        "a GPU speaks for the kernels",
+    )
+    compile_loss: CompiledLoss = Field(
+        default="off",
+        description="compile: compile the row blocks and NeuCLIP's inner steps with torch.compile; "
+        "graphs: also record the inner steps as a CUDA graph; one process only",
+    )
