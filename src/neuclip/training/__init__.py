@@ -13,6 +13,7 @@ In reading order:
 - `optimizer_kind`: optimisers by name, and what each takes.
 - `parameter_groups`: weight decay and layer-wise learning rates.
 - `learning_rate`: schedules as pure functions of the step.
+- `loss_arithmetic`: how the loss is computed, checked against the device.
 - `loss_scale`: the scale of the loss under float16.
 - `training_data`: the training data, opened once, and what is held out of them.
 - `finetuning`: the facts from which the settings of a fine-tuning run are derived.
