@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: demo test docs lint types check format clean
+.PHONY: demo test docs lint types check format gpu-check clean
 
 demo: $(INSTALLED)  ## build the embedded data, train on it, evaluate, write a report
 	$(BIN)/neuclip demo --out $(DEMO)
@@ -28,6 +28,9 @@ types: $(INSTALLED)
 	$(BIN)/pyright
 
 check: lint types docs test  ## what CI runs
+
+gpu-check: $(INSTALLED)  ## checks and measures a GPU in eight minutes, results in gpu_check/
+	PYTHON=$(BIN)/python scripts/gpu_check.sh --out gpu_check
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -7,7 +7,8 @@ optimiser, schedule and steps; neuclip uses `--method openclip`. The trainers ta
 seed per round. open_clip's trainer needs packages that neuclip does not need, so a separate
 environment is created once in a cache folder (`--environment`). It sees the packages of the present
 environment and adds open_clip's extra `training` and webdataset 0.2.86, at the versions in
-constraints.txt.
+constraints.txt. `--environment here` takes the present environment, which must have them: on a
+machine without network (CONTRIBUTING.md).
 
 Samples per second count from the first to the last training record, including epoch boundaries and
 their checkpoints. CPU seconds cover the full process from its start, with its workers; they are the
@@ -53,7 +54,7 @@ OPEN_CLIP = (
 LINE = re.compile(r"Train Epoch: (\d+) \[\s*(\d+)/.* Loss: ([0-9.naif]+)")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="glyph-tiny")
     parser.add_argument(
@@ -74,7 +75,7 @@ def arguments() -> argparse.Namespace:
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     parser.add_argument("--environment", type=Path, default=cache / "neuclip" / "open_clip_trainer")
     parser.add_argument("--no-save", action="store_true")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 @dataclass(frozen=True)
@@ -97,15 +98,34 @@ def main() -> None:
     name = f"against_open_clip_{args.model}_b{args.batch_size}"
     try:
         device = choose_device(args.device)
-        if args.model not in model_names():
-            raise UserError(f"unknown model {args.model!r}")
-        if args.rounds < 2:
-            raise UserError(f"--rounds {args.rounds}: the noise of a loss needs at least 2")
+        check_arguments(args)
     except UserError as error:
         raise SystemExit(f"cannot measure on this machine: {error}") from None
     path = RESULTS / f"{name}_{device.type}.json"
     if not args.no_save:
         check_version(path, FORMAT)
+    rounds = measure(args, device)
+    content = report(rounds)
+    print(json.dumps(content["neuclip_over_open_clip"], indent=1))
+    if not args.no_save:
+        save(path, FORMAT, device, content)
+        draw(rounds, path.with_suffix(".svg"))
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Checks what the parser cannot.
+
+    Raises:
+        UserError: the model is unknown, or there are too few rounds.
+    """
+    if args.model not in model_names():
+        raise UserError(f"unknown model {args.model!r}")
+    if args.rounds < 2:
+        raise UserError(f"--rounds {args.rounds}: the noise of a loss needs at least 2")
+
+
+def measure(args: argparse.Namespace, device: torch.device) -> dict[str, list[Outcome]]:
+    """The runs of both trainers, in turns, on data made for them."""
     rounds: dict[str, list[Outcome]] = {"open_clip": [], "neuclip": []}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -121,11 +141,7 @@ def main() -> None:
                 line += f"{found.cpu_seconds:7.1f} CPU seconds"
                 print(f"{line}, last loss {found.losses[-1][1]:.4f}", flush=True)
                 shutil.rmtree(logs)
-    content = report(rounds)
-    print(json.dumps(content["neuclip_over_open_clip"], indent=1))
-    if not args.no_save:
-        save(path, FORMAT, device, content)
-        draw(rounds, path.with_suffix(".svg"))
+    return rounds
 
 
 def check_pairs(args: argparse.Namespace, pairs: int) -> None:
@@ -140,6 +156,8 @@ def check_pairs(args: argparse.Namespace, pairs: int) -> None:
 
 def environment(folder: Path) -> str:
     """The interpreter of an environment with open_clip's trainer, created at the first call."""
+    if str(folder) == "here":
+        return sys.executable
     python, ready = folder / "bin" / "python", folder / "ready"
     if ready.exists() and ready.read_text(encoding="utf-8").split() == list(NEEDED):
         return str(python)

@@ -33,11 +33,13 @@ def photograph(side: int, chance: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def make_shards(folder: Path, samples: int, side: int, per_shard: int = 500) -> float:
+def make_shards(
+    folder: Path, samples: int, side: int, per_shard: int = 500, different: int = 200
+) -> float:
     """Writes the shards; returns the mean size of a JPEG in bytes."""
     chance, words = np.random.default_rng(0), random.Random(0)
-    # Making an image takes longer than decoding it, so 200 images repeat with new captions.
-    images = [photograph(side, chance) for _ in range(min(samples, 200))]
+    # Making an image takes longer than decoding it, so some images repeat with new captions.
+    images = [photograph(side, chance) for _ in range(min(samples, different))]
 
     def pairs():
         for number in range(samples):

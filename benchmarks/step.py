@@ -21,7 +21,7 @@ The script checks the machine's memory before it times anything. Writes
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from recorded import RESULTS, check_version, save
 from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
 
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
@@ -39,8 +40,10 @@ from neuclip.data.batch import Batch
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.opening import open_source
 from neuclip.errors import UserError
+from neuclip.method.arithmetic import Arithmetic
 from neuclip.model.clip import Clip, build_clip
 from neuclip.model.device import choose_device, choose_precision
+from neuclip.model.prepare import compile_blocks
 from neuclip.parallel import collectives
 from neuclip.training.device_prefetch import DevicePrefetcher
 from neuclip.training.optim import Optimizer
@@ -51,7 +54,7 @@ FORMAT = 2
 MARK = "part:"
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32", help="glyph-tiny, ViT-B-32, ViT-B-16, ...")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -62,9 +65,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true", help="compile the towers' blocks")
+    parser.add_argument("--compile-loss", choices=["off", "compile", "graphs"], default="off")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before those that count")
+    parser.add_argument("--no-profile", action="store_true", help="leave out the memory by part")
     parser.add_argument("--out", type=Path, help="result file; by default in benchmarks/results/")
     parser.add_argument("--no-save", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.methods == ["all"]:
         args.methods = list(METHODS)
     if unknown := set(args.methods) - set(METHODS):
@@ -99,7 +106,7 @@ class Contender:
         )
         settings = method_settings(name, values_for(name, setting.args.num_prototypes))
         loss = build_loss(settings, run).to(setting.device)
-        loss.attach(section=self._part)
+        loss.attach(section=self._part, arithmetic=Arithmetic(compiled=setting.args.compile_loss))
         self._step = TrainingStep(
             setting.clip, setting.clip.towers, loss, setting.optimizer, setting.device, self._part
         )
@@ -122,6 +129,18 @@ class Contender:
             seconds = self._timer.seconds()
             total, cpu = time.perf_counter() - start, time.process_time() - start_cpu
             return {**seconds, "total": total, "cpu": cpu}
+
+    def flops(self) -> int:
+        """Operations of one step's matrix products and convolutions, as torch counts them."""
+        with FlopCounterMode(display=False) as counter:
+            self.run()
+        return counter.get_total_flops()
+
+    def allocated(self) -> float:
+        """Peak of all that one step has allocated on the card, weights included, in MiB."""
+        torch.cuda.reset_peak_memory_stats()
+        self.run()
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
 
     def memory(self) -> dict[str, float]:
         """Peak memory of one step's tensors by part, in MiB."""
@@ -279,40 +298,58 @@ def batches(args: argparse.Namespace, clip: Clip) -> tuple[Callable[[], Batch], 
 
 def main() -> None:
     args = arguments()
+    path = args.out or RESULTS / (
+        f"step_parts_{args.model}_b{args.batch_size}_m{args.num_prototypes}"
+        f"_{choose_device(args.device).type}.json"
+    )
+    if not args.no_save:
+        check_version(path, FORMAT)
     try:
-        device = choose_device(args.device)
-        precision = choose_precision(args.precision, device)
-        path = args.out or RESULTS / (
-            f"step_parts_{args.model}_b{args.batch_size}_m{args.num_prototypes}_{device.type}.json"
-        )
-        if not args.no_save:
-            check_version(path, FORMAT)
-        torch.manual_seed(0)
-        init = {"logit_bias": -10.0} if "siglip" in args.methods else None
-        clip = build_clip(args.model, precision, device, init)
-        needed = check_memory(clip, args, device)
-        next_batch, num_samples = batches(args, clip)
+        content = measure(args)
     except UserError as error:
         raise SystemExit(f"cannot measure on this machine: {error}") from None
-    print(f"needs {needed:.1f} GiB, {free_memory(device):.1f} are free", flush=True)
-    optimizer = Optimizer(clip.towers, resolve(RunConfig(), 1).optim, 1000)
-    setting = Setting(args, clip, device, optimizer, next_batch, num_samples)
-    contenders = {name: Contender(name, setting) for name in args.methods}
-    rounds = [
-        {name: contender.run() for name, contender in contenders.items()}
-        for _ in range(args.repeats + 1)
-    ][1:]  # the first warms up
-    memory = {name: contender.memory() for name, contender in contenders.items()}
-    methods = {name: summary(name, rounds, memory[name]) for name in args.methods}
-    for name, row in methods.items():
+    for name, row in content["methods"].items():
         print(
             f"{name:12} {row['seconds']['total']:8.3f} s  {row['ratio_to_openclip']:.3f} x openclip"
             f" ({row['cpu_ratio_to_openclip']:.3f} in CPU seconds)"
-            f"  normalizer {row['normalizer_share']:.2%}  peak {max(row['peak_mib'].values())} MiB"
+            f"  normalizer {row['normalizer_share']:.2%}"
+            f"  peak {max(row['peak_mib'].values(), default=0)} MiB"
         )
     if not args.no_save:
-        content = {"precision": precision, "repeats": args.repeats, "methods": methods}
-        save(path, FORMAT, device, content)
+        save(path, FORMAT, choose_device(args.device), content)
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Times the methods of the command line.
+
+    Raises:
+        UserError: the device does not exist, or its memory is too small.
+    """
+    device = choose_device(args.device)
+    precision = choose_precision(args.precision, device)
+    torch.manual_seed(0)
+    init = {"logit_bias": -10.0} if "siglip" in args.methods else None
+    clip = build_clip(args.model, precision, device, init)
+    needed = check_memory(clip, args, device)
+    print(f"needs {needed:.1f} GiB, {free_memory(device):.1f} are free", flush=True)
+    next_batch, num_samples = batches(args, clip)
+    optimizer = Optimizer(clip.towers, resolve(RunConfig(), 1).optim, 1000)
+    setting = Setting(args, clip, device, optimizer, next_batch, num_samples)
+    contenders = {name: Contender(name, setting) for name in args.methods}
+    flops = {name: contender.flops() for name, contender in contenders.items()}
+    if args.compile:
+        compile_blocks(clip.towers, "inductor")
+    rounds = [
+        {name: contender.run() for name, contender in contenders.items()}
+        for _ in range(args.repeats + args.warmup)
+    ][args.warmup :]
+    methods = {}
+    for name, contender in contenders.items():
+        peaks = {} if args.no_profile else contender.memory()
+        methods[name] = summary(name, rounds, peaks) | {"flops": flops[name]}
+        if device.type == "cuda":
+            methods[name]["allocated_mib"] = contender.allocated()
+    return {"precision": precision, "repeats": args.repeats, "methods": methods}
 
 
 def summary(name: str, rounds: list[dict[str, dict[str, float]]], memory: dict) -> dict:

@@ -25,6 +25,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ from neuclip.data.shard_writer import write_shards
 from neuclip.evaluation.datacomp.sets import open_task
 from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.evaluation.evaluate import evaluate
-from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
+from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings, ImageTextEncoder
 from neuclip.model.clip import build_clip
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,8 +61,7 @@ class Waiting:
         clip = build_clip("ViT-B-32", "fp32", torch.device("meta"))
         self.transform, self.tokenize = clip.eval_transform, clip.tokenize
         self.device = torch.device("cpu")
-        self.rate, self.seconds = rate, 0.0
-        self.first = self.last = self.cpu = 0.0
+        self.rate = rate
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         return self._wait(len(images), len(images) / self.rate)
@@ -70,48 +70,101 @@ class Waiting:
         return self._wait(len(tokens), len(tokens) / self.rate / 10)
 
     def _wait(self, rows: int, seconds: float) -> torch.Tensor:
-        start, cpu = time.perf_counter(), time.thread_time()
+        start = time.perf_counter()
         features = normalize(torch.randn(rows, DIM), dim=-1)
         time.sleep(max(0.0, start + seconds - time.perf_counter()))
+        return features
+
+
+class Timed:
+    """An encoder with its time; a GPU is waited for at the end of every call."""
+
+    def __init__(self, encoder: ImageTextEncoder) -> None:
+        self._encoder = encoder
+        self.transform, self.tokenize = encoder.transform, encoder.tokenize
+        self.device = encoder.device
+        self.first = self.last = self.seconds = self.cpu = 0.0
+        self.images, self.image_seconds = 0, 0.0
+
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
+        before = self.seconds
+        features = self._timed(self._encoder.encode_image, images)
+        self.images += len(images)
+        self.image_seconds += self.seconds - before
+        return features
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._timed(self._encoder.encode_text, tokens)
+
+    def _timed(self, encode: Callable, inputs: torch.Tensor) -> torch.Tensor:
+        start, cpu = time.perf_counter(), time.thread_time()
+        features = encode(inputs)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
         self.first, self.last = self.first or start, time.perf_counter()
         self.seconds += self.last - start
         self.cpu += time.thread_time() - cpu
         return features
 
 
-def make_set(folder: Path, samples: int) -> None:
+def make_set(
+    folder: Path,
+    samples: int,
+    *,
+    different: int = 200,
+    classes: int = CLASSES,
+    templates: int = TEMPLATES,
+) -> None:
     import numpy as np
 
     chance = np.random.default_rng(0)
-    images = [photograph(224, chance) for _ in range(min(samples, 200))]
+    images = [photograph(224, chance) for _ in range(min(samples, different))]
     folder.mkdir(parents=True)
     rows = (
-        (f"s{n:07}", {"jpg": images[n % len(images)], "cls": str(n % CLASSES).encode()})
+        (f"s{n:07}", {"jpg": images[n % len(images)], "cls": str(n % classes).encode()})
         for n in range(samples)
     )
     sizes = write_shards(folder / "test", rows, 5000)
     for number, name in enumerate(sorted(sizes)):
         (folder / "test" / name).rename(folder / "test" / f"{number}.tar")
     (folder / "test" / "nshards.txt").write_text(str(len(sizes)))
-    names = "\n".join(f"class number {n}" for n in range(CLASSES))
+    names = "\n".join(f"class number {n}" for n in range(classes))
     (folder / "classnames.txt").write_text(names + "\n")
-    templates = "\n".join(f"image {n} of a {{c}}." for n in range(TEMPLATES))
-    (folder / "zeroshot_classification_templates.txt").write_text(templates + "\n")
+    lines = "\n".join(f"image {n} of a {{c}}." for n in range(templates))
+    (folder / "zeroshot_classification_templates.txt").write_text(lines + "\n")
+
+
+def measure(
+    encoder: ImageTextEncoder, folder: Path, samples: int, settings: EvaluationSettings
+) -> dict[str, float]:
+    """Evaluates the set that `make_set` wrote into a folder; where the time went."""
+    task = dataclasses.replace(load_suite().tasks["imagenet1k"], size=samples)
+    timed = Timed(encoder)
+    start, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
+    evaluate(EvaluatedModel(timed), open_task(folder, task), settings)
+    end = time.perf_counter()
+    thread, cpu = time.thread_time() - thread, time.process_time() - cpu
+    total = end - start
+    return {
+        "seconds": round(total, 2),
+        "encoder_seconds": round(timed.seconds, 2),
+        "over_encoder": round(total / timed.seconds, 4),
+        "encoder_images_per_second": round(timed.images / timed.image_seconds, 1),
+        "seconds_before_encoder": round(timed.first - start, 2),
+        "seconds_between_calls": round(timed.last - timed.first - timed.seconds, 2),
+        "seconds_after_encoder": round(end - timed.last, 2),
+        "main_thread_cpu_seconds": round(thread - timed.cpu, 2),
+        "token_thread_cpu_seconds": round(cpu - thread, 2),
+    }
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
-    task = dataclasses.replace(load_suite().tasks["imagenet1k"], size=args.samples)
     with tempfile.TemporaryDirectory() as folder:
-        make_set(Path(folder) / task.folder, args.samples)
-        encoder = Waiting(args.rate)
+        make_set(Path(folder) / load_suite().tasks["imagenet1k"].folder, args.samples)
         settings = EvaluationSettings(batch_size=args.batch_size, workers=args.workers)
-        start, cpu, thread = time.perf_counter(), time.process_time(), time.thread_time()
-        evaluate(EvaluatedModel(encoder), open_task(Path(folder), task), settings)
-        end = time.perf_counter()
-        thread, cpu = time.thread_time() - thread, time.process_time() - cpu
-        total = end - start
+        times = measure(Waiting(args.rate), Path(folder), args.samples, settings)
     reading = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = {
         "command": " ".join(["python", *sys.argv]),
@@ -120,14 +173,7 @@ def main() -> None:
         "load_average_15_minutes": round(os.getloadavg()[2], 1),
         "priority": AUTOGROUP.read_text().strip() if AUTOGROUP.exists() else os.nice(0),
         **{key: vars(args)[key] for key in ("samples", "rate", "workers", "batch_size")},
-        "seconds": round(total, 2),
-        "encoder_seconds": round(encoder.seconds, 2),
-        "over_encoder": round(total / encoder.seconds, 4),
-        "seconds_before_encoder": round(encoder.first - start, 2),
-        "seconds_between_calls": round(encoder.last - encoder.first - encoder.seconds, 2),
-        "seconds_after_encoder": round(end - encoder.last, 2),
-        "main_thread_cpu_seconds": round(thread - encoder.cpu, 2),
-        "token_thread_cpu_seconds": round(cpu - thread, 2),
+        **times,
         "reading_cpu_ms_per_picture": round(
             (reading.ru_utime + reading.ru_stime) / args.samples * 1000, 2
         ),

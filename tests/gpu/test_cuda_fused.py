@@ -6,6 +6,7 @@ from torch.nn import functional
 
 pytest.importorskip("triton")
 
+from neuclip.method.arithmetic import FUSED_BY_DEFAULT, Arithmetic
 from neuclip.method.softmax import blocks, log_inner
 from neuclip.method.softmax.blocks import SoftmaxStats
 from neuclip.method.softmax.candidates import Candidates
@@ -52,16 +53,19 @@ def test_kernels(anchors, candidates, dim, individual, dtype):
     assert relative(pulled, pulls) < limit
 
 
-def test_cuda_losses_take_the_fused_kernels(monkeypatch):
+def test_losses_take_the_fused_kernels_when_asked(monkeypatch):
     from neuclip.method.softmax import fused
 
     called = []
     original = fused.row_sums
     monkeypatch.setattr(fused, "row_sums", lambda *a: called.append(1) or original(*a))
     features = unit(2, 130, 64)
-    value, _ = log_inner.log_inner(
-        features, torch.tensor(30.0, device="cuda"), Candidates(features, BatchLayout((130,), 0))
-    )
+    scale = torch.tensor(30.0, device="cuda")
+    candidates = Candidates(features, BatchLayout((130,), 0))
+    log_inner.log_inner(features, scale, candidates)
+    assert bool(called) == FUSED_BY_DEFAULT
+    called.clear()
+    value, _ = log_inner.log_inner(features, scale, candidates, Arithmetic(fused="on"))
     assert len(called) == 2
     wide = features.double()
     exact, _ = log_inner.log_inner(

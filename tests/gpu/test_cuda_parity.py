@@ -6,6 +6,10 @@ from torch.nn import functional
 
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
+from neuclip.method.arithmetic import Arithmetic
+from neuclip.method.softmax.candidates import Candidates
+from neuclip.method.softmax.log_inner import log_inner
+from neuclip.parallel.collectives import BatchLayout
 from small_memory import small_memory
 
 BATCH, DIM, STEPS = 200, 96, 4
@@ -67,3 +71,30 @@ def test_a_method_on_cuda_equals_float64_on_the_cpu(name, settings, dtype):
         for one, other in zip(ours, wanted, strict=True):
             error = (one - other).norm() / other.norm().clamp_min(1e-6)
             assert float(error) < tolerance
+
+
+@pytest.mark.parametrize("individual", [False, True])
+def test_bfloat16_products_on_tensor_cores_equal_those_of_the_cpu(individual):
+    """Both multiply the same rounded factors and sum in float32."""
+    generator = torch.Generator().manual_seed(1)
+    features = functional.normalize(torch.randn(2, BATCH, DIM, generator=generator), dim=-1)
+    scale = torch.full((2, BATCH), 20.0) if individual else torch.tensor(20.0)
+    low, layout = Arithmetic(low_precision=torch.bfloat16), BatchLayout((BATCH,), 0)
+    found = []
+    for device in ("cpu", "cuda"):
+        leaf = features.to(device).requires_grad_()
+        candidates = Candidates(leaf.detach(), layout)
+        value, _ = log_inner(leaf, scale.to(device), candidates, low)
+        value.square().sum().backward()
+        found.append((value.detach().cpu(), leaf.grad.cpu()))
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).norm() / other.norm()) < 1e-3
+
+
+def test_a_loss_under_autocast_comes_close_to_float64():
+    features = functional.normalize(torch.randn(2, BATCH, DIM), dim=-1)
+    loss = create_loss("openclip", embed_dim=DIM)
+    exact = loss(*features.double(), 20.0)
+    with torch.autocast("cuda", torch.bfloat16):
+        found = loss(*features.cuda(), 20.0)
+    assert float(found) == pytest.approx(float(exact), abs=5e-3)
