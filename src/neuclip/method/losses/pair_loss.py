@@ -163,10 +163,10 @@ class PairLoss(nn.Module):
             "negative_features": negative_features,
         }
         pairs = self._with_options(pairs, {key: v for key, v in given.items() if v is not None})
-        pairs = self._with_thresholds(pairs, learn=True)
         scale = _scalar("logit_scale", logit_scale, pairs.features)
         bias = None if logit_bias is None else _scalar("logit_bias", logit_bias, pairs.features)
         with torch.autocast(scale.device.type, enabled=False):
+            pairs = self._with_thresholds(pairs, learn=True)
             loss = self.pair_loss(pairs, scale, bias)
         return {"contrastive_loss": loss} if output_dict else loss
 
