@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import neuclip
+from neuclip.config import bounded_yaml
 from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.errors import UserError
 
@@ -56,12 +57,27 @@ def test_refused_in_one_line(text, message):
         ("a: " + "9" * 40, {"a": int("9" * 40)}),
         ("[" * 32 + "]" * 32, [[[...]]]),
         ("a: ü", {"a": "ü"}),
+        (
+            "a: 1e-3\nb: 1.0e-3\nc: 0o17\nd: 1:30\ne: yes\nf: ~\ng: 017\nh: .inf",
+            {
+                "a": "1e-3",
+                "b": 1e-3,
+                "c": "0o17",
+                "d": 90,
+                "e": True,
+                "f": None,
+                "g": 15,
+                "h": float("inf"),
+            },
+        ),
     ],
 )
 def test_what_people_write_is_read(text, value):
     found = read_yaml_text(text, "a.yaml")
     assert found == value or value == [[[...]]]
     assert read_yaml_text(text.encode(), "a.yaml") == found
+    for loader in (bounded_yaml._Loader, bounded_yaml._FastLoader):  # with and without libyaml
+        assert bounded_yaml._read(text, "a.yaml", loader) == found
 
 
 def test_nothing_else_reads_yaml():
