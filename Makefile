@@ -11,8 +11,9 @@ DEMO ?= demo
 demo: $(INSTALLED)  ## build the embedded data, train on it, evaluate, write a report
 	$(BIN)/neuclip demo --out $(DEMO)
 
+# Without bytecode, which containers often turn off, every process that a test starts compiles.
 test: $(INSTALLED)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist loadgroup -q
 
 docs: $(VENV)/.docs  ## the documentation site, in site/: fails on a broken link or anchor
 	$(BIN)/python scripts/reference_pages.py

@@ -1,3 +1,6 @@
+import gc
+import sys
+
 import pytest
 import torch
 from huggingface_hub import close_session, constants
@@ -5,6 +8,47 @@ from huggingface_hub import close_session, constants
 from neuclip.data.demo.build import tiny_demo
 
 torch.set_num_threads(1)  # several test processes share few cores, and one thread is exact
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items):
+    """Keeps tests with a fixture of their module on one worker: two would build it twice."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        shared = any(found[-1].scope == "module" for found in fixtures)
+        if shared and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Leaves the garbage collector out while modules are imported, which all stay."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_vocabulary():
+    """Tokenizers of one kind share their tables; open_clip unpacks 49,000 merges for each."""
+    if "open_clip" not in sys.modules:
+        yield
+        return
+    kind = sys.modules["open_clip"].SimpleTokenizer
+    read, tables = kind.__init__, {}
+
+    def init(self, *args, **settings):
+        key = repr((args, sorted(settings.items())))
+        if key not in tables:
+            read(self, *args, **settings)
+            tables[key] = vars(self).copy()
+        vars(self).update(tables[key])
+
+    kind.__init__ = init
+    yield
+    kind.__init__ = read
 
 
 @pytest.fixture(scope="session")
