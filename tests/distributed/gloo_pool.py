@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing  # pipes take tensors
+from ranks import CONTEXT
 
 TIMEOUT = 180.0
 """Seconds after which a task counts as hanging."""
@@ -47,10 +48,9 @@ class GlooPool:
         self.workers: list[tuple[Any, Connection]] = []
 
     def _start(self) -> None:
-        context = mp.get_context("spawn")
         for _ in range(self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
             process.start()
             theirs.close()
             self.workers.append((process, ours))

@@ -1,12 +1,11 @@
 """Tasks for the processes of `ranks.py`."""
 
+import runpy
 import sys
 import time
 from pathlib import Path
 
 import torch
-
-sys.path.append(str(Path(__file__).parents[1]))  # under torchrun
 
 from neuclip.cli import terminal
 from neuclip.cli.app import main
@@ -107,5 +106,8 @@ def neuclip_train(flags: list[str], dtype: str = "float64") -> int:
     return main(["train", "--model", VIT, *flags])
 
 
-if __name__ == "__main__":  # under torchrun
-    sys.exit(neuclip_train(sys.argv[1:], "float32"))
+def datacomp(words: list[str]) -> None:
+    """`python -m neuclip.evaluation.datacomp`."""
+    torch.set_num_threads(1)
+    sys.argv[1:] = words
+    runpy.run_module("neuclip.evaluation.datacomp", run_name="__main__")

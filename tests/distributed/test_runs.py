@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from group_tasks import neuclip_train
-from ranks import Ranks, free_port
+from group_tasks import datacomp, neuclip_train
+from ranks import Ranks
 
+from datacomp_sets import write_suite
+from integration.conftest import SMALLEST
 from neuclip.checkpoint import storage
+from neuclip.cli.app import main
+from neuclip.evaluation.results import read_eval_results
 from neuclip.run_folder import read_records
+from tiny_models import VIT, tiny
 
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("ranks")]
 
@@ -116,21 +121,11 @@ def test_torchrun_restarts_a_run_after_a_kill(flags, tmp_path):
     seed = 5
     draw = random.Random(seed)
     victim, step = draw.randrange(2), draw.randrange(2, STEPS - 3)
-    logs, more = tmp_path / "logs", (*METHODS["neuclip"], *CHOSEN)
-    whole = Ranks(
-        tmp_path / "whole",
-        2,
-        neuclip_train,
-        flags("whole", 8, *more),
-        "float32",
-    )
+    logs, more = tmp_path / "logs", ("--model", SMALLEST, *CHOSEN)
+    whole = Ranks(tmp_path / "whole", 2, neuclip_train, flags("whole", 8, *more), "float32")
     assert whole.exit_codes() == [0, 0]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += [
-        "--max-restarts=1",
-        f"--master-port={free_port()}",
-        str(Path(__file__).parent / "group_tasks.py"),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += ["--max-restarts=1", "-m", "neuclip.training.main"]
     output = tmp_path / "torchrun.txt"
     with output.open("w") as file:
         run = subprocess.Popen(
@@ -159,6 +154,37 @@ def test_torchrun_restarts_a_run_after_a_kill(flags, tmp_path):
     for name, value in kept["state_dict"].items():
         assert torch.equal(value, again["state_dict"][name]), name
     assert losses(logs / "killed") == losses(logs / "whole"), (seed, victim, step)
+    saved = storage.load(logs / "killed/checkpoints/epoch_2.pt")["neuclip"]
+    assert (saved["global_batch_size"], saved["step"]) == (16, STEPS)
+    assert saved["loss"]["normalizer.ring.slots"].shape == (2, 128 * 16, 16)  # of the global batch
+
+
+def test_an_evaluation_is_killed_and_started_again(tmp_path):
+    """Two processes share the samples of every task out; one process then gives the same file."""
+    write_suite(tmp_path / "sets")
+    run = tmp_path / "logs" / "name"
+    (run / "checkpoints").mkdir(parents=True)
+    content = {"epoch": 2, "name": "name", "state_dict": tiny().towers.state_dict()}
+    torch.save(content, run / "checkpoints" / "epoch_2.pt")
+    words = [
+        "--train_output_dir", str(run), "--data_dir", str(tmp_path / "sets"), "--epoch", "2",
+        "--arch", VIT, "--device", "cpu", "--workers", "0",
+    ]  # fmt: skip
+    results = run / "two.jsonl"
+    first = Ranks(tmp_path / "first", 2, datacomp, [*words, "--out", str(results)])
+    first.wait_for_output(0, "[2/38]")
+    first.close()
+    done = results.read_text().splitlines()
+    assert 2 <= len(done) < 38
+    again = Ranks(tmp_path / "again", 2, datacomp, [*words, "--out", str(results)])
+    assert again.exit_codes() == [0, 0]
+    assert again.output(0).count("(reused)") == len(done)
+    assert "mean of 38" in again.output(0)
+    assert main(["eval", *words]) == 0
+    one = run / "eval_results" / "epoch_2_eval_results.jsonl"
+    assert results.read_text() == one.read_text()
+    assert results.read_text().splitlines()[: len(done)] == done
+    assert len(read_eval_results(results)) == 38
 
 
 def worker(launcher: int, rank: int) -> int:

@@ -5,16 +5,11 @@ import logging
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from datacomp_sets import CodedTowers, write_suite
-from integration.conftest import kill_group, wait_for
 from neuclip.cli.app import main
 from neuclip.evaluation.datacomp.sets import open_tasks
 from neuclip.evaluation.datacomp.suite import load_suite
@@ -178,36 +173,6 @@ def test_the_published_command(data, run_folder, capsys):
     assert main(["eval", *words]) == 0
     assert capsys.readouterr().out.count("(reused)") == 38
     assert results.read_bytes() == before
-
-
-@pytest.mark.distributed
-def test_two_processes_killed_and_started_again(data, run_folder, capsys):
-    """They share the samples of every task out; one process then gives the same file."""
-    words = published(run_folder, data[0], "--out", str(run_folder / "two.jsonl"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["-m", "neuclip.evaluation.datacomp", *words]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
-        start_new_session=True,
-    )  # fmt: skip
-
-    results = run_folder / "two.jsonl"
-    wait_for(lambda: results.exists() and results.read_text().count("\n") >= 2, process)
-    os.killpg(process.pid, signal.SIGSTOP)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    for pid in (int(child) for child in children):  # torchrun's workers lead groups of their own
-        os.kill(pid, signal.SIGKILL)
-    kill_group(process)
-    done = results.read_text().splitlines()
-    assert 2 <= len(done) < 38
-    again = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
-    assert again.stdout.count("(reused)") == len(done)
-    assert "mean of 38" in again.stdout
-    assert main(["eval", *words[:-2]]) == 0
-    assert results.read_text() == results_of(run_folder).read_text()
-    assert results.read_text().splitlines()[: len(done)] == done
-    assert len(read_eval_results(results)) == 38
 
 
 def test_tasks_and_groups(data, run_folder, capsys):

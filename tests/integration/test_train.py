@@ -2,11 +2,8 @@
 
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import tarfile
 
 import open_clip
@@ -175,23 +172,6 @@ def test_corrupt_samples_are_counted_and_listed(demo, tmp_path, capsys):
     assert "corrupt: " in capsys.readouterr().err
     assert main(["train", *flags, "--name", "strict", "--max-bad-fraction", "0"]) == 2
     assert "00000.tar" in capsys.readouterr().err
-
-
-@pytest.mark.distributed
-def test_two_processes_train(demo):
-    flags = demo.flags("two", "--batch-size", "8", "--epochs", "1", "--val-frequency", "0")
-    # torchrun takes --logs for an abbreviation of its own --logs-specs, wherever it stands.
-    flags[flags.index("--logs")] = "--logs-dir"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*command, "-m", "neuclip.training.main", *flags],
-        capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    saved = storage.load(demo.logs / "two/checkpoints/epoch_1.pt")["neuclip"]
-    assert saved["global_batch_size"] == 16
-    assert saved["step"] == 10
-    assert saved["loss"]["normalizer.ring.slots"].shape == (2, 128 * 16, 16)  # of the global batch
 
 
 @pytest.mark.parametrize("method", ["fastclip_v2"])
