@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from integration.conftest import SMALLEST
+
 HINGE = Path(__file__).parents[2] / "examples" / "own_method.py"
 PROGRAM = """
 import sys
@@ -27,6 +29,7 @@ def neuclip(*words, methods):
 def test_a_method_from_a_file_trains_by_its_name(demo_dir, tmp_path):
     done = neuclip(
         "train", "--method", "hinge", "--margin", "0.3", "--smoke", "--device", "cpu",
+        "--model", SMALLEST,
         "--train-data", str(demo_dir / "train"), "--logs", str(tmp_path), "--name", "run",
         methods=HINGE,
     )  # fmt: skip

@@ -118,7 +118,7 @@ def test_the_mean_gradient_at_it_is_zero(method):
     assert slopes[measured + 0.5] == pytest.approx(0.5, abs=1e-9)
 
 
-def temperatures(rho, steps=400, start=0.05, rate=0.02):
+def temperatures(rho, steps=160, start=0.05, rate=0.02):
     """Fixed embeddings of weights trained at a temperature; only the temperature learns."""
     features = pairs(48, dim=8, seed=1, noise=0.3)
     loss = loss_of("rgcl_batch", "auto" if rho == "auto" else rho)

@@ -37,9 +37,9 @@ def test_cells_give_the_distribution_of_samples(statistic):
     if statistic == "macro_f1":
         runs = [np.where(right > 0, groups, (groups + 1) % 4) for right in runs]
     made = [outcomes(values, groups, statistic) for values in runs]
-    found, expected = over_samples(made[:2], made[2:], "k"), naive(made[:2], made[2:], 1500)
+    found, expected = over_samples(made[:2], made[2:], "k"), naive(made[:2], made[2:], 500)
     assert found.shape == (DRAWS,)
-    error = expected.std() / np.sqrt(1500)
+    error = expected.std() / np.sqrt(500)
     assert abs(found.mean() - expected.mean()) < 6 * error
     assert found.std() == pytest.approx(expected.std(), rel=0.12)
 

@@ -579,7 +579,7 @@ def test_processes_share_a_cache_that_is_far_too_small(server, shards, tmp_path)
     cache = ShardCache(tmp_path / "cache", 3 * len(content), PATIENT)
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_read_at_random, args=(cache, known, seed)) for seed in range(3)
+        context.Process(target=_read_at_random, args=(cache, known, seed)) for seed in range(2)
     ]
     for process in processes:
         process.start()
