@@ -5,6 +5,7 @@ downloaded, and tests are skipped where one is missing.
 """
 
 import shutil
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -14,6 +15,8 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 _CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 _DRIVER = shutil.which("chromedriver")
+START_SECONDS = 180
+GROUP = pytest.mark.xdist_group("browser")  # one browser for all
 NEEDED = pytest.mark.skipif(
     not (_CHROMIUM and _DRIVER),
     reason=f"no {'chromedriver (package chromium-driver)' if _CHROMIUM else 'chromium'}: "
@@ -21,26 +24,34 @@ NEEDED = pytest.mark.skipif(
 )
 
 
+class _PatientService(webdriver.ChromeService):
+    """A chromedriver that may take minutes to start, as on a busy machine."""
+
+    def is_connectable(self):
+        end = time.monotonic() + START_SECONDS
+        while not super().is_connectable() and time.monotonic() < end:
+            self.assert_process_still_running()
+            time.sleep(0.1)
+        return super().is_connectable()
+
+
 @contextmanager
-def window(width=1280, height=900, *, dark=False):
-    """A browser window of a size in pixels; `dark` prefers dark pages."""
+def started():
+    """A browser with one window; see the fixture `window`."""
     options = webdriver.ChromeOptions()
     options.binary_location = _CHROMIUM
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(flag)
     options.add_argument("--hide-scrollbars")
-    if dark:
-        options.add_argument("--blink-settings=preferredColorScheme=0")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(_DRIVER))
+    driver = webdriver.Chrome(options, _PatientService(_DRIVER))
     try:
-        resize(driver, width, height)
         yield driver
     finally:
         driver.quit()
 
 
-def resize(driver, width, height=900):
+def resize(driver, width=1280, height=900):
     """Sets the size of the page; a window itself is at least 500 pixels wide."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

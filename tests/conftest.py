@@ -59,6 +59,15 @@ def demo_dir(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def window():
+    """The window of one headless browser, for tests of the group `browser.GROUP`."""
+    import browser
+
+    with browser.started() as driver:
+        yield driver
+
+
 @pytest.fixture
 def set_hub(tmp_path, monkeypatch):
     """The library's settings, which it reads from the environment when it is imported."""

@@ -17,7 +17,7 @@ from neuclip.cli.app import main
 from neuclip.data.demo.build import tiny_demo
 
 pytestmark = browser.NEEDED
-GROUP = pytest.mark.xdist_group("search-page")  # the model is trained once
+GROUP = browser.GROUP  # the model is trained once
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +78,9 @@ def address(trained):
         assert process.returncode == 0
 
 
-@pytest.fixture(scope="module")
-def window(address):
-    with browser.window() as opened:
-        yield opened
-
-
 @pytest.fixture
 def page(window, address):
+    browser.resize(window)
     window.get("about:blank")
     window.get(address)
     yield window
