@@ -223,7 +223,7 @@ def test_partial_leaves_out_sets_that_are_not_there(data, run_folder, tmp_path, 
         (["--iter", "7"], r"--epoch, --iter and --best name several checkpoints"),
         (
             ["--arch", "ViT-B-32"],
-            r"does not fit ViT-B-32, .*These are the shapes of glyph-tiny.*--arch",
+            r"does not fit ViT-B-32: .*These are the shapes of glyph-tiny.*--arch",
         ),
         (["--arch", "ViT-B-33"], r"unknown model 'ViT-B-33'; did you mean 'ViT-B-32'"),
         (["--tasks", "cifar-100"], r"unknown task 'cifar-100'; did you mean 'cifar100'"),
