@@ -96,7 +96,9 @@ INSIDE = {
         ["icon_sets", "emoji_sets"],
     ],
     "embedding": [
-        ["trained_model"],
+        ["trained_model", "shard_files", "kept_samples"],
+        ["embedding_store"],
+        ["sharded_embedding", "pair_scores", "near_duplicates"],
     ],
     "evaluation": [
         ["blend_choice", "metrics", "metric_names", "outcomes", "results", "ranking"],

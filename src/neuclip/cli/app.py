@@ -15,14 +15,18 @@ from neuclip import __version__, console
 from neuclip.catalogue.registry import check_outside
 from neuclip.cli import terminal
 from neuclip.cli.blend import Blend, blend
+from neuclip.cli.classify import Classify, classify
 from neuclip.cli.data import Bench, Inspect, Pack, bench_data, inspect_data, pack_data
 from neuclip.cli.demo import DataDemo, Demo, build_data, demo
+from neuclip.cli.duplicates import DuplicatesCommand, find_duplicates
+from neuclip.cli.embed import Embed, embed
 from neuclip.cli.eval import Download, Eval, download, evaluate
 from neuclip.cli.export import ExportCommand, export
 from neuclip.cli.finetune import show_derived
 from neuclip.cli.icons import EmojiPairs, Icons, build_emoji_pairs, build_icon_pairs
 from neuclip.cli.method_help import Methods, show_methods
 from neuclip.cli.report import Report, report
+from neuclip.cli.score import Score, score
 from neuclip.cli.search import Search, search
 from neuclip.cli.train import FinetuneCommand, TrainCommand, parse_train, resume_command
 from neuclip.config.batch_size import describe_step
@@ -232,6 +236,12 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "report": Command("compare runs on one HTML page", Report, report),
     "export": Command("write a trained model for open_clip or Hugging Face", ExportCommand, export),
+    "embed": Command("write the features of images and captions to a folder", Embed, embed),
+    "classify": Command("choose a class for each image, zero-shot", Classify, classify),
+    "score": Command("score each pair by its CLIP similarity, and filter", Score, score),
+    "duplicates": Command(
+        "find groups of images that are nearly the same", DuplicatesCommand, find_duplicates
+    ),
     "search": Command("search images by text or by image on a local web page", Search, search),
     "methods": Command("list the training methods, or show one", Methods, show_methods),
     "data demo": Command("build the demo data", DataDemo, build_data),

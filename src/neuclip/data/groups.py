@@ -199,7 +199,7 @@ def components(groups: Groups, kinds: Collection[GroupKind] = KINDS) -> Ids:
             )
             # Hook each root below the least root that it shares a group with.
             np.minimum.at(roots, own, least)
-            roots = _compressed(roots)
+            roots = compressed(roots)
         if np.array_equal(before, roots):
             return roots
 
@@ -219,8 +219,8 @@ def _sorted(members: Memberships) -> tuple[Ids, Ids]:
     return members.samples[order], starts
 
 
-def _compressed(roots: Ids) -> Ids:
-    """Every sample points at the root of its tree."""
+def compressed(roots: Ids) -> Ids:
+    """Every sample points at the root of its tree, if it pointed at a sample above it."""
     while not np.array_equal(above := roots[roots], roots):
         roots = above
     return roots

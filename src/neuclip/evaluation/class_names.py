@@ -23,7 +23,7 @@ def dataset_type(folder: Path) -> str | None:
     Raises:
         UserError: the file is not text.
     """
-    lines = _lines(folder / DATASET_TYPE)
+    lines = text_lines(folder / DATASET_TYPE)
     return lines[0].lower() if lines else None
 
 
@@ -45,7 +45,7 @@ def read_classes(folder: Path, *, default: bool = True) -> tuple[list[str], list
     Raises:
         UserError: a file has an empty line or is missing, or a template has no `{c}`.
     """
-    classnames, templates = _lines(folder / CLASSNAMES), _lines(folder / TEMPLATES)
+    classnames, templates = text_lines(folder / CLASSNAMES), text_lines(folder / TEMPLATES)
     if classnames and not templates and not default:
         raise UserError(f"{folder} has {CLASSNAMES} but no {TEMPLATES}: the set is not complete")
     if templates and not classnames:
@@ -57,20 +57,24 @@ def read_classes(folder: Path, *, default: bool = True) -> tuple[list[str], list
     return classnames, (templates or default_prompt(folder)) if classnames else []
 
 
-def prompts_of(templates: str) -> list[str]:
-    """The prompts of `--val-templates`: of a text file, or joined by '::'.
+def prompts_of(templates: str, flag: str = "--val-templates") -> list[str]:
+    """The prompts that a flag gives: of a text file, or joined by '::'.
+
+    Args:
+        templates: the value of the flag.
+        flag: its name, for messages.
 
     Raises:
         UserError: a prompt has no place for the class name, or the file cannot be read.
     """
     inline = "{c}" in templates or "{}" in templates
-    prompts = templates.split("::") if inline else _lines(Path(templates).expanduser())
+    prompts = templates.split("::") if inline else text_lines(Path(templates).expanduser())
     if not prompts:
         raise UserError(
-            f"--val-templates {templates}: no such file, or an empty one; a prompt on the command "
+            f"{flag} {templates}: no such file, or an empty one; a prompt on the command "
             "line has {c} in place of the class name, as in 'a photo of a {c}.'"
         )
-    return checked_templates(prompts, f"--val-templates {templates}")
+    return checked_templates(prompts, f"{flag} {templates}")
 
 
 def beside(folder: Path) -> tuple[list[str], list[str]]:
@@ -79,8 +83,8 @@ def beside(folder: Path) -> tuple[list[str], list[str]]:
     Raises:
         UserError: a file has an empty line, or a template has no `{c}`.
     """
-    templates = checked_templates(_lines(folder / TEMPLATES), str(folder / TEMPLATES))
-    return _lines(folder / CLASSNAMES), templates
+    templates = checked_templates(text_lines(folder / TEMPLATES), str(folder / TEMPLATES))
+    return text_lines(folder / CLASSNAMES), templates
 
 
 def checked_templates(templates: Sequence[str], where: str) -> list[str]:
@@ -109,8 +113,12 @@ def default_prompt(folder: Path) -> list[str]:
     return [DEFAULT_TEMPLATE]
 
 
-def _lines(path: Path) -> list[str]:
-    """The lines of a file, stripped, without empty ones at its end; none if it does not exist."""
+def text_lines(path: Path) -> list[str]:
+    """The lines of a file, stripped, without empty ones at its end; none if it does not exist.
+
+    Raises:
+        UserError: the file cannot be read, is not UTF-8, or has an empty line.
+    """
     try:
         text = read_file(path, _LARGEST_LIST).decode("utf-8-sig")
     except FileNotFoundError:

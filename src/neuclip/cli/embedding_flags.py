@@ -1,0 +1,223 @@
+"""Flags of the commands that embed data, and how they embed. Imports no torch."""
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from tyro.conf import Positional, arg
+
+from neuclip.cli import terminal
+from neuclip.cli.checkpoint_flags import CheckpointFlags
+from neuclip.cli.data import TimedReadingFlags
+from neuclip.cli.options import check_range
+from neuclip.errors import UserError, quantity
+from neuclip.files import cache_home
+
+if TYPE_CHECKING:
+    from neuclip.data.sources.source import Captions, Source
+    from neuclip.embedding.embedding_store import EmbeddingStore, StoreManifest
+    from neuclip.evaluation.interfaces import EvaluationSettings
+    from neuclip.model.load import Pretrained
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingFlags(CheckpointFlags, TimedReadingFlags):
+    """How to embed."""
+
+    batch_size: int = 256
+    """images or texts per forward pass"""
+    workers: Annotated[int, arg(aliases=("--num-prepro-workers",))] = 2
+    """processes that read images"""
+    device: Annotated[str, arg(metavar="{auto,cpu,cuda,cuda:N,mps}")] = "auto"
+    """device to compute on"""
+
+    def check(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+            UserError: one is out of range.
+        """
+        check_range("batch-size", self.batch_size, ge=1)
+        check_range("workers", self.workers, ge=0)
+        self.data_config()
+
+    def load(self, run: Path, local_rank: int) -> "Pretrained":
+        """The model, in the precision of evaluation.
+
+        Args:
+            run: what the flags choose a checkpoint of.
+            local_rank: index of the GPU on this machine.
+
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        from neuclip.model.load import load_towers
+
+        return load_towers(self.choice(run), self.device, local_rank)
+
+    def embed(
+        self, model: "Pretrained", source: "Source", manifest: "StoreManifest", out: Path
+    ) -> "EmbeddingStore":
+        """Embeds a source into a folder, or the rest of it. All ranks call it together.
+
+        Args:
+            model: the model.
+            source: the data.
+            manifest: what the folder is to hold.
+            out: the folder.
+
+        Raises:
+            UserError: no sample can be read, or the folder holds something else.
+        """
+        from neuclip.embedding.embedding_store import EmbeddingStore
+        from neuclip.embedding.sharded_embedding import fill_store
+        from neuclip.parallel import collectives
+        from neuclip.parallel.work_sharing import from_main
+
+        store = from_main(lambda: EmbeddingStore.begin(out, manifest))
+        with terminal.progress() as progress:
+            settings = self.settings()
+            if collectives.is_main():
+                done = store.num_shards - len(store.pending())
+                reused = f"; {done} of {quantity(store.num_shards, 'shard')} already" * bool(done)
+                terminal.say(
+                    f"embedding {quantity(len(source), 'sample')} with {model.checkpoint.shown} "
+                    f"({model.checkpoint.arch}){reused}"
+                )
+                settings = replace(settings, progress=progress)
+            fill_store(store, model.encoder, source, settings)
+        return store
+
+    def settings(self) -> "EvaluationSettings":
+        """The flags as settings of evaluation."""
+        from neuclip.evaluation.interfaces import EvaluationSettings
+
+        return EvaluationSettings(
+            batch_size=self.batch_size,
+            workers=self.workers,
+            stall_limit=self.data_config().data_timeout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFlags(EmbeddingFlags):
+    """Data to embed, or a folder of embeddings."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
+    """folder that neuclip embed has written; or data as for --train-data, with --run"""
+    run: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """model to embed data with: run folder, checkpoint file, repository, or published weights"""
+    embeddings: Annotated[
+        Path | None, arg(metavar="DIR", help_behavior_hint="(default: in the user's cache)")
+    ] = None
+    """folder for the features of data, which a repeated command reuses"""
+    save_path: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """write what is kept: keys to FILE.txt, or uids to FILE.npy for DataComp's resharder"""
+    uid_key: Annotated[str | None, arg(metavar="KEY", help_behavior_hint="")] = None
+    """with --save-path: key of the samples' .json that holds their uid; DataComp's is uid"""
+    out: Annotated[Path | None, arg(metavar="FILE.csv", help_behavior_hint="")] = None
+    """write a table of all samples"""
+
+    def check(self) -> None:
+        """Checks the flags before any work.
+
+        Raises:
+            UserError: they contradict each other, or a number is out of range.
+        """
+        super().check()
+        if self._is_stored:
+            given = (("--run", self.run), ("--embeddings", self.embeddings))
+            for flag, value in (*given, ("--uid-key", self.uid_key)):
+                if value is not None:
+                    raise UserError(
+                        f"{flag} is for data that are embedded now, and {self.source} holds "
+                        "embeddings: leave it out"
+                    )
+        elif self.run is None:
+            raise UserError(
+                f"{self.source} is not a folder of embeddings: name the model to embed data with "
+                "(--run RUN)"
+            )
+        if self.save_path is not None:
+            from neuclip.embedding.kept_samples import check_kept_path
+
+            check_kept_path(self.save_path)
+        elif self.uid_key is not None:
+            raise UserError("--uid-key has no effect without --save-path")
+
+    @property
+    def _is_stored(self) -> bool:
+        from neuclip.embedding.embedding_store import is_store
+
+        return is_store(Path(self.source))
+
+    @contextlib.contextmanager
+    def stored(self, *, texts: bool) -> "Generator[Stored]":
+        """The embeddings of the source. Data are embedded first, by all ranks.
+
+        Args:
+            texts: captions are needed, too.
+
+        Raises:
+            UserError: model or data cannot be read, or the embeddings are damaged.
+        """
+        import torch
+
+        from neuclip.embedding.embedding_store import EmbeddingStore
+        from neuclip.embedding.sharded_embedding import StoreOptions
+        from neuclip.parallel.process_group import open_process_group
+
+        if self.run is None:
+            yield Stored(EmbeddingStore.open(Path(self.source)), None)
+            return
+        with (
+            open_process_group(torch.device("cpu")) as launch,
+            contextlib.closing(self._opened("required" if texts else "optional")) as source,
+        ):
+            model = self.load(self.run, launch.local_rank)
+            options = StoreOptions(texts)
+            manifest = options.manifest(model, source, self.source, self.batch_size)
+            folder = self.embeddings or cache_home() / "embeddings" / manifest.digest
+            store = self.embed(model, source, manifest, folder)
+            if launch.rank == 0:
+                terminal.say(f"features in {folder}")
+                say_damage(source, store)
+            yield Stored(store, source)
+
+    def _opened(self, captions: "Captions") -> "Source":
+        from neuclip.data.opening import open_source
+
+        reading = self.data_config().model_copy(update={"label_key": self.uid_key})
+        with terminal.progress() as progress:
+            return open_source(self.source, reading, progress, captions=captions)
+
+
+class Stored(NamedTuple):
+    """Embeddings, and the data that they were made of if those are at hand."""
+
+    store: "EmbeddingStore"
+    source: "Source | None"
+
+    def names(self, positions: list[int], keys: list[str], uid_key: str | None) -> list[str]:
+        """What a list of kept samples calls samples: their uids if a key is given, or their keys.
+
+        Raises:
+            UserError: a sample has no uid.
+        """
+        from neuclip.embedding.kept_samples import read_uids
+
+        if uid_key is None or self.source is None:
+            return keys
+        return read_uids(self.source, positions)
+
+
+def say_damage(source: "Source", store: "EmbeddingStore") -> None:
+    """Prints what was left out, with examples."""
+    _, damage = store.summary()
+    damage.add(source.damage)
+    if damage.total:
+        terminal.say(f"{quantity(damage.total, 'corrupt sample')} left out: {damage.summary()}")
+        for found in damage.examples[:5]:
+            terminal.say(f"  {found}")

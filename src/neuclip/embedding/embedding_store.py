@@ -1,0 +1,269 @@
+"""A folder of embeddings: shards with keys, and a manifest that says what they are.
+
+A shard holds the samples of a range of positions in the source. Its record in `finished` is
+written last, so a killed process leaves finished shards and nothing else that counts:
+
+    manifest.json                  model, preprocessing, data and settings
+    img_emb/img_emb_00000.npy      features of images; text_emb/ and metadata/ beside it
+    finished/00000.json            number of rows, and the corrupt samples that were left out
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from neuclip.data.damage import DamageLog
+from neuclip.embedding.shard_files import (
+    EmbeddedShard,
+    Form,
+    read_shard,
+    shard_paths,
+    write_shard,
+)
+from neuclip.errors import UserError, printable, quantity
+from neuclip.files import cannot_write, write_whole, writing
+from neuclip.untrusted import DAMAGED_ARRAYS, read_file, read_json
+
+MANIFEST = "manifest.json"
+_LARGEST_MANIFEST = 2**20  # bytes
+
+
+class StoreManifest(BaseModel):
+    """What a folder of embeddings holds.
+
+    Attributes:
+        version: of the folder's layout.
+        model: SHA-256 of architecture, preprocessing and weights.
+        model_name: what the user calls the model.
+        arch: the architecture.
+        preprocessing: of images, for readers of the file; `model` covers it.
+        precision: arithmetic of the towers.
+        source: the data as the user names them; secrets are masked.
+        source_digest: digest of the files of the data, their sizes and times.
+        samples: number of samples, corrupt ones included.
+        dim: dimension of the features.
+        dtype: type of the features.
+        unit_norm: features have unit norm.
+        texts: whether there are features of captions.
+        form: of the files.
+        batch_size: samples per forward pass, which decides the last bits of features.
+        shard_samples: samples per shard, a multiple of the batch size.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = 1
+    model: str
+    model_name: str
+    arch: str
+    preprocessing: dict[str, Any]
+    precision: str
+    source: str
+    source_digest: str
+    samples: int = Field(ge=1)
+    dim: int = Field(ge=1)
+    dtype: Literal["float32", "float16"]
+    unit_norm: Literal[True] = True
+    texts: bool
+    form: Form
+    batch_size: int = Field(ge=1)
+    shard_samples: int = Field(ge=1)
+
+    @property
+    def digest(self) -> str:
+        """Name of a folder for these embeddings: equal for all that may share it."""
+        content = self.model_dump_json(exclude={"model_name", "source"})
+        return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+    def difference(self, wanted: "StoreManifest") -> str | None:
+        """Why a folder with this manifest cannot be used for another; None if it can."""
+        if self.model != wanted.model:
+            return f"another model ({printable(self.model_name)}, {printable(self.arch)})"
+        if (self.source_digest, self.samples) != (wanted.source_digest, wanted.samples):
+            return f"other data, or of these data before they changed ({printable(self.source)})"
+        names = ("precision", "dim", "dtype", "texts", "form", "batch_size", "shard_samples")
+        pairs = [(name, getattr(self, name), getattr(wanted, name)) for name in names]
+        differ = [f"{name} {old}, not {new}" for name, old, new in pairs if old != new]
+        return f"other settings ({'; '.join(differ)})" if differ else None
+
+
+class EmbeddingStore:
+    """Embeddings on disk.
+
+    Args:
+        folder: the folder.
+        manifest: what it holds.
+    """
+
+    def __init__(self, folder: Path, manifest: StoreManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+
+    @classmethod
+    def begin(cls, folder: Path, manifest: StoreManifest) -> "EmbeddingStore":
+        """Starts a folder, or goes on with one that was begun with the same manifest.
+
+        Raises:
+            UserError: the folder holds something else, or cannot be written to.
+        """
+        if is_store(folder):
+            store = cls.open(folder)
+            difference = store.manifest.difference(manifest)
+            if difference is not None:
+                raise UserError(
+                    f"{folder} holds embeddings of {difference}: choose another folder, or remove "
+                    "this one"
+                )
+            return store
+        if folder.is_dir() and not all(_is_leftover(path) for path in folder.iterdir()):
+            raise UserError(
+                f"{folder} is not empty, and has no {MANIFEST} of embeddings: choose another folder"
+            )
+        write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        return cls(folder, manifest)
+
+    @classmethod
+    def open(cls, folder: Path) -> "EmbeddingStore":
+        """Opens a folder, whether all shards are finished or not.
+
+        Raises:
+            UserError: it is not a folder of embeddings, or its manifest is damaged.
+        """
+        try:
+            content = read_file(folder / MANIFEST, _LARGEST_MANIFEST)
+            manifest = StoreManifest.model_validate_json(content)
+        except OSError as error:
+            raise UserError(
+                f"{folder} is not a folder of embeddings: {MANIFEST}: {error.strerror}"
+            ) from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UserError(
+                f"{folder / MANIFEST} is damaged, or of another version of neuclip: "
+                f"{where}: {first['msg']}"
+            ) from None
+        return cls(folder, manifest)
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards, finished or not."""
+        return -(-self.manifest.samples // self.manifest.shard_samples)
+
+    def positions(self, shard: int) -> NDArray[np.int64]:
+        """The positions in the source of the samples of a shard."""
+        start = shard * self.manifest.shard_samples
+        end = min(start + self.manifest.shard_samples, self.manifest.samples)
+        return np.arange(start, end, dtype=np.int64)
+
+    def pending(self) -> list[int]:
+        """The shards that are not finished."""
+        return [shard for shard in range(self.num_shards) if self._finished(shard) is None]
+
+    def write(self, shard: int, content: EmbeddedShard, damage: DamageLog) -> None:
+        """Writes a shard, and then that it is finished.
+
+        Raises:
+            UserError: the folder cannot be written to, or the disk is full.
+        """
+        paths = self._paths(shard)
+        with writing(paths[0]):
+            write_shard(paths, content)
+        record = {"rows": len(content), "damage": damage.report()}
+        write_whole(self._record(shard), json.dumps(record) + "\n")
+
+    def read(self, shard: int) -> EmbeddedShard:
+        """Reads a finished shard.
+
+        Raises:
+            UserError: it is not finished, or a file of it is missing or damaged.
+        """
+        found, manifest = self._finished(shard), self.manifest
+        again = f"remove {self._record(shard)} and repeat the command that wrote it"
+        if found is None:
+            raise UserError(f"{self.folder}: shard {shard} is not finished: {again}")
+        try:
+            content = read_shard(self._paths(shard))
+        except UserError:
+            raise
+        except DAMAGED_ARRAYS as error:
+            raise UserError(f"{self.folder}: shard {shard} is damaged ({error}): {again}") from None
+        shape, kind = (found[0], manifest.dim), np.dtype(manifest.dtype)
+        arrays = [content.images] + ([] if content.texts is None else [content.texts])
+        fits = all(array.shape == shape and array.dtype == kind for array in arrays)
+        same = len(content.keys) == len(content.positions) == len(content.captions) == found[0]
+        if not fits or not same or (content.texts is not None) != manifest.texts:
+            raise UserError(f"{self.folder}: shard {shard} is damaged (shapes): {again}")
+        return content
+
+    def shards(self) -> Iterator[EmbeddedShard]:
+        """All shards in order, one at a time in memory.
+
+        Raises:
+            UserError: one is not finished or damaged.
+        """
+        self.require_complete()
+        return map(self.read, range(self.num_shards))
+
+    def require_complete(self) -> None:
+        """Checks that all shards are finished.
+
+        Raises:
+            UserError: some are not.
+        """
+        pending = len(self.pending())
+        if pending:
+            raise UserError(
+                f"{self.folder} is not complete: {pending} of {quantity(self.num_shards, 'shard')} "
+                "are missing; repeat the command that wrote it, which goes on where it stopped"
+            )
+
+    def summary(self) -> tuple[int, DamageLog]:
+        """Number of rows in finished shards, and the corrupt samples that were left out."""
+        rows, damage = 0, DamageLog()
+        for shard in range(self.num_shards):
+            found = self._finished(shard)
+            if found is not None:
+                rows += found[0]
+                damage.add_report(found[1].report())
+        return rows, damage
+
+    def remove_leftovers(self) -> None:
+        """Removes the parts of files that killed processes have left behind."""
+        for path in filter(_is_leftover, self.folder.rglob(".*")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(path, error) from None
+
+    def _finished(self, shard: int) -> tuple[int, DamageLog] | None:
+        """Rows and corrupt samples of a shard; None if it is to be embedded (again)."""
+        try:
+            record = read_json(self._record(shard))
+            rows, damage = record["rows"], DamageLog.from_report(record["damage"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return None
+        whole = isinstance(rows, int) and all(path.is_file() for path in self._paths(shard))
+        return (rows, damage) if whole else None
+
+    def _record(self, shard: int) -> Path:
+        return self.folder / "finished" / f"{shard:05}.json"
+
+    def _paths(self, shard: int) -> list[Path]:
+        manifest = self.manifest
+        return shard_paths(self.folder, manifest.form, shard, texts=manifest.texts)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is the part that a killed process has left; see `neuclip.files.replacing`."""
+    return path.name.startswith(".") and path.suffix == ".partial"
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder has the manifest of embeddings."""
+    return (folder / MANIFEST).is_file()

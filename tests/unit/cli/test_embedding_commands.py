@@ -1,0 +1,228 @@
+"""`neuclip embed`, `classify`, `score` and `duplicates`, with a real model of few parameters."""
+
+import csv
+import io
+import json
+import re
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+
+import neuclip
+from datacomp_sets import picture
+from embedding_folders import COLORS, content, write_pictures
+from neuclip.cli.app import main
+from neuclip.data.opening import open_source
+from neuclip.embedding.embedding_store import EmbeddingStore
+from neuclip.evaluation.embed import encode_split, start_reading
+from neuclip.evaluation.interfaces import EvaluationSettings
+from neuclip.model.load import load_run
+from neuclip.model.opened_checkpoint import CheckpointChoice
+from tiny_models import VIT, tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.pt"
+    torch.save({"state_dict": tiny().towers.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Eleven pictures, of which 7 is the same as 0, and 8 the same as 1."""
+    return write_pictures(tmp_path / "pictures", COLORS)
+
+
+@pytest.fixture
+def command(run, tmp_path, monkeypatch):
+    """Runs a command with the model, four images a batch, in this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def call(name, source, *flags, model=True):
+        flags = [*map(str, flags), "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+        if model:
+            flags += ["--run", str(run), "--arch", VIT]
+        return main([name, str(source), *flags])
+
+    return call
+
+
+def rows_of(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_shell_python_and_evaluation_have_the_same_features(command, run, pictures, tmp_path):
+    assert command("embed", pictures, "--enable-text", "--out", tmp_path / "out") == 0
+    (shard,) = EmbeddingStore.open(tmp_path / "out").shards()
+    model = neuclip.load(run, arch=VIT, device="cpu", batch_size=4, workers=0)
+    assert np.array_equal(shard.images, model.embed_images(str(pictures)).numpy())
+    assert np.array_equal(shard.texts, model.embed_texts(shard.captions).numpy())
+    restored = load_run(CheckpointChoice(run, arch=VIT), "cpu")
+    settings, source = EvaluationSettings(batch_size=4, workers=0), open_source(str(pictures))
+    evaluated = encode_split(restored.encoder, start_reading(restored.encoder, source, settings))
+    assert np.array_equal(shard.images, evaluated.image_features.numpy())
+    assert np.array_equal(shard.texts, evaluated.text_features.numpy())
+
+
+def test_embed_says_what_it_did_and_resumes(command, pictures, tmp_path, capsys):
+    (pictures / "003.png").write_bytes(b"no picture")
+    flags = ("--out", tmp_path / "out", "--shard-samples", 3)
+    assert command("embed", pictures, *flags) == 0
+    told = capsys.readouterr()
+    assert "10 images: " in told.out and "unit norm, float32, 3 shards" in told.out
+    assert "1 corrupt sample left out: 1 image" in told.err and "003" in told.err
+    before = content(tmp_path / "out")
+    assert command("embed", pictures, *flags) == 0
+    assert "3 of 3 shards already" in capsys.readouterr().err
+    assert content(tmp_path / "out") == before
+    assert command("embed", pictures, *flags, "--dtype", "float16") == 2
+    assert "other settings (dtype float32, not float16)" in capsys.readouterr().err
+
+
+def test_classify(command, run, pictures, tmp_path, capsys):
+    (pictures / "004.png").write_bytes(b"no picture")
+    (tmp_path / "names.txt").write_text("\ufeffcat\ndog\ntall tree\n", encoding="utf-8")
+    flags = ("--classes", tmp_path / "names.txt", "--out", tmp_path / "out.csv", "--top", 2)
+    assert command("classify", pictures, *flags, "--templates", "a {c}::{c}") == 0
+    rows = rows_of(tmp_path / "out.csv")
+    assert list(rows[0]) == ["key", "class", "probability", "class_2", "probability_2"]
+    assert [row["key"] for row in rows] == [f"{row:03}" for row in range(11) if row != 4]
+    model = neuclip.load(run, arch=VIT, device="cpu", batch_size=4, workers=0)
+    names, templates = ["cat", "dog", "tall tree"], ["a {c}", "{c}"]
+    found = model.classify(str(pictures), names, templates, unreadable="nan")
+    best = [each for each in found.top(2) if each is not None]
+    assert [(row["class"], row["class_2"]) for row in rows] == [(a, b) for (a, _), (b, _) in best]
+    assert float(rows[0]["probability"]) == pytest.approx(best[0][0][1], rel=1e-4)
+    assert "1 corrupt sample left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (b"", "none is given"),
+        (b"cat\n\ndog\n", "line 2 is empty"),
+        (b"cat\ndog\ncat\n", "number 3, 'cat', is the same as number 1"),
+        ("Kätzchen\n".encode("latin-1"), "cannot be read as UTF-8 text"),
+        ("cat\n".encode("utf-16"), "cannot be read as UTF-8 text"),
+        (None, "no such file"),
+    ],
+)
+def test_classes_that_cannot_be_used(command, pictures, tmp_path, capsys, names, message):
+    if names is not None:
+        (tmp_path / "names.txt").write_bytes(names)
+    flags = ("--classes", tmp_path / "names.txt", "--out", tmp_path / "out.csv")
+    assert command("classify", pictures, *flags) == 2
+    told = capsys.readouterr().err
+    assert "names.txt" in told and message in told
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_score_and_filter(command, run, pictures, tmp_path, capsys):
+    flags = ("--fraction", 0.3, "--save-path", tmp_path / "kept.txt", "--out", tmp_path / "all.csv")
+    assert command("score", pictures, *flags, "--worst", 2) == 0
+    model = neuclip.load(run, arch=VIT, device="cpu", batch_size=4, workers=0)
+    texts = [f"number {color[0]}" for color in COLORS]
+    exact = model.similarity(str(pictures), texts).diagonal().double().numpy()
+    rows = rows_of(tmp_path / "all.csv")
+    np.testing.assert_allclose([float(row["score"]) for row in rows], exact, atol=1e-5)
+    best = np.sort(exact)[-3]  # int(0.3 * 11)
+    expected = [f"{row:03}" for row in range(11) if exact[row] >= best - 1e-6]
+    assert (tmp_path / "kept.txt").read_text().split() == expected
+    shown = capsys.readouterr().out.splitlines()
+    worst = [line.split()[1] for line in shown[shown.index("worst pairs") + 1 :][:2]]
+    assert worst == [f"{row:03}" for row in np.argsort(exact, kind="stable")[:2]]
+    counts = [int(line.split()[3]) for line in shown if re.match(r" +-?\d\.\d+ to ", line)]
+    assert len(counts) == 20 and sum(counts) == 11
+    # The features are in the cache; a folder of embeddings gives the same.
+    (store,) = (tmp_path / "cache" / "neuclip" / "embeddings").iterdir()
+    kept = (tmp_path / "kept.txt").read_bytes()
+    flags = ("--threshold", best - 1e-5, "--save-path", tmp_path / "kept.txt")
+    assert command("score", store, *flags, model=False) == 0
+    assert (tmp_path / "kept.txt").read_bytes() == kept
+
+
+def test_uids_for_datacomp(command, tmp_path, capsys):
+    """Two shards with the same keys, as DataComp's: only the uids tell samples apart."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    uids = []
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard:08}.tar", "w") as tar:
+            for row in range(3):
+                uids.append(f"{(7 * shard + row) * 2**64 + 5 - row:032x}")
+                members = {
+                    "png": picture(COLORS[3 * shard + row]),
+                    "txt": b"number 1",
+                    "json": json.dumps({"uid": uids[-1]}).encode(),
+                }
+                for ending, data in members.items():
+                    member = tarfile.TarInfo(f"{row:08}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    flags = ("--threshold", -1, "--save-path", tmp_path / "kept.npy")
+    assert command("score", folder, *flags) == 2
+    assert "'00000000' is not a uid" in capsys.readouterr().err
+    assert command("score", folder, *flags, "--uid-key", "uid") == 0
+    kept = np.load(tmp_path / "kept.npy")
+    assert kept.dtype == np.dtype("u8,u8")
+    assert [f"{high:016x}{low:016x}" for high, low in kept.tolist()] == sorted(uids)
+    assert command("score", folder, "--threshold", -1, "--save-path", tmp_path / "kept.txt") == 2
+    assert "2 samples have the key '00000000'" in capsys.readouterr().err
+
+
+def test_duplicates_become_labels_for_training(command, run, pictures, tmp_path, capsys):
+    out, kept = tmp_path / "groups.csv", tmp_path / "kept.txt"
+    flags = ("--threshold", 0.99999, "--out", out, "--save-path", kept)
+    assert command("duplicates", pictures, *flags) == 0
+    model = neuclip.load(run, arch=VIT, device="cpu", batch_size=4, workers=0)
+    features = model.embed_images(str(pictures)).double()
+    near = features @ features.T >= 0.99999
+    expected = list(range(11))  # the naive transitive closure
+    for _ in range(11):
+        expected = [min(expected[c] for c in range(11) if near[r, c]) for r in range(11)]
+    rows = rows_of(out)
+    assert [int(row["group"]) for row in rows] == expected
+    assert expected[7] == expected[0] and expected[8] == expected[1]
+    assert float(rows[7]["similarity"]) == pytest.approx(1, abs=1e-4)
+    assert kept.read_text().split() == [f"{r:03}" for r in range(11) if expected[r] == r]
+    source = open_source(str(out), label_reading())
+    labels = [source.texts(position).annotations.label for position in range(len(source))]
+    assert labels == [str(group) for group in expected]
+    assert source.read(0).image.size == (8, 8)
+    assert "images in groups" in capsys.readouterr().out
+
+
+def label_reading():
+    from neuclip.config.data_sections import ReadingConfig
+
+    return ReadingConfig(label_key="group", csv_separator=",")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "model", "message"),
+    [
+        ("score", (), False, "name the model to embed data with"),
+        ("score", ("--fraction", 0), True, "--fraction"),
+        ("score", ("--fraction", 0.5), True, "give both, or neither"),
+        ("score", ("--save-path", "a.npy"), True, "give both, or neither"),
+        ("score", ("--fraction", 0.5, "--threshold", 0, "--save-path", "a.txt"), True, "give one"),
+        ("score", ("--fraction", 0.5, "--save-path", "a.json"), True, ".txt writes the kept keys"),
+        ("score", ("--uid-key", "uid"), True, "no effect without --save-path"),
+        ("duplicates", ("--threshold", 0), True, "--threshold"),
+        ("embed", ("--out", "out", "--shard-samples", 0), True, "--shard-samples"),
+    ],
+)
+def test_flags_that_do_not_fit(command, pictures, capsys, name, flags, model, message):
+    assert command(name, pictures, *flags, model=model) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_embeddings_takes_no_model(command, pictures, tmp_path, capsys):
+    assert command("embed", pictures, "--out", tmp_path / "out") == 0
+    assert command("score", tmp_path / "out") == 2
+    assert "--run is for data that are embedded now" in capsys.readouterr().err
+    assert command("score", tmp_path / "out", model=False) == 2
+    assert "embed again with --enable-text" in capsys.readouterr().err
