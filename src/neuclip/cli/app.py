@@ -26,6 +26,7 @@ from neuclip.cli.finetune import show_derived
 from neuclip.cli.icons import EmojiPairs, Icons, build_emoji_pairs, build_icon_pairs
 from neuclip.cli.method_help import Methods, show_methods
 from neuclip.cli.report import Report, report
+from neuclip.cli.runs import RunsCommand, show_runs
 from neuclip.cli.score import Score, score
 from neuclip.cli.search import Search, search
 from neuclip.cli.train import FinetuneCommand, TrainCommand, parse_train, resume_command
@@ -233,6 +234,9 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "blend": Command(
         "mix the weights of two models, evaluate each mix, and write the best", Blend, blend
+    ),
+    "runs": Command(
+        "list the runs of a folder: progress, best metric, state", RunsCommand, show_runs
     ),
     "report": Command("compare runs on one HTML page", Report, report),
     "export": Command("write a trained model for open_clip or Hugging Face", ExportCommand, export),

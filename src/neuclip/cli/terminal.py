@@ -4,6 +4,7 @@ import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,9 @@ from neuclip.evaluation.datacomp.suite import Average, Task
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.evaluation.results import EvalResult, read_eval_results
 from neuclip.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from neuclip.report.run_list import ListedRun
 
 progress = console.progress
 
@@ -109,6 +113,17 @@ def print_reasons(rows: Iterable[tuple[str, str, str]]) -> None:
     shown.add_column("value", overflow="fold")
     shown.add_column("why")
     for row in rows:
+        shown.add_row(*map(without_controls, row))
+    _console().print(shown)
+
+
+def print_runs(runs: "Iterable[ListedRun]") -> None:
+    """Prints runs, one per line."""
+    shown = Table(box=None, pad_edge=False)
+    for head in ("run", "method", "data", "progress", "best", "state"):
+        shown.add_column(head, overflow="fold")
+    for run in runs:
+        row = (run.name, run.method, run.data, run.progress, run.best or "-", run.state)
         shown.add_row(*map(without_controls, row))
     _console().print(shown)
 

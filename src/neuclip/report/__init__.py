@@ -3,6 +3,7 @@
 In reading order:
 
 - `runs`: reads run folders.
+- `run_list`: run folders, one line each, for `neuclip runs`.
 - `quoted`: reads published numbers.
 - `entries`: groups runs that differ only in the seed, and reads their scores.
 - `bootstrap`: computes confidence intervals of differences.

@@ -191,6 +191,27 @@ class FolderLock:
             self._handle = None
 
 
+def holder_of(folder: Path) -> str | None:
+    """The process that holds the lock of a folder, in words; None if no process does.
+
+    Whether a process of another machine lives is not known: its lock file counts.
+    """
+    try:
+        handle = os.open(folder / "run.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        holder = _parse(os.pread(handle, 4096, 0))
+        if holder.get("machine") != _machine():
+            return f"{_who(holder)}, or it was" if holder else None
+        fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # refused while it is held
+    except OSError as error:
+        return _who(holder) if error.errno in {errno.EACCES, errno.EAGAIN} else None
+    finally:
+        os.close(handle)
+    return None
+
+
 def _parse(content: bytes) -> dict[str, Any]:
     """The content of a lock file; nothing if it is empty or damaged."""
     try:
