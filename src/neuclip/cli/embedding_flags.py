@@ -128,13 +128,13 @@ class StoredFlags(EmbeddingFlags):
         """
         super().check()
         if self._is_stored:
-            given = (("--run", self.run), ("--embeddings", self.embeddings))
-            for flag, value in (*given, ("--uid-key", self.uid_key)):
-                if value is not None:
-                    raise UserError(
-                        f"{flag} is for data that are embedded now, and {self.source} holds "
-                        "embeddings: leave it out"
-                    )
+            names = ("run", "embeddings", "uid_key", "epoch", "iter", "best", "arch", "no_ema")
+            given = [name for name in names if getattr(self, name) not in (None, False)]
+            for name in (*given, *self.model, *self.reading):
+                raise UserError(
+                    f"--{name.replace('_', '-')} is for data that are embedded now, and "
+                    f"{self.source} holds embeddings: leave it out"
+                )
         elif self.run is None:
             raise UserError(
                 f"{self.source} is not a folder of embeddings: name the model to embed data with "

@@ -211,16 +211,21 @@ class EmbeddingStore:
         return map(self.read, range(self.num_shards))
 
     def require_complete(self) -> None:
-        """Checks that all shards are finished.
+        """Checks that all shards are finished, and hold at least one row.
 
         Raises:
-            UserError: some are not.
+            UserError: some are not, or all samples were corrupt.
         """
         pending = len(self.pending())
         if pending:
             raise UserError(
                 f"{self.folder} is not complete: {pending} of {quantity(self.num_shards, 'shard')} "
                 "are missing; repeat the command that wrote it, which goes on where it stopped"
+            )
+        rows, damage = self.summary()
+        if not rows:
+            raise UserError(
+                f"{self.folder} holds no embedding: all samples were corrupt ({damage.summary()})"
             )
 
     def summary(self) -> tuple[int, DamageLog]:

@@ -224,5 +224,8 @@ def test_a_folder_of_embeddings_takes_no_model(command, pictures, tmp_path, caps
     assert command("embed", pictures, "--out", tmp_path / "out") == 0
     assert command("score", tmp_path / "out") == 2
     assert "--run is for data that are embedded now" in capsys.readouterr().err
+    for flags in (("--caption-key", "text"), ("--no-ema",), ("--epoch", 3)):
+        assert command("score", tmp_path / "out", *flags, model=False) == 2
+        assert f"{flags[0]} is for data that are embedded now" in capsys.readouterr().err
     assert command("score", tmp_path / "out", model=False) == 2
     assert "embed again with --enable-text" in capsys.readouterr().err

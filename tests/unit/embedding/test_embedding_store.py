@@ -58,6 +58,8 @@ def test_corrupt_samples_are_counted_and_left_out(pictures, tmp_path):
         path.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"none of 11 samples could be read: 10 image"):
         embedded(pictures, tmp_path / "other")
+    with pytest.raises(UserError, match=r"holds no embedding: all samples were corrupt"):
+        list(EmbeddingStore.open(tmp_path / "other").shards())
 
 
 def killed(step, pictures, out):
