@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo
 
-.PHONY: demo test docs lint types check format gpu-check clean
+.PHONY: demo test docs lint types wheel check format gpu-check clean
 
 demo: $(INSTALLED)  ## build the embedded data, train on it, evaluate, write a report
 	$(BIN)/neuclip demo --out $(DEMO)
@@ -28,7 +28,10 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/pyright
 
-check: lint types docs test  ## what CI runs
+wheel: $(INSTALLED)  ## build the wheel, and run it with no repository beside it
+	scripts/check_wheel.sh $(BIN)/python
+
+check: lint types docs wheel test  ## what CI runs
 
 gpu-check: $(INSTALLED)  ## checks and measures a GPU in eight minutes, results in gpu_check/
 	PYTHON=$(BIN)/python scripts/gpu_check.sh --out gpu_check
