@@ -26,7 +26,7 @@ class Embed(EmbeddingFlags):
 
     source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
     """data as for `neuclip train --train-data`: shards, tables, folders; :: joins several"""
-    run: Annotated[Path, arg(metavar="RUN", help_behavior_hint="")]
+    run: Annotated[Path, arg(metavar="RUN", aliases=("--checkpoint",), help_behavior_hint="")]
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
     download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
     out: Annotated[Path, arg(metavar="DIR", aliases=("--output-folder",), help_behavior_hint="")]

@@ -107,7 +107,9 @@ class StoredFlags(EmbeddingFlags):
 
     source: Annotated[Positional[str], arg(metavar="SOURCE", help_behavior_hint="")]
     """folder that neuclip embed has written; or data as for --train-data, with --run"""
-    run: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    run: Annotated[
+        Path | None, arg(metavar="RUN", aliases=("--checkpoint",), help_behavior_hint="")
+    ] = None
     """model to embed data with: run folder, checkpoint file, repository, or published weights"""
     embeddings: Annotated[
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: in the user's cache)")
