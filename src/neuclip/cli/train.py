@@ -292,7 +292,7 @@ def _lay_over(
         notes += fill_in(tree, METHODS[method], published, trains=trains)
     config = validate(tree, flag_of)
     for key, reason in config.method.idle().items():
-        if key in settings and settings[key] is not False:
+        if settings.get(key) is not None and settings[key] is not False:
             raise UserError(f"--{key.replace('_', '-')} has no effect with {reason}")
     return config
 
