@@ -200,6 +200,7 @@ def holder_of(folder: Path) -> str | None:
         handle = os.open(folder / "run.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
+    holder: dict[str, Any] = {}
     try:
         holder = _parse(os.pread(handle, 4096, 0))
         if holder.get("machine") != _machine():
