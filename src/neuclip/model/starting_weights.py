@@ -95,7 +95,7 @@ class StartingWeights:
         doubt = None if source is None else doubt_of_preprocessing(found)
         if doubt is not None:
             log.warning(doubt)
-        if self.model is not None:
+        if self.model is not None and found.repository is not None:  # it came with the weights
             own = self.model.recorded_architecture
             check_size(self.model.shown, self.model.weights, found, own)
         return found
