@@ -18,9 +18,9 @@ from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
 from neuclip.catalogue.registry import method_info, register
 from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
+from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.pool import PoolNormalizer, PoolSettings
 from neuclip.method.normalizers.prototype_network import (
-    GlobalBatch,
     NetworkOutput,
     log_shares,
     network_output,

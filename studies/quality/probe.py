@@ -23,7 +23,7 @@ import torch
 from error import encode_training_pairs, exact_of, summary
 from torch import Tensor
 
-from neuclip.method.normalizers.prototype_network import GlobalBatch
+from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNormalizer
 from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import mix
@@ -186,8 +186,10 @@ def trained(probe: Probe, count: int, steps: int, **changes: object) -> Tensor:
         positive=probe.own / probe.scale,
         logit_scale=scale,
         log_inner=torch.zeros(probe.anchors.shape[:2]),
+        epsilon=0.0,
         sample_ids=None,
         groups=None,
+        thresholds=None,
     )
     return network._read(anchors).log_mean
 

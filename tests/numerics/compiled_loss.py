@@ -1,7 +1,8 @@
 """The compiled loss against the eager one, in a process of its own: started by test_compiled.py.
 
 Run-time checks of array types, which the suite adds, cannot be compiled. Prints, as JSON, the
-largest relative difference of losses, gradients and state for each method.
+largest relative difference of losses, gradients and state for each method, and the names of tensors
+that compiled inner steps kept in their batch: a CUDA graph would overwrite them.
 """
 
 import json
@@ -12,7 +13,8 @@ from torch.nn import functional
 
 from neuclip import create_loss
 from neuclip.method import arithmetic
-from neuclip.method.arithmetic import Arithmetic
+from neuclip.method.arithmetic import Arithmetic, compiled_form
+from neuclip.method.normalizers import prototypes
 
 arithmetic.BACKEND = sys.argv[1]
 BATCH, DIM, STEPS = 24, 12, 3
@@ -22,6 +24,24 @@ SETTINGS = {
     "neuclip_pool": {"pool_size": 40},
     "neuclip": {"num_prototypes": 20, "inner_steps": 2, "gamma": 0.5, "restart_steps": 2},
 }
+
+
+kept = set()
+
+
+def watched(function, *, graphs=False):
+    """A compiled inner step that notes what it adds to its batch."""
+    step = compiled_form(function, graphs=graphs)
+
+    def watching(batch):
+        before = {*vars(batch), *batch.offsets}
+        step(batch)
+        kept.update({*vars(batch), *batch.offsets} - before)
+
+    return watching
+
+
+prototypes.compiled_form = watched
 
 
 def run(name, compiled):
@@ -52,4 +72,8 @@ def difference(name):
 if __name__ == "__main__":
     graphs = torch._dynamo.utils.counters["stats"]
     found = {name: difference(name) for name in SETTINGS}
-    print(json.dumps({"differences": found, "graphs": graphs["unique_graphs"]}))
+    print(
+        json.dumps(
+            {"differences": found, "graphs": graphs["unique_graphs"], "kept": [*map(str, kept)]}
+        )
+    )

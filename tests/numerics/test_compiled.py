@@ -19,6 +19,7 @@ def test_the_compiled_loss_equals_the_eager_one():
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["graphs"] >= 4  # passes over blocks, and the inner step
+    assert found["kept"] == []
     assert len(found["differences"]) == 4
     for name, difference in found["differences"].items():
         assert difference < 1e-5, name

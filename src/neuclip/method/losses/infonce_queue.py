@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from neuclip.method.losses.pair_loss import PairLoss, anchors_of
 from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
-from neuclip.method.normalizers.prototype_network import GlobalBatch, attach_gradient
+from neuclip.method.normalizers.global_batch import GlobalBatch
+from neuclip.method.normalizers.prototype_network import attach_gradient
 from neuclip.method.normalizers.sharded_rows import gathered_rows
 from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import log_plus

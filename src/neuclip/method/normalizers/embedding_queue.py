@@ -15,8 +15,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from neuclip.method.normalizers.embedding_ring import EmbeddingRing
+from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.prototype_network import (
-    GlobalBatch,
     NetworkOutput,
     network_output,
 )

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from neuclip.method.choices import PredictionGradient
 from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
+from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.prototype_network import (
-    GlobalBatch,
     NetworkOutput,
     PredictionRecord,
     attach_gradient,

@@ -38,9 +38,9 @@ from neuclip.method.choices import (
     RestartSource,
 )
 from neuclip.method.normalizers.embedding_ring import EmbeddingRing
+from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.inner_optimizer import InnerOptimizer
 from neuclip.method.normalizers.prototype_network import (
-    GlobalBatch,
     NetworkOutput,
     PredictionRecord,
     attach_gradient,
@@ -134,9 +134,7 @@ class PrototypeNormalizer(nn.Module):
         if at_once:
             self._remember(batch)
         self._refresh(batch, is_first)
-        inner_step = self._inner_step_as(anchors.pairs.arithmetic.compiled)
-        for _ in range(self.settings.inner_steps):
-            inner_step(batch)
+        self._train(batch, anchors.pairs.arithmetic.compiled)
         output = self._read(batch)
         gamma = 0.0 if self.gamma is None else self.gamma.at(self.step_count)
         self.step_count += 1
@@ -173,6 +171,14 @@ class PrototypeNormalizer(nn.Module):
     def _read(self, batch: GlobalBatch) -> NetworkOutput:
         shares = log_shares(self.log_weights, self.shard) if self.settings.log_weights else None
         return network_output(self.prototypes, batch, self.shard, log_shares=shares)
+
+    def _train(self, batch: GlobalBatch, compiled: CompiledLoss) -> None:
+        """Takes the inner steps on a batch."""
+        if compiled != "off":
+            batch.precompute(self.shard.size)
+        inner_step = self._inner_step_as(compiled)
+        for _ in range(self.settings.inner_steps):
+            inner_step(batch)
 
     def _inner_step_as(self, compiled: CompiledLoss) -> Callable[[GlobalBatch], None]:
         """The inner step, compiled at its first call if that is wanted.
