@@ -41,6 +41,7 @@ SIGNED = "https://bucket.s3.amazonaws.com/a/{0..7}.tar?X-Amz-Signature=5eC&X-Amz
         ("pipe:curl -b id=5 u", "pipe:curl -b *** u"),
         ("got eyJhbGciOiJI.eyJzdWIi.s1g_n-x for it", "got *** for it"),
         (f"ghp_{'a' * 36} and glpat-{'b' * 20}", "*** and ***"),
+        (f"got github_pat_{'a' * 30}", "got ***"),
     ],
 )  # fmt: skip
 def test_secrets(text, masked):
