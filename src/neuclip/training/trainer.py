@@ -242,7 +242,7 @@ class Trainer:
         assert self.state.saved_at is not None  # the end of an epoch saves first
         self._saver.keep_best(self.state.saved_at, run.folder.checkpoints)
         if collectives.is_main():
-            log.info("%s: kept as %s", run.plan.best.summary(), run.folder.best)
+            log.info("%s is the best so far: kept as %s", run.plan.best.name, run.folder.best)
 
     def _check_best(self) -> None:
         """In a resumed run, finds the best checkpoint again if it is not the one of its state."""
