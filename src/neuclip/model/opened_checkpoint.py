@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -360,7 +361,7 @@ def _with_base(opened: Checkpoint, entry: Mapping[str, Any]) -> Checkpoint:
 def _base_of(path: Path, record: LowRankRecord, model: str) -> Checkpoint:
     others = list[str]()
     for place in record.places(path, model):
-        if not place.exists() or place == path:
+        if place == path or not os.path.exists(place):  # noqa: PTH110  Path.exists may raise
             continue
         try:
             base = open_checkpoint(CheckpointChoice(place, ema=False), model=model)
