@@ -11,8 +11,8 @@ T = TypeVar("T")
 class UserError(Exception):
     """A mistake in the user's input: the value, its source, and the remedy.
 
-    The command line prints the message alone and exits with code 2. It is no `ValueError`: code
-    that expects one of a library must not swallow it.
+    The command line prints the message alone and exits with code 2. It is not a `ValueError`, so
+    code that expects a library's does not swallow it.
     """
 
 

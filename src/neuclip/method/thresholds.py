@@ -183,7 +183,7 @@ class QueueThresholds(FalseNegativeThresholds):
 
     def __init__(self, queue: EmbeddingQueue, alpha: float, start: int) -> None:
         super().__init__(alpha, start)
-        self._queue = (queue,)  # in a tuple, it is no submodule
+        self._queue = (queue,)  # in a tuple: not a submodule, whose state would be kept twice
 
     def local(
         self, pairs: Pairs, candidates: Candidates, *, learn: bool
