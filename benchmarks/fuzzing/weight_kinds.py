@@ -15,8 +15,9 @@ from fuzzing import valid
 from fuzzing.mutation import HOSTILE_JSON, NAMES, changed_tree, damaged, flipped
 from fuzzing.outcomes import command, refused
 from neuclip.checkpoint import storage
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_pretrained
-from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import open_checkpoint
 
 
 def _checkpoint(folder: Path, rng: random.Random) -> str:

@@ -16,8 +16,8 @@ from neuclip.evaluation.interfaces import EvaluationSettings
 from neuclip.method.losses.individual import IndividualContrastiveLoss
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.objective import log_plus
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import RestoredRun, load_run
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.training.training_data import read_index
 
 ANCHORS = 4096

@@ -28,8 +28,8 @@ from neuclip.method.normalizers.prototypes import NetworkSettings, PrototypeNorm
 from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import mix
 from neuclip.method.schedule import Gamma
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_run
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.parallel.collectives import BatchLayout
 
 RESULTS = Path(__file__).parent / "results"

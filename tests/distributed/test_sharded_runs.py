@@ -10,8 +10,8 @@ from tower_tasks import run, run_counting_reads, write_where_it_fails
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.files import sha256
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_pretrained, load_run
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.run_folder import read_records
 from tiny_models import VIT
 

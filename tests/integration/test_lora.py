@@ -10,10 +10,11 @@ import torch
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.errors import UserError
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.encoder import Encoder
 from neuclip.model.load import load_pretrained, load_run
 from neuclip.model.lora import LowRankUpdate, add_updates
-from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import open_checkpoint
 from neuclip.run_folder import read_records
 from tiny_models import CPU, pairs, tiny
 

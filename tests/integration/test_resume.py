@@ -17,8 +17,8 @@ from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
 from neuclip.config.recipes import read_yaml
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_run
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.run_folder import read_records
 from neuclip.training import evaluating, loss_scale
 from neuclip.training.device_prefetch import DevicePrefetcher

@@ -12,8 +12,8 @@ import torch
 
 from neuclip.checkpoint import storage
 from neuclip.cli.app import main
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_run
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.run_folder import read_records
 
 PUBLISHED = (

@@ -160,8 +160,8 @@ def blend(command: Blend) -> int:
     from neuclip.evaluation.own_splits import open_own_splits
     from neuclip.export import check_form, check_out
     from neuclip.model.blending import open_ends
+    from neuclip.model.checkpoint_choice import CheckpointChoice
     from neuclip.model.load import load_pretrained
-    from neuclip.model.opened_checkpoint import CheckpointChoice
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
     from neuclip.report import check_replaceable

@@ -12,7 +12,7 @@ from neuclip.cli.options import Switch
 from neuclip.errors import UserError
 
 if TYPE_CHECKING:
-    from neuclip.model.opened_checkpoint import CheckpointChoice
+    from neuclip.model.checkpoint_choice import CheckpointChoice
 
 GivenChanges = dict[str, Any]
 """Values of the flags given, by setting of the `model` section."""
@@ -56,7 +56,7 @@ class CheckpointFlags:
         """
         changes = checked_section("model", self.model)
         changes.check()
-        from neuclip.model.opened_checkpoint import CheckpointChoice
+        from neuclip.model.checkpoint_choice import CheckpointChoice
 
         epoch, step = counted(self.epoch), counted(self.iter)
         return CheckpointChoice(

@@ -26,8 +26,8 @@ from neuclip.evaluation.class_names import DEFAULT_TEMPLATE, checked_templates
 from neuclip.evaluation.embed import encode_images, encode_texts, start_reading
 from neuclip.evaluation.interfaces import EvaluationSettings
 from neuclip.evaluation.zero_shot import ClassVectors
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import Pretrained, load_towers
-from neuclip.model.opened_checkpoint import CheckpointChoice
 
 Images = GivenImage | Sequence[GivenImage] | Source
 """Paths or images of Pillow; or one text: a path, or data as for `--train-data`."""

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from neuclip.errors import UserError
 from neuclip.model.architecture import Architecture
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import Clip
 from neuclip.model.encoder import Encoder
 from neuclip.model.foreign_weights import Given, fit
 from neuclip.model.load import Pretrained
-from neuclip.model.opened_checkpoint import Checkpoint, CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import Checkpoint, open_checkpoint
 
 log = logging.getLogger("neuclip")
 

@@ -11,10 +11,11 @@ from functools import cached_property
 from neuclip.config.run_config import RunConfig
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.base_weights import hash_weights
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import Clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.encoder import Encoder
-from neuclip.model.opened_checkpoint import Checkpoint, CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -19,19 +19,15 @@ from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.checkpoint import storage
 from neuclip.checkpoint.entries import own_entry, restoring
-from neuclip.checkpoint.sharded import is_sharded
 from neuclip.checkpoint.stored_tensors import check_loss
 from neuclip.config.bounded_yaml import read_yaml_text
 from neuclip.config.run_config import RunConfig
-from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.method.losses.pair_loss import PairLoss
-from neuclip.model.absent import absent
 from neuclip.model.architecture import (
     HUB,
     LOCAL,
-    REPOSITORY_WEIGHTS,
     Architecture,
     changes_of_flags,
     find_architecture,
@@ -39,6 +35,7 @@ from neuclip.model.architecture import (
     recorded,
 )
 from neuclip.model.base_weights import ENTRY, LowRankRecord, hash_weights
+from neuclip.model.checkpoint_choice import CheckpointChoice, chosen_path, require_single
 from neuclip.model.clip import META, Clip, build_clip, init_for
 from neuclip.model.device import Precision
 from neuclip.model.ema import AVERAGES
@@ -54,34 +51,6 @@ from neuclip.model.published import (
 from neuclip.run_folder import RunFolder, open_clip_flags
 
 log = logging.getLogger("neuclip")
-
-_WEIGHT_FILES = {".pt", ".pth", ".bin", ".ckpt", ".safetensors"}
-
-
-@dataclass(frozen=True)
-class CheckpointChoice:
-    """Which checkpoint to open, and which of its weights to take.
-
-    Attributes:
-        path: run folder, checkpoint, or Hugging Face open_clip repository on disk; or a name of
-            published weights, which are downloaded: a tag of open_clip's, or `hf-hub:` and the name
-            of a repository.
-        epoch: in a run folder, the checkpoint after this epoch.
-        step: in a run folder, the checkpoint after this step; with neither, the newest.
-        arch: architecture; none: the one that the checkpoint records.
-        ema: take the moving average of the weights if the checkpoint holds one, as evaluation
-            during training does.
-        changes: image size and preprocessing that are asked for; none: as recorded.
-        best: in a run folder, the checkpoint that `--best-metric` kept.
-    """
-
-    path: Path
-    epoch: int | None = None
-    step: int | None = None
-    arch: str | None = None
-    ema: bool = True
-    changes: ModelConfig = field(default_factory=ModelConfig)
-    best: bool = False
 
 
 @dataclass(frozen=True)
@@ -317,9 +286,8 @@ def open_checkpoint(
     if published is not None:
         asked = choice if isinstance(published, HubRepository) else replace(choice, arch=None)
         choice = replace(choice, path=published.path)
-        _check_single(replace(asked, path=Path(published.name)))
-    in_repository = is_repository(choice.path)
-    path = _path_in_repository(choice) if in_repository else _path_in_run(choice, model)
+        require_single(replace(asked, path=Path(published.name)))
+    path = chosen_path(choice, model)
     found = storage.read(storage.VerifiedCheckpoint(path) if verified else path)
     content = found if isinstance(found, dict) else {}
     averaged = choice.ema and AVERAGES in content
@@ -372,62 +340,6 @@ def _base_of(path: Path, record: LowRankRecord, model: str) -> Checkpoint:
             return base
         others.append(f"{place} holds other weights (sha256:{base.sha256[:16]}). ")
     raise record.missing(path, "".join(dict.fromkeys(others)))
-
-
-def _path_in_run(choice: CheckpointChoice, model: str | None) -> Path:
-    path, asked = choice.path, (choice.epoch, choice.step, choice.best or None)
-    if path.is_file() or is_sharded(path) or (path.suffix in _WEIGHT_FILES and not path.is_dir()):
-        if any(each is not None for each in asked):
-            raise UserError(f"{path} is a checkpoint: --epoch, --iter and --best need a run folder")
-        return path
-    if sum(each is not None for each in asked) > 1:
-        raise UserError("--epoch, --iter and --best name several checkpoints: give one")
-    folder = RunFolder(path)
-    if not folder.checkpoints.is_dir():
-        raise absent(path, model or choice.arch)
-    if choice.best:
-        if not folder.best.exists():
-            raise UserError(
-                f"{path} has no best checkpoint: it was not trained with --best-metric, or no "
-                "evaluation is done yet; --epoch N takes a checkpoint by its number"
-            )
-        return folder.best
-    if choice.epoch is not None:
-        return folder.epoch_checkpoint(choice.epoch)
-    return folder.latest if choice.step is None else folder.step_checkpoint(choice.step)
-
-
-def _check_single(choice: CheckpointChoice) -> None:
-    """Checks that no other checkpoint or architecture is asked for where there is one.
-
-    Raises:
-        UserError: names the flag.
-    """
-    for flag, value in (
-        ("--epoch", choice.epoch),
-        ("--iter", choice.step),
-        ("--best", choice.best or None),
-        ("--arch", choice.arch),
-    ):
-        if value is not None:
-            raise UserError(f"{choice.path} is a repository with one model: leave out {flag}")
-
-
-def _path_in_repository(choice: CheckpointChoice) -> Path:
-    _check_single(choice)
-    found = weights_in_repository(choice.path)
-    if found is None:
-        raise UserError(
-            f"{choice.path} has no weights: expected {REPOSITORY_WEIGHTS[0]} or another of "
-            "open_clip's and transformers' names"
-        )
-    return found
-
-
-def weights_in_repository(folder: Path) -> Path | None:
-    """The file of weights in a repository on disk; None if it has none."""
-    files = (folder / name for name in REPOSITORY_WEIGHTS)
-    return next((file for file in files if file.is_file()), None)
 
 
 def _whole_number(value: object) -> int | None:

@@ -14,15 +14,11 @@ from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
 from neuclip.model.architecture import HUB, Architecture, find_architecture
 from neuclip.model.base_weights import LowRankRecord
+from neuclip.model.checkpoint_choice import CheckpointChoice, weights_in_repository
 from neuclip.model.clip import Clip
 from neuclip.model.foreign_weights import fit
 from neuclip.model.mismatch import check_size
-from neuclip.model.opened_checkpoint import (
-    Checkpoint,
-    CheckpointChoice,
-    open_checkpoint,
-    weights_in_repository,
-)
+from neuclip.model.opened_checkpoint import Checkpoint, open_checkpoint
 from neuclip.model.published import (
     doubt_of_preprocessing,
     fetch_image_tower,

@@ -17,10 +17,11 @@ from neuclip.evaluation.evaluate import EvaluationSet, evaluate_sets
 from neuclip.evaluation.interfaces import EvaluatedModel
 from neuclip.evaluation.splits import open_splits, require_label_classes, with_templates
 from neuclip.files import write_whole
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import Clip
 from neuclip.model.device import choose_precision
 from neuclip.model.encoder import Encoder
-from neuclip.model.opened_checkpoint import Checkpoint, CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import Checkpoint, open_checkpoint
 from neuclip.model.starting_weights import with_model_of_weights
 from neuclip.parallel import collectives
 from neuclip.parallel.work_sharing import from_main

@@ -14,8 +14,9 @@ from neuclip.config.run_config import RunConfig
 from neuclip.data.batch import Batch
 from neuclip.errors import UserError
 from neuclip.method.losses.distillation import distillation
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import Clip
-from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import open_checkpoint
 from neuclip.model.starting_weights import StartingWeights
 from neuclip.training.nonfinite import FEATURES, Outputs
 

@@ -7,7 +7,8 @@ from torch import nn
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.checkpoint.entries import own_entry, restoring
 from neuclip.errors import UserError
-from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
+from neuclip.model.checkpoint_choice import CheckpointChoice
+from neuclip.model.opened_checkpoint import open_checkpoint
 
 ARCHITECTURE = {
     "name": "glyph-tiny",

@@ -7,8 +7,8 @@ import torch
 from neuclip.cli.app import main
 from neuclip.cli.blend import parse_alphas
 from neuclip.errors import UserError
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_pretrained
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from tiny_models import VIT, tiny
 
 

@@ -18,8 +18,8 @@ from neuclip.data.opening import open_source
 from neuclip.embedding.embedding_store import EmbeddingStore
 from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.evaluation.interfaces import EvaluationSettings
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_run
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from tiny_models import VIT, tiny
 
 

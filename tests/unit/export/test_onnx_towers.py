@@ -12,9 +12,9 @@ from PIL import Image
 from neuclip.cli.app import main
 from neuclip.errors import UserError
 from neuclip.export import onnx_towers
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.encoder import Encoder
 from neuclip.model.load import load_pretrained
-from neuclip.model.opened_checkpoint import CheckpointChoice
 
 CPU = torch.device("cpu")
 

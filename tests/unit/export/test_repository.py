@@ -20,9 +20,9 @@ from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.evaluation.results import write_eval_result
 from neuclip.export import repository
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import build_clip
 from neuclip.model.load import load_pretrained
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.run_folder import RunFolder
 
 CPU = torch.device("cpu")

@@ -7,8 +7,8 @@ import torch
 
 from neuclip.errors import UserError
 from neuclip.model.blending import mix_weights, open_ends
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_pretrained
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from tiny_models import RESNET, VIT, tiny
 
 

@@ -12,11 +12,11 @@ from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
 from neuclip.model.absent import absent
 from neuclip.model.architecture import find_architecture
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import build_clip
 from neuclip.model.foreign_weights import Given, fit, unwrap
 from neuclip.model.load import load_pretrained
 from neuclip.model.mismatch import advice, models_of
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from tiny_models import CPU, RESNET, VIT, pairs, tiny
 
 

@@ -7,9 +7,10 @@ from safetensors.torch import save_file
 
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import build_clip
 from neuclip.model.load import load_pretrained, load_run
-from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import open_checkpoint
 from neuclip.model.starting_weights import read_starting_weights
 from neuclip.model.transformers_names import clip_weights
 from tiny_models import tiny

@@ -17,11 +17,12 @@ from hub_server import COMMIT, Fake, serving
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
 from neuclip.export.transformers_clip import clip_config
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import build_clip
 from neuclip.model.encoder import Encoder
 from neuclip.model.export_info import vocabulary
 from neuclip.model.load import load_pretrained
-from neuclip.model.opened_checkpoint import CheckpointChoice, open_checkpoint
+from neuclip.model.opened_checkpoint import open_checkpoint
 from neuclip.model.starting_weights import read_starting_weights, with_model_of_weights
 from neuclip.model.transformers_names import clip_weights
 from tiny_models import CPU, VIT, pairs, tiny

@@ -9,11 +9,11 @@ import torch
 from neuclip.checkpoint.common import CheckpointError
 from neuclip.config.sections import ModelConfig
 from neuclip.model.architecture import find_architecture
+from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import build_clip
 from neuclip.model.encoder import Encoder
 from neuclip.model.foreign_weights import unwrap
 from neuclip.model.load import load_pretrained
-from neuclip.model.opened_checkpoint import CheckpointChoice
 from neuclip.model.starting_weights import read_starting_weights
 from tiny_models import CPU
 from tiny_siglip import register
