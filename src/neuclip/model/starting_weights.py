@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -148,6 +148,48 @@ def read_starting_weights(settings: ModelConfig) -> StartingWeights:
             log.info("%s holds no weights: the towers start at random", settings.name)
     files = (model, settings.pretrained_image_path, settings.pretrained_text_path)
     return StartingWeights(settings, *(_open(file, settings.name) for file in files))
+
+
+class StartingWeightsReader:
+    """Reads the starting weights of a run once, although settings may follow from them first.
+
+    All ranks use it together.
+    """
+
+    def __init__(self) -> None:
+        self._found: StartingWeights | None = None
+
+    def read(self, settings: ModelConfig) -> StartingWeights:
+        """The weights, kept for `take`.
+
+        Raises:
+            UserError: no such weights.
+        """
+        self._found = read_starting_weights(settings)
+        return self._found
+
+    def take(self, settings: ModelConfig) -> StartingWeights:
+        """The weights that were read, if the settings still name them; they are kept no longer.
+
+        Raises:
+            UserError: no such weights.
+        """
+        found, self._found = self._found, None
+        if found is not None and _sources(found.settings) == _sources(settings):
+            return replace(found, settings=settings)
+        return read_starting_weights(settings)
+
+
+def _sources(settings: ModelConfig) -> tuple[object, ...]:
+    """What decides which weights are read."""
+    by_model = settings.pretrained is None or settings.pretrained_image
+    return (
+        settings.name if by_model else None,
+        settings.pretrained,
+        settings.pretrained_image,
+        settings.pretrained_image_path,
+        settings.pretrained_text_path,
+    )
 
 
 def _open(file: str | None, model: str) -> Checkpoint | None:

@@ -34,7 +34,7 @@ from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, augmented, build_clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.lora import add_updates, count_trained
-from neuclip.model.starting_weights import StartingWeights, read_starting_weights
+from neuclip.model.starting_weights import StartingWeights, StartingWeightsReader
 from neuclip.parallel import collectives, fsdp
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.process_group import WaitLimits, open_process_group
@@ -96,10 +96,11 @@ def _join_and_train(config: RunConfig) -> Path:
         loss_arithmetic(config.compute, device)  # fails before data are opened
         from_main(lambda: check_packages(config.output))
         data = TrainingData(config, config.data.train_data)
-        config, derived = complete(config, data)
+        weights = StartingWeightsReader()
+        config, derived = complete(config, data, weights)
         name = config.name or from_main(lambda: _new_name(config))
         named = config.model_copy(update={"name": name})
-        return _train(named, data, device, derived)
+        return _train(named, data, weights, device, derived)
 
 
 def _evaluate_only(config: RunConfig) -> Path:
@@ -122,14 +123,18 @@ def _new_name(config: RunConfig) -> str:
 
 
 def _train(
-    asked: RunConfig, training: TrainingData, device: torch.device, derived: Sequence[Derived]
+    asked: RunConfig,
+    training: TrainingData,
+    weights: StartingWeightsReader,
+    device: torch.device,
+    derived: Sequence[Derived],
 ) -> Path:
     """Builds and trains the run, in joined processes; `asked` has a name."""
     name = str(asked.name)
     before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
     config = resolve(asked, collectives.world_size(), before)
     index, held_out = training.divided(config)
-    starting = read_starting_weights(config.model)
+    starting = weights.take(config.model)
     split = None if held_out is None else held_out.split
     plan = open_plan(config, split, starts_trained=all(starting.begins_trained))
     clip = _build_clip(config, device, starting)

@@ -20,7 +20,7 @@ from neuclip.model.lora import Trained, add_updates, count_trained
 from neuclip.model.mismatch import models_of
 from neuclip.model.opened_checkpoint import Checkpoint
 from neuclip.model.prepare import prepare
-from neuclip.model.starting_weights import read_starting_weights, with_model_of_weights
+from neuclip.model.starting_weights import StartingWeightsReader, with_model_of_weights
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.work_sharing import from_main
 from neuclip.training.open_run import earlier_config
@@ -40,7 +40,9 @@ USABLE = 0.8
 
 
 def complete(
-    config: RunConfig, data: TrainingData | None = None
+    config: RunConfig,
+    data: TrainingData | None = None,
+    weights: StartingWeightsReader | None = None,
 ) -> tuple[RunConfig, tuple[Derived, ...]]:
     """The full settings of a run that derives some; all ranks call this together.
 
@@ -51,6 +53,7 @@ def complete(
         config: the settings as asked for.
         data: the training data; opened if settings are derived from them. None: they are closed
             again.
+        weights: keeps the starting weights if settings are derived from them; none: they are freed.
 
     Returns:
         The settings, and those that were derived with their reasons.
@@ -71,7 +74,7 @@ def complete(
     config = config.model_copy(update={"model": model})
     own = data or TrainingData(config, str(config.data.train_data))
     try:
-        full, derived = derive(config, _facts(config, own))
+        full, derived = derive(config, _facts(config, own, weights or StartingWeightsReader()))
     finally:
         if data is None:
             own.close()
@@ -80,8 +83,8 @@ def complete(
     return full, derived
 
 
-def _facts(config: RunConfig, data: TrainingData) -> Facts:
-    starting = read_starting_weights(config.model)
+def _facts(config: RunConfig, data: TrainingData, weights: StartingWeightsReader) -> Facts:
+    starting = weights.read(config.model)
     if starting.model is None:
         raise UserError(
             "neuclip finetune starts from weights: --pretrained takes a run folder, a file, a "
@@ -92,13 +95,13 @@ def _facts(config: RunConfig, data: TrainingData) -> Facts:
     device = choose_device(config.device, launch.local_rank)
     architecture = find_architecture(model or config.model.name)
     low = choose_precision(config.model.precision, device) != "fp32"
-    weights = sum(value.numel() for value in starting.model.weights.values())
+    numbers = sum(value.numel() for value in starting.model.weights.values())
     found = Facts(
         pairs=round(len(data.source) * (1 - (config.evaluation.val_split or 0))),
         model=model,
         temperature=_temperature(starting.model.weights),
         pairs_in_memory=_pairs_in_memory(
-            architecture, device, weights * _bytes_per_weight(config), 2 if low else 4
+            architecture, device, numbers * _bytes_per_weight(config), 2 if low else 4
         ),
         processes=launch.world_size,
     )

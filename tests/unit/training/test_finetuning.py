@@ -12,6 +12,8 @@ from neuclip.config.resolve import resolve
 from neuclip.config.sections import EvaluationConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
+from neuclip.model import starting_weights
+from neuclip.model.starting_weights import StartingWeightsReader
 from neuclip.training import finetuning, training_data
 from neuclip.training.finetuning import bytes_per_pair, complete, trained_weights
 from neuclip.training.training_data import TrainingData
@@ -48,7 +50,13 @@ def test_bare_weights_tell_their_model_and_temperature(weights):
     assert values["epochs"] == 20
 
 
-def test_data_are_opened_once_for_the_settings_and_the_run(weights, monkeypatch):
+def test_data_and_weights_are_read_once_for_the_settings_and_the_run(weights, monkeypatch):
+    read, reading = [], starting_weights.open_checkpoint
+    monkeypatch.setattr(
+        starting_weights,
+        "open_checkpoint",
+        lambda *given, **named: read.append(given) or reading(*given, **named),
+    )
     opened, actual = [], training_data.open_source
     monkeypatch.setattr(
         training_data, "open_source", lambda *given: opened.append(given) or actual(*given)
@@ -56,7 +64,13 @@ def test_data_are_opened_once_for_the_settings_and_the_run(weights, monkeypatch)
     evaluation = EvaluationConfig(val_split=0.25)  # the data have 16 different images
     asked = config(weights).model_copy(update={"evaluation": evaluation})
     data = TrainingData(asked, "synthetic:640")
-    full, _ = complete(asked, data)
+    reader = StartingWeightsReader()
+    full, _ = complete(asked, data, reader)
+    starting = reader.take(full.model)
+    assert starting.settings == full.model
+    assert len(read) == 1
+    reader.take(full.model)  # it keeps nothing
+    assert len(read) == 2
     trained, held_out = data.divided(resolve(full, 1))
     assert len(trained) + len(held_out.positions) == 640
     assert len(opened) == 1
