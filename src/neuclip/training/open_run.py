@@ -83,7 +83,7 @@ def _check_new(folder: RunFolder, resume: str | None) -> None:
         )
 
 
-CONTINUED = ("method", "optim", "model", "adaptation")
+CONTINUED = ("method", "optim", "model", "adaptation", "compute")
 """Sections whose changes are reported when a run is continued."""
 CONTINUED_DATA = ("train_num_samples", "global_batch_size", "aug_cfg")
 

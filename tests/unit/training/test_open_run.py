@@ -110,11 +110,12 @@ def test_what_a_continued_run_does_otherwise_is_named():
     tree = {
         "method": {"name": "neuclip_pool", "gamma": 0.2, "gradient_size": 64},
         "optim": {"lr": 1e-3},
+        "compute": {"fused_loss": "off"},
         "data": {"workers": 7, "global_batch_size": 256, "aug_cfg": {"gray_scale_prob": 0.2}},
         "seed": 3,
     }
     assert changed_settings(before, resolve(validate(tree, "here"), 2)) == (
         "gamma 0.4 -> 0.2, gradient_size 4096 -> 64, lr 0.0005 -> 0.001, "
-        "global_batch_size 128 -> 256, aug_cfg none -> (scale=[0.9, 1.0] gray_scale_prob=0.2), "
-        "seed 0 -> 3"
+        "fused_loss auto -> off, global_batch_size 128 -> 256, "
+        "aug_cfg none -> (scale=[0.9, 1.0] gray_scale_prob=0.2), seed 0 -> 3"
     )
