@@ -75,7 +75,7 @@ class ThresholdSettings(MethodSettings):
     START_SHARE: ClassVar[float] = 0.4
     """Of a run, before thresholds are used: about 15 of 37 epochs, as published."""
     START_EPOCHS: ClassVar[float] = 15.0
-    """The same where the length of the run is unknown."""
+    """Epochs before thresholds are used where the length of the run is unknown."""
 
     glofnd_alpha: float = setting(
         0.0,
@@ -92,11 +92,6 @@ class ThresholdSettings(MethodSettings):
         flag="--glofnd-start-update",
         ge=0,
     )
-
-    @property
-    def needs_sample_ids(self) -> bool:
-        """Thresholds that are learned are a state per sample."""
-        return self.glofnd_alpha > 0 and "glofnd_lr" in type(self).model_fields
 
     def idle(self) -> dict[str, str]:
         """Settings of thresholds where there are none."""
@@ -125,6 +120,11 @@ class LearnedThresholdSettings(ThresholdSettings):
     glofnd_lr: float = setting(
         0.05, "learning rate of the thresholds", flag="--glofnd-lr-lda", gt=0
     )
+
+    @property
+    def needs_sample_ids(self) -> bool:
+        """Learned thresholds are a state per sample."""
+        return self.glofnd_alpha > 0
 
 
 class StabilisedSettings(MethodSettings):

@@ -190,7 +190,7 @@ def train(command: TrainCommand) -> int:
 
 
 def _with_model(config: RunConfig) -> RunConfig:
-    """The settings with the model of published weights; torch is imported only if it is asked."""
+    """The settings with the model of published weights; imports torch only to find one."""
     if config.model.pretrained is None or config.model.given_name is not None:
         return config
     from neuclip.model.starting_weights import with_model_of_weights

@@ -35,7 +35,7 @@ class Classify(EmbeddingFlags):
     """images in the form of --train-data: shards, tables, folders; :: joins several"""
     run: Annotated[Path, arg(metavar="RUN", aliases=("--checkpoint",), help_behavior_hint="")]
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
-    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
+    download: hf-hub:OWNER/NAME[@REVISION], MODEL:TAG, or a tag of open_clip's"""
     classes: Annotated[Path, arg(metavar="FILE", help_behavior_hint="")]
     """text file with the name of a class a line"""
     out: Annotated[Path, arg(metavar="FILE.csv", help_behavior_hint="")]

@@ -28,7 +28,7 @@ class Embed(EmbeddingFlags):
     """data as for `neuclip train --train-data`: shards, tables, folders; :: joins several"""
     run: Annotated[Path, arg(metavar="RUN", aliases=("--checkpoint",), help_behavior_hint="")]
     """run folder, checkpoint file, or Hugging Face open_clip repository on disk; or weights to
-    download: hf-hub:OWNER/NAME, or a tag of open_clip's with --arch"""
+    download: hf-hub:OWNER/NAME[@REVISION], MODEL:TAG, or a tag of open_clip's"""
     out: Annotated[Path, arg(metavar="DIR", aliases=("--output-folder",), help_behavior_hint="")]
     """folder to fill"""
     enable_text: Switch = False

@@ -12,11 +12,11 @@ class ComputeConfig(Section):
     fused_loss: FusedLoss = Field(
         default="auto",
         description="on: softmaxes over the batch in fused Triton kernels (CUDA, compute "
-        "capability 8.0 or newer); off: in row blocks; auto: in row blocks, until a measurement on "
-        "a GPU speaks for the kernels",
+        "capability 8.0 or newer); off: in row blocks; auto: in row blocks, as the kernels are not "
+        "yet measured on a GPU",
     )
     compile_loss: CompiledLoss = Field(
         default="off",
-        description="compile: compile the row blocks and NeuCLIP's inner steps with torch.compile; "
-        "graphs: also record the inner steps as a CUDA graph; one process only",
+        description="compile: torch.compile for the row blocks and the inner steps of neuclip; "
+        "graphs: these steps also as a CUDA graph; both need a run of one process",
     )

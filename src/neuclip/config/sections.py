@@ -1,7 +1,7 @@
 """The sections of a run's settings on model, processes, evaluation and output.
 
-Those on data, optimiser and the loss's computation are in `data_sections`, `optimizer_section` and
-`loss_section`. Imports no torch.
+Those on data, optimiser, LoRA and the loss's computation are in `data_sections`,
+`optimizer_section`, `adaptation_section` and `loss_section`. Imports no torch.
 """
 
 from typing import Any, Literal

@@ -149,7 +149,7 @@ def _of_files(
 
 
 def _by_kind(files: Sequence[Path]) -> tuple[dict[Kind, list[Path]], list[Path]]:
-    """Data files by kind, and img2dataset's tables about its shards, which are no data."""
+    """Data files by kind, and img2dataset's tables about its shards, which hold no samples."""
     by_kind: dict[Kind, list[Path]] = {}
     metadata: list[Path] = []
     for path in files:

@@ -139,7 +139,7 @@ def _kind_of_files(paths: Sequence[Path]) -> Kind:
 
 
 def _kind_of_content(path: Path, head: bytes, by_ending: Kind | None) -> Kind | None:
-    """The kind of a file that is no `.tar`; its content counts more than its ending."""
+    """The kind of a file other than `.tar`; its content counts more than its ending."""
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith(b"\x1f\x8b") and by_ending in {"csv", "jsonl"}:

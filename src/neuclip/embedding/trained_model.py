@@ -241,8 +241,9 @@ def load(
 
     Args:
         model: a run folder, a checkpoint file, or a Hugging Face open_clip repository on disk; or
-            weights to download: `hf-hub:OWNER/NAME`, or a tag of open_clip's with `arch`.
-        arch: architecture, for a checkpoint that does not record it.
+            weights to download: `hf-hub:OWNER/NAME[@REVISION]`, `MODEL:TAG`, or a tag of
+            open_clip's.
+        arch: architecture, for a checkpoint that does not record it, or a tag of several models.
         epoch: of a run folder, the checkpoint after this epoch; "best": the one that
             `--best-metric` kept; None: the latest.
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. The precision is that of the run, as in

@@ -113,7 +113,7 @@ class Trained:
 
     @property
     def text(self) -> str:
-        """In words."""
+        """Numbers and matrices in one line, for the log."""
         share = self.parameters / max(self.total, 1)
         size = f"{self.parameters:,} of {self.total:,} parameters ({share:.2%})"
         towers = [

@@ -62,7 +62,7 @@ class Tag:
 
     @property
     def cached(self) -> Path | None:
-        """The same, if the cache holds it."""
+        """The file of weights in the cache; None if it is not there."""
         return hub.in_cache(*self._place)
 
     @property
@@ -126,7 +126,7 @@ class HubRepository:
 
     @property
     def cached(self) -> Path | None:
-        """The same, if the cache holds it."""
+        """The folder in the cache; None if it is not there."""
         return repository_folder(self.name)
 
     @property

@@ -9,9 +9,9 @@ each rank holds m/K prototypes of each side: the sum over k is one all-reduce of
 gradients by the prototypes need no communication. The sums are of exp((cos_ik - 1) / tau) in
 float64: exact for 1 / tau up to 340 (trainers clamp it at 100).
 
-The host launches some thirty kernels for a reading and a step, and small batches wait for it: so
-what is constant over the inner steps is computed once a batch, and softmaxes are normalised where
-they meet numbers per anchor.
+The host launches some thirty kernels for a reading and a step, and small batches wait for it. So
+constants of the inner steps are computed once a batch (`GlobalBatch`), and a softmax's normaliser
+multiplies a number per anchor, not one per anchor and prototype.
 
 Gradients are written out instead of left to autograd. With w = W/|W|, p_ik the softmax of
 cos_ik / tau over k, and share_i = 1 - eps exp(-alpha_i):
@@ -159,8 +159,8 @@ def prototype_gradient(
     output: NetworkOutput, batch: GlobalBatch, by_weight: Float[Tensor, "2 batch"]
 ) -> Float[Tensor, "2 owned dim"]:
     """The gradient by the prototypes, from `weight_gradient`."""
-    pulls = batch.weighted * by_weight[..., None]
-    grad = torch.bmm(output.weights.transpose(1, 2), pulls)
+    terms = batch.weighted * by_weight[..., None]
+    grad = torch.bmm(output.weights.transpose(1, 2), terms)
     radial = torch.linalg.vecdot(grad, output.directions)[..., None]
     return grad.addcmul_(output.directions, radial, value=-1).div_(output.norms)
 

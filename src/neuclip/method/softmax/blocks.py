@@ -11,8 +11,8 @@ open_clip's ClipLoss takes two (backward four, against three here). `neuclip.met
 does the same on CUDA.
 
 Features may be bfloat16: products then use tensor cores, and everything else, sums included, is
-float32 (`neuclip.method.softmax.products`). Softmaxes are rounded to bfloat16 where they meet the
-candidates.
+float32 (`neuclip.method.softmax.products`). Softmaxes are rounded to bfloat16 for their
+products with the candidates.
 
 Excluded candidates leave the sums and get no gradient from them, as the positive does. So do
 candidates above an anchor's threshold, which leave the sum of that anchor alone. The log_sum of an
