@@ -92,6 +92,25 @@ def write_whole(path: Path, content: str | bytes) -> None:
         file.write(content)
 
 
+def check_writable(path: Path, flag: str) -> None:
+    """Checks that a file can be written, before the work for it; makes its folder.
+
+    Args:
+        path: the file.
+        flag: that names it, for the message.
+
+    Raises:
+        UserError: it is a folder, or its folder cannot be written to.
+    """
+    if path.is_dir():
+        raise UserError(f"{flag} {path} is a folder: name a file in it")
+    partial = partial_name(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        partial.unlink()
+
+
 @contextmanager
 def writing(path: Path) -> Generator[None]:
     """Reports a failed write in a `with` block in one line.

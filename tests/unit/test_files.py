@@ -185,3 +185,13 @@ def test_cache_home(tmp_path, monkeypatch):
         else:
             monkeypatch.setenv("XDG_CACHE_HOME", unset)
         assert files.cache_home() == Path.home() / ".cache" / "neuclip"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    files.check_writable(tmp_path / "new" / "table.csv", "--out")
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(UserError, match=r"--out .* is a folder: name a file"):
+        files.check_writable(tmp_path, "--out")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write .*file/table\.csv"):
+        files.check_writable(tmp_path / "file" / "table.csv", "--out")

@@ -13,7 +13,7 @@ from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import check_range
 from neuclip.errors import UserError, quantity
-from neuclip.files import cache_home
+from neuclip.files import cache_home, check_writable
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Captions, Source
@@ -142,10 +142,13 @@ class StoredFlags(EmbeddingFlags):
                 f"{self.source} is not a folder of embeddings: name the model to embed data with "
                 "(--run RUN)"
             )
+        if self.out is not None:
+            check_writable(self.out, "--out")
         if self.save_path is not None:
             from neuclip.embedding.kept_samples import check_kept_path
 
             check_kept_path(self.save_path)
+            check_writable(self.save_path, "--save-path")
         elif self.uid_key is not None:
             raise UserError("--uid-key has no effect without --save-path")
 

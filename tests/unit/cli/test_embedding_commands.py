@@ -213,6 +213,7 @@ def label_reading():
         ("score", ("--uid-key", "uid"), True, "no effect without --save-path"),
         ("duplicates", ("--threshold", 0), True, "--threshold"),
         ("embed", ("--out", "out", "--shard-samples", 0), True, "--shard-samples"),
+        ("duplicates", ("--out", "."), True, "--out . is a folder"),
     ],
 )
 def test_flags_that_do_not_fit(command, pictures, capsys, name, flags, model, message):
