@@ -145,7 +145,7 @@ def _feature_gradients(
     log_sum, weight = stats[:2]
     scales = scale.expand(2) if scale.ndim == 0 else scale
     thresholds = others.thresholds
-    local, everybody = ([None, None],) * 2
+    local = everybody = [None, None]
     if thresholds is not None:
         local, everybody = thresholds.local, thresholds.everybody
     own = [SoftmaxStats(scales[s], log_sum[s], weight[s], local[s]) for s in (0, 1)]
