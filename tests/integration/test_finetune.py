@@ -45,7 +45,7 @@ def test_a_dry_run_shows_each_setting_and_the_equal_line(shop, capsys):
     capsys.readouterr()
     assert main([*line, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    for words in ("--batch-size", "the smallest useful batch", "--rho", "auto", "5 % of 60 steps"):
+    for words in ("--batch-size", "the smallest useful batch", "--rho", "auto", "5 % of 40 steps"):
         assert words in shown
     assert "1e-05 at batch" not in shown  # --lr is given
     command = shlex.split(shown.partition("the same as")[2])

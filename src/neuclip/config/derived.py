@@ -2,7 +2,7 @@
 
 A rule looks at the facts and at the settings known so far, and gives a setting with its reason. A
 setting that the user gave is never derived. The rules run in the order in which they depend on each
-other: the batch, the length of the run, then what is counted in steps.
+other: the held-out share, the batch, the length of the run, then what is counted in steps.
 """
 
 import math
@@ -39,7 +39,7 @@ class Facts:
     """What the settings are derived from.
 
     Attributes:
-        pairs: training pairs.
+        pairs: of the training data, before a share is held out.
         model: architecture that the weights record; none: it is given.
         temperature: of the weights; none: they record none, or one of a sigmoid loss.
         pairs_in_memory: pairs that a device holds in a step, by estimate; none: not estimated.
@@ -134,8 +134,8 @@ def _batch_size(config: RunConfig, facts: Facts) -> Finding:
     if {"global_batch_size", "accum_freq"} & config.data.model_fields_set:
         return None
     low, high = BATCH_RANGE
-    by_data = facts.pairs // STEPS_PER_EPOCH // facts.processes
-    limits = {f"{STEPS_PER_EPOCH} steps an epoch": by_data, "more is seldom better": high}
+    by_data = _training_pairs(config, facts) // STEPS_PER_EPOCH // facts.processes
+    limits = {f"at least {STEPS_PER_EPOCH} steps an epoch": by_data, "more is seldom better": high}
     if facts.pairs_in_memory is not None:
         limits["what memory holds, by estimate"] = facts.pairs_in_memory
     reason = min(limits, key=lambda each: limits[each])
@@ -147,8 +147,9 @@ def _batch_size(config: RunConfig, facts: Facts) -> Finding:
 
 def _epochs(config: RunConfig, facts: Facts) -> Finding:
     low, high = EPOCH_RANGE
-    epochs = min(high, max(low, round(EPOCHS_AT_ONE / math.sqrt(facts.pairs))))
-    return epochs, f"{EPOCHS_AT_ONE:,} / root of {facts.pairs:,} pairs"
+    pairs = _training_pairs(config, facts)
+    epochs = min(high, max(low, round(EPOCHS_AT_ONE / math.sqrt(pairs))))
+    return epochs, f"{EPOCHS_AT_ONE:,} / root of {pairs:,} pairs"
 
 
 def _lr(config: RunConfig, facts: Facts) -> Finding:
@@ -235,14 +236,21 @@ def _global_batch(config: RunConfig, facts: Facts) -> int:
     return data.global_batch_size or data.batch_size * data.accum_freq * facts.processes
 
 
+def _training_pairs(config: RunConfig, facts: Facts) -> int:
+    """Pairs that are not held out: at least one."""
+    return max(1, round(facts.pairs * (1 - (config.evaluation.val_split or 0))))
+
+
 def _steps(config: RunConfig, facts: Facts) -> int:
-    """Steps of the run; a held-out share makes them a few less."""
-    epoch = config.data.train_num_samples or facts.pairs
+    """Steps of the run; groups that are held out whole change them a little."""
+    epoch = config.data.train_num_samples or _training_pairs(config, facts)
     return max(1, config.optim.epochs * (epoch // _global_batch(config, facts)))
 
 
 _RULES: Mapping[tuple[str, str], Rule] = {
     ("model", "name"): _model,
+    ("evaluation", "val_split"): _val_split,
+    ("evaluation", "best_metric"): _best_metric,
     ("data", "batch_size"): _batch_size,
     ("optim", "epochs"): _epochs,
     ("optim", "lr"): _lr,
@@ -254,7 +262,5 @@ _RULES: Mapping[tuple[str, str], Rule] = {
     ("data", "aug_cfg"): _crops,
     ("method", "temperature"): _temperature,
     ("method", "rho"): _rho,
-    ("evaluation", "val_split"): _val_split,
-    ("evaluation", "best_metric"): _best_metric,
     ("output", "log_every_n_steps"): _log_every,
 }

@@ -97,7 +97,7 @@ def _facts(config: RunConfig, data: TrainingData, weights: StartingWeightsReader
     low = choose_precision(config.model.precision, device) != "fp32"
     numbers = sum(value.numel() for value in starting.model.weights.values())
     found = Facts(
-        pairs=round(len(data.source) * (1 - (config.evaluation.val_split or 0))),
+        pairs=len(data.source),
         model=model,
         temperature=_temperature(starting.model.weights),
         pairs_in_memory=_pairs_in_memory(

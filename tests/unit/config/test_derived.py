@@ -28,16 +28,16 @@ def found(config=None, **values):
 
 CASES = [
     # pairs, memory, processes: batch, epochs, lr, warm-up, warm start
-    (1_000, 500, 1, 32, 20, 3.5e-6, 31, 62),
-    (5_000, 500, 1, 128, 14, 7.1e-6, 27, 54),
-    (10_000, 500, 1, 256, 10, 1e-5, 20, 39),
-    (10_000, 100, 1, 64, 10, 5e-6, 78, 100),
-    (10_000, 500, 4, 64, 10, 1e-5, 20, 39),
-    (10_000, None, 1, 256, 10, 1e-5, 20, 39),
-    (100_000, 70, 1, 64, 3, 5e-6, 234, 100),
-    (2_000_000, 4_000, 1, 256, 1, 1e-5, 391, 100),
-    (2_000_000, 4_000, 64, 256, 1, 3e-5, 6, 12),
-    (50, 500, 1, 16, 20, 2.5e-6, 3, 10),
+    (1_000, 500, 1, 32, 20, 3.5e-6, 29, 58),
+    (5_000, 500, 1, 128, 15, 7.1e-6, 28, 55),
+    (10_000, 500, 1, 256, 10, 1e-5, 18, 37),
+    (10_000, 100, 1, 64, 10, 5e-6, 74, 100),
+    (10_000, 500, 4, 64, 10, 1e-5, 18, 37),
+    (10_000, None, 1, 256, 10, 1e-5, 18, 37),
+    (100_000, 70, 1, 64, 3, 5e-6, 223, 100),
+    (2_000_000, 4_000, 1, 256, 1, 1e-5, 371, 100),
+    (2_000_000, 4_000, 64, 256, 1, 3e-5, 6, 11),
+    (50, 500, 1, 16, 20, 2.5e-6, 1, 10),
 ]
 
 
@@ -50,6 +50,16 @@ def test_batch_length_and_rates_follow_from_the_data(case):
     assert values["lr"] == pytest.approx(lr)
     assert values["warmup"] == warmup
     assert values["warm_start_steps"] == warm_start
+
+
+@pytest.mark.parametrize("split", [{}, {"val_split": 0.05}, {"val_split": 0.5}])
+def test_pairs_that_are_held_out_make_no_steps(split):
+    _, derived = derive(settings(optim={"epochs": 3}, evaluation=split), facts(pairs=2_000))
+    reasons = {one.key: one.reason for one in derived}
+    steps, batch = (3 * 31, 32) if split.get("val_split") == 0.5 else (3 * 29, 64)
+    assert {one.key: one.value for one in derived}["batch_size"] == batch
+    assert reasons["batch_size"] == "at least 20 steps an epoch"
+    assert reasons["warmup"] == f"5 % of {steps} steps"
 
 
 def test_a_batch_that_is_given_sets_the_rate():
