@@ -15,6 +15,7 @@ from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import method_settings
 from neuclip.errors import UserError
+from neuclip.method.arithmetic import Arithmetic
 from neuclip.method.losses import pair_loss, sigmoid
 from neuclip.method.losses.sigmoid import SigmoidLoss
 from neuclip.method.notation import Pairs
@@ -108,7 +109,7 @@ def local_slice(number: int) -> slice:
 
 
 def gathered_log_inner(
-    features: Tensor, logit_scale: Tensor, candidates: Candidates
+    features: Tensor, logit_scale: Tensor, candidates: Candidates, _: Arithmetic
 ) -> tuple[Tensor, Tensor | None]:
     """`log_inner` by a gather with gradients (reduce-scatter backward) and the whole matrix."""
     layout = candidates.layout

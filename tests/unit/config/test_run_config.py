@@ -38,7 +38,7 @@ def test_a_method_that_does_not_take_what_batches_bring_is_refused(data, message
     run(data=data, method={"name": "siglip"}).check()
     bare = dataclasses.replace(registry.METHODS["siglip"], takes=frozenset())
     monkeypatch.setitem(registry._table, "siglip", bare)
-    with pytest.raises(UserError, match=message + ".*These do: openclip, rgcl_batch"):
+    with pytest.raises(UserError, match=message + ".*These do: openclip, infonce_queue"):
         run(data=data, method={"name": "siglip"}).check()
 
 

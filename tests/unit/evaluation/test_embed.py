@@ -61,7 +61,7 @@ def test_damage_is_refused_with_shard_and_key(encoder, images):
 
 
 def test_an_empty_split_is_an_error(encoder):
-    with pytest.raises(UserError, match="empty"):
+    with pytest.raises(UserError, match="no sample could be read"):
         encode_split(encoder, [])
 
 
