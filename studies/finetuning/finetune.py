@@ -87,7 +87,7 @@ def start(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     neuclip(
         *("train", "--train-data", args.icons / "train", "--model", "icon-small"),
-        *("--batch-size", 256, "--workers", 1, "--precision", "fp32", *START),
+        *("--batch-size", 128, "--workers", 1, "--precision", "fp32", *START),
         *("--logs", args.out, "--name", "start", "--resume", "auto", "--save-every-steps", 100),
         *("--val-data", args.icons / KNOWN, "--val-frequency", 1),
         log=args.out / "start.log",
