@@ -8,12 +8,14 @@ import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from neuclip.config.run_config import RunConfig
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.base_weights import hash_weights
 from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import Clip
-from neuclip.model.device import choose_device, choose_precision
+from neuclip.model.device import Precision, choose_device, choose_precision
 from neuclip.model.encoder import Encoder
 from neuclip.model.opened_checkpoint import Checkpoint, open_checkpoint
 
@@ -67,9 +69,7 @@ def load_pretrained(
         UserError: no such checkpoint, no architecture known, or weights of another architecture.
     """
     place = choose_device(device, local_rank)
-    checkpoint = open_checkpoint(choice)
-    clip = checkpoint.build_clip("fp32", place)
-    return Pretrained(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place))
+    return _ready(open_checkpoint(choice), "fp32", place)
 
 
 def load_towers(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0) -> Pretrained:
@@ -86,9 +86,8 @@ def load_towers(choice: CheckpointChoice, device: str = "auto", local_rank: int 
     place = choose_device(device, local_rank)
     checkpoint = open_checkpoint(choice)
     config = checkpoint.config
-    precision = choose_precision("fp32" if config is None else config.model.precision, place)
-    clip = checkpoint.build_clip(precision, place)
-    return Pretrained(_sharing_weights(checkpoint, clip), clip, Encoder(clip, place))
+    wanted = "fp32" if config is None else config.model.precision
+    return _ready(checkpoint, choose_precision(wanted, place), place)
 
 
 def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0) -> RestoredRun:
@@ -109,6 +108,12 @@ def load_run(choice: CheckpointChoice, device: str = "auto", local_rank: int = 0
     config = checkpoint.config
     loss = None if config is None else checkpoint.build_loss(clip, encoder.device)
     return RestoredRun(checkpoint, clip, encoder, config, loss)
+
+
+def _ready(checkpoint: Checkpoint, precision: Precision, device: torch.device) -> Pretrained:
+    """Towers of a checkpoint on a device."""
+    clip = checkpoint.build_clip(precision, device)
+    return Pretrained(_sharing_weights(checkpoint, clip), clip, Encoder(clip, device))
 
 
 def _sharing_weights(checkpoint: Checkpoint, clip: Clip) -> Checkpoint:

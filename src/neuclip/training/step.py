@@ -51,7 +51,7 @@ class TrainingStep:
         optimizer: of the towers.
         device: of the towers; batches are moved there.
         section: opens a named section of the step timer.
-        teacher: of distillation, whose loss is added; none: there is no distillation.
+        teacher: of distillation, whose loss is added; none: without distillation.
     """
 
     def __init__(  # noqa: PLR0913  the parts of a step

@@ -52,7 +52,7 @@ class SoftmaxStats:
         scale: 1 / temperature, one for all or one per anchor.
         log_sum: log of the sum of exponentials, without the positive.
         weight: derivative of the loss by log_sum, times scale if there is one per anchor.
-        threshold: largest similarity of a candidate that counts; none: there is no bound.
+        threshold: largest similarity of a candidate that counts; none: all count.
     """
 
     scale: Float[Tensor, "*scales"]
