@@ -60,7 +60,7 @@ def checkpoints(folder: Path) -> None:
 
 
 def lock(folder: Path) -> None:
-    from neuclip.training.folder_lock import FolderLock
+    from neuclip.parallel.folder_lock import FolderLock
 
     with FolderLock() as held:
         held.acquire(folder)

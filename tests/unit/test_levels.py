@@ -31,7 +31,7 @@ LEVELS = [
 INSIDE = {
     "parallel": [
         ["launch"],
-        ["rendezvous", "heartbeat"],
+        ["rendezvous", "heartbeat", "folder_lock"],
         ["process_group"],
         ["collectives"],
         ["work_sharing", "rank_consistency", "fsdp"],
@@ -125,7 +125,7 @@ INSIDE = {
             "training_data",
         ],
         ["evaluation_plan"],
-        ["records", "optim", "oom_advice", "folder_lock"],
+        ["records", "optim", "oom_advice"],
         ["open_run"],
         ["nonfinite", "device_prefetch"],
         ["teacher"],

@@ -49,6 +49,10 @@ def embed(command: Embed) -> int:
     """
     command.check()
     check_range("shard-samples", command.shard_samples, ge=1)
+    if command.format == "parquet":
+        from neuclip.data.sources.arrow_columns import pyarrow
+
+        pyarrow(command.out)  # if it is missing, say so before the work
 
     import torch
 

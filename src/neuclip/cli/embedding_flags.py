@@ -13,7 +13,7 @@ from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import check_range
 from neuclip.errors import UserError, quantity
-from neuclip.files import cache_home, check_writable
+from neuclip.files import cache_home, check_writable, writing
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Captions, Source
@@ -58,26 +58,42 @@ class EmbeddingFlags(CheckpointFlags, TimedReadingFlags):
         return load_towers(self.choice(run), self.device, local_rank)
 
     def embed(
-        self, model: "Pretrained", source: "Source", manifest: "StoreManifest", out: Path
+        self,
+        model: "Pretrained",
+        source: "Source",
+        manifest: "StoreManifest",
+        out: Path,
+        flag: str = "--out",
     ) -> "EmbeddingStore":
         """Embeds a source into a folder, or the rest of it. All ranks call it together.
+
+        One command at a time fills a folder; a complete one is not locked.
 
         Args:
             model: the model.
             source: the data.
             manifest: what the folder is to hold.
             out: the folder.
+            flag: that names the folder, for messages.
 
         Raises:
-            UserError: no sample can be read, or the folder holds something else.
+            UserError: no sample can be read, or the folder holds something else or is in use.
         """
-        from neuclip.embedding.embedding_store import EmbeddingStore
+        from neuclip.embedding.embedding_store import EmbeddingStore, is_complete, locked_kind
         from neuclip.embedding.sharded_embedding import fill_store
         from neuclip.parallel import collectives
+        from neuclip.parallel.folder_lock import FolderLock
         from neuclip.parallel.work_sharing import from_main
 
-        store = from_main(lambda: EmbeddingStore.begin(out, manifest))
-        with terminal.progress() as progress:
+        def begin() -> EmbeddingStore:
+            if not is_complete(out):
+                with writing(out):
+                    out.mkdir(parents=True, exist_ok=True)
+                lock.acquire(out)
+            return EmbeddingStore.begin(out, manifest)
+
+        with FolderLock(locked_kind(flag)) as lock, terminal.progress() as progress:
+            store = from_main(begin)
             settings = self.settings()
             if collectives.is_main():
                 done = store.num_shards - len(store.pending())
@@ -185,7 +201,7 @@ class StoredFlags(EmbeddingFlags):
             options = StoreOptions(texts)
             manifest = options.manifest(model, source, self.source, self.batch_size)
             folder = self.embeddings or cache_home() / "embeddings" / manifest.digest
-            store = self.embed(model, source, manifest, folder)
+            store = self.embed(model, source, manifest, folder, "--embeddings")
             if launch.rank == 0:
                 terminal.say(f"features in {folder}")
                 say_damage(source, store)

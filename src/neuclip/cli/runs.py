@@ -27,8 +27,8 @@ def show_runs(command: RunsCommand) -> int:
     Raises:
         UserError: there is no such folder, or no run in it.
     """
+    from neuclip.parallel.folder_lock import holder_of
     from neuclip.report.run_list import list_runs
-    from neuclip.training.folder_lock import holder_of
 
     terminal.print_runs(list_runs(command.logs, lambda folder: holder_of(folder.path)))
     return 0

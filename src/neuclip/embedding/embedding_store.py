@@ -6,6 +6,7 @@ written last, so a killed process leaves finished shards and nothing else that c
     manifest.json                  model, preprocessing, data and settings
     img_emb/img_emb_00000.npy      features of images; text_emb/ and metadata/ beside it
     finished/00000.json            number of rows, and the corrupt samples that were left out
+    embeddings.lock                the process that fills the folder now
 """
 
 import hashlib
@@ -28,10 +29,12 @@ from neuclip.embedding.shard_files import (
 )
 from neuclip.errors import UserError, printable, quantity
 from neuclip.files import cannot_write, write_whole, writing
+from neuclip.parallel.folder_lock import LockedKind
 from neuclip.untrusted import DAMAGED_ARRAYS, read_file, read_json
 
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 2**20  # bytes
+_LOCK = "embeddings.lock"
 
 
 class StoreManifest(BaseModel):
@@ -120,7 +123,7 @@ class EmbeddingStore:
                     "this one"
                 )
             return store
-        if folder.is_dir() and not all(_is_leftover(path) for path in folder.iterdir()):
+        if folder.is_dir() and not all(map(_is_passing, folder.iterdir())):
             raise UserError(
                 f"{folder} is not empty, and has no {MANIFEST} of embeddings: choose another folder"
             )
@@ -228,6 +231,11 @@ class EmbeddingStore:
                 f"{self.folder} holds no embedding: all samples were corrupt ({damage.summary()})"
             )
 
+    def rows(self) -> list[int]:
+        """Number of rows of each shard, 0 if it is not finished."""
+        records = map(self._finished, range(self.num_shards))
+        return [0 if found is None else found[0] for found in records]
+
     def summary(self) -> tuple[int, DamageLog]:
         """Number of rows in finished shards, and the corrupt samples that were left out."""
         rows, damage = 0, DamageLog()
@@ -267,6 +275,29 @@ class EmbeddingStore:
 def _is_leftover(path: Path) -> bool:
     """Whether a file is the part that a killed process has left; see `neuclip.files.replacing`."""
     return path.name.startswith(".") and path.suffix == ".partial"
+
+
+def _is_passing(path: Path) -> bool:
+    """Whether a file may lie in a folder that holds nothing yet: a leftover, or the lock."""
+    return _is_leftover(path) or path.name == _LOCK
+
+
+def locked_kind(flag: str) -> LockedKind:
+    """What locks a folder of embeddings while it is filled.
+
+    Args:
+        flag: that names the folder, for messages.
+    """
+    return LockedKind("folder of embeddings", _LOCK, flag, flag)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder has the manifest of embeddings, and all shards.
+
+    Raises:
+        UserError: the manifest is damaged.
+    """
+    return is_store(folder) and not EmbeddingStore.open(folder).pending()
 
 
 def is_store(folder: Path) -> bool:

@@ -68,16 +68,21 @@ def near_duplicates(
     Raises:
         UserError: the embeddings are not complete.
     """
-    sizes: list[int] = []
+    store.require_complete()
+    sizes = store.rows()
+    starts = np.cumsum([0, *sizes])
     positions: list[NDArray[np.int64]] = []
     keys: list[str] = []
     captions: list[str] = []
-    for shard in store.shards():
-        sizes.append(len(shard))
-        positions.append(shard.positions)
-        keys += shard.keys
-        captions += shard.captions
-    starts = np.cumsum([0, *sizes])
+
+    def features(shard: int) -> Float[Tensor, "images dim"]:
+        content = store.read(shard)
+        if shard == len(positions):  # the pairs of the first shard go over all shards in order
+            positions.append(content.positions)
+            keys.extend(content.keys)
+            captions.extend(content.captions)
+        return torch.from_numpy(content.images.astype(np.float32)).to(device)
+
     groups = np.arange(starts[-1])
     similarity = np.zeros(starts[-1], np.float32)
     pairs = [(one, two) for one in range(len(sizes)) for two in range(one, len(sizes))]
@@ -86,21 +91,15 @@ def near_duplicates(
         if progress is not None:
             progress("comparing", done, len(pairs))
         if loaded is None or loaded[0] != one:
-            loaded = one, _features(store, one, device)
+            loaded = one, features(one)
         first = loaded[1]
-        second = first if two == one else _features(store, two, device)
+        second = first if two == one else features(two)
         for row, column, values in _hits(first, second, threshold, same=one == two):
             rows, columns = row + starts[one], column + starts[two]
             groups = _joined(groups, rows, columns)
             np.maximum.at(similarity, rows, values)
             np.maximum.at(similarity, columns, values)
     return NearDuplicates(groups, similarity, np.concatenate(positions), keys, captions)
-
-
-def _features(
-    store: EmbeddingStore, shard: int, device: torch.device
-) -> Float[Tensor, "images dim"]:
-    return torch.from_numpy(store.read(shard).images.astype(np.float32)).to(device)
 
 
 def _hits(

@@ -23,7 +23,6 @@ In reading order:
 - `best_metric`: the metric that chooses the best checkpoint and ends a run early.
 - `evaluating`: evaluation during training.
 - `evaluate_only`: evaluation of a checkpoint without training.
-- `folder_lock`: one process at a time uses a run folder.
 - `open_run`: starts a run folder, or finds the checkpoint to resume from.
 - `oom_advice`: turns out-of-memory errors into advice.
 - `warning_signs`: signs that a run goes wrong, found in its records: overfitting, forgetting,

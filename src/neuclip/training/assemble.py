@@ -36,6 +36,7 @@ from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.lora import add_updates, count_trained
 from neuclip.model.starting_weights import StartingWeights, StartingWeightsReader
 from neuclip.parallel import collectives, fsdp
+from neuclip.parallel.folder_lock import FolderLock
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.process_group import WaitLimits, open_process_group
 from neuclip.parallel.rank_consistency import check_same_data, check_same_program
@@ -44,7 +45,6 @@ from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
 from neuclip.training.evaluation_plan import open_plan
 from neuclip.training.finetuning import complete
-from neuclip.training.folder_lock import FolderLock
 from neuclip.training.loss_arithmetic import loss_arithmetic
 from neuclip.training.loss_scale import LossScale
 from neuclip.training.open_run import changed_settings, earlier_config, open_run_folder

@@ -24,11 +24,11 @@ from neuclip.model.encoder import Encoder
 from neuclip.model.opened_checkpoint import Checkpoint, open_checkpoint
 from neuclip.model.starting_weights import with_model_of_weights
 from neuclip.parallel import collectives
+from neuclip.parallel.folder_lock import FolderLock
 from neuclip.parallel.work_sharing import from_main
 from neuclip.run_folder import RunFolder
 from neuclip.training.evaluating import evaluation_settings
 from neuclip.training.evaluation_plan import open_zero_shot
-from neuclip.training.folder_lock import FolderLock
 from neuclip.training.open_run import open_run_folder
 from neuclip.training.records.recorder import Recorder
 from neuclip.training.records.run_log import log_to

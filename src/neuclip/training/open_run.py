@@ -11,8 +11,8 @@ from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.files import describe
+from neuclip.parallel.folder_lock import FolderLock
 from neuclip.run_folder import RunFolder, read_records
-from neuclip.training.folder_lock import FolderLock
 
 log = logging.getLogger("neuclip")
 

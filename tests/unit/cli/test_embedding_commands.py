@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -80,6 +82,56 @@ def test_embed_says_what_it_did_and_resumes(command, pictures, tmp_path, capsys)
     assert content(tmp_path / "out") == before
     assert command("embed", pictures, *flags, "--dtype", "float16") == 2
     assert "other settings (dtype float32, not float16)" in capsys.readouterr().err
+
+
+HOLD = """
+import pathlib, sys
+from neuclip.embedding.embedding_store import locked_kind
+from neuclip.parallel.folder_lock import FolderLock
+with FolderLock(locked_kind("--out")) as lock:
+    lock.acquire(pathlib.Path(sys.argv[1]))
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_one_command_at_a_time_fills_a_folder(command, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("neuclip.parallel.folder_lock.GRACE", 0.1)
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def start():
+        other = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(out)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert other.stdout.readline() == "held\n"
+        return other
+
+    other = start()
+    assert command("embed", pictures, "--out", out) == 2
+    told = capsys.readouterr().err
+    assert f"process {other.pid} on " in told and f"the folder of embeddings {out}" in told
+    assert "choose another --out" in told
+    assert [path.name for path in out.iterdir()] == ["embeddings.lock"]
+    other.communicate()
+    assert command("embed", pictures, "--out", out) == 0
+    complete = content(out)
+    assert "embeddings.lock" not in complete
+    other = start()  # a complete folder is only read
+    assert command("embed", pictures, "--out", out) == 0
+    other.communicate()
+    assert content(out) == complete
+
+
+def test_parquet_without_pyarrow_is_refused_before_the_work(
+    command, pictures, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert command("embed", pictures, "--out", tmp_path / "out", "--format", "parquet") == 2
+    told = capsys.readouterr().err
+    assert "need pyarrow" in told and "neuclip[parquet]" in told
+    assert "embedding 11 samples" not in told and not (tmp_path / "out").exists()
 
 
 def test_classify(command, run, pictures, tmp_path, capsys):

@@ -8,8 +8,8 @@ import pytest
 
 from neuclip.cli.app import main
 from neuclip.errors import UserError
+from neuclip.parallel.folder_lock import FolderLock, holder_of
 from neuclip.report.run_list import list_runs
-from neuclip.training.folder_lock import FolderLock, holder_of
 
 
 def nobody(folder):

@@ -10,15 +10,15 @@ from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
+from neuclip.parallel.folder_lock import FolderLock
 from neuclip.run_folder import RunFolder
 from neuclip.training import open_run
-from neuclip.training.folder_lock import FolderLock
 from neuclip.training.open_run import changed_settings, earlier_config
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr("neuclip.training.folder_lock.GRACE", 0.1)
+    monkeypatch.setattr("neuclip.parallel.folder_lock.GRACE", 0.1)
 
 
 def open_run_folder(logs, name, resume):

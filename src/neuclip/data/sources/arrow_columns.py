@@ -199,6 +199,6 @@ def pyarrow(where: Path) -> Any:  # noqa: ANN401  a module that may be missing
         return importlib.import_module("pyarrow")
     except ImportError:
         raise UserError(
-            f"{where}: pyarrow is needed to read this; install it with "
+            f"{where}: parquet and Arrow files need pyarrow; install it with "
             "pip install 'neuclip[parquet]'"
         ) from None

@@ -1,9 +1,9 @@
-"""The lock of a run folder: one process at a time trains or evaluates into it.
+"""The lock of a folder: one process at a time fills it.
 
-`run.lock` names the process that holds it: host, process id, and a count that grows with time, its
-heartbeat. On one machine the operating system's record lock decides, which ends with its process.
-Between machines the heartbeat decides: a lock whose count stands still is taken over. No clock is
-read, since those of two machines differ. Imports no torch.
+A file in the folder names the process that holds it: host, process id, and a count that grows with
+time, its heartbeat. On one machine the operating system's record lock decides, which ends with its
+process. Between machines the heartbeat decides: a lock whose count stands still is taken over. No
+clock is read, since those of two machines differ. Imports no torch.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import secrets
 import stat
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,35 @@ GRACE = 10.0
 """Seconds to wait for a process on this machine that is about to end."""
 
 
-class FolderLock:
-    """The lock of a run folder, held from `acquire` to the end of a `with` block."""
+@dataclass(frozen=True)
+class LockedKind:
+    """A kind of folder that is locked.
 
-    def __init__(self) -> None:
+    Attributes:
+        name: what messages call the folder.
+        file: name of the lock file in it.
+        place: flag that names where the folder is.
+        other: flag that names another folder.
+    """
+
+    name: str
+    file: str
+    place: str
+    other: str
+
+
+RUN = LockedKind("run folder", "run.lock", "--logs", "--name")
+
+
+class FolderLock:
+    """The lock of a folder, held from `acquire` to the end of a `with` block.
+
+    Args:
+        kind: of the folder.
+    """
+
+    def __init__(self, kind: LockedKind = RUN) -> None:
+        self._kind = kind
         self._handle: int | None = None
         self._path = Path()
         self._token = secrets.token_hex(8)
@@ -54,12 +80,12 @@ class FolderLock:
         self.release()
 
     def acquire(self, folder: Path) -> None:
-        """Takes the lock of a folder; waits for a process that is ending, or no longer alive.
+        """Takes the lock of an existing folder; waits for a process that is ending or has died.
 
         Raises:
             UserError: another process uses the folder, or it cannot be written to.
         """
-        self._path = folder / "run.lock"
+        self._path = folder / self._kind.file
         handle = self._opened()
         try:
             self._handle = handle
@@ -70,9 +96,7 @@ class FolderLock:
             self._beat()
         except OSError as error:
             self._close()
-            raise UserError(
-                f"cannot write the run folder {folder}: {describe(error)}; choose another --logs"
-            ) from None
+            raise self._cannot_write(error) from None
         except UserError:
             self._close()
             raise
@@ -88,8 +112,8 @@ class FolderLock:
         holder = self._read()
         if self._handle is not None and holder and holder.get("token") != self._token:
             raise UserError(
-                f"{_who(holder)} has taken over the run folder {self._path.parent}, because this "
-                f"process gave no sign of life for {SILENCE:g} s; this process stops"
+                f"{_who(holder)} has taken over the {self._kind.name} {self._path.parent}, because "
+                f"this process gave no sign of life for {SILENCE:g} s; this process stops"
             )
 
     def release(self) -> None:
@@ -111,10 +135,7 @@ class FolderLock:
             try:
                 handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             except OSError as error:
-                raise UserError(
-                    f"cannot write the run folder {self._path.parent}: {describe(error)}; choose "
-                    "another --logs"
-                ) from None
+                raise self._cannot_write(error) from None
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 os.close(handle)
                 raise UserError(f"{self._path} is not a regular file: remove it")
@@ -125,8 +146,8 @@ class FolderLock:
                 os.close(handle)
                 if error.errno not in {errno.EACCES, errno.EAGAIN}:
                     raise UserError(
-                        f"cannot lock {self._path}: {describe(error)}; choose a --logs folder on a "
-                        "file system with locks"
+                        f"cannot lock {self._path}: {describe(error)}; choose a {self._kind.place} "
+                        "folder on a file system with locks"
                     ) from None
                 if time.monotonic() > end:
                     raise self._in_use(holder) from None
@@ -144,8 +165,8 @@ class FolderLock:
             UserError: it is alive.
         """
         log.info(
-            "%s held the run folder %s: waiting up to %g s for a sign of life",
-            _who(holder), self._path.parent, SILENCE,
+            "%s held the %s %s: waiting up to %g s for a sign of life",
+            _who(holder), self._kind.name, self._path.parent, SILENCE,
         )  # fmt: skip
         end = time.monotonic() + SILENCE
         while time.monotonic() < end:
@@ -155,12 +176,19 @@ class FolderLock:
                 return
             if now != holder:
                 raise self._in_use(now)
-        log.info("taking over the run folder from %s", _who(holder))
+        log.info("taking over the %s from %s", self._kind.name, _who(holder))
 
     def _in_use(self, holder: dict[str, Any]) -> UserError:
         return UserError(
-            f"{_who(holder)} is using the run folder {self._path.parent}. If it hangs, end it "
-            f"(kill {holder.get('pid', 'PID')}) and start again; or choose another --name"
+            f"{_who(holder)} is using the {self._kind.name} {self._path.parent}. If it hangs, end "
+            f"it (kill {holder.get('pid', 'PID')}) and start again; or choose another "
+            f"{self._kind.other}"
+        )
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write the {self._kind.name} {self._path.parent}: {describe(error)}; choose "
+            f"another {self._kind.place}"
         )
 
     def _keep(self) -> None:
@@ -192,12 +220,12 @@ class FolderLock:
 
 
 def holder_of(folder: Path) -> str | None:
-    """The process that holds the lock of a folder, in words; None if no process does.
+    """The process that holds the lock of a run folder, in words; None if no process does.
 
     Whether a process of another machine lives is not known: its lock file counts.
     """
     try:
-        handle = os.open(folder / "run.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        handle = os.open(folder / RUN.file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     holder: dict[str, Any] = {}

@@ -11,12 +11,12 @@ import time
 import pytest
 
 from neuclip.errors import UserError
-from neuclip.training import folder_lock
-from neuclip.training.folder_lock import FolderLock
+from neuclip.parallel import folder_lock
+from neuclip.parallel.folder_lock import FolderLock
 
 HOLD = """
 import os, pathlib, sys, time
-from neuclip.training import folder_lock
+from neuclip.parallel import folder_lock
 folder_lock.GRACE, folder_lock.BEAT = float(sys.argv[2]), 0.1
 try:
     with folder_lock.FolderLock() as lock:
