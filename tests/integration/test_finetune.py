@@ -59,8 +59,9 @@ def test_a_dry_run_shows_each_setting_and_the_equal_line(shop, capsys):
     assert again == shown
 
 
-def test_a_run_records_what_it_derived_and_continues_exactly(shop, capsys):
+def test_a_run_records_what_it_derived_and_continues_without_its_starting_weights(shop, capsys):
     folder, flags = shop
+    first = folder / "logs" / "first"
     flags = [*flags, "--epochs", "4", "--stop-epochs", "2", "--name", "kept"]
     assert main(["finetune", *flags]) == 0
     run = folder / "logs" / "kept"
@@ -73,7 +74,11 @@ def test_a_run_records_what_it_derived_and_continues_exactly(shop, capsys):
     assert before["method"]["rho"] == "auto"
     capsys.readouterr()
     shown = [word if word != "2" else "4" for word in flags]
+    first.rename(first.with_name("moved"))
+    assert main(["finetune", *shown, "--distill-start", "1", "--resume", "auto"]) == 2
+    assert "--distill-start reads its starting weights when it goes on" in capsys.readouterr().err
     assert main(["finetune", *shown, "--resume", "auto"]) == 0
+    first.with_name("moved").rename(first)
     after = read_yaml(run / "config.yaml")
     assert after["optim"] == {**before["optim"], "stop_epochs": 4}
     assert after["method"] == before["method"]

@@ -42,11 +42,16 @@ def trained(demo_dir, tmp_path_factory):
     return demo, weights
 
 
-@pytest.mark.parametrize("start", ["iter_0", "iter_3"])
-def test_it_continues_bit_by_bit(trained, start):
-    """From the end of the warm start, and from a step."""
+@pytest.mark.parametrize(("start", "new_place"), [("iter_0", False), ("iter_3", True)])
+def test_it_continues_bit_by_bit(trained, start, new_place, request):
+    """From the end of the warm start; and from a step, where the starting weights have moved."""
     demo, weights = trained
     checkpoints = demo.logs / "whole/checkpoints"
+    if new_place:
+        moved = Path(weights[1]).with_name("moved.pt")
+        Path(weights[1]).rename(moved)
+        request.addfinalizer(lambda: moved.rename(weights[1]))
+        weights = ("--pretrained", str(moved))
     flags = demo.flags(f"from {start}", *weights, *MORE)
     assert main(["train", *flags, "--resume", str(checkpoints / f"{start}.pt")]) == 0
     last = demo.logs / f"from {start}/checkpoints/epoch_1.pt"

@@ -37,6 +37,7 @@ from neuclip.checkpoint.common import (
     read_sums,
     remove,
 )
+from neuclip.checkpoint.entries import OwnEntry, own_entry
 from neuclip.errors import printable
 from neuclip.files import describe, partial_name, replacing, sha256, system_error
 from neuclip.first_bytes import ZIP, first_bytes
@@ -48,6 +49,8 @@ log = logging.getLogger("neuclip")
 
 _NAME = re.compile(r"(iter|epoch)_(\d+)(\.pt)?")
 _SECOND_NAMES = {Path(name).stem for name in (LATEST, BEST)}
+_UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError)
+"""What torch raises for a file that it cannot map."""
 _SUMS_KEPT = 4
 """The newest lines stay even if their files are deleted: `epoch_latest.pt` is one of the files."""
 
@@ -241,14 +244,35 @@ def saved_step(number: int, path: Path) -> int:
 
     A damaged one counts as the furthest, so that it is looked at, and reported.
     """
-    file = path / sharded.VALUES if path.is_dir() else path
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+        content = _open_values(path)
+    except _UNREADABLE:
         return sys.maxsize
     own = content.get("neuclip") if isinstance(content, dict) else None
     step = own.get("step") if isinstance(own, dict) else None
     return step if isinstance(step, int) else number
+
+
+def read_own_entry(checkpoint: VerifiedCheckpoint) -> OwnEntry | None:
+    """What only neuclip writes of a checkpoint; its tensors are mapped, not read.
+
+    Returns:
+        The entry; None if neuclip did not write the checkpoint.
+
+    Raises:
+        CheckpointError: damaged, or a value is not of the kind that neuclip writes.
+    """
+    path = checkpoint.path
+    try:
+        content = _open_values(path)
+    except _UNREADABLE:
+        content = read(checkpoint)  # says why, or reads what cannot be mapped
+    return own_entry(content, path) if isinstance(content, dict) else None
+
+
+def _open_values(path: Path) -> object:
+    file = path / sharded.VALUES if path.is_dir() else path
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def _verify_zip(path: Path) -> None:

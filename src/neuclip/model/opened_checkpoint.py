@@ -316,7 +316,7 @@ def _with_base(opened: Checkpoint, entry: Mapping[str, Any]) -> Checkpoint:
     record = LowRankRecord.read(entry, opened.path)
     assert opened.own is not None
     architecture = recorded(opened.own["architecture"], opened.path)
-    base = _base_of(opened.path, record, architecture.name)
+    base = find_base(opened.path, record, architecture.name)
     updates = opened.weights
     given = {**base.weights, **{k: v for k, v in updates.items() if k.startswith("logit_")}}
     check_size(base.shown, base.weights, architecture, base.recorded_architecture)
@@ -326,7 +326,17 @@ def _with_base(opened: Checkpoint, entry: Mapping[str, Any]) -> Checkpoint:
     return replace(opened, weights=merged, updates=updates, base_sha256=base.sha256)
 
 
-def _base_of(path: Path, record: LowRankRecord, model: str) -> Checkpoint:
+def find_base(path: Path, record: LowRankRecord, model: str) -> Checkpoint:
+    """The starting weights of a checkpoint of LoRA, wherever they lie now.
+
+    Args:
+        path: the checkpoint.
+        record: what it holds of them.
+        model: the architecture.
+
+    Raises:
+        CheckpointError: they are gone, or changed.
+    """
     others = list[str]()
     for place in record.places(path, model):
         if place == path or not os.path.exists(place):  # noqa: PTH110  Path.exists may raise

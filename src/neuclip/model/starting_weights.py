@@ -12,7 +12,7 @@ from neuclip.checkpoint import storage
 from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
-from neuclip.model.architecture import HUB, Architecture, find_architecture
+from neuclip.model.architecture import HUB, LOCAL, Architecture, find_architecture
 from neuclip.model.base_weights import LowRankRecord
 from neuclip.model.checkpoint_choice import CheckpointChoice, weights_in_repository
 from neuclip.model.clip import Clip
@@ -40,16 +40,22 @@ class StartingWeights:
         model: weights of the full model.
         image: weights of the image tower, which override the model's.
         text: weights of the text tower, which override the model's.
+        resumed: of a run that goes on, the architecture that its checkpoint records; the weights
+            of the checkpoint replace the given ones, which are read only if something else needs
+            them.
     """
 
     settings: ModelConfig
-    model: Checkpoint | None
-    image: Checkpoint | None
-    text: Checkpoint | None
+    model: Checkpoint | None = None
+    image: Checkpoint | None = None
+    text: Checkpoint | None = None
+    resumed: Architecture | None = None
 
     @property
     def begins_trained(self) -> tuple[bool, bool]:
         """Whether the image and the text tower start from given weights."""
+        if self.resumed is not None:
+            return _begins_trained(self.settings)
         model = self.model is not None
         image = self.image is not None or self.settings.pretrained_image
         return model or image, model or self.text is not None
@@ -82,6 +88,8 @@ class StartingWeights:
         Raises:
             UserError: the model is unknown, or far larger than the weights for it.
         """
+        if self.resumed is not None and self.resumed.name == self.settings.name:
+            return self.resumed.changed(self.settings)
         found = find_architecture(self.settings.name)
         source = self.image or self.model
         recorded = None if source is None else source.recorded_architecture
@@ -113,6 +121,13 @@ class StartingWeights:
             _load_tower(clip, "image", self.image)
         if self.text is not None:
             _load_tower(clip, "text", self.text)
+
+
+def _begins_trained(settings: ModelConfig) -> tuple[bool, bool]:
+    """Whether the settings give weights of the image and of the text tower."""
+    model = settings.pretrained is not None or settings.name.startswith((HUB, LOCAL))
+    image = settings.pretrained_image or settings.pretrained_image_path is not None
+    return model or image, model or settings.pretrained_text_path is not None
 
 
 def with_model_of_weights(settings: ModelConfig) -> ModelConfig:
@@ -147,7 +162,7 @@ def read_starting_weights(settings: ModelConfig) -> StartingWeights:
         else:
             log.info("%s holds no weights: the towers start at random", settings.name)
     files = (model, settings.pretrained_image_path, settings.pretrained_text_path)
-    return StartingWeights(settings, *(_open(file, settings.name) for file in files))
+    return StartingWeights(settings, *(_open(file, settings.name) for file in files), resumed=None)
 
 
 class StartingWeightsReader:

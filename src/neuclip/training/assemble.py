@@ -3,8 +3,9 @@
 1. the device and the processes         5. the towers' starting weights, locks and shards
 2. the training data                    6. the optimiser, over the parameters that stay trainable
 3. the model, and the loader, which     7. the run folder, once no input can fail any more
-   fixes the length of an epoch         8. the checkpoint to resume from
-4. the loss, whose schedules count in epochs
+   fixes the length of an epoch            (of a run that goes on: before the model)
+4. the loss, whose schedules count in   8. the state in the checkpoint to resume from
+   epochs
 """
 
 import logging
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from neuclip import console
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
+from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.config.data_sections import AugmentationConfig, DataConfig
 from neuclip.config.derived import Derived, in_short
 from neuclip.config.resolve import resolve
@@ -34,6 +36,7 @@ from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, augmented, build_clip
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.lora import add_updates, count_trained
+from neuclip.model.resumed_weights import read_resumed
 from neuclip.model.starting_weights import StartingWeights, StartingWeightsReader
 from neuclip.parallel import collectives, fsdp
 from neuclip.parallel.folder_lock import FolderLock
@@ -41,9 +44,10 @@ from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.process_group import WaitLimits, open_process_group
 from neuclip.parallel.rank_consistency import check_same_data, check_same_program
 from neuclip.parallel.work_sharing import from_main
+from neuclip.run_folder import RunFolder
 from neuclip.training.components import Components
 from neuclip.training.evaluate_only import evaluate_checkpoint
-from neuclip.training.evaluation_plan import open_plan
+from neuclip.training.evaluation_plan import EvaluationPlan, open_plan
 from neuclip.training.finetuning import complete
 from neuclip.training.loss_arithmetic import loss_arithmetic
 from neuclip.training.loss_scale import LossScale
@@ -100,7 +104,8 @@ def _join_and_train(config: RunConfig) -> Path:
         config, derived = complete(config, data, weights)
         name = config.name or from_main(lambda: _new_name(config))
         named = config.model_copy(update={"name": name})
-        return _train(named, data, weights, device, derived)
+        with FolderLock() as lock:
+            return _train(named, data, weights, device, derived, lock)
 
 
 def _evaluate_only(config: RunConfig) -> Path:
@@ -128,13 +133,18 @@ def _train(
     weights: StartingWeightsReader,
     device: torch.device,
     derived: Sequence[Derived],
+    lock: FolderLock,
 ) -> Path:
-    """Builds and trains the run, in joined processes; `asked` has a name."""
-    name = str(asked.name)
-    before = from_main(lambda: earlier_config(asked.output.logs, name, asked.resume))
+    """Builds and trains the run, in joined processes; `asked` has a name.
+
+    A run that goes on opens its folder first: the checkpoint says what the towers are.
+    """
+    logs, name, resume = asked.output.logs, str(asked.name), asked.resume
+    before = from_main(lambda: earlier_config(logs, name, resume))
+    resumed = resume and from_main(lambda: open_run_folder(logs, name, resume, lock))
     config = resolve(asked, collectives.world_size(), before)
     index, held_out = training.divided(config)
-    starting = weights.take(config.model)
+    starting = _read_weights(resumed[1] if resumed else None, config, weights)
     split = None if held_out is None else held_out.split
     plan = open_plan(config, split, starts_trained=all(starting.begins_trained))
     clip = _build_clip(config, device, starting)
@@ -155,45 +165,48 @@ def _train(
     teacher = _prepare_towers(config, clip, starting, learns_temperature=loss.learns_temperature)
     del starting  # frees the copy on the CPU
     optimizer = _build_optimizer(config, clip, loader.steps_per_epoch)
-    with FolderLock() as lock:
-        folder, start = from_main(
-            lambda: open_run_folder(config.output.logs, name, config.resume, lock)
-        )
-        log_to(folder.log if collectives.is_main() else None)
-        components = Components(
-            config=config,
-            folder=folder,
-            device=device,
-            clip=clip,
-            loss=loss,
-            optimizer=optimizer,
-            loader=loader,
-            plan=plan,
-            num_samples=num_samples,
-            shard_damage=index.damage,
-            data=data,
-            unused=index.unused,
-            held_out=None if held_out is None else held_out.digest,
-            low_rank=low_rank,
-            teacher=teacher,
-        )
-        trainer = Trainer(components, lock.check)
-        if start is not None:
-            trainer.state.load(start)
-        if collectives.is_main():
-            write_whole(folder.config, _recorded_config(asked, components).to_yaml())
-            _announce(components, index, derived)
-            if before is not None and (changes := changed_settings(before, config)):
-                log.warning("continued with other settings than before: %s", changes)
-        try:
-            trainer.fit()
-        finally:
-            index.close()
+    folder, start = resumed or from_main(lambda: open_run_folder(logs, name, None, lock))
+    log_to(folder.log if collectives.is_main() else None)
+    components = Components(
+        config=config,
+        folder=folder,
+        device=device,
+        clip=clip,
+        loss=loss,
+        optimizer=optimizer,
+        loader=loader,
+        plan=plan,
+        num_samples=num_samples,
+        shard_damage=index.damage,
+        data=data,
+        unused=index.unused,
+        held_out=None if held_out is None else held_out.digest,
+        low_rank=low_rank,
+        teacher=teacher,
+    )
+    trainer = Trainer(components, lock.check)
+    if start is not None:
+        trainer.state.load(start)
     if collectives.is_main():
-        if plan.best is not None:
-            log.info("%s (%s)", plan.best.summary(), folder.best)
-        log.info("finished: %s", folder.path)
+        write_whole(folder.config, _recorded_config(asked, components).to_yaml())
+        _announce(components, index, derived)
+        if before is not None and (changes := changed_settings(before, config)):
+            log.warning("continued with other settings than before: %s", changes)
+    try:
+        trainer.fit()
+    finally:
+        index.close()
+    if collectives.is_main():
+        _announce_end(plan, folder)
     return folder.path
+
+
+def _read_weights(
+    resumed: VerifiedCheckpoint | None, config: RunConfig, reader: StartingWeightsReader
+) -> StartingWeights:
+    if resumed is None:
+        return reader.take(config.model)
+    return read_resumed(resumed, config.model, config.adaptation, reader)
 
 
 def _recorded_config(asked: RunConfig, run: Components) -> RunConfig:
@@ -217,7 +230,7 @@ def _build_clip(config: RunConfig, device: torch.device, starting: StartingWeigh
         device,
         init,
         config.model.force_patch_dropout,
-        pretrained_image=config.model.pretrained_image,
+        pretrained_image=config.model.pretrained_image and starting.resumed is None,
     )
     torch.manual_seed(config.seed + collectives.rank())
     augmentation = config.data.aug_cfg
@@ -287,6 +300,12 @@ def _logit_scale(clip: Clip) -> torch.Tensor:
     scale = clip.towers.logit_scale
     assert isinstance(scale, torch.Tensor)
     return scale
+
+
+def _announce_end(plan: EvaluationPlan, folder: RunFolder) -> None:
+    if plan.best is not None:
+        log.info("%s (%s)", plan.best.summary(), folder.best)
+    log.info("finished: %s", folder.path)
 
 
 def _announce_captions(index: Source, data: DataConfig) -> None:
