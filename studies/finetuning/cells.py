@@ -110,6 +110,12 @@ def stages() -> Iterator[Cell]:
         yield _usual(Cell("methods", method, 10_000, duplicates, lr=RATE, seed=seed))
 
 
+def is_blended(cell: Cell) -> bool:
+    """Whether mixes of this run's weights with the starting weights are evaluated."""
+    alone = not (cell.mask or cell.apart or cell.warm)
+    return cell.stage in {"rate", "remedies"} and cell == _usual(cell) and cell.lr == RATE and alone
+
+
 def _usual(cell: Cell) -> Cell:
     """The cell with the rule for rho that `neuclip finetune` uses."""
     return replace(cell, rho="auto") if has_rho(cell.method) else cell

@@ -4,11 +4,14 @@
     neuclip data emoji packages --out emoji
     python studies/finetuning/finetune.py start --icons icons --out study
     python studies/finetuning/finetune.py run --icons icons --emoji emoji --out study
+    python studies/finetuning/finetune.py blend --icons icons --emoji emoji --out study
     python studies/finetuning/finetune.py report
 
 `start` trains the starting weights. `run` can be killed at any time and goes on where it stopped.
 Each finished run adds a line to `study/results.jsonl`: accuracies on the development splits, on the
-icons, and on the test splits, which the report shows in its last table only.
+icons, and on the test splits, which the report shows in its last table only. `blend` mixes the
+models of the stage `blends` with the starting weights, and adds a line per mix to
+`study/blends.jsonl`. The files of both, in `results/`, are what `report` reads.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import csv
 import fnmatch
 import json
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -24,10 +28,12 @@ from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
-from cells import EPOCHS, Cell, plan
+from cells import EPOCHS, Cell, is_blended, plan
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "finetuning.jsonl"
+RESULTS = HERE / "results"
+RUNS, BLENDS = "finetuning.jsonl", "blends.jsonl"
+ALPHAS = "0,0.25,0.5,0.75,1"
 START = ("--method", "openclip", "--epochs", "2", "--lr", "1e-3", "--warmup", "200")
 SPLITS = ("unseen_vendor", "unseen_emoji")
 KNOWN = "unseen_style_development"
@@ -39,12 +45,14 @@ def arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     start = commands.add_parser("start", help="train the starting weights on icons")
     run = commands.add_parser("run", help="train the open cells")
-    for command in (start, run):
+    blends = commands.add_parser("blend", help="mix finished cells with the starting weights")
+    for command in (start, run, blends):
         command.add_argument("--icons", type=Path, required=True, help="of `neuclip data icons`")
         command.add_argument("--out", type=Path, required=True, help="folder for runs and results")
-    run.add_argument("--emoji", type=Path, required=True, help="of `neuclip data emoji`")
     run.add_argument("--match", nargs="+", default=["*"], metavar="GLOB", help="only these cells")
     run.add_argument("--limit", type=int, help="stop after this number of runs")
+    for command in (run, blends):
+        command.add_argument("--emoji", type=Path, required=True, help="of `neuclip data emoji`")
     report = commands.add_parser("report", help="print the tables")
     report.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -56,18 +64,25 @@ def main() -> None:
         start(args)
     elif args.command == "run":
         run(args)
+    elif args.command == "blend":
+        blend(args)
     else:
-        from tables import tables
+        from tables import blend_table, tables
 
-        print(tables(read_rows(args.results)))
+        print(tables(read_rows(args.results / RUNS)))
+        print(blend_table(read_lines(args.results / BLENDS)))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The rows of a file of results."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line]
 
 
 def read_rows(path: Path) -> dict[str, dict]:
     """The rows of a file of results, by the name of their cell."""
-    if not path.exists():
-        return {}
-    lines = path.read_text("utf-8").splitlines()
-    return {row["cell"]: row for row in map(json.loads, filter(None, lines))}
+    return {row["cell"]: row for row in read_lines(path)}
 
 
 def neuclip(*words: object, log: Path) -> None:
@@ -95,7 +110,7 @@ def start(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    results = args.out / "results.jsonl"
+    results = args.out / RUNS
     started = 0
     (args.out / "cells").mkdir(exist_ok=True)
     for cell in plan():
@@ -149,6 +164,46 @@ def run_cell(args: argparse.Namespace, cell: Cell) -> dict:
         "seconds": round(time.perf_counter() - before, 1),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def blend(args: argparse.Namespace) -> None:
+    """Evaluates mixes of the starting weights and the tuned ones: development splits, then test."""
+    results = args.out / BLENDS
+    done = {row["cell"] for row in read_lines(results)}
+    for cell in (cell for cell in plan() if is_blended(cell) and cell.name not in done):
+        if cell.name not in read_rows(args.out / RUNS):
+            continue
+        rows = [
+            {"cell": cell.name, **asdict(cell), "part": part, **mix}
+            for part in ("development", "test")
+            for mix in blend_cell(args, cell, part)
+        ]
+        with results.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def blend_cell(args: argparse.Namespace, cell: Cell, part: str) -> list[dict[str, float]]:
+    """The mixes of one cell: share of the tuned weights, mean top-1 on the emoji, and on icons."""
+    log = args.out / "cells" / f"{cell.name}.blend_{part}.log"
+    log.unlink(missing_ok=True)
+    neuclip(
+        *("blend", args.out / "start", args.out / "cells" / cell.name, "--alphas", ALPHAS),
+        *("--val-data", "::".join(str(args.emoji / f"{split}_{part}") for split in SPLITS)),
+        *("--canary", args.icons / KNOWN, "--workers", 0),
+        *("--figure", args.out / "cells" / f"{cell.name}.png"),
+        log=log,
+    )
+    return mixes(log.read_text("utf-8"))
+
+
+def mixes(printed: str) -> list[dict[str, float]]:
+    """The table that `neuclip blend` prints, as fractions."""
+    row = r"^ *([0-9.]+) +([0-9.]+) ?% +[-+0-9.]+ +([0-9.]+) ?% "
+    rows = re.findall(row, printed, re.MULTILINE)
+    return [
+        {"alpha": float(alpha), "emoji": float(own) / 100, "icons": float(known) / 100}
+        for alpha, own, known in rows
+    ]
 
 
 def accuracies(records: list[dict]) -> dict[str, float]:

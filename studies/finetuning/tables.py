@@ -36,6 +36,30 @@ def tables(rows: Mapping[str, Row]) -> str:
     return "\n\n".join(filter(None, found))
 
 
+def blend_table(rows: Sequence[Row]) -> str:
+    """The mixes with the starting weights, as Markdown.
+
+    Args:
+        rows: one for each run, part and share of the tuned weights.
+    """
+    if not rows:
+        return ""
+    groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["method"], row["alpha"]].append(row)
+    lines = ["", "## Mixes with the starting weights", ""]
+    lines += ["| method | alpha | seeds | development | test | icons |", "| --- " * 6 + "|"]
+    for (method, alpha), members in sorted(groups.items()):
+        parts = [
+            [row["emoji"] for row in members if row["part"] == part]
+            for part in ("development", "test")
+        ]
+        known = [row["icons"] for row in members if row["part"] == "development"]
+        spreads = " | ".join(map(_spread, [*parts, known]))
+        lines.append(f"| {method} | {alpha:g} | {len(known)} | {spreads} |")
+    return "\n".join(lines)
+
+
 def _table(title: str, rows: Iterable[Row], keys: Sequence[str], part: str) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:

@@ -8,8 +8,11 @@ from dataclasses import asdict, replace
 
 import pytest
 from cells import EPOCHS, Cell, plan, stages
-from finetune import accuracies, read_rows, write_pairs
-from tables import tables
+from finetune import accuracies, mixes, read_rows, write_pairs
+from tables import blend_table, tables
+
+from neuclip.cli.terminal import print_mixes
+from neuclip.evaluation.blend_choice import Mix
 
 
 def test_equal_runs_occur_once_and_every_stage_is_there():
@@ -71,6 +74,23 @@ def test_rows_and_accuracies_are_read(tmp_path):
         {"kind": "eval", "split": "s", "metrics": {"acc1": 0.2}},
     ]
     assert accuracies(records) == {"s": 0.2}
+
+
+def test_mixes_are_read_as_they_are_printed(capsys):
+    given = [Mix(0.0, 0.25, 0.5), Mix(0.25, 0.1234, 0.4), Mix(1.0, 0.375, 0.4)]
+    print_mixes(given, given[1])
+    printed = capsys.readouterr().out
+    found = [
+        {"alpha": 0.0, "emoji": 0.25, "icons": 0.5},
+        {"alpha": 0.25, "emoji": 0.1234, "icons": 0.4},
+        {"alpha": 1.0, "emoji": 0.375, "icons": 0.4},
+    ]
+    assert mixes(printed) == [pytest.approx(row) for row in found]
+    assert blend_table([]) == ""
+    rows = [
+        {"method": "openclip", "part": p, **mix} for mix in found for p in ("development", "test")
+    ]
+    assert "| openclip | 0.25 | 1 | 12.3 | 12.3 | 40.0 |" in blend_table(rows)
 
 
 @pytest.mark.parametrize(("duplicates", "shared"), [(0, 0), (50, 4), (90, 7)])
