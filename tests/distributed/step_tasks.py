@@ -1,18 +1,21 @@
 """Training steps of a rank, for the processes of the pool."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from neuclip import create_loss
+from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
+from neuclip.model.lora import add_updates
 from neuclip.parallel import collectives
 from neuclip.training.optim import Optimizer
 from neuclip.training.step import TrainingStep
 from neuclip.training.teacher import Teacher
 from step_parts import CPU, DIM, SAMPLES, Bench, batch, rows, split
+from tiny_models import pairs, tiny
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,28 @@ def distill_in_micro_batches(size: int) -> tuple[list[Tensor], dict[str, Tensor]
         assert result.distilled is not None
         found.append(result.distilled)
     return found, bench.towers.state_dict()
+
+
+def train_low_rank_updates(size: int) -> dict[str, Tensor]:
+    """Two steps of LoRA on this rank's share of each batch, in micro-batches; all weights."""
+    torch.set_num_threads(1)
+    clip = tiny(seed=7)
+    towers = clip.towers.double()
+    towers.visual.register_forward_pre_hook(lambda _, images: (images[0].double(),))
+    add_updates(towers, AdaptationConfig(lora_rank=2), 0)
+    settings = resolve(RunConfig(), 1).optim.model_copy(update={"lr": 0.01, "warmup": 1})
+    optimizer = Optimizer(towers, settings, 10)
+    optimizer.set_rates(1)
+    loss = create_loss("neuclip_pool", embed_dim=clip.embed_dim, num_samples=SAMPLES, pool_size=24)
+    parallel = collectives.data_parallel(towers, CPU)
+    step = TrainingStep(clip, parallel, loss.double(), optimizer, CPU)
+    for number in range(2):
+        images, tokens = pairs(12, number)
+        whole = replace(batch(number), images=images, tokens=tokens)
+        share = len(whole) // collectives.world_size()
+        first = collectives.rank() * share
+        step(split(rows(whole, first, first + share), size))
+    return towers.state_dict()
 
 
 def infinity_on_one_rank(method: str) -> tuple[list[str | None], bool, bool]:

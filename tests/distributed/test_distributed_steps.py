@@ -7,6 +7,7 @@ from step_tasks import (
     infinity_on_one_rank,
     settle,
     train_in_micro_batches,
+    train_low_rank_updates,
 )
 
 from neuclip.catalogue.registry import METHODS
@@ -59,3 +60,12 @@ def test_distillation_of_two_processes_equals_one(pool):
     assert values[0][1] > 1e-4  # the teacher is another model
     for _, found in ranks:
         torch.testing.assert_close(found, weights, rtol=1e-8, atol=1e-10)
+
+
+def test_low_rank_updates_of_two_processes_equal_those_of_one(pool):
+    alone = train_low_rank_updates(12)
+    updates = [value for name, value in alone.items() if ".up." in name]
+    assert all(update.abs().max() > 1e-3 for update in updates)
+    assert updates
+    for found in pool.run(2, train_low_rank_updates, 3):
+        torch.testing.assert_close(found, alone, rtol=1e-7, atol=1e-9)
