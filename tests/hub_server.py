@@ -108,8 +108,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(fake):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def serving(fake, handler=Handler):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.fake, server.daemon_threads = fake, False
     fake.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))

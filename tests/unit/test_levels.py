@@ -153,7 +153,12 @@ DOORS = {
         "model.transformers_siglip",
     },
     "torch.distributed": {"parallel", "checkpoint.sharded"},
-    "huggingface_hub": {"evaluation.datacomp.download", "data.remote.hub", "model.clip"},
+    "huggingface_hub": {
+        "data.remote.hub",
+        "evaluation.datacomp.download",
+        "export.push",
+        "model.clip",
+    },
     "tyro": {"cli"},
     "timm": {
         "model.positions",

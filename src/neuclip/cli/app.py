@@ -25,6 +25,7 @@ from neuclip.cli.export import ExportCommand, export
 from neuclip.cli.finetune import show_derived
 from neuclip.cli.icons import EmojiPairs, Icons, build_emoji_pairs, build_icon_pairs
 from neuclip.cli.method_help import Methods, show_methods
+from neuclip.cli.push import Push, push
 from neuclip.cli.report import Report, report
 from neuclip.cli.runs import RunsCommand, show_runs
 from neuclip.cli.score import Score, score
@@ -240,6 +241,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "report": Command("compare runs on one HTML page", Report, report),
     "export": Command("write a trained model for open_clip or Hugging Face", ExportCommand, export),
+    "push": Command("upload an export to the Hugging Face hub", Push, push),
     "embed": Command("write the features of images and captions to a folder", Embed, embed),
     "classify": Command("choose a class for each image, zero-shot", Classify, classify),
     "score": Command("score each pair by its CLIP similarity, and filter", Score, score),

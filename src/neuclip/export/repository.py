@@ -2,7 +2,6 @@
 
 import filecmp
 import json
-import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from neuclip.errors import UserError
 from neuclip.export import onnx_towers, transformers_clip
 from neuclip.export.card import CardText, write_card
+from neuclip.export.exported_files import CARD, record_of, unchanged_files
 from neuclip.files import writing
 from neuclip.model.architecture import REPOSITORY_CONFIG, Architecture, model_names
 from neuclip.model.clip import fits_as_designed
@@ -26,7 +26,6 @@ from neuclip.model.export_info import (
 )
 from neuclip.model.load import Pretrained
 from neuclip.model.transformers_names import clip_weights
-from neuclip.untrusted import open_regular
 
 Form = Literal["open_clip", "hf", "safetensors", "onnx"]
 
@@ -35,9 +34,6 @@ _FILES = {
     "safetensors": "open_clip_model.safetensors",
     "hf": "open_clip_model.safetensors",
 }
-_CARD = "README.md"
-_RECORD = re.compile(r"<!-- written by neuclip export: (.*) -->")
-_CARD_BYTES = 1_000_000
 _METADATA = {"format": "pt"}  # transformers refuses a file without it
 
 
@@ -107,8 +103,8 @@ def export_model(
             staging.mkdir()
             usage, notes = _write(model, form, staging, out)
             said = [*([origin] if origin else []), *notes]
-            card = staging / _CARD
-            write_card(card, model, CardText(usage, said, licence, _record(staging)))
+            card = staging / CARD
+            write_card(card, model, CardText(usage, said, licence, record_of(staging)))
             names, readable = sorted(path.name for path in staging.iterdir()), card.stat().st_mode
             for name in names:
                 (staging / name).chmod(readable)  # safetensors lets only the owner read
@@ -128,13 +124,13 @@ def _move(staging: Path, out: Path) -> None:
     if not out.exists():
         staging.rename(out)
         return
-    before, names = _of_earlier_export(out), {path.name for path in staging.iterdir()}
+    before, names = unchanged_files(out), {path.name for path in staging.iterdir()}
     _check_replaceable(staging, out, names - before)
-    for name in sorted(names - {_CARD}):
+    for name in sorted(names - {CARD}):
         (staging / name).replace(out / name)
     for name in before - names:
         (out / name).unlink()  # of other weights or of another format
-    (staging / _CARD).replace(out / _CARD)
+    (staging / CARD).replace(out / CARD)
 
 
 def check_form(model: Pretrained, form: Form) -> None:
@@ -154,27 +150,6 @@ def _not_from_repository(model: Pretrained) -> UserError:
         f"--format hf: open_clip cannot load this image tower at {_size(model)} pixels from a "
         "repository; --format open_clip prints code that can"
     )
-
-
-def _record(folder: Path) -> str:
-    """The files of an export and their sizes, for its card."""
-    return ", ".join(f"{path.name} {path.stat().st_size}" for path in sorted(folder.iterdir()))
-
-
-def _of_earlier_export(out: Path) -> set[str]:
-    """The files in a folder that are as an earlier export wrote them, by its card."""
-    try:
-        with open_regular(out / _CARD) as card:
-            found = _RECORD.findall(card.read(_CARD_BYTES).decode("utf-8", "replace"))
-    except OSError:
-        return set()
-    sizes = dict(entry.rpartition(" ")[::2] for entry in found[-1].split(", ")) if found else {}
-    same = {
-        path.name
-        for path in out.iterdir()
-        if path.is_file() and sizes.get(path.name) == str(path.stat().st_size)
-    }
-    return same | {_CARD} if found else set()
 
 
 def _check_replaceable(staging: Path, out: Path, names: set[str]) -> None:

@@ -18,7 +18,7 @@ TINY_VIT = {
 PREPROCESS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear"}
 
 
-def write_repository(folder, **changes):
+def _write_repository(folder, **changes):
     """A repository of an untrained tiny model, with weights that are nowhere at their first values.
 
     Changes are laid over the architecture, section by section.
@@ -41,9 +41,14 @@ def write_repository(folder, **changes):
     return folder
 
 
+@pytest.fixture(scope="session")
+def write_repository():
+    return _write_repository
+
+
 @pytest.fixture
 def make_repository(tmp_path):
-    return lambda **changes: write_repository(tmp_path / "tiny-vit", **changes)
+    return lambda **changes: _write_repository(tmp_path / "tiny-vit", **changes)
 
 
 @pytest.fixture

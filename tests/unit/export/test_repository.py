@@ -20,6 +20,7 @@ from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
 from neuclip.evaluation.results import write_eval_result
 from neuclip.export import repository
+from neuclip.export.exported_files import record_of
 from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.clip import build_clip
 from neuclip.model.load import load_pretrained
@@ -278,7 +279,7 @@ def export_of(folder, **files):
     folder.mkdir()
     for name, text in files.items():
         (folder / name).write_text(text)
-    record = repository._record(folder)
+    record = record_of(folder)
     (folder / "README.md").write_text(f"# {files}\n<!-- written by neuclip export: {record} -->")
     return {path.name: path.read_text() for path in folder.iterdir()}
 
