@@ -26,7 +26,7 @@ from neuclip.cli.finetune import show_derived
 from neuclip.cli.icons import EmojiPairs, Icons, build_emoji_pairs, build_icon_pairs
 from neuclip.cli.method_help import Methods, show_methods
 from neuclip.cli.push import Push, push
-from neuclip.cli.report import Report, report
+from neuclip.cli.report import Report, report, with_seconds
 from neuclip.cli.runs import RunsCommand, show_runs
 from neuclip.cli.score import Score, score
 from neuclip.cli.search import Search, search
@@ -207,17 +207,21 @@ class Command:
         summary: one line for the list of commands.
         options: class that holds the options; its docstrings are the help.
         function: runs the command and returns the exit code.
+        prepare: makes arguments that the parser takes of those of the command line.
     """
 
     summary: str
     options: type
     function: Callable[[Any], int]
+    prepare: Callable[[Sequence[str]], list[str]] = list
 
     def run(self, name: str, argv: Sequence[str]) -> int:
         """Parses the options and runs the command."""
         if issubclass(self.options, TrainCommand):  # published lines need a parser of their own
             return self.function(parse_train(argv, name))
-        return self.function(tyro.cli(self.options, args=list(argv), prog=f"neuclip {name}"))
+        return self.function(
+            tyro.cli(self.options, args=self.prepare(argv), prog=f"neuclip {name}")
+        )
 
 
 GROUPS: Mapping[str, str] = {"data": "Tools for data sets: build, download, inspect, pack, time."}
@@ -239,7 +243,7 @@ COMMANDS: Mapping[str, Command] = {
     "runs": Command(
         "list the runs of a folder: progress, best metric, state", RunsCommand, show_runs
     ),
-    "report": Command("compare runs on one HTML page", Report, report),
+    "report": Command("compare runs on one HTML page", Report, report, with_seconds),
     "export": Command("write a trained model for open_clip or Hugging Face", ExportCommand, export),
     "push": Command("upload an export to the Hugging Face hub", Push, push),
     "embed": Command("write the features of images and captions to a folder", Embed, embed),

@@ -14,6 +14,7 @@ In reading order:
 - `figures`: draws curves and bars of runs.
 - `blend_curve`: draws the results of `neuclip blend`.
 - `page`: composes the page.
+- `watching`: makes the page anew while its runs go on.
 
 Imports no torch.
 """
@@ -32,15 +33,17 @@ _START = 8192
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """The choice of comparisons.
+    """The choice of comparisons, and whether the page reloads itself.
 
     Attributes:
         baseline: method or run to compare with; none: openclip if there is one, else the first.
         published: training set whose published numbers are quoted; none: no published numbers.
+        reload: seconds after which the open page reloads itself, while its runs go on; none: never.
     """
 
     baseline: str | None = None
     published: str | None = None
+    reload: int | None = None
 
 
 def write_report(run_dirs: list[Path], out: Path, options: ReportOptions | None = None) -> Path:

@@ -97,6 +97,7 @@ def compose(run_dirs: list[Path], options: ReportOptions) -> Page:
         measures=MEASURES,
         runs=runs,
         title=_title(runs),
+        reload=options.reload,
         best_results=best_averages(board) or best_results(runs, found),
         groups=comparison(runs),
         all_groups=all_metrics(runs),
