@@ -19,12 +19,14 @@ from neuclip.catalogue.cost import (
     groups,
     hard_negatives,
     learned_thresholds,
+    momentum_contrast,
     pool,
     prototypes,
     queue_thresholds,
     softmax_loss,
     table,
 )
+from neuclip.catalogue.moco import MomentumContrastSettings
 from neuclip.catalogue.neuclip import MAX_POOL, POOL_BATCHES
 from neuclip.catalogue.registry import METHODS
 
@@ -59,6 +61,12 @@ def default_pool(setup: Setup) -> Cost:
     return pool(replace(setup, prototypes=min(POOL_BATCHES * setup.batch, MAX_POOL)))
 
 
+def default_queue(setup: Setup) -> Cost:
+    """`moco` at its default size, without the second pass of the encoders."""
+    size = MomentumContrastSettings.size_for_batch(setup.batch)
+    return momentum_contrast(replace(setup, prototypes=size))
+
+
 def towers(setup: Setup) -> Cost:
     """ViT-B/32 under DDP: forward and backward, gradients in float32."""
     return Cost(
@@ -88,6 +96,7 @@ SHOWN = {
     "fastclip_v2": COSTS["fastclip_v2"],
     "amorlip": COSTS["amorlip"],
     "infonce_queue": default_pool,
+    "moco": default_queue,
     "neuclip_pool": default_pool,
     "neuclip": COSTS["neuclip"],
     "neuclip, full or union": COSTS["neuclip, full or union"],

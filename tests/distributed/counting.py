@@ -12,6 +12,7 @@ from loss_tasks import Task, options_of
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from momentum_keys import keys_for
 from neuclip import create_loss
 from neuclip.parallel import collectives
 
@@ -104,6 +105,7 @@ def count(task: Task) -> Counted:
                 torch.tensor(-9.0),
                 sample_ids=torch.arange(BATCH)[own],
                 **{name: each[own] for name, each in given.items()},
+                **keys_for(loss, leaf),
             )
             value.backward()
     messages = sent.pop("messages", 0)

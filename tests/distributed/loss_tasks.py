@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from momentum_keys import keys_for
 from neuclip import create_loss
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
@@ -173,7 +174,8 @@ def _train(task: Task, state: dict[str, Any] | None) -> Result:
         if task.options:
             options = {name: each[own] for name, each in options_of(number).items()}
             options["negative_features"].requires_grad_()
-        value = loss(leaf[0], leaf[1], scale, bias, sample_ids=ids[own], **options)
+        given = {"sample_ids": ids[own], **options, **keys_for(loss, leaf)}
+        value = loss(leaf[0], leaf[1], scale, bias, **given)
         value.backward()
         losses.append(value.detach())
         hard = options.get("negative_features")

@@ -9,6 +9,7 @@ from tiny_models import RESNET, VIT, tiny
 TASKS = {
     "clipped": Task(clip=0.05),
     "a bias": Task(method="siglip"),
+    "momentum": Task(method="moco"),
     "resnet": Task(RESNET, clip=0.05),
     "locked": Task(
         method="neuclip",

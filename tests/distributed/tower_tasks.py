@@ -12,6 +12,7 @@ from neuclip import create_loss
 from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.sections import ModelConfig
 from neuclip.config.validation import validate
+from neuclip.data.batch import Batch
 from neuclip.errors import UserError
 from neuclip.model import prepare
 from neuclip.model.clip import clamp_logit_scale
@@ -20,6 +21,7 @@ from neuclip.model.encoder import Encoder
 from neuclip.parallel import collectives, fsdp
 from neuclip.training import assemble
 from neuclip.training.loss_scale import LossScale
+from neuclip.training.momentum import MomentumTowers
 from neuclip.training.optim import Optimizer
 from tiny_models import VIT, pairs, tiny
 
@@ -84,19 +86,29 @@ def train_towers(task: Task) -> Result:
     wrapped = collectives.data_parallel(model, torch.device("cpu"))
     share = BATCH // collectives.world_size()
     own = slice(collectives.rank() * share, (collectives.rank() + 1) * share)
+    ids = torch.arange(share)
+    momentum = MomentumTowers.of(loss, clip)
     losses, norms = [], []
     for step in range(STEPS):
         images, tokens = pairs(BATCH, seed=step)
         images = images.double() if exact else images
+        keys = {}
+        if momentum is not None:
+            keys["key_features"] = momentum.keys(
+                lambda batch: model(batch.images, batch.tokens),
+                [Batch(images[own], tokens[own], ids, ids, [""] * share, [""] * share)],
+            )
         with clip.autocast(torch.device("cpu")):
             outputs = wrapped(images[own], tokens[own])
-        value = loss(**outputs, sample_ids=None)
+        value = loss(**outputs, sample_ids=None, **keys)
         optimizer.scaled(value).backward()
         losses.append(float(collectives.mean_over_ranks(value.detach())))
         norms.append(float(optimizer.gradient_norm()))
         optimizer.step(skip=torch.zeros(()))
         clamp_logit_scale(model)
         average.update(step + 1)
+    if momentum is not None:
+        average = momentum.average
     parameters = list(model.parameters())
     return Result(
         losses=losses,

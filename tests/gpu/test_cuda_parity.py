@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from momentum_keys import keys_for
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
 from neuclip.method.arithmetic import Arithmetic
@@ -46,7 +47,9 @@ def run(name, settings, device, dtype, batches):
         leaf = features.to(device, dtype).requires_grad_()
         scale = torch.tensor(20.0, dtype=scalar, device=device, requires_grad=True)
         bias = torch.tensor(-10.0, dtype=scalar, device=device)
-        value = loss(leaf[0], leaf[1], scale, bias, sample_ids=torch.arange(BATCH))
+        value = loss(
+            leaf[0], leaf[1], scale, bias, sample_ids=torch.arange(BATCH), **keys_for(loss, leaf)
+        )
         value.backward()
         by_scale = torch.zeros(()) if scale.grad is None else scale.grad
         results.append([each.detach().double().cpu() for each in (value, leaf.grad, by_scale)])

@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from momentum_keys import keys_for
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
 from neuclip.parallel import collectives
@@ -36,7 +37,9 @@ def step(name):
         features = torch.randn(2, 48, 32, device="cuda", generator=generator)
         leaf = functional.normalize(features, dim=-1).requires_grad_()
         scale, bias = (torch.tensor(v, device="cuda") for v in (15.0, -10.0))
-        value = loss(leaf[0], leaf[1], scale, bias, sample_ids=torch.arange(48))
+        value = loss(
+            leaf[0], leaf[1], scale, bias, sample_ids=torch.arange(48), **keys_for(loss, leaf)
+        )
         value.backward()
         values.append(value.detach())
     return torch.stack(values), leaf.grad

@@ -131,6 +131,26 @@ def test_float16_is_resumed_with_its_loss_scale(demo, monkeypatch):
     assert_same_checkpoint(last, demo.logs / "third/checkpoints/epoch_1.pt")
 
 
+def test_momentum_towers_are_resumed_with_their_queue(demo):
+    """In the middle of the queue's first turn; with micro-batches, groups and another average."""
+    more = (
+        "--method", "moco", "--queue-size", "100", "--key-momentum", "0.9", "--accum-freq", "2",
+        "--batch-size", "8", "--false-negatives", "mask", "--model-ema-decay", "0.8",
+        "--epochs", "1", "--val-frequency", "0", "--workers", "0", "--log-every-n-steps", "1",
+        "--save-every-steps", "3", "--keep-step-checkpoints", "9",
+    )  # fmt: skip
+    assert main(["train", *demo.flags("first", *more)]) == 0
+    start = demo.logs / "first/checkpoints/iter_3.pt"
+    saved = storage.load(start)
+    assert set(saved["momentum_state_dict"]) == set(saved["state_dict"])
+    averages = [saved[key]["visual.proj"] for key in ("momentum_state_dict", "ema_state_dict")]
+    assert not any(torch.equal(each, saved["state_dict"]["visual.proj"]) for each in averages)
+    assert not torch.equal(*averages)
+    assert main(["train", *demo.flags("second", *more, "--resume", str(start))]) == 0
+    ends = [demo.logs / name / "checkpoints/epoch_1.pt" for name in ("first", "second")]
+    assert_same_checkpoint(*ends)
+
+
 def test_asked_to_stop_and_resumed(demo, whole):
     flags = demo.flags("asked", *NEUCLIP, "--save-every-steps", "3")
     process = demo.start(*flags)

@@ -37,7 +37,7 @@ def some_groups(generator):
     rows = columns[:, OFFSET : OFFSET + ANCHORS].clone()
     columns[0, :40], rows[0] = 9, 0
     rows[0, 0] = 9
-    return Exclusion.between(rows, columns, OFFSET)
+    return Exclusion(rows, columns, OFFSET)
 
 
 def kernels(dim, individual, dtype, masked):
@@ -91,7 +91,7 @@ def whole(individual, masked):
     first = torch.arange(19) < 10
     groups = torch.stack([first * 8, ~first * 9])
     groups[:, 0] = torch.tensor([8, 9])
-    excluded = Exclusion.between(groups, groups, 0) if masked else None
+    excluded = Exclusion(groups, groups, 0) if masked else None
     known = torch.arange(19) > 0 if masked else torch.ones(19, dtype=torch.bool)
     results = []
     for double in (True, False):

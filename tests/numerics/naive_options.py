@@ -265,6 +265,27 @@ def queue_method(step: Step, memory: Memory, size: int, warm_up: int) -> Tensor:
     return step.mean(terms)
 
 
+def moco_method(step: Step, keys: Tensor, memory: Memory, size: int) -> Tensor:
+    """Cross-entropy over the keys of the batch and of the queue; the batch's then enter it."""
+    terms: Values = [[], []]
+    for side in (0, 1):
+        for i in range(len(step)):
+            columns = [keys[1 - side, i]]
+            columns += [
+                keys[1 - side, j] for j in range(len(step)) if j != i and not step.related(i, j)
+            ]
+            for held, sample, groups in memory.pool:
+                grouped = groups is not None and share_a_group(step.groups[i], groups)
+                if sample != step.ids[i] and not grouped:
+                    columns.append(held[side])
+            if side == 0 and step.hard is not None:
+                columns += [caption for caption in step.hard if caption.detach().any()]
+            logits = torch.stack([step.features[side, i] @ each for each in columns]) * step.scale
+            terms[side].append(torch.log(torch.exp(logits - logits[0]).sum()))
+    remember(replace(step, features=keys), memory, size)
+    return step.mean(terms)
+
+
 def learned_bounds(
     step: Step, memory: Memory, number: int, alpha: float, lr: float
 ) -> list[list[float]]:

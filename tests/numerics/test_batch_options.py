@@ -15,6 +15,7 @@ from naive_options import (
     learned_bounds,
     log_partitions,
     log_plus,
+    moco_method,
     openclip,
     over_batch,
     pool_method,
@@ -28,6 +29,7 @@ from naive_options import (
 from naive_reference import pairs
 from torch import Tensor
 
+from momentum_keys import keys_for
 from neuclip.catalogue.registry import METHODS
 from neuclip.errors import UserError
 from neuclip.method.choices import BATCH_OPTIONS
@@ -60,6 +62,7 @@ VARIANTS = {name: (name, {}) for name in METHODS} | {
     "queue_glofnd": ("infonce_queue", {"queue_size": 30, **GLOFND}),
     "pool_newest_glofnd": ("neuclip_pool", {"gradient_size": 3, **GLOFND}),
     "queue_at_once": ("infonce_queue", {"queue_warm_up": 0, "queue_size": 30}),
+    "moco_partly_filled": ("moco", {"queue_size": 30}),
 }
 
 
@@ -91,6 +94,7 @@ def call(loss: PairLoss, step: Step) -> Tensor:
         "negative_features": step.hard,
     }
     given = {name: value for name, value in given.items() if value is not None}
+    given |= keys_for(loss, step.features)
     ids = torch.tensor(step.ids)
     image, text = step.features
     return loss(image, text, step.scale, step.bias, sample_ids=ids, **given)
@@ -141,6 +145,9 @@ class Reference:
             return queue_method(
                 step, self.memory, self.settings["queue_size"], self.settings["queue_warm_up"]
             )
+        if self.name == "moco":
+            keys = keys_for(self.loss, step.features)["key_features"]
+            return moco_method(step, keys, self.memory, self.settings["queue_size"])
         if self.name == "amorlip":
             return self.amorlip(step)
         if self.temperature is not None:
@@ -269,6 +276,7 @@ def watch_target(loss: PairLoss, reference: Reference) -> None:
 
 
 WITHOUT_GROUPS = ("openclip", "siglip", "isogclr", "fastclip_v3", "neuclip_pool", "infonce_queue")
+WITHOUT_GROUPS += ("moco", "moco_partly_filled")
 CASES = [
     (v, o)
     for v in VARIANTS

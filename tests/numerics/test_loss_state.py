@@ -7,6 +7,7 @@ import pytest
 import torch
 from naive_reference import pairs
 
+from momentum_keys import keys_for
 from neuclip.catalogue.registry import METHODS
 from neuclip.errors import UserError
 from small_memory import small_memory
@@ -18,6 +19,7 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip_pool", {"pool_size": 20}),
     ("neuclip_pool", {"pool_size": 20, "gradient": "union", "gradient_size": 9}),
     ("infonce_queue", {"queue_size": 20}),
+    ("moco", {"queue_size": 20}),
     ("infonce_queue", {"glofnd_alpha": 0.3, "glofnd_start": 2.0}),
     ("fastclip_v3", {"glofnd_alpha": 0.3, "glofnd_start": 1.0, "glofnd_lr": 0.6}),
     ("fastclip_v2", {"temperature_gradient": "fastclip"}),
@@ -32,7 +34,8 @@ def steps(loss, numbers) -> list[torch.Tensor]:
         ids = torch.randperm(48, generator=generator)[:6]
         leaf = pairs(6, seed=number).float().requires_grad_()
         scale = torch.tensor(12.0, requires_grad=True)
-        value = loss(leaf[0], leaf[1], scale, torch.tensor(-9.0), sample_ids=ids)
+        given = {"sample_ids": ids, **keys_for(loss, leaf)}
+        value = loss(leaf[0], leaf[1], scale, torch.tensor(-9.0), **given)
         value.backward()
         results += [value.detach(), leaf.grad]
         results += [] if scale.grad is None else [scale.grad]

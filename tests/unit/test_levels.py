@@ -128,7 +128,7 @@ INSIDE = {
         ["records", "optim", "oom_advice"],
         ["open_run"],
         ["nonfinite", "device_prefetch"],
-        ["teacher"],
+        ["teacher", "momentum"],
         ["components"],
         ["accumulation", "run_state", "evaluating", "finetuning"],
         ["step", "evaluate_only"],

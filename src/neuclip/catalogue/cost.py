@@ -133,6 +133,17 @@ def pool(setup: Setup) -> Cost:
     return softmax_loss(setup) + read + Cost(gathered=setup.batch * INTEGER)
 
 
+def momentum_contrast(setup: Setup) -> Cost:
+    """Keys and ids gathered once; three products of local anchors and all keys, for each side.
+
+    Every rank keeps the whole queue.
+    """
+    keys = 2 * setup.batch * setup.dim * FLOAT
+    columns = setup.batch + setup.prototypes
+    products = 2 * 3 * 2 * setup.local * columns * setup.dim
+    return Cost(gathered=keys + setup.batch * INTEGER, messages=2, flops=products)
+
+
 def learned_thresholds(setup: Setup) -> Cost:
     """GloFND's table: negatives are counted before and after the step on the thresholds."""
     return table(setup, 6) + _thresholds(setup, counts=2)

@@ -86,11 +86,14 @@ def build_loss(settings: MethodSettings, run: RunFacts) -> "PairLoss":
     info = method_info(settings.method)
     resolved: object = info.resolve(settings, run.global_batch_size, None)
     _check_result(info, "resolve", resolved, MethodSettings)
+    assert isinstance(resolved, MethodSettings)
     loss = info.build(resolved, run)
     from neuclip.method.losses.pair_loss import PairLoss
 
     _check_result(info, "build", loss, PairLoss)
     loss.takes = info.takes
+    low, high = resolved.TEMPERATURE_BOUNDS
+    loss.logit_scale_bounds = (1 / high, 1 / low)
     if isinstance(resolved, ThresholdSettings):
         add_thresholds(loss, resolved, run)
     return loss

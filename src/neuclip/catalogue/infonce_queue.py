@@ -27,6 +27,11 @@ class QueueSettings(MethodSettings):
         ge=1,
     )
 
+    @staticmethod
+    def size_for_batch(global_batch_size: int) -> int:
+        """The size of the queue where the settings give none."""
+        return default_pool_size(global_batch_size)
+
 
 def with_queue_size(
     settings: QueueSettings, global_batch_size: int | None, before: MethodSettings | None
@@ -36,7 +41,7 @@ def with_queue_size(
     if size is None and isinstance(before, QueueSettings):
         size = before.queue_size
     if size is None and global_batch_size is not None:
-        size = default_pool_size(global_batch_size)
+        size = settings.size_for_batch(global_batch_size)
     return settings.model_copy(update={"queue_size": size})
 
 
@@ -59,7 +64,7 @@ def _build(settings: QueueInfoNCESettings, run: RunFacts) -> "PairLoss":
     return QueueInfoNCELoss(
         run.embed_dim,
         settings.queue_size,
-        default_pool_size,
+        settings.size_for_batch,
         warm_up=_warm_up(settings, run),
         sharded=run.sharded,
     )

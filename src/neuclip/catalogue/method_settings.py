@@ -20,6 +20,8 @@ class MethodSettings(Section):
 
     RENAMED: ClassVar[Mapping[str, str]] = {}
     """Earlier names of settings, with today's ("": the setting is gone); they are refused."""
+    TEMPERATURE_BOUNDS: ClassVar[tuple[float, float]] = (0.01, 1.0)
+    """Within which the trainer keeps the temperature, as open_clip does."""
 
     temperature: float = setting(0.07, "temperature at the start of training", gt=0, le=1)
 

@@ -26,6 +26,7 @@ from neuclip.catalogue import (
     amorlip,
     fastclip,
     infonce_queue,
+    moco,
     neuclip,
     openclip,
     scent,
@@ -37,7 +38,7 @@ from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.errors import UserError, nearest
 from neuclip.method.choices import BatchOption
 
-_FAMILIES = (openclip, infonce_queue, siglip, fastclip, sogclr, scent, amorlip, neuclip)
+_FAMILIES = (openclip, infonce_queue, moco, siglip, fastclip, sogclr, scent, amorlip, neuclip)
 
 DEFAULT_METHOD = "neuclip_pool"
 """What `neuclip train` trains where nothing chooses a method."""

@@ -121,6 +121,29 @@ def with_options(pairs: Pairs, given: Mapping[str, Tensor], *, check_values: boo
     return pairs
 
 
+def with_keys(pairs: Pairs, keys: Tensor, *, check_values: bool) -> Pairs:
+    """Checks the keys of the pairs, and adds them in the type of the features.
+
+    Args:
+        pairs: this rank's pairs.
+        keys: `key_features`.
+        check_values: whether to read values too, which synchronises with the device.
+
+    Raises:
+        UserError: a wrong shape, or a row that is not finite or not of unit norm.
+    """
+    if keys.shape != pairs.features.shape:
+        raise UserError(
+            f"key_features {list(keys.shape)}: expected {list(pairs.features.shape)}, those of the "
+            "images and those of the texts, one row per pair"
+        )
+    keys = keys.detach().to(pairs.features.dtype)
+    if check_values:
+        check_rows("key_features[0] (images)", keys[0])
+        check_rows("key_features[1] (texts)", keys[1])
+    return replace(pairs, keys=keys)
+
+
 def check_weights(weights: Tensor) -> None:
     """Checks the values of weights. Synchronises with the device.
 

@@ -29,6 +29,9 @@ from neuclip.parallel.collectives import BatchLayout
 NO_ESTIMATE = -1e30
 """log g^ of an anchor without a negative. Minus infinity times 0 would be NaN."""
 
+LOGIT_SCALE_BOUNDS = (1.0, 100.0)
+"""Within which 1 / temperature is kept after each step, as by open_clip."""
+
 SectionTimer = Callable[[str], AbstractContextManager[None]]
 """Called with the name of a part of the step; times what runs inside."""
 
@@ -50,6 +53,8 @@ class Pairs:
             some kind are not negatives of each other. None: all pairs are.
         weights: weights of the pairs in the loss; none: all weigh the same.
         negatives: embeddings of the texts' hard negatives; rows of pairs without one are 0.
+        keys: embeddings of the same images and texts by momentum towers, as constants, for losses
+            that contrast with them.
         candidates: the pairs of all ranks, if they were gathered already.
         arithmetic: how the loss computes.
     """
@@ -60,6 +65,7 @@ class Pairs:
     groups: Int64[Tensor, "local kinds"] | None = None
     weights: Float[Tensor, " local"] | None = None
     negatives: Float[Tensor, "local dim"] | None = None
+    keys: Float[Tensor, "2 local dim"] | None = None
     candidates: Candidates | None = None
     arithmetic: Arithmetic = PLAIN
 

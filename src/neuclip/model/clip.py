@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from neuclip.errors import UserError, printable
+from neuclip.method.notation import LOGIT_SCALE_BOUNDS
 from neuclip.model.architecture import (
     LOCAL,
     REPOSITORY_CONFIG,
@@ -37,8 +38,6 @@ Tokenize = Callable[[list[str]], Tensor]
 
 META = torch.device("meta")
 """The device of towers that have shapes and no values."""
-MAX_LOG_SCALE = math.log(100.0)
-"""open_clip's bound, a temperature of 0.01."""
 
 
 @dataclass(frozen=True)
@@ -317,12 +316,12 @@ def imagenet_prompts() -> tuple[list[str], list[str]]:
     return list(open_clip.IMAGENET_CLASSNAMES), templates
 
 
-def clamp_logit_scale(towers: nn.Module) -> None:
-    """Clamps the temperature to [0.01, 1], as open_clip does after each step."""
+def clamp_logit_scale(towers: nn.Module, bounds: tuple[float, float] = LOGIT_SCALE_BOUNDS) -> None:
+    """Clamps 1 / temperature to its bounds."""
     scale = towers.logit_scale
     assert isinstance(scale, Tensor)
     with torch.no_grad():
-        scale.clamp_(0, MAX_LOG_SCALE)
+        scale.clamp_(math.log(bounds[0]), math.log(bounds[1]))
 
 
 @contextmanager

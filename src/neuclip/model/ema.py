@@ -1,4 +1,7 @@
-"""An exponential moving average (EMA) of the towers' weights, as in timm's ModelEmaV3."""
+"""Exponential moving averages (EMA) of the towers' weights.
+
+One is for evaluation, as in timm's ModelEmaV3; the other encodes the keys of momentum contrast.
+"""
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -12,29 +15,33 @@ from neuclip.parallel import fsdp
 
 AVERAGES = "ema_state_dict"
 """Key of the averaged weights in a checkpoint, beside `state_dict`."""
+MOMENTUM = "momentum_state_dict"
+"""Key of the weights that encode the keys of momentum contrast, beside `state_dict`."""
 
 
 class WeightAverage:
     """average <- d * average + (1 - d) * weights after each step, at least in float32.
 
     The decay at step s is d_s = min(decay, (1 + s) / (10 + s)), so the random initial weights are
-    forgotten early. BatchNorm's running statistics are averaged too; integers are copied. Each rank
-    averages its own shard of sharded towers. Of LoRA, the low-rank matrices are averaged, not their
-    products.
+    forgotten early; or it is the same at every step. BatchNorm's running statistics are averaged
+    too; integers are copied. Each rank averages its own shard of sharded towers. Of LoRA, the
+    low-rank matrices are averaged, not their products.
 
     Args:
         towers: the model, on its device and already sharded if it will be.
         decay: limit of d_s.
+        constant: whether d_s is the decay from the first step on.
     """
 
-    def __init__(self, towers: nn.Module, decay: float) -> None:
+    def __init__(self, towers: nn.Module, decay: float, *, constant: bool = False) -> None:
         self._towers = towers
         self._decay = decay
+        self._constant = constant
         self._average = {name: _copy(value) for name, value in stored_weights(towers).items()}
 
     def decay_at(self, step: int) -> float:
         """The decay d_s at a step."""
-        return min(self._decay, (1 + step) / (10 + step))
+        return self._decay if self._constant else min(self._decay, (1 + step) / (10 + step))
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -51,13 +58,19 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Generator[None]:
-        """Puts the averages in place of the weights within a `with` block, for evaluation."""
+        """Puts the averages in place of the weights within a `with` block without training.
+
+        Sharded towers that are gathered at either end of the block would keep the other weights,
+        so they are resharded.
+        """
+        fsdp.reshard(self._towers)
         weights = stored_weights(self._towers)
         kept = {name: value.clone() for name, value in weights.items()}
         _copy_into(weights, self._average)
         try:
             yield
         finally:
+            fsdp.reshard(self._towers)
             _copy_into(weights, kept)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -142,6 +142,15 @@ def is_sharded(towers: nn.Module) -> bool:
     return isinstance(towers, FSDPModule)
 
 
+def reshard(towers: nn.Module) -> None:
+    """Frees the full parameters of sharded towers, so that the next pass gathers the shards again.
+
+    A forward pass without a backward pass leaves those of the root gathered.
+    """
+    for unit in units_of(towers):
+        unit.reshard()
+
+
 @contextmanager
 def gathered(towers: nn.Module) -> Generator[None]:
     """Keeps the full towers on every rank within a `with` block, for evaluation.

@@ -7,6 +7,7 @@ In reading order:
 - `trainer`: the loop: data, steps, records, evaluation, checkpoints, signals.
 - `step`: one step: encode, loss, backward, update.
 - `teacher`: the frozen model of distillation, and its loss.
+- `momentum`: the momentum towers, which encode the keys of `moco`.
 - `accumulation`: the exact gradient of a batch in micro-batches.
 - `nonfinite`: steps with non-finite numbers: masked on the device, reported later.
 - `optim`: the optimiser of the towers.

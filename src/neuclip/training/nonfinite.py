@@ -32,6 +32,7 @@ Outputs = dict[str, Tensor]
 
 FEATURES = ("image_features", "text_features")
 NEGATIVES = "negative_features"
+KEYS = "key_features"
 PER_PAIR = (*FEATURES, NEGATIVES)
 """The towers' outputs with one row per pair; hard negatives only if the data have some."""
 
@@ -42,12 +43,12 @@ ON_ANOTHER_RANK = "the loss is not finite on another process"
 class FiniteOutputs:
     """The towers' outputs with finite features.
 
-    Losses keep the features that they see (tables, prototypes), so that one infinite row would
-    spoil their state for good.
+    Losses keep the features that they see (tables, prototypes, queues), so that one infinite row
+    would spoil their state for good.
 
     Attributes:
-        outputs: the towers' outputs; a unit vector replaces every non-finite row of features, zeros
-            one of hard negatives.
+        outputs: the towers' outputs, and keys [2, pairs, dim] if there are any; a unit vector
+            replaces every non-finite row of features and keys, zeros one of hard negatives.
         bad_rows: [2, 2], for the image and the text features: the number of non-finite rows, and
             the index of the first.
         any_bad: scalar bool: whether there is a non-finite row.
@@ -62,11 +63,7 @@ class FiniteOutputs:
         """Replaces the non-finite rows of the towers' outputs."""
         finite, bad_rows = dict(outputs), []
         for name in FEATURES:
-            features = outputs[name]
-            bad = ~torch.isfinite(features.detach()).all(-1)
-            unit = torch.zeros_like(features[:1])
-            unit[:, 0].fill_(1)
-            finite[name] = torch.where(bad[:, None], unit, features)
+            finite[name], bad = _with_units(outputs[name])
             bad_rows.append(torch.stack([bad.sum(), bad.int().argmax()]))
         counts = torch.stack(bad_rows)
         any_bad = (counts[:, 0] > 0).any()
@@ -74,7 +71,18 @@ class FiniteOutputs:
             bad = ~torch.isfinite(outputs[NEGATIVES].detach()).all(-1)
             finite[NEGATIVES] = outputs[NEGATIVES].masked_fill(bad[:, None], 0)
             any_bad = any_bad | bad.any()
+        if KEYS in outputs:
+            finite[KEYS], bad = _with_units(outputs[KEYS])
+            any_bad = any_bad | bad.any()
         return cls(finite, counts, any_bad)
+
+
+def _with_units(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The features with unit vectors for their non-finite rows, and which rows these are."""
+    bad = ~torch.isfinite(features.detach()).all(-1)
+    unit = torch.zeros_like(features.flatten(0, -2)[0])
+    unit[:1].fill_(1)
+    return torch.where(bad[..., None], unit, features), bad
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from neuclip.checkpoint.rng import random_state, restore_random_state
 from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.config.adaptation_section import AdaptationConfig
 from neuclip.model.base_weights import ENTRY, LowRankRecord
-from neuclip.model.ema import AVERAGES, WeightAverage
+from neuclip.model.ema import AVERAGES, MOMENTUM, WeightAverage
 from neuclip.model.lora import stored_weights
 from neuclip.training.components import Components
 from neuclip.training.nonfinite import StepMonitor
@@ -76,6 +76,7 @@ class RunState:
         run: its components; the towers, the optimiser and the loss hold most of the state.
         monitor: counts the skipped steps.
         data: the record of what was read.
+        momentum: the weights of the momentum towers, if the run has some.
 
     Attributes:
         step: steps done; epoch and position in the data follow from it.
@@ -85,8 +86,15 @@ class RunState:
             none.
     """
 
-    def __init__(self, run: Components, monitor: StepMonitor, data: DataRecord) -> None:
+    def __init__(
+        self,
+        run: Components,
+        monitor: StepMonitor,
+        data: DataRecord,
+        momentum: WeightAverage | None = None,
+    ) -> None:
         self._run, self._monitor, self._data = run, monitor, data
+        self._momentum = momentum
         self.step = 0
         self.warm_steps = 0
         self.saved_at: Path | None = None
@@ -104,7 +112,8 @@ class RunState:
         All ranks call this together.
         """
         run = self._run
-        averages = {} if self.average is None else {AVERAGES: self.average.state_dict()}
+        given = {AVERAGES: self.average, MOMENTUM: self._momentum}
+        averages = {key: each.state_dict() for key, each in given.items() if each is not None}
         best = {} if run.plan.best is None else {BEST_METRIC: run.plan.best.state_dict()}
         return {
             "epoch": self.step // run.loader.steps_per_epoch,
@@ -154,6 +163,8 @@ class RunState:
             storage.load_weights(run.clip.towers, {**frozen, **content["state_dict"]}, path)
             run.optimizer.load_state_dict(content["optimizer"])
             self._load_average(content, path)
+            if self._momentum is not None:
+                self._momentum.load_state_dict(content[MOMENTUM])
             storage.load_loss(run.loss, own["loss"], path)
             self.step, self.warm_steps = int(own["step"]), int(own.get("warm_steps", 0))
             self._monitor.skipped = int(own["skipped"])
@@ -213,8 +224,9 @@ class RunState:
     def _sharded_tensors(self) -> dict[str, Tensor]:
         """Live tensors by their names in a checkpoint; of a sharded one, only a shard is read."""
         weights, optimizer = self._run.clip.towers.state_dict(), self._run.optimizer
+        parts = ("state_dict", AVERAGES, MOMENTUM)
         return {
-            **{f"{part}/{k}": v for part in ("state_dict", AVERAGES) for k, v in weights.items()},
+            **{f"{part}/{k}": v for part in parts for k, v in weights.items()},
             **{
                 f"optimizer/state/{number}/{moment}": parameter
                 for number, parameter in enumerate(optimizer.in_order)

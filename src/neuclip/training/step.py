@@ -16,7 +16,8 @@ from neuclip.method.notation import SectionTimer, no_timer
 from neuclip.model.clip import Clip, clamp_logit_scale
 from neuclip.parallel import collectives
 from neuclip.training.accumulation import CachedFeatures, running_statistics_frozen
-from neuclip.training.nonfinite import FEATURES, FiniteOutputs, Outputs, Readback
+from neuclip.training.momentum import MomentumTowers
+from neuclip.training.nonfinite import FEATURES, KEYS, FiniteOutputs, Outputs, Readback
 from neuclip.training.optim import Optimizer
 from neuclip.training.teacher import Teacher
 
@@ -52,6 +53,9 @@ class TrainingStep:
         device: of the towers; batches are moved there.
         section: opens a named section of the step timer.
         teacher: of distillation, whose loss is added; none: without distillation.
+
+    Attributes:
+        momentum: the momentum towers, for a loss that contrasts with keys; none for any other.
     """
 
     def __init__(  # noqa: PLR0913  the parts of a step
@@ -65,6 +69,7 @@ class TrainingStep:
         teacher: Teacher | None = None,
     ) -> None:
         self._teacher = teacher
+        self.momentum = MomentumTowers.of(loss, clip)
         self._clip, self._towers = clip, towers
         self._loss, self._optimizer = loss, optimizer
         self._device, self._section = device, section
@@ -92,13 +97,14 @@ class TrainingStep:
             batches: the micro-batches of this rank's batch.
             stop_asked: this rank was asked to stop; the step status passes it on to all ranks.
         """
+        keys = self._encode_keys(batches)
         cached = None
         if len(batches) == 1:
             outputs = self._encode(batches[0])
         else:
             cached = CachedFeatures(self._encode, batches, self._device)
             outputs = cached.outputs
-        finite = FiniteOutputs.of(outputs)
+        finite = FiniteOutputs.of({**outputs, **keys})
         ids = [batch.sample_ids for batch in batches]
         given = {"sample_ids": torch.cat(ids) if cached else ids[0], **_batch_options(batches)}
         # The loss computes in float32 but for the factors of its large products.
@@ -130,15 +136,31 @@ class TrainingStep:
 
     def _encode(self, batch: Batch) -> Outputs:
         with self._section("encode"), self._clip.autocast(self._device):
-            batch = batch.inputs_to(self._device)
-            # Convolutions keep the memory layout of their input; a ViT accepts either.
-            layout = self._clip.image_format(self._device)
-            images = batch.images.to(self._clip.input_dtype, memory_format=layout)
+            batch, images = self._inputs(batch)
             if batch.negative_tokens is None:
                 return self._towers(images, batch.tokens)
             # One pass of the text tower for captions and hard negatives.
             captions = torch.cat([batch.tokens, batch.negative_tokens])
             return _split(self._towers(images, captions), batch)
+
+    def _encode_keys(self, batches: Sequence[Batch]) -> Outputs:
+        """The keys of the batch, if the loss contrasts with keys; before the towers' own pass."""
+        if self.momentum is None:
+            return {}
+        with self._section("keys"):
+            return {KEYS: self.momentum.keys(self._encode_key, batches)}
+
+    def _encode_key(self, batch: Batch) -> Outputs:
+        with self._clip.autocast(self._device):
+            batch, images = self._inputs(batch)
+            return self._clip.towers(images, batch.tokens)
+
+    def _inputs(self, batch: Batch) -> tuple[Batch, Tensor]:
+        """The batch on the device, and its images as the towers take them."""
+        batch = batch.inputs_to(self._device)
+        # Convolutions keep the memory layout of their input; a ViT accepts either.
+        layout = self._clip.image_format(self._device)
+        return batch, batch.images.to(self._clip.input_dtype, memory_format=layout)
 
     def _update(self, loss_rejected: Tensor) -> Tensor:
         """Updates the towers, unless the loss or the gradient is not finite on some rank.
@@ -154,7 +176,7 @@ class TrainingStep:
             self._optimizer.loss_scale.update(norm, loss_rejected)
         self._optimizer.step(skip=torch.maximum(loss_rejected, (~torch.isfinite(norm)).float()))
         if not self._settling:
-            clamp_logit_scale(self._clip.towers)
+            clamp_logit_scale(self._clip.towers, self._loss.logit_scale_bounds)
         return norm
 
 

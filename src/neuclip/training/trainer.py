@@ -73,7 +73,9 @@ class Trainer:
         self._data = DataRecord(
             config.data.max_bad_fraction, run.shard_damage, run.data, run.unused
         )
-        self.state = RunState(run, self._monitor, self._data)
+        momentum = self._update.momentum
+        average = None if momentum is None else momentum.average
+        self.state = RunState(run, self._monitor, self._data, average)
         self._saver = Saver(
             sharded=fsdp.is_sharded(run.clip.towers),
             keep_step_checkpoints=config.output.keep_step_checkpoints,

@@ -27,8 +27,6 @@ EARLY = 100
 """Steps, besides the warm-up, in which such signs mean nothing yet."""
 STUCK = 0.98
 """Fraction of ln B above which a mini-batch loss counts as that of random embeddings."""
-LOWEST = 0.01
-"""The lowest temperature, as open_clip clamps it."""
 COLLAPSED = 0.98
 """Mean cosine of two embeddings of one side from which they count as the same."""
 ALIKE = 0.5
@@ -152,12 +150,14 @@ def nothing_learned(history: History) -> Iterable[WarningSign]:
 
 
 def temperature_at_its_bound(history: History) -> Iterable[WarningSign]:
-    """The temperature ran to 0.01 or 1, where open_clip clamps it, and did not start there."""
+    """The temperature ran to where the trainer clamps it, and did not start there."""
     records = _settled(history)
     if len(records) < RECORDS:
         return
     start = _number(history.train[0], "temperature")
-    for bound, remedy in ((LOWEST, "a lower --rho"), (1.0, "a higher --rho")):
+    remedies = ("a lower --rho", "a higher --rho")
+    bounds = history.config.method.TEMPERATURE_BOUNDS
+    for bound, remedy in zip(bounds, remedies, strict=True):
         reached = all(abs(_number(record, "temperature") / bound - 1) < 1e-3 for record in records)
         if reached and abs(start / bound - 1) > 0.05:
             yield WarningSign(

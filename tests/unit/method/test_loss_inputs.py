@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from momentum_keys import keys_for
 from neuclip import create_loss
 from neuclip.catalogue.registry import METHODS
 from neuclip.errors import UserError
@@ -26,7 +27,12 @@ def loss(request):
 
 def call(loss, image, text, ids=None, bias=True):
     ids = torch.arange(len(image)) if ids is None else ids
-    return loss(image, text, SCALE, torch.tensor(-10.0) if bias else None, sample_ids=ids)
+    bias = torch.tensor(-10.0) if bias else None
+    return loss(image, text, SCALE, bias, sample_ids=ids, **keys(loss, image, text))
+
+
+def keys(loss, image, text):
+    return keys_for(loss, torch.stack([image, text])) if image.shape == text.shape else {}
 
 
 def test_unequal_batches(loss):
@@ -74,7 +80,7 @@ def test_missing_sample_ids_are_reported(loss):
         with pytest.raises(UserError, match=r"pass sample_ids, a tensor of 3 integers"):
             loss(unit(3), unit(3), SCALE)
     else:
-        loss(unit(3), unit(3), SCALE, torch.tensor(-10.0))
+        loss(unit(3), unit(3), SCALE, torch.tensor(-10.0), **keys(loss, unit(3), unit(3)))
 
 
 def test_wrong_sample_ids(loss):
@@ -110,9 +116,36 @@ def test_the_sigmoid_loss_needs_its_bias():
 
 def test_output_dict_and_metrics(loss):
     image, text = unit(4), unit(5)[:4]
-    result = loss(
-        image, text, SCALE, torch.tensor(-10.0), sample_ids=torch.arange(4), output_dict=True
-    )
+    given = {"sample_ids": torch.arange(4), **keys(loss, image, text)}
+    result = loss(image, text, SCALE, torch.tensor(-10.0), **given, output_dict=True)
     assert list(result) == ["contrastive_loss"]
     assert all(isinstance(value, float) for value in loss.metrics().values())
     assert loss.metrics()
+
+
+# --- keys
+
+
+def test_keys_are_needed_by_the_loss_that_contrasts_with_them_alone():
+    with pytest.raises(UserError, match=r"pass key_features, \[2, 3, 4\].* with decay 0.995"):
+        create_loss("moco", embed_dim=4)(unit(3), unit(3), SCALE)
+    with pytest.raises(UserError, match="contrasts with no key_features: leave them out"):
+        create_loss("openclip", embed_dim=4)(unit(3), unit(3), SCALE, key_features=unit(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda keys: keys[0], r"key_features \[3, 4\]: expected \[2, 3, 4\]"),
+        (lambda keys: 2 * keys, r"key_features\[0\] \(images\): row 0 has norm 2;"),
+        (
+            lambda keys: keys.index_fill(0, torch.tensor(1), torch.nan),
+            r"key_features\[1\] \(texts\): 3 of 3 rows are not finite",
+        ),
+    ],
+)
+def test_wrong_keys(change, message):
+    loss = create_loss("moco", embed_dim=4)
+    keys = keys_for(loss, unit(6).view(2, 3, 4))["key_features"]
+    with pytest.raises(UserError, match=message):
+        loss(unit(3), unit(3), SCALE, key_features=change(keys))

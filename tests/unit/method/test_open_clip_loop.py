@@ -58,6 +58,10 @@ def test_every_loss_trains_in_the_loop_of_open_clip(name, caplog):
         with pytest.raises(UserError, match="keeps a state per sample: pass sample_ids"):
             model_after(loss)
         return
+    if loss.key_momentum is not None:  # nor keys
+        with pytest.raises(UserError, match=r"pass key_features, \[2, 6, 16\]"):
+            model_after(loss)
+        return
     with caplog.at_level(logging.INFO):
         trained = model_after(loss)
     assert sum("Contrastive_loss" in message for message in caplog.messages) == BATCHES

@@ -28,6 +28,18 @@ def test_the_average_follows_its_formula():
     )
 
 
+def test_a_constant_decay_holds_from_the_first_step_on():
+    towers = tiny().towers
+    average = WeightAverage(towers, 0.9, constant=True)
+    first = towers.logit_scale.item()
+    average.update(1)
+    assert average.state_dict()["logit_scale"].item() == first  # equal weights: bit by bit
+    with torch.no_grad():
+        towers.logit_scale += 1
+    average.update(2)
+    assert average.state_dict()["logit_scale"].item() == pytest.approx(first + 0.1)
+
+
 def test_the_average_takes_the_weights_place_and_gives_it_back():
     towers = tiny().towers
     average = WeightAverage(towers, 0.5)

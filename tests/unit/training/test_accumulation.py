@@ -6,6 +6,7 @@ from torch import Tensor
 
 from neuclip.catalogue.registry import METHODS
 from neuclip.training.accumulation import RandomState
+from neuclip.training.momentum import MomentumTowers
 from neuclip.training.step import TrainingStep
 from step_parts import CPU, Bench, batch, split
 
@@ -19,14 +20,19 @@ def steps_of(bench: Bench, size: int, count: int = 3) -> list[Tensor]:
 def with_one_graph(bench: Bench, size: int, count: int = 3) -> list[Tensor]:
     """The same without a cache: the graphs of all micro-batches live until the backward pass."""
     losses = []
+    momentum = MomentumTowers.of(bench.loss, bench.clip)
     for number in range(count):
         whole = batch(number)
+        keys = {}
+        if momentum is not None:
+            parts = split(whole, size)
+            keys["key_features"] = momentum.keys(lambda b: bench.towers(b.images, b.tokens), parts)
         encoded = [bench.towers(b.images, b.tokens) for b in split(whole, size)]
         outputs = {
             name: torch.cat([e[name] for e in encoded]) if "features" in name else value
             for name, value in encoded[0].items()
         }
-        loss = bench.loss(**outputs, sample_ids=whole.sample_ids)
+        loss = bench.loss(**outputs, sample_ids=whole.sample_ids, **keys)
         loss.backward()
         bench.optimizer.step(torch.zeros(()))
         losses.append(loss.detach())

@@ -124,6 +124,11 @@ def test_signs_of_the_run_itself_need_three_records_after_the_warm_up(values, si
     assert found(healthy) == []
 
 
+def test_a_method_may_have_other_bounds_of_the_temperature():
+    assert found(steps(temperature=0.01), method="moco") == []
+    assert found(steps(temperature=0.5), method="moco") == [(300, "temperature_at_bound")]
+
+
 def test_other_methods_are_stuck_where_g_is_one():
     assert found(steps(batch_log_inner=0.2), method="neuclip_pool") == [(300, "nothing_learned")]
     assert found(steps(loss=CHANCE, batch_log_inner=-3.0), method="neuclip_pool") == []

@@ -11,8 +11,21 @@ from torch import Tensor, nn
 from neuclip.errors import UserError
 from neuclip.method.arithmetic import PLAIN, Arithmetic, autocast_precision
 from neuclip.method.choices import BatchOption
-from neuclip.method.inputs import check_layout, check_shapes, check_values, with_options
-from neuclip.method.notation import Anchors, Pairs, SectionTimer, ShardedState, no_timer
+from neuclip.method.inputs import (
+    check_layout,
+    check_shapes,
+    check_values,
+    with_keys,
+    with_options,
+)
+from neuclip.method.notation import (
+    LOGIT_SCALE_BOUNDS,
+    Anchors,
+    Pairs,
+    SectionTimer,
+    ShardedState,
+    no_timer,
+)
 from neuclip.method.softmax.candidates import Candidates
 from neuclip.method.softmax.hard_negatives import with_hard_negatives
 from neuclip.method.softmax.log_inner import log_inner
@@ -33,8 +46,11 @@ class PairLoss(nn.Module):
     Attributes:
         epsilon: stabiliser inside log(epsilon + g).
         needs_sample_ids: whether `sample_ids` must be passed.
+        key_momentum: decay of the moving average of the towers that encodes `key_features`, which
+            must be passed then; none: the loss takes none.
         takes: which of `groups`, `pair_weights` and `negative_features` may be passed.
         learns_temperature: whether `logit_scale` gets a gradient; if not, freeze it.
+        logit_scale_bounds: within which the trainer keeps 1 / temperature.
         has_fused_kernels: whether its softmaxes can use the fused kernels.
         thresholds: which negatives an anchor takes for false and leaves out; none: it keeps all.
         settling: set while the towers stay as they are and only the loss's state learns: individual
@@ -43,8 +59,10 @@ class PairLoss(nn.Module):
 
     epsilon: float = 0.0
     needs_sample_ids: bool = False
+    key_momentum: float | None = None
     takes: frozenset[BatchOption] = frozenset()
     learns_temperature: bool = True
+    logit_scale_bounds: tuple[float, float] = LOGIT_SCALE_BOUNDS
     has_fused_kernels: bool = True
     settling: bool = False
 
@@ -56,6 +74,7 @@ class PairLoss(nn.Module):
         self._layout_checked = False
         self._checked_values = False
         self._checked_options = False
+        self._checked_keys = False
         self._last: Metrics | Callable[[], Metrics] = {}
 
     def attach(
@@ -121,6 +140,7 @@ class PairLoss(nn.Module):
         groups: Tensor | None = None,
         pair_weights: Tensor | None = None,
         negative_features: Tensor | None = None,
+        key_features: Tensor | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """Computes the loss of a batch of pairs.
@@ -141,6 +161,9 @@ class PairLoss(nn.Module):
                 no anchor and stays a negative of the others.
             negative_features: unit-norm embeddings of the texts' hard negatives, [local, dim]:
                 further candidates of the image anchors. A row of zeros: the pair has none.
+            key_features: unit-norm embeddings of the same images and of the same texts by momentum
+                towers ([2, local, dim], without gradient), for `moco`. The towers are a moving
+                average of the model's with the decay `key_momentum`.
             output_dict: return `{"contrastive_loss": loss}`, as open_clip's losses do.
 
         Raises:
@@ -163,6 +186,7 @@ class PairLoss(nn.Module):
             "negative_features": negative_features,
         }
         pairs = self._with_options(pairs, {key: v for key, v in given.items() if v is not None})
+        pairs = self._with_keys(pairs, key_features)
         scale = _scalar("logit_scale", logit_scale, pairs.features)
         bias = None if logit_bias is None else _scalar("logit_bias", logit_bias, pairs.features)
         with torch.autocast(scale.device.type, enabled=False):
@@ -268,6 +292,22 @@ class PairLoss(nn.Module):
         check = pairs.features.device.type == "cpu" or not self._checked_options
         self._checked_options = True
         return with_options(pairs, given, check_values=check)
+
+    def _with_keys(self, pairs: Pairs, keys: Tensor | None) -> Pairs:
+        """The pairs with their keys, checked, if the loss contrasts with keys."""
+        if self.key_momentum is None:
+            if keys is not None:
+                raise UserError("this loss contrasts with no key_features: leave them out")
+            return pairs
+        if keys is None:
+            raise UserError(
+                f"{type(self).__name__} contrasts with the embeddings of momentum towers: pass "
+                f"key_features, {list(pairs.features.shape)}, those of the same images and texts "
+                f"by a moving average of the model with decay {self.key_momentum:g}"
+            )
+        check = pairs.features.device.type == "cpu" or not self._checked_keys
+        self._checked_keys = True
+        return with_keys(pairs, keys, check_values=check)
 
     def _with_thresholds(self, pairs: Pairs, *, learn: bool) -> Pairs:
         """The pairs with the thresholds of their anchors, if the loss has any."""

@@ -93,9 +93,7 @@ class _Terms:
         if pairs.groups is not None:
             everybody = collectives.gather_constant(pairs.groups, pairs.layout)
             start = pairs.layout.start
-            excluded = Exclusion.between(
-                pairs.groups.T.contiguous(), everybody.T.contiguous(), start
-            )
+            excluded = Exclusion(pairs.groups.T.contiguous(), everybody.T.contiguous(), start)
         if pairs.weights is not None:
             half = _weights(pairs) / 2
             weights = half, collectives.gather_constant(half, pairs.layout)

@@ -11,7 +11,7 @@ import functools
 import logging
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from neuclip.method.normalizers.embedding_ring import EmbeddingRing
@@ -97,9 +97,18 @@ class EmbeddingQueue(EmbeddingRing):
 
     def push_batch(self, batch: GlobalBatch) -> None:
         """Writes the embeddings of the batch over the oldest."""
-        if batch.sample_ids is None:
+        self.enter(batch.candidates, batch.sample_ids, batch.groups)
+
+    def enter(
+        self,
+        candidates: Float[Tensor, "2 batch dim"],
+        sample_ids: Int64[Tensor, " batch"] | None,
+        groups: Int64[Tensor, "batch kinds"] | None,
+    ) -> None:
+        """As `push`; warns once if positives cannot be told from negatives."""
+        if sample_ids is None:
             self._warn_of_positives()
-        self.push(batch.candidates, batch.sample_ids, batch.groups)
+        self.push(candidates, sample_ids, groups)
 
     def _warn_of_positives(self) -> None:
         """Logs once that the queue cannot tell positives from negatives."""

@@ -76,14 +76,16 @@ def _sums(similarity: Tensor, scale: Tensor, dim: int) -> Tensor:
     return torch.stack([total.log() + top.squeeze(dim), mean])
 
 
-def _shares(product: Tensor, own: SoftmaxStats, other: SoftmaxStats) -> Tensor:
+def _shares(product: Tensor, own: SoftmaxStats, other: SoftmaxStats | None) -> Tensor:
     """weight_i p_ij + weight'_j p'_ji of a block, in its place.
 
     Args:
         product: similarities if there is a scale or a threshold per anchor, else logits.
         own: softmaxes of the block's rows.
-        other: softmaxes of all columns.
+        other: softmaxes of all columns; none: they are constants, and the rows share one scale.
     """
+    if other is None:
+        return product.sub_(own.log_sum[:, None]).exp_().mul_(own.weight[:, None])
     if own.scale.ndim == 0 and own.threshold is None:
         as_candidate = product - other.log_sum
     else:
@@ -109,7 +111,7 @@ class Passes:
 
     log_sum: Callable[[Tensor, int], Tensor] = _log_sum
     sums: Callable[[Tensor, Tensor, int], Tensor] = _sums
-    shares: Callable[[Tensor, SoftmaxStats, SoftmaxStats], Tensor] = _shares
+    shares: Callable[[Tensor, SoftmaxStats, SoftmaxStats | None], Tensor] = _shares
 
 
 EAGER = Passes()
@@ -191,7 +193,7 @@ def row_gradients(  # noqa: PLR0913
     rows: Float[Tensor, "anchors dim"],
     columns: Float[Tensor, "candidates dim"],
     own: SoftmaxStats,
-    other: SoftmaxStats,
+    other: SoftmaxStats | None,
     offset: int,
     excluded: Exclusion | None = None,
     over: Passes = EAGER,
@@ -202,7 +204,8 @@ def row_gradients(  # noqa: PLR0913
         rows: anchors; the positive of row i is column offset + i.
         columns: candidates.
         own: softmaxes of the rows over the columns.
-        other: softmaxes of the columns over the rows of all ranks.
+        other: softmaxes of the columns over the rows of all ranks; none: the columns are constants,
+            and the rows share one scale.
         offset: the first anchor's positive; the number of columns: no anchor has one.
         excluded: columns without a part in a row's sum, and the row in theirs; none: all have one.
         over: the passes over a block.
@@ -283,7 +286,7 @@ def _weights(  # noqa: PLR0913
     rows: Tensor,
     columns: Tensor,
     own: SoftmaxStats,
-    other: SoftmaxStats,
+    other: SoftmaxStats | None,
     offset: int,
     excluded: Exclusion | None,
     over: Passes,

@@ -66,9 +66,7 @@ class Candidates:
         everybody, excluded = None, None
         if groups is not None:
             everybody = collectives.gather_constant(groups, layout)
-            excluded = Exclusion.between(
-                groups.T.contiguous(), everybody.T.contiguous(), layout.start
-            )
+            excluded = Exclusion(groups.T.contiguous(), everybody.T.contiguous(), layout.start)
         return cls(by_pair.transpose(0, 1), layout, everybody, excluded)
 
     @property

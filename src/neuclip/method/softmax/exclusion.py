@@ -6,6 +6,7 @@ symmetric: the gradient of a candidate leaves out the anchors that leave it out.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int64
@@ -22,35 +23,24 @@ class Exclusion:
     Attributes:
         anchors: group ids of the anchors; 0: none.
         candidates: group ids of the candidates; 0: none.
-        remaining: the number of each anchor's candidates that are not excluded, nor its positive.
+        offset: the first anchor's positive; the number of candidates: no anchor has one.
     """
 
     anchors: Int64[Tensor, "kinds anchors"]
     candidates: Int64[Tensor, "kinds candidates"]
-    remaining: Int64[Tensor, " anchors"]
+    offset: int
 
-    @classmethod
-    def between(
-        cls,
-        anchors: Int64[Tensor, "kinds anchors"],
-        candidates: Int64[Tensor, "kinds candidates"],
-        offset: int,
-    ) -> "Exclusion":
-        """Counts what remains.
-
-        Args:
-            anchors: group ids of the anchors.
-            candidates: group ids of the candidates.
-            offset: the first anchor's positive.
-        """
-        count, total = anchors.shape[1], candidates.shape[1]
-        remaining = anchors.new_empty(count)
+    @cached_property
+    def remaining(self) -> Int64[Tensor, " anchors"]:
+        """The number of each anchor's candidates that are not excluded, nor its positive."""
+        count, total = self.anchors.shape[1], self.candidates.shape[1]
+        remaining = self.anchors.new_empty(count)
         size = max(1, AT_ONCE // total)
         for start in range(0, count, size):
-            excluded = same_group(anchors[:, start : start + size], candidates)
-            excluded.diagonal(offset + start)[: len(excluded)].fill_(True)
+            excluded = self.of(slice(start, start + size))
+            excluded.diagonal(self.offset + start)[: len(excluded)].fill_(True)
             remaining[start : start + size] = total - excluded.sum(1)
-        return cls(anchors, candidates, remaining)
+        return remaining
 
     def of(self, block: slice) -> Bool[Tensor, "block candidates"]:
         """The excluded candidates of a block of anchors."""
@@ -65,7 +55,7 @@ def only(present: Bool[Tensor, " candidates"], anchors: int) -> Exclusion:
         anchors: the number of anchors.
     """
     absent = (~present).long()[None]
-    return Exclusion(absent.new_ones(1, anchors), absent, present.sum().expand(anchors))
+    return Exclusion(absent.new_ones(1, anchors), absent, len(present))
 
 
 def same_group(

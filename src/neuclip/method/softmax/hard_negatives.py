@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from neuclip.method.arithmetic import Arithmetic
-from neuclip.method.notation import NO_ESTIMATE, Anchors
+from neuclip.method.notation import NO_ESTIMATE, Anchors, Pairs
 from neuclip.method.softmax import blocks
 from neuclip.method.softmax.blocks import SoftmaxStats
 from neuclip.method.softmax.exclusion import Exclusion, only
@@ -48,11 +48,19 @@ class HardNegatives:
     arithmetic: Arithmetic
 
     @classmethod
-    def of(cls, local: Float[Tensor, "local dim"], anchors: Anchors) -> "HardNegatives":
-        """Gathers the hard negatives of all ranks."""
-        layout, arithmetic = anchors.pairs.layout, anchors.pairs.arithmetic
+    def of(
+        cls, local: Float[Tensor, "local dim"], images: Float[Tensor, "batch dim"], pairs: Pairs
+    ) -> "HardNegatives":
+        """Gathers the hard negatives of all ranks.
+
+        Args:
+            local: embeddings of this rank's.
+            images: embeddings of the images of all ranks.
+            pairs: this rank's.
+        """
+        layout, arithmetic = pairs.layout, pairs.arithmetic
         captions = collectives.gather_constant(local, layout)
-        images = arithmetic.factor(anchors.global_features[0])
+        images = arithmetic.factor(images)
         present = captions.any(-1)
         return cls(images, arithmetic.factor(captions), present, layout, arithmetic)
 
@@ -69,7 +77,7 @@ class HardNegatives:
         """The same, with this rank's hard negatives as rows and the images of all ranks."""
         present = self.present.narrow(0, self.layout.start, self.layout.sizes[self.layout.rank])
         images = present.new_ones(1, self.layout.total).long()
-        return Exclusion((~present).long()[None], images, present * self.layout.total)
+        return Exclusion((~present).long()[None], images, self.layout.total)
 
 
 def with_hard_negatives(anchors: Anchors, captions: Float[Tensor, "local dim"]) -> Anchors:
@@ -79,7 +87,7 @@ def with_hard_negatives(anchors: Anchors, captions: Float[Tensor, "local dim"]) 
         anchors: this rank's.
         captions: embeddings of this rank's hard negatives; rows of zeros: the pair has none.
     """
-    hard = HardNegatives.of(captions, anchors)
+    hard = HardNegatives.of(captions, anchors.global_features[0], anchors.pairs)
     scale = anchors.logit_scale if anchors.logit_scale.ndim == 0 else anchors.logit_scale[0]
     found = _LogSum.apply(anchors.pairs.features[0], captions, scale, hard)
     assert isinstance(found, tuple)
@@ -104,6 +112,25 @@ def with_hard_negatives(anchors: Anchors, captions: Float[Tensor, "local dim"]) 
         negatives=counts,
         dlog_inner_dscale=derivative,
     )
+
+
+def hard_negative_log_sum(
+    pairs: Pairs, captions: Float[Tensor, "local dim"], logit_scale: Float[Tensor, ""]
+) -> Float[Tensor, " local"]:
+    """Log of the sum of exp(s / tau) of this rank's images over the hard negatives of all ranks.
+
+    It is `NO_ESTIMATE` if there are none.
+
+    Args:
+        pairs: this rank's.
+        captions: as in `with_hard_negatives`.
+        logit_scale: 1 / tau.
+    """
+    images = collectives.gather_constant(pairs.features[0], pairs.layout)
+    hard = HardNegatives.of(captions, images, pairs)
+    found = _LogSum.apply(pairs.features[0], captions, logit_scale, hard)
+    assert isinstance(found, tuple)
+    return found[0]
 
 
 class _LogSum(torch.autograd.Function):
