@@ -24,7 +24,8 @@ def write_pictures(folder, colors):
 
 def manifest_of(source, **changes):
     settings = {
-        "model": "c" * 64, "model_name": "coded", "arch": "coded", "preprocessing": {},
+        "model": "c" * 64, "model_name": "coded", "arch": "coded",
+        "preprocessing": {"mean": (0.4, 0.5)},
         "precision": "fp32", "source": "pictures", "source_digest": content_digest(source),
         "samples": len(source), "dim": DIM, "dtype": "float32", "texts": True, "form": "npy",
         "batch_size": 2, "shard_samples": 4,

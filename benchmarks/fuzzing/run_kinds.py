@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from given_features import write_store
 
 from fuzzing import valid
 from fuzzing.mutation import HOSTILE_JSON, NAMES, changed_tree, damaged, flipped
@@ -286,19 +287,16 @@ def _damage_checkpoints(run: Path, rng: random.Random) -> None:
 
 def _features(folder: Path, rng: random.Random) -> str:
     """The features that a search keeps on disk."""
-    from neuclip.search import embeddings
+    from neuclip.embedding.embedding_store import EmbeddingStore
+    from neuclip.embedding.stored_images import StoredImages
 
-    kept = folder / "kept"
-    kept.mkdir()
-    np.save(kept / "features.npy", np.ones((6, 8), np.float16))
-    np.save(kept / "positions.npy", np.arange(6))
-    (kept / "damage.json").write_text('{"total": 0, "summary": ""}')
-    path = kept / rng.choice(("features.npy", "positions.npy", "damage.json"))
+    kept = write_store(folder / "kept", np.eye(6, 8, dtype=np.float32), shard_samples=4).folder
+    path = rng.choice([path for path in sorted(kept.rglob("*")) if path.is_file()])
     content = path.read_bytes()
     if path.suffix == ".json":
         tree = changed_tree(json.loads(content), rng)
         content = rng.choice((json.dumps(tree).encode(), *HOSTILE_JSON))
-    elif rng.random() < 0.4:
+    elif path.suffix == ".npy" and rng.random() < 0.4:
         buffer = io.BytesIO()
         np.save(buffer, rng.choice(_arrays()))
         content = buffer.getvalue()
@@ -308,14 +306,13 @@ def _features(folder: Path, rng: random.Random) -> str:
     if rng.random() < 0.1:
         path.unlink()
         os.mkfifo(path)
-    found = embeddings._open(kept, 6)
-    return "refusal" if found is None else refused(lambda: _rows(found))
+    return refused(lambda: _rows(StoredImages.open(EmbeddingStore.open(kept))))
 
 
 def _rows(found) -> None:
     assert 0 < len(found) <= 6 and found.row_of(3) in (None, *range(6))
-    for start in range(0, min(found.features.shape[0], 20), 4):
-        assert found.features[start : start + 4].ndim == 2
+    for _, rows in found.blocks():
+        assert rows.ndim == 2 and np.isfinite(rows).all()
 
 
 KINDS = {

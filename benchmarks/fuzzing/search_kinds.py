@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
+from given_features import write_store
+
 from fuzzing import valid
 from fuzzing.image_headers import image
 from fuzzing.mutation import NAMES, damaged
@@ -22,7 +24,7 @@ def engine():
     import numpy as np
     import torch
 
-    from neuclip.search.embeddings import EmbedSettings, embed_source
+    from neuclip.embedding.stored_images import StoredImages
     from neuclip.search.engine import Engine
 
     class Towers:
@@ -44,8 +46,10 @@ def engine():
     for number in range(6):
         (folder / f"{number}.png").write_bytes(valid.picture("png", 6 + number))
     source = open_source(str(folder), captions="optional")
-    found = embed_source(Towers(), "c" * 64, source, EmbedSettings(folder / "kept", 4, 0))
-    return Engine(Towers(), source, found)
+    pictures = [Towers.transform(source.read(number).image) for number in range(6)]
+    rows = Towers().encode_image(torch.stack(pictures)).numpy()
+    store = write_store(Path(tempfile.mkdtemp(prefix="fuzz-features-")) / "kept", rows)
+    return Engine(Towers(), source, StoredImages.open(store))
 
 
 def _search(folder: Path, rng: random.Random) -> str:

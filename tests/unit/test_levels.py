@@ -97,8 +97,9 @@ INSIDE = {
     ],
     "embedding": [
         ["trained_model", "shard_files", "kept_samples"],
+        ["mapped_array"],
         ["embedding_store"],
-        ["sharded_embedding", "pair_scores", "near_duplicates"],
+        ["sharded_embedding", "stored_images", "pair_scores", "near_duplicates"],
     ],
     "evaluation": [
         ["blend_choice", "metrics", "metric_names", "outcomes", "results", "ranking"],

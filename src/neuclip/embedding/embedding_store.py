@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from neuclip.data.damage import DamageLog
+from neuclip.embedding.mapped_array import MappedArray
 from neuclip.embedding.shard_files import (
     EmbeddedShard,
     Form,
@@ -35,6 +36,7 @@ from neuclip.untrusted import DAMAGED_ARRAYS, read_file, read_json
 MANIFEST = "manifest.json"
 _LARGEST_MANIFEST = 2**20  # bytes
 _LOCK = "embeddings.lock"
+MOST_SHARDS = 1_000_000
 
 
 class StoreManifest(BaseModel):
@@ -79,6 +81,17 @@ class StoreManifest(BaseModel):
     shard_samples: int = Field(ge=1)
 
     @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return -(-self.samples // self.shard_samples)
+
+    @model_validator(mode="after")
+    def _few_shards(self) -> "StoreManifest":
+        if self.num_shards > MOST_SHARDS:
+            raise ValueError(f"{self.num_shards:,} shards are more than {MOST_SHARDS:,}")
+        return self
+
+    @property
     def digest(self) -> str:
         """Name of a folder for these embeddings: equal for all that may share it."""
         content = self.model_dump_json(exclude={"model_name", "source"})
@@ -87,13 +100,38 @@ class StoreManifest(BaseModel):
     def difference(self, wanted: "StoreManifest") -> str | None:
         """Why a folder with this manifest cannot be used for another; None if it can."""
         if self.model != wanted.model:
-            return f"another model ({printable(self.model_name)}, {printable(self.arch)})"
+            return self._other_model(wanted)
         if (self.source_digest, self.samples) != (wanted.source_digest, wanted.samples):
             return f"other data, or of these data before they changed ({printable(self.source)})"
         names = ("precision", "dim", "dtype", "texts", "form", "batch_size", "shard_samples")
-        pairs = [(name, getattr(self, name), getattr(wanted, name)) for name in names]
-        differ = [f"{name} {old}, not {new}" for name, old, new in pairs if old != new]
-        return f"other settings ({'; '.join(differ)})" if differ else None
+        differ = _differences(self.model_dump(include={*names}), wanted.model_dump())
+        return f"other settings ({differ})" if differ else None
+
+    def _other_model(self, wanted: "StoreManifest") -> str:
+        old, new = (
+            f"{printable(each.model_name)} ({printable(each.arch)})" for each in (self, wanted)
+        )
+        # As JSON, in which tuples are lists.
+        settings = [each.model_dump(mode="json")["preprocessing"] for each in (self, wanted)]
+        differ = _differences(*settings)
+        if differ:
+            return f"another preprocessing: {old} with {differ} of {new}"
+        other = f"not {new}" if old != new else "with other weights than it has now"
+        return f"another model: {old}, {other}"
+
+    def with_settings_of(self, kept: "StoreManifest") -> "StoreManifest":
+        """The manifest of these embeddings in the form that a folder already has."""
+        names = ("dtype", "texts", "form", "batch_size", "shard_samples")
+        return self.model_copy(update={name: getattr(kept, name) for name in names})
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The entries of one record that another has otherwise, in a few words."""
+    return "; ".join(
+        f"{name} {printable(str(value))}, not {printable(str(new.get(name)))}"
+        for name, value in old.items()
+        if value != new.get(name)
+    )
 
 
 class EmbeddingStore:
@@ -146,17 +184,17 @@ class EmbeddingStore:
             ) from None
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            where = "".join(f"{part}: " for part in first["loc"])
             raise UserError(
                 f"{folder / MANIFEST} is damaged, or of another version of neuclip: "
-                f"{where}: {first['msg']}"
+                f"{where}{first['msg']}"
             ) from None
         return cls(folder, manifest)
 
     @property
     def num_shards(self) -> int:
         """Number of shards, finished or not."""
-        return -(-self.manifest.samples // self.manifest.shard_samples)
+        return self.manifest.num_shards
 
     def positions(self, shard: int) -> NDArray[np.int64]:
         """The positions in the source of the samples of a shard."""
@@ -187,22 +225,44 @@ class EmbeddingStore:
             UserError: it is not finished, or a file of it is missing or damaged.
         """
         found, manifest = self._finished(shard), self.manifest
-        again = f"remove {self._record(shard)} and repeat the command that wrote it"
         if found is None:
-            raise UserError(f"{self.folder}: shard {shard} is not finished: {again}")
+            raise UserError(f"{self.folder}: shard {shard} is not finished: {self._again(shard)}")
         try:
             content = read_shard(self._paths(shard))
         except UserError:
             raise
         except DAMAGED_ARRAYS as error:
-            raise UserError(f"{self.folder}: shard {shard} is damaged ({error}): {again}") from None
+            raise self.damaged(shard, str(error)) from None
         shape, kind = (found[0], manifest.dim), np.dtype(manifest.dtype)
         arrays = [content.images] + ([] if content.texts is None else [content.texts])
         fits = all(array.shape == shape and array.dtype == kind for array in arrays)
         same = len(content.keys) == len(content.positions) == len(content.captions) == found[0]
         if not fits or not same or (content.texts is not None) != manifest.texts:
-            raise UserError(f"{self.folder}: shard {shard} is damaged (shapes): {again}")
+            raise self.damaged(shard, "shapes")
         return content
+
+    def mapped(self, shard: int) -> MappedArray | None:
+        """The features of the images of a finished shard, memory-mapped; None in a table.
+
+        Raises:
+            OSError: the file cannot be mapped.
+            UserError: it is damaged.
+        """
+        if self.manifest.form != "npy":
+            return None
+        try:
+            return MappedArray(self._paths(shard)[0])
+        except OSError:
+            raise
+        except DAMAGED_ARRAYS as error:
+            raise self.damaged(shard, str(error)) from None
+
+    def damaged(self, shard: int, how: str) -> UserError:
+        """The error for a damaged shard, with the remedy."""
+        return UserError(f"{self.folder}: shard {shard} is damaged ({how}): {self._again(shard)}")
+
+    def _again(self, shard: int) -> str:
+        return f"remove {self._record(shard)} and repeat the command that wrote it"
 
     def shards(self) -> Iterator[EmbeddedShard]:
         """All shards in order, one at a time in memory.

@@ -17,7 +17,7 @@ from neuclip.data.batch import Batch, Unreadable
 from neuclip.data.damage import DamageLog
 from neuclip.data.loader import LoaderSettings, evaluation_loader, evaluation_requests
 from neuclip.data.sources.source import Source, content_digest
-from neuclip.embedding.embedding_store import EmbeddingStore, StoreManifest
+from neuclip.embedding.embedding_store import MOST_SHARDS, EmbeddingStore, StoreManifest
 from neuclip.embedding.shard_files import EmbeddedShard, Form, Rows
 from neuclip.errors import UserError, quantity
 from neuclip.evaluation.embed import require_finite
@@ -54,8 +54,17 @@ class StoreOptions:
             source: the data.
             name: the data as the user names them.
             batch_size: samples per forward pass.
+
+        Raises:
+            UserError: there would be too many shards.
         """
         batches = -(-self.shard_samples // batch_size)
+        shards = -(-len(source) // (batches * batch_size))
+        if shards > MOST_SHARDS:
+            raise UserError(
+                f"{self.shard_samples} samples per shard would make {shards:,} shards, and "
+                f"{MOST_SHARDS:,} are the limit: raise --shard-samples"
+            )
         clip, checkpoint = model.clip, model.checkpoint
         return StoreManifest(
             model=model.sha256,

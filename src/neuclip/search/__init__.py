@@ -2,7 +2,7 @@
 
 In reading order:
 
-- `embeddings`: computes image features once and keeps them on disk.
+- `exact_search`: compares a query with all images.
 - `engine`: finds the nearest images of a query.
 - `local_server`: serves one user of this machine, behind limits.
 - `server`: answers the requests of the page.

@@ -13,11 +13,11 @@ from torch import Tensor
 from neuclip.data.decode import ImageDecoder, decode_upload
 from neuclip.data.samples import SampleError
 from neuclip.data.sources.source import Source
+from neuclip.embedding.stored_images import StoredImages
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
-from neuclip.search.embeddings import Embeddings
+from neuclip.search.exact_search import ExactSearch
 
-_ROWS_AT_ONCE = 2**16  # features in float32 at a time
 _UPLOAD = ImageDecoder(max_pixels=48_000_000, max_memory=384_000_000)
 
 
@@ -28,7 +28,7 @@ class Hit:
     Attributes:
         position: position in the source.
         score: cosine similarity with the query.
-        caption: caption of the image.
+        caption: first caption of the image; empty if it has none.
         key: sample key in the source.
     """
 
@@ -59,12 +59,13 @@ class Engine:
     Args:
         encoder: the towers.
         source: the images.
-        embeddings: their features.
+        images: their features, keys and captions.
     """
 
-    def __init__(self, encoder: ImageTextEncoder, source: Source, embeddings: Embeddings) -> None:
-        self.embeddings = embeddings
+    def __init__(self, encoder: ImageTextEncoder, source: Source, images: StoredImages) -> None:
+        self.images = images
         self._encoder, self._source = encoder, source
+        self._search = ExactSearch(images)
         self._towers = threading.Lock()
         self._reading = threading.Lock()
 
@@ -106,10 +107,10 @@ class Engine:
         Raises:
             UserError: the source has no such image.
         """
-        row = self.embeddings.row_of(position)
+        row = self.images.row_of(position)
         if row is None:
             raise UserError(f"There is no image {position}.")
-        query = torch.from_numpy(self.embeddings.features[row : row + 1].astype(np.float32))
+        query = torch.from_numpy(self.images.features(np.array([row])))
         hits = self._nearest(query[0], number + 1)
         return Found([hit for hit in hits if hit.position != position][:number])
 
@@ -119,7 +120,7 @@ class Engine:
         Raises:
             UserError: the source has no such image, or it is no longer readable.
         """
-        if self.embeddings.row_of(position) is None:
+        if self.images.row_of(position) is None:
             raise UserError(f"There is no image {position}.")
         try:
             with self._reading:
@@ -132,23 +133,9 @@ class Engine:
         return buffer.getvalue()
 
     def _nearest(self, query: Float[Tensor, " dim"], number: int) -> list[Hit]:
-        values, rows = torch.empty(0), torch.empty(0, dtype=torch.int64)
-        query = query.to("cpu")
-        features = self.embeddings.features
-        for start in range(0, len(self.embeddings), _ROWS_AT_ONCE):
-            end = min(start + _ROWS_AT_ONCE, len(self.embeddings))
-            block = torch.from_numpy(features[start:end].astype(np.float32))
-            values = torch.cat([values, block @ query])
-            rows = torch.cat([rows, torch.arange(start, start + len(block))])
-            best = values.topk(min(number, len(values)))
-            values, rows = best.values, rows[best.indices]
-        places = self.embeddings.positions[rows.numpy()].tolist()
-        return [self._hit(*pair) for pair in zip(places, values.tolist(), strict=True)]
-
-    def _hit(self, position: int, score: float) -> Hit:
-        try:
-            with self._reading:
-                content = self._source.content(position)
-        except SampleError as error:  # the data have changed since they were embedded
-            return Hit(position, score, "(no longer readable)", error.damage.key)
-        return Hit(position, score, content.caption, content.key)
+        found = self._search.nearest(query.to("cpu"), number)
+        images = self.images
+        return [
+            Hit(int(images.positions[row]), score, images.captions[row], images.keys[row])
+            for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        ]

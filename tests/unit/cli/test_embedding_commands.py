@@ -22,6 +22,8 @@ from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.evaluation.interfaces import EvaluationSettings
 from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_run
+from neuclip.search import server
+from neuclip.search.local_server import LocalServer
 from tiny_models import VIT, tiny
 
 
@@ -56,7 +58,39 @@ def rows_of(path):
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_shell_python_and_evaluation_have_the_same_features(command, run, pictures, tmp_path):
+@pytest.fixture
+def search(run, monkeypatch):
+    """Runs `neuclip search` until it serves; the exit code, and the images that it searches."""
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    answers = server.page_answers
+
+    def call(images, *flags, arch=VIT):
+        opened = []
+
+        def watched(engine, about):
+            opened.append((engine.images, about))
+            return answers(engine, about)
+
+        monkeypatch.setattr(LocalServer, "serve_forever", stop)
+        monkeypatch.setattr(server, "page_answers", watched)
+        flags = [*map(str, flags), "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+        code = main(["search", str(run), "--images", str(images), "--arch", arch, "--port", "0",
+                     *flags])  # fmt: skip
+        return code, *(opened[0] if opened else (None, None))
+
+    return call
+
+
+def rows_of_images(images):
+    return images.features(np.arange(len(images)))
+
+
+def test_shell_python_search_and_evaluation_have_the_same_features(
+    command, search, run, pictures, tmp_path
+):
     assert command("embed", pictures, "--enable-text", "--out", tmp_path / "out") == 0
     (shard,) = EmbeddingStore.open(tmp_path / "out").shards()
     model = neuclip.load(run, arch=VIT, device="cpu", batch_size=4, workers=0)
@@ -67,6 +101,77 @@ def test_shell_python_and_evaluation_have_the_same_features(command, run, pictur
     evaluated = encode_split(restored.encoder, start_reading(restored.encoder, source, settings))
     assert np.array_equal(shard.images, evaluated.image_features.numpy())
     assert np.array_equal(shard.texts, evaluated.text_features.numpy())
+    for flags in ((), ("--embeddings", tmp_path / "out"), ("--embeddings", tmp_path / "new")):
+        code, images, _ = search(pictures, *flags)
+        assert code == 0 and np.array_equal(shard.images, rows_of_images(images))
+
+
+def test_search_embeds_once(command, search, pictures, tmp_path, capsys):
+    (pictures / "003.png").write_bytes(b"no picture")
+    code, images, about = search(pictures)
+    assert code == 0 and (len(images), about.images, about.damaged) == (10, 10, 1)
+    (folder,) = (tmp_path / "cache" / "neuclip" / "embeddings").iterdir()
+    told = capsys.readouterr()
+    assert f"10 images; features in {folder}" in told.out and "stopped" in told.out
+    assert "1 corrupt sample left out: 1 image" in told.err
+    before = content(folder)
+    assert search(pictures)[0] == 0
+    assert "1 of 1 shard already" in capsys.readouterr().err
+    assert command("duplicates", pictures) == 0  # of the same features
+    assert "1 of 1 shard already" in capsys.readouterr().err
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("name", ["folder", "images"])
+def test_search_takes_a_folder_of_embed_as_it_is(command, search, pictures, tmp_path, capsys, name):
+    flags = ("--dtype", "float16", "--enable-text", "--format", "parquet", "--shard-samples", 3)
+    (pictures / "004.txt").unlink()  # with texts, a sample without one is corrupt
+    assert command("embed", pictures, "--out", tmp_path / "out", *flags) == 0
+    before = content(tmp_path / "out")
+    given = (
+        (tmp_path / "out",) if name == "folder" else (pictures, "--embeddings", tmp_path / "out")
+    )
+    code, images, about = search(*given)
+    assert code == 0 and len(images) == 10 and images.row_of(4) is None
+    assert about.data == str(pictures) and about.damaged == 1
+    assert content(tmp_path / "out") == before
+    # What is missing is embedded in the same form.
+    (tmp_path / "out" / "finished" / "00001.json").unlink()
+    (tmp_path / "out" / "parquet" / "embeddings_00001.parquet").unlink()
+    assert search(*given)[0] == 0
+    assert "2 of 3 shards already" in capsys.readouterr().err
+    assert content(tmp_path / "out").keys() == before.keys()
+
+
+def test_search_refuses_embeddings_of_something_else(
+    command, search, run, pictures, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert command("embed", pictures, "--out", out) == 0
+    before = content(out)
+    other = tmp_path / "other.pt"
+    torch.save({"state_dict": tiny(seed=1).towers.state_dict()}, other)
+    flags = ("--arch", VIT, "--device", "cpu", "--port", "0")
+    assert main(["search", str(other), "--images", str(out), *flags]) == 2
+    told = capsys.readouterr().err
+    assert f"another model: {run} ({VIT}), not {other} ({VIT})" in told
+    assert (
+        main(["search", str(run), "--images", str(out), *flags, "--image-mean", "0", "0", "0"]) == 2
+    )
+    told = capsys.readouterr().err
+    assert "another preprocessing" in told and "not [0.0, 0.0, 0.0] of" in told
+    (pictures / "011.png").write_bytes(picture((1, 1, 1)))
+    assert search(out)[0] == 2
+    assert "other data, or of these data before they changed" in capsys.readouterr().err
+    assert search(pictures, "--embeddings", pictures)[0] == 2
+    assert "is not empty, and has no manifest.json" in capsys.readouterr().err
+    assert search(out, "--embeddings", out)[0] == 2
+    assert "holds embeddings: leave out --embeddings" in capsys.readouterr().err
+    pictures.rename(tmp_path / "elsewhere")
+    assert search(out)[0] == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "cannot be opened from here" in told and f"--embeddings {out}" in told
+    assert content(out) == before
 
 
 def test_embed_says_what_it_did_and_resumes(command, pictures, tmp_path, capsys):

@@ -119,7 +119,15 @@ def test_only_the_missing_shards_are_embedded_again(pictures, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "d" * 64}, "another model \\(coded, coded\\)"),
+        (
+            {"model": "d" * 64, "model_name": "other"},
+            r"another model: coded \(coded\), not other \(coded\)",
+        ),
+        ({"model": "d" * 64}, "another model: coded .*, with other weights than it has now"),
+        (
+            {"model": "d" * 64, "preprocessing": {"mean": (0.5, 0.5)}},
+            r"another preprocessing: coded \(coded\) with mean \[0.4, 0.5\], not \[0.5, 0.5\] of",
+        ),
         ({"source_digest": "x"}, "other data"),
         ({"batch_size": 4}, "other settings \\(batch_size 2, not 4\\)"),
         (
@@ -145,7 +153,12 @@ def test_folders_that_are_no_store(pictures, tmp_path):
     store = embedded(pictures, tmp_path / "out")
     manifest = store.folder / embedding_store.MANIFEST
     good = manifest.read_text()
-    for bad in ("{}", "[", good.replace('"dim": 64', '"dim": "x"'), good.replace("npy", "tar")):
+    bad_ones = [
+        ('"dim": 64', '"dim": "x"'),
+        ("npy", "tar"),
+        ('"samples": 11', '"samples": 90000000'),
+    ]
+    for bad in ("{}", "[", *(good.replace(*change) for change in bad_ones)):
         manifest.write_text(bad)
         with pytest.raises(UserError, match=r"manifest.json is damaged, or of another version"):
             EmbeddingStore.open(store.folder)

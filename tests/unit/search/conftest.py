@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from datacomp_sets import CodedTowers, picture
-from neuclip.data.opening import open_source
-from neuclip.search.embeddings import EmbedSettings, embed_source
+from embedding_folders import embedded
+from neuclip.embedding.stored_images import StoredImages
 
 
 class Towers(CodedTowers):
@@ -33,17 +33,10 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def embed(tmp_path):
-    """Embeds a folder of pictures, and says how many pictures the tower has seen for it."""
-
-    def run(folder, checkpoint="c" * 64, encoder=None, captions="required"):
-        encoder = encoder or CodedTowers()
-        settings = EmbedSettings(tmp_path / "cache", batch_size=2, workers=0)
-        source = open_source(str(folder), captions=captions)
-        found = embed_source(encoder, checkpoint, source, settings)
-        return found, encoder.images_seen
-
-    return run
+def images(pictures, tmp_path):
+    """The features of the pictures, in shards of four."""
+    store = embedded(pictures, tmp_path / "embeddings", texts=False)
+    return StoredImages.open(store)
 
 
 @pytest.fixture
