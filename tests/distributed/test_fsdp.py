@@ -8,9 +8,9 @@ from tiny_models import RESNET, VIT, tiny
 
 TASKS = {
     "clipped": Task(clip=0.05),
-    "a bias": Task(method="siglip"),
+    "a bias": Task(method="siglip", optim={"opt": "nadamw"}),
     "momentum": Task(method="moco"),
-    "resnet": Task(RESNET, clip=0.05),
+    "resnet": Task(RESNET, clip=0.05, optim={"opt": "sgd", "momentum": 0.9}),
     "locked": Task(
         method="neuclip",
         settings={"lock_image": True, "lock_image_unlocked_groups": 2, "grad_checkpointing": True},

@@ -90,6 +90,10 @@ def train_towers(task: Task) -> Result:
     momentum = MomentumTowers.of(loss, clip)
     losses, norms = [], []
     for step in range(STEPS):
+        if step == 1:  # as after a resume
+            state = optimizer.state_dict()
+            optimizer = Optimizer(model, optim, 10, loss_scale)
+            optimizer.load_state_dict(state)
         images, tokens = pairs(BATCH, seed=step)
         images = images.double() if exact else images
         keys = {}
