@@ -17,7 +17,9 @@ DUPLICATES = (0, 50, 90)
 RATES = (3e-4, 1e-3)
 RATE = 1e-3
 """The rate of the stages after the first."""
-EPOCHS = {1_000: 8, 5_000: 3, 10_000: 2}
+MORE = ("--glofnd-alpha 0.01", "--distill-start 1")
+"""Remedies of one option: false negatives by similarity, and what stays near the weights."""
+EPOCHS = {1_000: 8, 2_500: 4, 5_000: 3, 10_000: 2}
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Cell:
         warm: `--warm-start-steps`.
         mask: whether false negatives are masked.
         apart: whether batches hold no duplicates.
+        more: further options of `neuclip train`, in one string.
         seed: of the run and of the pairs chosen.
     """
 
@@ -48,6 +51,7 @@ class Cell:
     warm: int = 0
     mask: bool = False
     apart: bool = False
+    more: str = ""
     seed: int = 0
 
     @property
@@ -63,6 +67,7 @@ class Cell:
             f"warm{self.warm}" if self.warm else "",
             "mask" if self.mask else "",
             "apart" if self.apart else "",
+            self.more.replace("--", "").replace(" ", ""),
             f"seed{self.seed}",
         ]
         return "_".join(filter(None, parts))
@@ -94,11 +99,13 @@ def stages() -> Iterator[Cell]:
         yield _usual(Cell("rate", method, lr=lr))
     # 2. What each remedy is worth, one at a time and together.
     for seed, method in product(SEEDS, ("neuclip_pool", "openclip")):
-        base = _usual(Cell("remedies", method, lr=RATE, seed=seed))
+        base = _usual(Cell("remedies", method, 2_500, lr=RATE, seed=seed))
         yield base
         yield replace(base, mask=True)
         yield replace(base, apart=True)
         yield replace(base, warm=32)
+        for more in MORE:
+            yield replace(base, more=more)
     # 3. All methods, few pairs, over duplicates, with and without the mask.
     for seed, duplicates, method, mask in product(SEEDS, DUPLICATES, METHODS, (False, True)):
         base = Cell("methods", method, 1_000, duplicates, lr=RATE, mask=mask, seed=seed)
@@ -112,8 +119,8 @@ def stages() -> Iterator[Cell]:
 
 def is_blended(cell: Cell) -> bool:
     """Whether mixes of this run's weights with the starting weights are evaluated."""
-    alone = not (cell.mask or cell.apart or cell.warm)
-    return cell.stage in {"rate", "remedies"} and cell == _usual(cell) and cell.lr == RATE and alone
+    alone = not (cell.mask or cell.apart or cell.warm or cell.more)
+    return cell.stage == "remedies" and alone
 
 
 def _usual(cell: Cell) -> Cell:

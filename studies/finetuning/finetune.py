@@ -148,6 +148,7 @@ def run_cell(args: argparse.Namespace, cell: Cell) -> dict:
         *(("--rho", cell.rho) if cell.rho else ()),
         *(("--false-negatives", "mask") if cell.mask else ()),
         *(("--no-duplicates",) if cell.apart else ()),
+        *cell.more.split(),
         log=log,
     )
     folder = args.out / "cells" / cell.name

@@ -11,7 +11,7 @@ Row = Mapping[str, Any]
 
 CHOICES = (
     ("Rates and temperature", "rate", ("method", "lr", "rho")),
-    ("Remedies", "remedies", ("method", "mask", "apart", "warm")),
+    ("Remedies", "remedies", ("method", "mask", "apart", "warm", "more")),
     ("Methods", "methods", ("pairs", "duplicates", "method", "mask")),
     ("Batch", "batch", ("batch", "method")),
 )
@@ -31,9 +31,14 @@ def tables(rows: Mapping[str, Row]) -> str:
         names = {cell.name for cell in stages() if cell.stage == stage}
         ran = [row for name, row in rows.items() if name in names]
         found.append(_table(title, ran, keys, "development"))
-    tested = [row for row in rows.values() if row["lr"] == RATE and not row["warm"]]
+    tested = [row for row in rows.values() if _plain(row)]
     found.append(_table("Test splits", tested, ("pairs", "duplicates", "method", "mask"), "test"))
     return "\n\n".join(filter(None, found))
+
+
+def _plain(row: Row) -> bool:
+    other = row["warm"] or row["apart"] or row.get("more") or row["batch"] != 32
+    return row["lr"] == RATE and not other
 
 
 def blend_table(rows: Sequence[Row]) -> str:
@@ -63,7 +68,7 @@ def blend_table(rows: Sequence[Row]) -> str:
 def _table(title: str, rows: Iterable[Row], keys: Sequence[str], part: str) -> str:
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[tuple(row[key] for key in keys)].append(row)
+        groups[tuple(row.get(key, "") for key in keys)].append(row)
     if not groups:
         return ""
     splits = list(next(iter(groups.values()))[0][part])
@@ -84,7 +89,7 @@ def _table(title: str, rows: Iterable[Row], keys: Sequence[str], part: str) -> s
 def _word(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return str(value) or "default"
+    return str(value) or "-"
 
 
 def _spread(fractions: Sequence[float]) -> str:

@@ -27,6 +27,7 @@ def test_the_name_tells_every_setting():
     others = {
         "method": "siglip", "pairs": 1_000, "duplicates": 0, "batch": 16, "lr": 2e-3,
         "rho": "auto", "warm": 1, "mask": True, "apart": True, "seed": 1,
+        "more": "--glofnd-alpha 0.01",
     }  # fmt: skip
     names = {replace(cell, **{key: value}).name for key, value in others.items()}
     assert len(names | {cell.name}) == len(others) + 1
@@ -50,8 +51,8 @@ def test_choices_show_development_and_the_last_table_shows_test():
     figures = zip(cells, (0.1, 0.2, 0.3), (0.6, 0.6, 0.7), strict=True)
     said = tables({cell.name: row(cell, *figure) for cell, *figure in figures})
     remedies, last = said.split("\n\n## Test splits")
-    assert "| openclip | no | no | 0 | 2 | 15.0 ± 5.0 | 25.0 ± 0.0 | 0.0200 |" in remedies
-    assert "| openclip | yes | no | 0 | 1 | 30.0 | 25.0 | 0.0200 |" in remedies
+    assert "| openclip | no | no | 0 | - | 2 | 15.0 ± 5.0 | 25.0 ± 0.0 | 0.0200 |" in remedies
+    assert "| openclip | yes | no | 0 | - | 1 | 30.0 | 25.0 | 0.0200 |" in remedies
     assert "60.0" not in remedies
     assert "| 5000 | 50 | openclip | no | 2 | 60.0 ± 0.0 | 25.0 ± 0.0 | 0.0200 |" in last
 
