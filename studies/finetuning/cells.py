@@ -17,6 +17,8 @@ DUPLICATES = (0, 50, 90)
 RATES = (3e-4, 1e-3)
 RATE = 1e-3
 """The rate of the stages after the first."""
+WARM = 32
+"""Batches of a warm start."""
 MORE = ("--glofnd-alpha 0.01", "--distill-start 1")
 """Remedies of one option: false negatives by similarity, and what stays near the weights."""
 EPOCHS = {1_000: 8, 2_500: 4, 5_000: 3, 10_000: 2}
@@ -94,7 +96,7 @@ def stages() -> Iterator[Cell]:
         base = Cell("rate", method, lr=lr)
         yield base
         if has_rho(method):
-            yield replace(base, rho="auto")
+            yield _usual(base)
     for method, lr in product(("siglip", "fastclip_v3", "neuclip"), RATES):
         yield _usual(Cell("rate", method, lr=lr))
     # 2. What each remedy is worth, one at a time and together.
@@ -103,7 +105,7 @@ def stages() -> Iterator[Cell]:
         yield base
         yield replace(base, mask=True)
         yield replace(base, apart=True)
-        yield replace(base, warm=32)
+        yield replace(base, rho="", warm=0 if base.warm else WARM)
         for more in MORE:
             yield replace(base, more=more)
     # 3. All methods, few pairs, over duplicates, with and without the mask.
@@ -119,10 +121,13 @@ def stages() -> Iterator[Cell]:
 
 def is_blended(cell: Cell) -> bool:
     """Whether mixes of this run's weights with the starting weights are evaluated."""
-    alone = not (cell.mask or cell.apart or cell.warm or cell.more)
-    return cell.stage == "remedies" and alone
+    return (
+        cell.stage == "remedies"
+        and _usual(cell) == cell
+        and not (cell.mask or cell.apart or cell.more or (cell.warm and not cell.rho))
+    )
 
 
 def _usual(cell: Cell) -> Cell:
-    """The cell with the rule for rho that `neuclip finetune` uses."""
-    return replace(cell, rho="auto") if has_rho(cell.method) else cell
+    """The cell with the rule for rho that `neuclip finetune` uses, measured in the warm start."""
+    return replace(cell, rho="auto", warm=WARM) if has_rho(cell.method) else cell

@@ -5,13 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cells import RATE, stages
+from cells import RATE, has_rho, stages
 
 Row = Mapping[str, Any]
 
 CHOICES = (
     ("Rates and temperature", "rate", ("method", "lr", "rho")),
-    ("Remedies", "remedies", ("method", "mask", "apart", "warm", "more")),
+    ("Remedies", "remedies", ("method", "rho", "mask", "apart", "warm", "more")),
     ("Methods", "methods", ("pairs", "duplicates", "method", "mask")),
     ("Batch", "batch", ("batch", "method")),
 )
@@ -37,8 +37,10 @@ def tables(rows: Mapping[str, Row]) -> str:
 
 
 def _plain(row: Row) -> bool:
-    other = row["warm"] or row["apart"] or row.get("more") or row["batch"] != 32
-    return row["lr"] == RATE and not other
+    """Whether a run has no remedy but the mask, and the usual batch."""
+    usual = row["rho"] == "auto" or not (row["warm"] or has_rho(row["method"]))
+    remedy = row["apart"] or row.get("more")
+    return usual and row["lr"] == RATE and row["batch"] == 32 and not remedy
 
 
 def blend_table(rows: Sequence[Row]) -> str:

@@ -51,8 +51,8 @@ def test_choices_show_development_and_the_last_table_shows_test():
     figures = zip(cells, (0.1, 0.2, 0.3), (0.6, 0.6, 0.7), strict=True)
     said = tables({cell.name: row(cell, *figure) for cell, *figure in figures})
     remedies, last = said.split("\n\n## Test splits")
-    assert "| openclip | no | no | 0 | - | 2 | 15.0 ± 5.0 | 25.0 ± 0.0 | 0.0200 |" in remedies
-    assert "| openclip | yes | no | 0 | - | 1 | 30.0 | 25.0 | 0.0200 |" in remedies
+    assert "| openclip | - | no | no | 0 | - | 2 | 15.0 ± 5.0 | 25.0 ± 0.0 | 0.0200 |" in remedies
+    assert "| openclip | - | yes | no | 0 | - | 1 | 30.0 | 25.0 | 0.0200 |" in remedies
     assert "60.0" not in remedies
     assert "| 2500 | 50 | openclip | no | 2 | 60.0 ± 0.0 | 25.0 ± 0.0 | 0.0200 |" in last
 
