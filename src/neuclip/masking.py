@@ -45,7 +45,7 @@ _SECRETS = (
     (re.compile(r"\b(?:hf|ghp|gho|ghs|github_pat)_\w{20,}|\bglpat-[\w-]{16,}"), _MASK),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"), _MASK),  # a JSON web token
 )
-_SIGNS = ("://", "=", ":", "earer", "asic", "hf_", "gh", "github_pat", "glpat-", "eyJ", "-u", "-b")
+_SIGNS = ("://", "=", ":", "earer", "asic", "hf_", "gh", "github_pat", "glpat-", "eyJ", "--")
 
 
 def mask(text: str) -> str:

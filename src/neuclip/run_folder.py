@@ -8,6 +8,9 @@ run.lock            the process that uses the folder now
 data_report.json    identity of the training data, corrupt samples and shards
 nonfinite_step_N_rank_R.json    the batch of a step with NaN or infinity
 trace.json          the profiler's trace (--profile)
+tensorboard/        events for TensorBoard (--report-to tensorboard)
+wandb/              files of Weights & Biases (--report-to wandb)
+run_id              the run's id in Weights & Biases, which a resumed run keeps
 report.html         the page of `neuclip report`, unless --out names another
 checkpoints/        epoch_N.pt, iter_N.pt, epoch_latest.pt, epoch_best.pt, SHA256SUMS
 eval_results/       epoch_N_eval_results.jsonl, gallery_SPLIT.json, outcomes/

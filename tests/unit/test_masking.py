@@ -30,6 +30,7 @@ SIGNED = "https://bucket.s3.amazonaws.com/a/{0..7}.tar?X-Amz-Signature=5eC&X-Amz
         ("pipe:curl --user='me:pa55' u", "pipe:curl --user='***' u"),
         ("pipe:get --access-token s3c --n 4 u", "pipe:get --access-token *** --n 4 u"),
         ("pipe:HF_TOKEN=s3c get u", "pipe:HF_TOKEN=*** get u"),
+        ("get --access-token s3c u", "get --access-token *** u"),  # with no other sign of a secret
         ("curl -H 'Authorization: token ghx_1' u", "curl -H 'Authorization: token ***' u"),
         (
             "-H 'Authorization: AWS4-HMAC-SHA256 Credential=A/b, Signature=5eC' u",

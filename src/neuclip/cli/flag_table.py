@@ -25,10 +25,7 @@ FLAG_NAMES: Mapping[tuple[str, str], str] = {("model", "name"): "model"}
 # Values that published trainers spell differently.
 SYNONYMS: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("model", "precision"): {"amp": "amp_fp16", "amp_bfloat16": "amp_bf16"},
-    ("output", "report_to"): {
-        "": "none", "wandb,tensorboard": "all", "tensorboard,wandb": "all",
-    },
-}  # fmt: skip
+}
 
 # Values of published trainers that do not work here, each with what does.
 REFUSED_VALUES: Mapping[tuple[str, str], Mapping[str, str]] = {

@@ -6,7 +6,8 @@ Those on data, optimiser, LoRA and the loss's computation are in `data_sections`
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section
 from neuclip.errors import UserError
@@ -314,6 +315,9 @@ class EvaluationConfig(Section):
         return any(x is not None for x in (self.imagenet_val, self.imagenet_v2, self.eval_tasks))
 
 
+TRACKERS = ("tensorboard", "wandb")
+
+
 class OutputConfig(Section):
     """Files of a run, and how often they are written."""
 
@@ -335,8 +339,10 @@ class OutputConfig(Section):
         default=2, ge=1, description="number of step checkpoints to keep"
     )
     log_every_n_steps: int = Field(default=50, ge=1, description="steps between two records")
-    report_to: Literal["none", "tensorboard", "wandb", "all"] = Field(
-        default="none", description="also log to TensorBoard or Weights & Biases"
+    report_to: str = Field(
+        default="none",
+        description="also log to tensorboard, wandb (Weights & Biases), or both, joined by ','; "
+        "all: both; none",
     )
     wandb_project_name: str | None = Field(
         default=None,
@@ -344,3 +350,21 @@ class OutputConfig(Section):
     )
     wandb_notes: str | None = Field(default=None, description="notes in Weights & Biases")
     profile: bool = Field(default=False, description="save a torch profiler trace of ten steps")
+
+    @field_validator("report_to")
+    @classmethod
+    def _known_trackers(cls, value: str) -> str:
+        """`none`, one tracker, or `all`; open_clip's empty text is none."""
+        names = {name.strip() for name in value.split(",")} - {""}
+        if not names <= {*TRACKERS, "all", "none"} or ("none" in names and len(names) > 1):
+            raise PydanticCustomError(
+                "report_to", "must be tensorboard, wandb, both joined by ',', all, or none"
+            )
+        if "all" in names or names == set(TRACKERS):
+            return "all"
+        return names.pop() if names else "none"
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where records go besides the run folder; names are those of packages."""
+        return tuple(name for name in TRACKERS if self.report_to in (name, "all"))

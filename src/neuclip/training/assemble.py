@@ -55,7 +55,7 @@ from neuclip.training.open_run import changed_settings, earlier_config, open_run
 from neuclip.training.optim import Optimizer
 from neuclip.training.optimizer_kind import OptimizerKind
 from neuclip.training.records.run_log import log_to
-from neuclip.training.records.sinks import check_packages
+from neuclip.training.records.trackers import check_packages
 from neuclip.training.teacher import Teacher
 from neuclip.training.trainer import Trainer
 from neuclip.training.training_data import TrainingData

@@ -32,6 +32,7 @@ from neuclip.training.evaluation_plan import open_zero_shot
 from neuclip.training.open_run import open_run_folder
 from neuclip.training.records.recorder import Recorder
 from neuclip.training.records.run_log import log_to
+from neuclip.training.records.trackers import check_packages
 
 log = logging.getLogger("neuclip")
 
@@ -52,6 +53,7 @@ def evaluate_checkpoint(config: RunConfig, device: torch.device) -> Path:
         UserError: the checkpoint is missing or has another architecture, or no evaluation data is
             given.
     """
+    from_main(lambda: check_packages(config.output))
     config = config.model_copy(update={"model": with_model_of_weights(config.model)})
     evaluation = config.evaluation
     val_data = evaluation.val_data if evaluation.val_frequency else None

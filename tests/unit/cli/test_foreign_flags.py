@@ -122,6 +122,8 @@ def test_refused_values_are_not_offered(capsys):
         ("--precision amp_bfloat16", "model", {"precision": "amp_bf16"}),
         ("--precision bf16", "model", {"precision": "bf16"}),
         ("--report-to wandb,tensorboard", "output", {"report_to": "all"}),
+        ("--report-to 'tensorboard, wandb'", "output", {"report_to": "all"}),
+        ("--report-to all,wandb", "output", {"report_to": "all"}),
         ("--report-to tensorboard", "output", {"report_to": "tensorboard"}),
         ("--report-to=", "output", {"report_to": "none"}),
         (

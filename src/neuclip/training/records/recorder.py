@@ -14,8 +14,9 @@ from neuclip.evaluation.results import EvalResult
 from neuclip.masking import mask_tree
 from neuclip.parallel import collectives
 from neuclip.run_folder import RunFolder, read_records
-from neuclip.training.records.sinks import ConsoleSink, JsonLines, Record, Sink, extra_sinks
+from neuclip.training.records.sinks import ConsoleSink, JsonLines, Record, Sink
 from neuclip.training.records.step_timer import StepTimer
+from neuclip.training.records.trackers import trackers
 from neuclip.training.warning_signs import WarningSigns
 
 
@@ -57,19 +58,20 @@ class Recorder:
             yield
             return
         tree = mask_tree(self._config.model_dump(mode="json"))
-        extra = extra_sinks(self._config.output, self._folder.path, tree)
-        start_over = not (keep_later or done or warm)
-        kept = sys.maxsize if keep_later else -1 if start_over else done
-        lines = JsonLines(self._folder.metrics, kept, warm)
-        self._signs = WarningSigns(self._config, read_records(self._folder.metrics))
-        self._console = ConsoleSink(total, done)
-        self._sinks = [lines, self._console, *extra]
-        self.start_period()
-        try:
-            yield
-        finally:
-            self._console.close()
-            lines.close()
+        processes = collectives.world_size()
+        with trackers(self._config.output, self._folder.path, tree, processes) as extra:
+            start_over = not (keep_later or done or warm)
+            kept = sys.maxsize if keep_later else -1 if start_over else done
+            lines = JsonLines(self._folder.metrics, kept, warm)
+            self._signs = WarningSigns(self._config, read_records(self._folder.metrics))
+            self._console = ConsoleSink(total, done)
+            self._sinks = [lines, self._console, *extra]
+            self.start_period()
+            try:
+                yield
+            finally:
+                self._console.close()
+                lines.close()
 
     def is_due(self, step: int) -> bool:
         """Whether a step is recorded: the first, and every `log_every_n_steps`."""

@@ -1,20 +1,14 @@
-"""Sinks for a run's records: a JSON lines file, the console, TensorBoard and W&B."""
+"""Sinks for a run's records: a JSON lines file and the console."""
 
 import contextlib
-import importlib
-import importlib.util
 import json
 import logging
 import math
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from neuclip.config.sections import OutputConfig
 from neuclip.console import ProgressBar
-from neuclip.errors import UserError
 from neuclip.evaluation.metric_names import METRICS
 from neuclip.files import open_to_append, write_whole, writing
 from neuclip.run_folder import read_records
@@ -143,91 +137,3 @@ def evaluation_line(record: Record) -> str:
         batch = metrics.get("minibatch_normalizer_mse", math.nan)
         parts.append(f"normalizer MSE {metrics['normalizer_mse']:.2f} (batch {batch:.2f})")
     return f"{record['split']} after epoch {record['epoch']:g}: " + "  ".join(parts)
-
-
-def check_packages(output: OutputConfig) -> None:
-    """Checks that the packages of `--report-to` are installed, before anything is opened.
-
-    Raises:
-        UserError: one is not.
-    """
-    for package in ("tensorboard", "wandb"):
-        if output.report_to in {package, "all"} and importlib.util.find_spec(package) is None:
-            raise _missing(package)
-
-
-def extra_sinks(output: OutputConfig, run_dir: Path, config: dict[str, Any]) -> list[Sink]:
-    """Opens TensorBoard and W&B as `--report-to` asks.
-
-    Args:
-        output: the settings of the run's output.
-        run_dir: the run folder.
-        config: the settings of the run, for W&B.
-
-    Raises:
-        UserError: the package is not installed.
-    """
-    sinks: list[Sink] = []
-    if output.report_to in {"tensorboard", "all"}:
-        sinks.append(_tensorboard(run_dir))
-    if output.report_to in {"wandb", "all"}:
-        sinks.append(_wandb(output, run_dir, config))
-    return sinks
-
-
-def _tensorboard(run_dir: Path) -> Sink:
-    module = _optional("torch.utils.tensorboard", "tensorboard")
-    writer = module.SummaryWriter(run_dir / "tensorboard")
-
-    def sink(record: Record) -> None:
-        with writing(run_dir / "tensorboard"):
-            for name, value in _scalars(record).items():
-                writer.add_scalar(name, value, record["step"])
-            writer.flush()
-
-    return sink
-
-
-def _wandb(output: OutputConfig, run_dir: Path, config: dict[str, Any]) -> Sink:
-    module = _optional("wandb", "wandb")
-    # The id belongs to the run folder: a resumed run continues its curve, not one of the same name.
-    id_file = run_dir / "run_id"
-    if not id_file.exists():
-        write_whole(id_file, uuid.uuid4().hex[:12] + "\n")
-    run = module.init(
-        project=output.wandb_project_name or os.environ.get("WANDB_PROJECT", "neuclip"),
-        notes=output.wandb_notes,
-        name=run_dir.name,
-        id=id_file.read_text(encoding="utf-8").strip(),
-        resume="allow",
-        dir=str(run_dir),
-        config=config,
-    )
-
-    def sink(record: Record) -> None:
-        run.log(_scalars(record), step=record["step"])
-
-    return sink
-
-
-def _scalars(record: Record) -> dict[str, float]:
-    if record["kind"] == "warning":
-        return {}
-    prefix = f"{record['kind']}/" + (f"{record['split']}/" if record["kind"] == "eval" else "")
-    values = record.get("metrics", record)
-    return {
-        prefix + key: float(value)
-        for key, value in values.items()
-        if isinstance(value, int | float)
-    }
-
-
-def _optional(module: str, package: str) -> Any:  # noqa: ANN401  a module
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise _missing(package) from None
-
-
-def _missing(package: str) -> UserError:
-    return UserError(f"--report-to needs the package {package}: pip install 'neuclip[{package}]'")

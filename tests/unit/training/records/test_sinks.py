@@ -4,10 +4,8 @@ import resource
 
 import pytest
 
-from neuclip.config.sections import OutputConfig
 from neuclip.errors import UserError
 from neuclip.run_folder import read_records, record_lines
-from neuclip.training.records import sinks
 from neuclip.training.records.sinks import JsonLines, evaluation_line, training_line
 
 
@@ -81,51 +79,3 @@ def test_log_lines():
     metrics = {"acc1": 0.5, "main_metric": 0.25, "num_samples": 100.0, "partial_of": 400.0}
     line = evaluation_line({"split": "fmow", "epoch": 2, "metrics": metrics})
     assert line == "fmow after epoch 2: acc1 50.00%  main metric 25.00%  on 100 of 400 samples"
-
-
-def test_a_missing_package_for_a_sink_is_named(monkeypatch, tmp_path):
-    def missing(name):
-        raise ImportError(name)
-
-    monkeypatch.setattr(sinks.importlib, "import_module", missing)
-    with pytest.raises(UserError, match=r"pip install 'neuclip\[wandb\]'"):
-        sinks.extra_sinks(OutputConfig(report_to="wandb"), tmp_path, {})
-    assert sinks.extra_sinks(OutputConfig(), tmp_path, {}) == []
-
-
-@pytest.mark.parametrize(("given", "missing"), [("tensorboard", "tensorboard"), ("all", "wandb")])
-def test_missing_packages_are_found_before_a_run_is_opened(monkeypatch, given, missing):
-    monkeypatch.setattr(
-        sinks.importlib.util, "find_spec", lambda name: None if name == missing else 1
-    )
-    with pytest.raises(UserError, match=rf"needs the package {missing}: pip install"):
-        sinks.check_packages(OutputConfig(report_to=given))
-    sinks.check_packages(OutputConfig())
-
-
-def test_a_resumed_run_continues_its_own_curve(monkeypatch, tmp_path):
-    """W&B gets the same id again; a run of the same name in another folder gets another id."""
-    ids = []
-
-    class Wandb:
-        @staticmethod
-        def init(**keywords):
-            assert keywords["resume"] == "allow"
-            assert (keywords["project"], keywords["notes"]) == ("clips", "the first")
-            ids.append(keywords["id"])
-            return Wandb
-
-        @staticmethod
-        def log(values, step):
-            assert values == {"train/loss": 0.5, "train/step": 3.0}
-            assert step == 3
-
-    monkeypatch.setattr(sinks.importlib, "import_module", lambda name: Wandb)
-    for folder in ("a", "a", "b"):
-        (tmp_path / folder / "run").mkdir(parents=True, exist_ok=True)
-        output = OutputConfig(
-            report_to="wandb", wandb_project_name="clips", wandb_notes="the first"
-        )
-        (sink,) = sinks.extra_sinks(output, tmp_path / folder / "run", {})
-        sink({"kind": "train", "step": 3, "loss": 0.5})
-    assert ids[0] == ids[1] != ids[2]
