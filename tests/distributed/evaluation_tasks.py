@@ -15,7 +15,8 @@ from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.evaluation.evaluate import evaluate, evaluate_sets
 from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
-from neuclip.evaluation.splits import open_split
+from neuclip.evaluation.probes import Probes, ProbeSettings
+from neuclip.evaluation.splits import PROBED, open_split
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.clip import build_clip
 from neuclip.model.encoder import Encoder
@@ -121,3 +122,13 @@ def sharing() -> dict[str, Any]:
         "alone": alone,
         "after": collectives.world_size(),
     }
+
+
+def probe(folder: Path) -> dict[str, float]:
+    """Both probes on a split with a training part, and few-shot."""
+    torch.set_num_threads(1)
+    towers = encoder()
+    settings = ProbeSettings(kinds=("linear", "knn"), neighbours=3, few_shot=(1,), few_shot_seeds=2)
+    split = open_split(folder, purpose=PROBED)
+    probes = Probes(towers, SETTINGS, settings)
+    return evaluate(EvaluatedModel(towers), split, SETTINGS, probes=probes).metrics

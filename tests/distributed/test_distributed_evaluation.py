@@ -1,13 +1,22 @@
 """Several ranks evaluate exactly as one: every metric, every feature, to the last bit."""
 
 import json
+import random
 from dataclasses import fields
 
 import pytest
 import torch
-from evaluation_tasks import evaluate_own, evaluate_suite, refused, run, sharing, trained_loss
+from evaluation_tasks import (
+    evaluate_own,
+    evaluate_suite,
+    probe,
+    refused,
+    run,
+    sharing,
+    trained_loss,
+)
 
-from datacomp_sets import write_imagenet, write_suite
+from datacomp_sets import write_classification, write_imagenet, write_suite
 from neuclip.evaluation.results import read_eval_results
 
 pytestmark = pytest.mark.distributed
@@ -38,6 +47,25 @@ def test_the_suite_is_evaluated_as_by_one_process(pool, tmp_path):
     results = tmp_path / "three.jsonl"
     assert pool.run(3, evaluate_suite, tmp_path / "sets", results) == [one] * 3
     assert {line.key: line.metrics for line in read_eval_results(results)} == one
+
+
+def test_probes_are_those_of_one_process(pool, tmp_path):
+    """The training samples are more than a batch, so that two ranks share them."""
+    numbers = random.Random(0)
+    for name, count in (("set", 30), ("other", 60)):
+        rows = [
+            (
+                tuple(120 * (part == row % 3) + numbers.randrange(90) for part in range(3)),
+                row % 3,
+                None,
+            )
+            for row in range(count)
+        ]
+        write_classification(tmp_path / name, rows, 3)
+    (tmp_path / "other" / "test").rename(tmp_path / "set" / "train")
+    one = probe(tmp_path / "set")
+    assert one["num_probe_samples"] == 60 and one["linear_probe_acc1"] > 0.5
+    assert pool.run(2, probe, tmp_path / "set") == [one] * 2
 
 
 def test_what_one_process_meets_ends_all_with_one_message(pool, tmp_path):

@@ -33,8 +33,8 @@ def test_hold_out_keep_the_best_stop_early_and_resume(demo, flags, monkeypatch, 
     inner = evaluating_sets.evaluate
     seen = []
 
-    def evaluate(model, data, settings, class_vectors=None):
-        found = inner(model, data, settings, class_vectors)
+    def evaluate(model, data, settings, class_vectors=None, probes=None):
+        found = inner(model, data, settings, class_vectors, probes)
         found.metrics["mean_recall@1"] = by_epoch[seen.count(data.name) % 5 + 1 + offset]
         seen.append(data.name)
         return found

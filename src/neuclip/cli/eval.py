@@ -3,10 +3,10 @@
 Imports torch only when an evaluation starts.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
@@ -14,20 +14,26 @@ from neuclip.cli import terminal
 from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import EvaluatedReadingFlags
 from neuclip.cli.options import Switch, check_range
+from neuclip.cli.probe_flags import ProbeFlags
 from neuclip.config.data_sections import DataConfig
+from neuclip.config.run_config import RunConfig
+from neuclip.data.progress import Progress
 from neuclip.errors import UserError, quantity
 from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
 
 if TYPE_CHECKING:
     from neuclip.evaluation.evaluate import FinishedSet
+    from neuclip.evaluation.interfaces import EvaluationSettings
+    from neuclip.evaluation.splits import EvaluationSplit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(CheckpointFlags, EvaluatedReadingFlags):
+class Eval(ProbeFlags, CheckpointFlags, EvaluatedReadingFlags):
     """Evaluate a checkpoint on evaluation splits (--val-data) or DataComp's tasks (--data-dir).
 
     Without either flag, the splits given to training are used. Splits are evaluated by zero-shot
-    classification, retrieval and the error of the log-normalizers. DataComp's own command line is
+    classification, retrieval and the error of the log-normalizers; --probe adds classifiers that
+    are trained on the features of labelled data. DataComp's own command line is
     accepted: --train_output_dir ./logs/name --data_dir DIR --epoch 24 --arch ViT-B-32.
     """
 
@@ -117,6 +123,7 @@ def evaluate(command: Eval) -> int:
     """
     check_range("batch-size", command.batch_size, ge=1)
     check_range("workers", command.workers, ge=0)
+    command.check_probes()
     run = _run(command)
     if command.data_dir is not None and command.val_data is not None:
         raise UserError("--val-data and --data-dir name different data: give one of them")
@@ -158,13 +165,50 @@ def recorded_reading(recorded: DataConfig, given: Mapping[str, Any]) -> DataConf
     return recorded.model_copy(update={"allow_pipe": False, **given})
 
 
+class _Opened(NamedTuple):
+    """Splits, the data of `--probe-data`, and a line for each split without probes."""
+
+    splits: "list[EvaluationSplit]"
+    shared: "list[EvaluationSplit]"
+    unprobed: list[str]
+
+
+def _opened(command: Eval, recorded: RunConfig | None, progress: Progress) -> _Opened:
+    """Opens the splits that are given, or those of a run's record, and the data of probes.
+
+    Raises:
+        UserError: data cannot be opened, a flag has no effect, or no split can have probes.
+    """
+    from neuclip.evaluation.own_splits import reopen_own_splits
+    from neuclip.evaluation.splits import (
+        EVALUATION,
+        PROBED,
+        open_splits,
+        require_label_classes,
+        with_templates,
+    )
+
+    purpose = PROBED if command.probe else EVALUATION
+    if recorded is None:
+        reading = command.data_config()
+        splits = open_splits(command.val_data, reading, progress, purpose)
+    else:
+        reading = recorded_reading(recorded.data, command.reading)
+        splits = reopen_own_splits(recorded, reading, progress, purpose)
+    if not splits:
+        return _Opened([], [], [])
+    shared = command.open_probe_data(reading, progress)
+    require_label_classes([*splits, *shared], reading)
+    unprobed = command.unprobed(splits, shared)
+    return _Opened(with_templates(splits, command.val_templates), shared, unprobed)
+
+
 def _own_splits(command: Eval, run: Path) -> int:
     import torch
 
     from neuclip.evaluation.evaluate import evaluate_sets
-    from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
-    from neuclip.evaluation.own_splits import reopen_own_splits
-    from neuclip.evaluation.splits import open_splits, require_label_classes, with_templates
+    from neuclip.evaluation.interfaces import EvaluatedModel
+    from neuclip.evaluation.probes import Probes
     from neuclip.model.load import load_run
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
@@ -172,38 +216,31 @@ def _own_splits(command: Eval, run: Path) -> int:
     # The ranks only share work and gather features, for which gloo serves any device.
     with open_process_group(torch.device("cpu")) as launch, terminal.progress() as progress:
         # What is asked for is checked first: loading a large model takes longer.
-        splits = open_splits(command.val_data, command.data_config(), progress)
-        if splits:
-            require_label_classes(splits, command.data_config())
+        data = _opened(command, None, progress) if command.val_data else None
         restored = load_run(command.choice(run), command.device, launch.local_rank)
         checkpoint, config = restored.checkpoint, restored.config
-        if not splits and config is not None:
-            reading = recorded_reading(config.data, command.reading)
-            splits = reopen_own_splits(config, reading, progress)
-        if not splits:
+        if data is None and config is not None:
+            data = _opened(command, config, progress)
+        if data is None or not data.splits:
             raise UserError(
                 f"{run} records no evaluation splits: give some with --val-data, or DataComp's "
                 "sets with --data-dir"
             )
-        splits = with_templates(splits, command.val_templates)
         main = collectives.is_main()
-        settings = EvaluationSettings(
-            batch_size=command.batch_size,
-            workers=command.workers,
-            stall_limit=command.data_config().data_timeout,
-            seed=0 if config is None else config.seed,  # repeats the numbers of training
-            allow_damage=command.allow_damage,
-            progress=progress if main else None,
-        )
+        settings = _settings(command, progress)
+        if config is not None:
+            settings = replace(settings, seed=config.seed)  # repeats the numbers of training
         model = EvaluatedModel(
             restored.encoder, restored.loss, restored.clip.logit_scale, checkpoint.global_batch_size
         )
         results = command.out or checkpoint.results
         if main:
-            _announce(checkpoint.shown, checkpoint.averaged, ", ".join(s.name for s in splits))
-        found = {
-            done.result.key: done.result for done in evaluate_sets(model, splits, settings, results)
-        }
+            names = ", ".join(split.name for split in data.splits)
+            _announce(checkpoint.shown, checkpoint.averaged, names, data.unprobed)
+        probe = command.probe_settings()
+        probes = None if probe is None else Probes(restored.encoder, settings, probe, data.shared)
+        done = evaluate_sets(model, data.splits, settings, results, probes=probes)
+        found = {each.result.key: each.result for each in done}
     if main:
         terminal.print_metrics(found)
         print(f"wrote {results}")
@@ -220,46 +257,73 @@ def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:
 
     from neuclip.evaluation.datacomp.sets import open_tasks
     from neuclip.evaluation.evaluate import evaluate_sets
-    from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
+    from neuclip.evaluation.interfaces import EvaluatedModel
+    from neuclip.evaluation.probes import Probes
     from neuclip.model.load import load_pretrained
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
 
     # The ranks only share work and gather features, for which gloo serves any device.
     with open_process_group(torch.device("cpu")) as launch, terminal.progress() as progress:
-        sets = open_tasks(data_dir, tasks)
+        probe = command.probe_settings()
+        sets = open_tasks(data_dir, tasks, training=probe is not None)
+        shared = command.open_probe_data(command.data_config(), progress)
+        unprobed = command.unprobed(sets, shared)
         loaded = load_pretrained(command.choice(run), command.device, launch.local_rank)
         main = collectives.is_main()
-        settings = EvaluationSettings(
-            batch_size=command.batch_size,
-            workers=command.workers,
-            stall_limit=command.data_config().data_timeout,
-            amp="cuda" if loaded.encoder.device.type == "cuda" else None,
-            allow_damage=command.allow_damage,
-            progress=progress if main else None,
-        )
+        settings = _settings(command, progress)
+        if loaded.encoder.device.type == "cuda":
+            settings = replace(settings, amp="cuda")
         checkpoint = loaded.checkpoint
         results = command.out or checkpoint.results
         if main:
             name = tasks[0].name if len(tasks) == 1 else quantity(len(tasks), "task")
-            _announce(f"{checkpoint.shown} ({checkpoint.arch})", checkpoint.averaged, name)
-        scores: dict[str, float] = {}
+            shown = f"{checkpoint.shown} ({checkpoint.arch})"
+            _announce(shown, checkpoint.averaged, name, unprobed)
         model = EvaluatedModel(loaded.encoder)
-        for done in evaluate_sets(model, sets, settings, results, loaded.sha256):
-            scores[done.data.key] = done.result.metrics["main_metric"]
+        probes = None if probe is None else Probes(loaded.encoder, settings, probe, shared)
+        finished: list[FinishedSet] = []
+        for done in evaluate_sets(model, sets, settings, results, loaded.sha256, probes):
+            finished.append(done)
             if main:
                 _report(done, suite)
     if main:
-        averages = suite.averages(scores, partial=command.partial)
-        rows = [(task, scores[task.key]) for task in tasks]
-        terminal.print_benchmark(rows, averages.values())
+        _print_suite(command, suite, finished)
         print(f"suite {suite.version}; wrote {results}")
     return 0
 
 
-def _announce(checkpoint: Path | str, averaged: bool, data: str) -> None:
+def _settings(command: Eval, progress: Progress) -> "EvaluationSettings":
+    """The flags as settings; the main process reports progress."""
+    from neuclip.evaluation.interfaces import EvaluationSettings
+    from neuclip.parallel import collectives
+
+    return EvaluationSettings(
+        batch_size=command.batch_size,
+        workers=command.workers,
+        stall_limit=command.data_config().data_timeout,
+        allow_damage=command.allow_damage,
+        progress=progress if collectives.is_main() else None,
+    )
+
+
+def _announce(checkpoint: Path | str, averaged: bool, data: str, unprobed: Sequence[str]) -> None:
     average = "the moving average of " if averaged else ""
     print(f"evaluating {average}{checkpoint} on {data}", flush=True)
+    for line in unprobed:
+        terminal.say(line)
+
+
+def _print_suite(command: Eval, suite: Suite, finished: "list[FinishedSet]") -> None:
+    """Prints the main metric of each task, the averages, and the probes."""
+    results = [(suite.tasks[done.data.key], done.result) for done in finished]
+    rows = [(task, result.metrics["main_metric"]) for task, result in results]
+    scores = {task.key: score for task, score in rows}
+    terminal.print_benchmark(rows, suite.averages(scores, partial=command.partial).values())
+    probed = [(task, result) for task, result in results if "num_probe_samples" in result.metrics]
+    if command.probe and probed:
+        print()
+        terminal.print_probes(probed)
 
 
 def _report(done: "FinishedSet", suite: Suite) -> None:

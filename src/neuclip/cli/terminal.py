@@ -1,5 +1,6 @@
 """What the command line prints: styled on a terminal, plain lines when piped. Imports no torch."""
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from neuclip import console
 from neuclip.errors import without_controls
 from neuclip.evaluation.blend_choice import Mix
 from neuclip.evaluation.datacomp.suite import Average, Task
-from neuclip.evaluation.metric_names import METRICS
+from neuclip.evaluation.metric_names import Metric, shown_metrics
 from neuclip.evaluation.results import EvalResult, read_eval_results
 from neuclip.run_folder import RunFolder
 
@@ -41,7 +42,7 @@ def print_metrics(found: Mapping[str, EvalResult]) -> None:
         if key == "num_samples" or any(key in metrics for metrics in metrics_of):
             counts = [m.get(key) for m in metrics_of]
             shown.add_row(label, *("-" if n is None else f"{int(n):,}" for n in counts))
-    for metric in METRICS:
+    for metric in shown_metrics({key for metrics in metrics_of for key in metrics}):
         if metric.table and any(metric.key in metrics for metrics in metrics_of):
             label = f"{metric.label} ({metric.hint})" if metric.hint else metric.label
             values = [_number(m.get(metric.key), share=metric.percent) for m in metrics_of]
@@ -67,6 +68,43 @@ def print_benchmark(scores: Iterable[tuple[Task, float]], averages: Iterable[Ave
         missing = f"{average.done} of " if average.missing else ""
         shown.add_row(average.name, f"mean of {missing}{average.total}", f"{average.value:.4f}")
     _console().print(shown)
+
+
+def print_probes(results: Sequence[tuple[Task, EvalResult]]) -> None:
+    """Prints the metrics of probes of each task that has some: by its main metric where it has it.
+
+    A few-shot value comes with its standard deviation.
+    """
+    metrics_of = [(task, result.metrics) for task, result in results]
+    keys = {key for _, metrics in metrics_of for key in metrics}
+    columns = [
+        metric
+        for metric in shown_metrics(keys)
+        if metric.key in keys and _PROBE_COLUMN.fullmatch(metric.key)
+    ]
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("task")
+    shown.add_column("metric")
+    shown.add_column("samples", justify="right")
+    for metric in columns:
+        shown.add_column(metric.label.replace(" top-1", ""), justify="right")
+    for task, metrics in metrics_of:
+        samples = f"{int(metrics['num_probe_samples']):,}"
+        values = [_of_task(metric, task, metrics) for metric in columns]
+        shown.add_row(task.name, task.metric, samples, *values)
+    _console().print(shown)
+
+
+_PROBE_COLUMN = re.compile(r"(linear_probe|knn)_(\d+shot_)?acc1")
+
+
+def _of_task(metric: Metric, task: Task, metrics: Mapping[str, float]) -> str:
+    """The task's main metric in place of `acc1`."""
+    key = metric.key.removesuffix("acc1") + task.metric
+    if key not in metrics:
+        return "-"
+    spread = metrics.get(f"{key}_std")
+    return f"{metrics[key]:.4f}" + ("" if spread is None else f" +- {spread:.4f}")
 
 
 def print_mixes(mixes: Sequence[Mix], chosen: Mix) -> None:
@@ -96,7 +134,9 @@ def print_mixes(mixes: Sequence[Mix], chosen: Mix) -> None:
 def _number(value: float | None, *, share: bool) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.2f} %" if share else f"{value:.3f}"
+    if share:
+        return f"{100 * value:.2f} %"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.1 else f"{value:.3g}"
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

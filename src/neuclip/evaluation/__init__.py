@@ -13,6 +13,11 @@ Modules in reading order:
 - `metrics`: accuracies, recalls and F1 from the choices for each sample.
 - `zero_shot`: class vectors, and the choice of a class for each image.
 - `retrieval`: recall in both directions.
+- `class_draws`: draws of samples class by class, for few-shot and held-out shares.
+- `linear_probe`: logistic regression on features.
+- `nearest_neighbours`: votes of the nearest training samples.
+- `probe_samples`: the labelled samples that these are trained on.
+- `probes`: both of them on a set, from all training samples and from a few.
 - `normalizer_error`: log-normalizers against their exact values.
 - `validation_loss`: InfoNCE over a split, one formula for all methods.
 - `gallery`: example retrievals.

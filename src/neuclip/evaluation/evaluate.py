@@ -13,6 +13,7 @@ from neuclip.evaluation.datacomp.suite import load_suite
 from neuclip.evaluation.datacomp.task_evaluation import evaluate_task
 from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings, SetEvaluation
 from neuclip.evaluation.outcomes import write_outcomes
+from neuclip.evaluation.probes import Probes
 from neuclip.evaluation.results import (
     EvalResult,
     Provenance,
@@ -57,6 +58,7 @@ def evaluate(
     data: EvaluationSet,
     settings: EvaluationSettings,
     class_vectors: ClassVectors | None = None,
+    probes: Probes | None = None,
 ) -> SetEvaluation:
     """Evaluates a model on one set, by the rules of its kind. All ranks call it together.
 
@@ -65,14 +67,15 @@ def evaluate(
         data: a split of one's own, or the set of a DataComp task.
         settings: how to evaluate.
         class_vectors: shared between sets with equal prompts; if none, computed.
+        probes: trains probes for sets with classes; none: no probes.
 
     Raises:
         UserError: the set is corrupt, or contradicts itself.
     """
     class_vectors = class_vectors or ClassVectors(model.encoder, settings)
     if isinstance(data, TaskSet):
-        return evaluate_task(model.encoder, data, settings, class_vectors)
-    return evaluate_split(model, data, settings, class_vectors)
+        return evaluate_task(model.encoder, data, settings, class_vectors, probes)
+    return evaluate_split(model, data, settings, class_vectors, probes)
 
 
 def evaluate_sets(
@@ -81,6 +84,7 @@ def evaluate_sets(
     settings: EvaluationSettings,
     results: Path,
     checkpoint: str | None = None,
+    probes: Probes | None = None,
 ) -> Generator[FinishedSet]:
     """Evaluates sets one by one; each result is written before the next set begins.
 
@@ -96,6 +100,8 @@ def evaluate_sets(
         checkpoint: SHA-256 of architecture and weights. With it, results of tasks carry their
             provenance, keep outcomes per sample, and are reused while nothing has changed. Without
             it they never replace such a result.
+        probes: trains probes for sets with classes; none: no probes. A result with other probes, or
+            without them, is then not reused.
 
     Raises:
         UserError: a set is corrupt; the results before it are written.
@@ -105,13 +111,22 @@ def evaluate_sets(
     for number, data in enumerate(sets, start=1):
         before = earlier.get(data.key)
         made = _provenance(data, settings, checkpoint)
-        reused = before is not None and _may_reuse(before, made, settings)
+        record = None if probes is None else probes.record(data)
+        reused = (
+            before is not None
+            and _may_reuse(before, made, settings)
+            and record in (None, before.probe)
+        )
         if before is not None and reused:
             result = before
         else:
-            evaluation = evaluate(model, data, settings, class_vectors)
-            result = EvalResult(data.key, data.title, evaluation.metrics, made, evaluation.data)
+            evaluation = evaluate(model, data, settings, class_vectors, probes)
+            result = EvalResult(
+                data.key, data.title, evaluation.metrics, made, evaluation.data, record
+            )
             if collectives.is_main():
+                if before is not None and before.probe is not None and record is None:
+                    _log.warning("%s: its results of probes are replaced", data.key)
                 keep = before is not None and before.provenance is not None and made is None
                 result = _write(results, data, result, evaluation, keep=keep)
         yield FinishedSet(data, number, len(sets), result, reused)

@@ -20,7 +20,7 @@ from neuclip.data.remote.transport import PIPE
 from neuclip.data.sources.part import Part
 from neuclip.data.sources.source import Source
 from neuclip.errors import UserError, quantity
-from neuclip.evaluation.label_classes import folder_of, label_classes
+from neuclip.evaluation.label_classes import Prompts, folder_of, label_classes
 from neuclip.evaluation.splits import EvaluationSplit
 from neuclip.parallel.work_sharing import from_main
 
@@ -79,10 +79,19 @@ class HeldOut:
     @cached_property
     def split(self) -> EvaluationSplit:
         """The samples that are held out."""
-        part = Part(self.source, self.positions)
-        key = self.label_key
-        found = None if key is None else label_classes(part, key, folder_of(self.source))
-        split = EvaluationSplit(NAME, part, [], [], origin=self._words(), allow_damage=True)
+        return self._labelled(NAME, Part(self.source, self.positions), "needed")
+
+    @cached_property
+    def probed_split(self) -> EvaluationSplit:
+        """The samples that are held out, with the rest as training part for probes."""
+        split = self._labelled(NAME, Part(self.source, self.positions), "wanted")
+        training = self._labelled(f"{NAME}, the rest of the data", self.rest, "unused")
+        return replace(split, training=training if training.classnames else None)
+
+    def _labelled(self, name: str, part: Source, prompts: Prompts) -> EvaluationSplit:
+        key, folder = self.label_key, folder_of(self.source)
+        found = None if key is None else label_classes(part, key, folder, prompts=prompts)
+        split = EvaluationSplit(name, part, [], [], origin=self._words(), allow_damage=True)
         if found is None:
             return split
         classes = {"classnames": found.classnames, "templates": found.templates}

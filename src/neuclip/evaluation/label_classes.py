@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from neuclip.data.order import Layout
 from neuclip.data.progress import Progress
@@ -22,6 +23,13 @@ from neuclip.evaluation.class_names import CLASSNAMES, DEFAULT_TEMPLATE, beside
 _NUMBER = re.compile(r"\d+(\.0+)?")  # pandas writes 3.0 for the 3 of a column with gaps
 _WORDNET_ID = re.compile(r"n\d{8}")
 _SHOWN = 4
+Prompts = Literal["needed", "wanted", "unused"]
+"""What labels that name nothing for a prompt, such as numbers, are.
+
+- `needed`: no classes, and the reason is logged;
+- `wanted`: classes without templates, and the reason is logged;
+- `unused`: classes.
+"""
 _AHEAD = 2  # blocks announced ahead of reading
 _log = logging.getLogger("neuclip")
 
@@ -95,7 +103,11 @@ class LabelClasses:
 
 
 def label_classes(
-    source: Source, label_key: str, folder: Path | None, progress: Progress | None = None
+    source: Source,
+    label_key: str,
+    folder: Path | None,
+    progress: Progress | None = None,
+    prompts: Prompts = "needed",
 ) -> LabelClasses | None:
     """The classes that the labels of a source name; every sample's texts are read once.
 
@@ -104,6 +116,7 @@ def label_classes(
         label_key: for messages.
         folder: may hold `classnames.txt`, all classes in the order of their numbers, and templates.
         progress: called while labels are read.
+        prompts: what labels are that name nothing for a prompt.
 
     Returns:
         The classes; none if the labels name none, for a reason that is logged.
@@ -113,29 +126,27 @@ def label_classes(
     """
     counts, unlabelled = _count(source, progress)
     names, templates = ([], []) if folder is None else beside(folder)
+    templates = templates or [DEFAULT_TEMPLATE]
     if names and counts:
         classes = _classes_in(names, counts, f"--label-key {label_key}, {folder}/{CLASSNAMES}")
     else:
         reason = _why_not(counts)
-        if reason is not None:
+        if reason is not None and prompts != "unused":
             _log.warning(
                 "%s: no zero-shot accuracy by --label-key %s: %s",
                 source.layout.spans[0].name, label_key, reason,
             )  # fmt: skip
+        if not counts or (reason is not None and prompts == "needed"):
             return None
-        spelled: dict[str, str] = {}
-        for label in sorted(counts):
-            spelled.setdefault(_key(label), _name(label))
-        names = [spelled[key] for key in sorted(spelled)]
-        numbers = {key: number for number, key in enumerate(sorted(spelled))}
-        classes = {label: numbers[_key(label)] for label in counts}
+        names, classes = _classes_of(counts)
+        templates = [] if reason is not None else templates
     shown = ", ".join(printable(name, 40) for name in names[:_SHOWN])
     _log.info(
         "%s: %s by --label-key %s: %s%s; %s", source.layout.spans[0].name,
         "1 class" if len(names) == 1 else f"{len(names):,} classes", label_key,
         shown, ", ..." if len(names) > _SHOWN else "", _facts(counts, unlabelled),
     )  # fmt: skip
-    return LabelClasses(LabelledSource(source, classes), names, templates or [DEFAULT_TEMPLATE])
+    return LabelClasses(LabelledSource(source, classes), names, templates)
 
 
 def folder_of(source: Source) -> Path | None:
@@ -181,6 +192,11 @@ def _key(label: str) -> str:
     return _name(label).casefold()
 
 
+def _number_or_key(label: str) -> str:
+    """As `_key`; 3.0 is the number 3."""
+    return str(int(float(label))) if _NUMBER.fullmatch(label) else _key(label)
+
+
 def _why_not(counts: Mapping[str, int]) -> str | None:
     """Why labels cannot be class names; None if they can."""
     if not counts:
@@ -199,6 +215,54 @@ def _why_not(counts: Mapping[str, int]) -> str | None:
     if all(map(_WORDNET_ID.fullmatch, counts)):
         return f"the labels are WordNet ids, such as {first}, and a prompt needs names: {names}"
     return None
+
+
+def match_classes(given: Sequence[str], wanted: Sequence[str], where: str) -> list[int | None]:
+    """Finds classes of other data among the wanted ones: by position in equal lists, else by name.
+
+    Args:
+        given: names of classes; numbers count the wanted ones from 0 if those are names.
+        wanted: names of classes.
+        where: names the given ones, for messages.
+
+    Returns:
+        The index of each given class among the wanted ones; None if it is not there.
+
+    Raises:
+        UserError: none is there, a number is beyond the wanted ones, or two of those have one name.
+    """
+    if list(given) == list(wanted):
+        return list(range(len(wanted)))
+    if all(map(_NUMBER.fullmatch, given)) and not any(map(_NUMBER.fullmatch, wanted)):
+        classes = _classes_in(wanted, given, where)
+        return [classes[label] for label in given]
+    repeated = Counter(map(_number_or_key, wanted))
+    twice = next((name for name in given if repeated[_number_or_key(name)] > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"{where}: two of the evaluated classes have the name {printable(twice, 60)!r}: give "
+            f"both data the same {CLASSNAMES}"
+        )
+    known = {_number_or_key(name): index for index, name in enumerate(wanted)}
+    found = [known.get(_number_or_key(name)) for name in given]
+    if all(index is None for index in found):
+        shown = [", ".join(printable(name, 40) for name in names[:3]) for names in (given, wanted)]
+        raise UserError(
+            f"{where}: none of its {len(given):,} classes ({shown[0]}, ...) is among those that "
+            f"are evaluated ({shown[1]}, ...)"
+        )
+    return found
+
+
+def _classes_of(labels: Iterable[str]) -> tuple[list[str], dict[str, int]]:
+    """Names for labels, and the index of each label among them; numbers are ordered as such."""
+    spelled: dict[str, str] = {}
+    for label in sorted(labels):
+        spelled.setdefault(_key(label), _name(label))
+    numeric = all(map(_NUMBER.fullmatch, spelled))
+    keys = sorted(spelled, key=float) if numeric else sorted(spelled)
+    numbers = {key: number for number, key in enumerate(keys)}
+    return [spelled[key] for key in keys], {label: numbers[_key(label)] for label in labels}
 
 
 def _classes_in(names: Sequence[str], labels: Iterable[str], where: str) -> dict[str, int]:

@@ -4,6 +4,8 @@ The command line, the log, the report, the model card and the study read this ta
 order of DataComp's own metrics are those of its results files. Imports no torch.
 """
 
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,6 +97,50 @@ METRICS = (
 )
 MAIN_METRICS = tuple(m for m in METRICS if m.key in {"acc1", "mean_recall@1"})
 """The main metric of a split: the first of these that it has."""
+
+_PROBES = {"linear_probe": "Linear probe", "knn": "k-NN"}
+_SHOT_KEY = re.compile(rf"({'|'.join(_PROBES)})_(\d{{1,6}})shot_acc1(_std)?")
+
+
+def _probe(prefix: str, label: str) -> list[Metric]:
+    return [
+        Metric(key=f"{prefix}_acc1", label=f"{label} top-1", summary=True),
+        Metric(key=f"{prefix}_acc5", label=f"{label} top-5"),
+        Metric(key=f"{prefix}_mean_per_class_recall", label=f"{label} mean per-class recall"),
+    ]
+
+
+PROBE_METRICS = (
+    *_probe("linear_probe", "Linear probe"),
+    Metric(
+        key="linear_probe_strength",
+        label="Linear probe L2 strength",
+        better="neither",
+        percent=False,
+    ),
+    *_probe("knn", "k-NN"),
+)
+"""Metrics of `neuclip eval --probe`; evaluations in training have none of them."""
+
+
+def shown_metrics(keys: Collection[str]) -> list[Metric]:
+    """The metrics that tables may show, those of probes and of their few-shot results included.
+
+    Args:
+        keys: keys of all metrics at hand, which tell the numbers of few-shot samples.
+    """
+    found = {match for key in keys if (match := _SHOT_KEY.fullmatch(key))}
+    few_shot = [
+        Metric(
+            key=match[0],
+            label=f"{_PROBES[match[1]]} top-1, {match[2]} per class",
+            hint="standard deviation" if match[3] else "",
+            better="neither" if match[3] else "high",
+        )
+        for match in sorted(found, key=lambda m: (m[1] == "knn", int(m[2]), m[3] or ""))
+    ]
+    return [*METRICS, *PROBE_METRICS, *few_shot]
+
 
 LOG_NORMALIZERS = ("log_normalizer", "batch_log_inner", "predicted_log_normalizer")
 """Keys of training records on log-normalizers: means over the last batch."""

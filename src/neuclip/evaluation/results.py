@@ -49,6 +49,19 @@ class EvaluatedData:
 
 
 @dataclass(frozen=True)
+class ProbeRecord:
+    """The inputs of a set's probes.
+
+    Attributes:
+        data: digest of the files of the training data, with their sizes and times.
+        settings: which probes, and how.
+    """
+
+    data: str
+    settings: str
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """One line of a results file.
 
@@ -58,6 +71,7 @@ class EvalResult:
         metrics: metrics by key.
         provenance: inputs of a DataComp result; none for other results.
         data: what was read; none in results of older versions.
+        probe: inputs of the probes; none without probes.
     """
 
     key: str
@@ -65,6 +79,7 @@ class EvalResult:
     metrics: dict[str, float]
     provenance: Provenance | None = None
     data: EvaluatedData | None = None
+    probe: ProbeRecord | None = None
 
 
 @dataclass(frozen=True)

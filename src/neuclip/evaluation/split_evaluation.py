@@ -15,8 +15,10 @@ from neuclip.evaluation.interfaces import (
     LogNormalizerPredictor,
     SetEvaluation,
 )
+from neuclip.evaluation.metrics import accuracies
 from neuclip.evaluation.normalizer_error import normalizer_error
 from neuclip.evaluation.outcomes import outcomes_of
+from neuclip.evaluation.probes import Probes
 from neuclip.evaluation.results import Gallery
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.splits import EvaluationSplit
@@ -39,6 +41,7 @@ def evaluate_split(
     split: EvaluationSplit,
     settings: EvaluationSettings,
     class_vectors: ClassVectors,
+    probes: Probes | None = None,
 ) -> SetEvaluation:
     """Evaluates a split in one pass of the towers. All ranks call it together and share the work.
 
@@ -47,10 +50,12 @@ def evaluate_split(
         split: the data.
         settings: how to evaluate.
         class_vectors: computes class vectors, or has them.
+        probes: trains probes for the split, if given.
 
     Returns:
         Metrics, outcomes of top-1 accuracy, and the gallery. A split without class names has no
-        `acc1` and related keys and no outcomes; its `main_metric` is `mean_recall@1`.
+        `acc1` and related keys and no outcomes; its `main_metric` is `mean_recall@1`. The same
+        holds for class names without templates, which only probes can use.
 
     Raises:
         UserError: the split is corrupt or contradicts itself.
@@ -62,15 +67,15 @@ def evaluate_split(
         require_complete(split.index.damage)
     batches = start_reading(encoder, split.index, settings, title=split.title)
     vectors = None
-    if split.classnames:  # while the first batches are read
+    if split.templates:  # while the first batches are read
         vectors = class_vectors(split.classnames, split.templates)
     images, pairs = encode_both(
         encoder, batches, allow_damage=allow_damage, distinct=rules.by_image
     )
     metrics: dict[str, float] = {}
     outcomes = None
+    classified = images.with_class() if split.by_label else images
     if vectors is not None:
-        classified = images.with_class() if split.by_label else images
         choices = classify(classified, vectors, split.classnames, rules)
         metrics |= zero_shot_metrics(choices)
         if len(classified) < len(images):
@@ -78,6 +83,8 @@ def evaluate_split(
         outcomes = outcomes_of("mean", choices.right_at(1))
     else:
         metrics["num_samples"] = float(len(images))
+    if probes is not None:
+        metrics |= probes.metrics(split, classified, rules, accuracies, main="acc1")
     if images.damage:
         metrics["num_damaged"] = float(len(images.damage))
     gallery = None

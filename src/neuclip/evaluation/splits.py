@@ -19,13 +19,13 @@ from pathlib import Path
 from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.annotations import MissingKeyError
 from neuclip.data.captions import CaptionRule
-from neuclip.data.folder_contents import EVALUATION_SPLITS
+from neuclip.data.folder_contents import EVALUATION_SPLITS, TRAINING_SPLITS
 from neuclip.data.opening import open_source
 from neuclip.data.progress import Progress
 from neuclip.data.recognition import recognise
 from neuclip.data.sources.class_folders import ClassFolders
 from neuclip.data.sources.shards import build_index, expand_patterns
-from neuclip.data.sources.source import Source
+from neuclip.data.sources.source import Captions, Source
 from neuclip.errors import UserError, all_of
 from neuclip.evaluation.class_names import (
     CLASSNAMES,
@@ -37,32 +37,63 @@ from neuclip.evaluation.class_names import (
     prompts_of,
     read_classes,
 )
-from neuclip.evaluation.label_classes import label_classes
+from neuclip.evaluation.label_classes import Prompts, label_classes
 from neuclip.masking import mask
 
 _SIDE_FILES = (CLASSNAMES, TEMPLATES, DATASET_TYPE)
-_DATA_BELOW = ("test", "validation", "val", "valid")
 _GENERIC = {
-    *_DATA_BELOW, "train", "training", "testing", "dev", "eval", "data", "images", "shards", "tars",
+    "test", "testing", "validation", "val", "valid", "train", "training", "dev", "eval", "data",
+    "images", "shards", "tars",
 }  # fmt: skip
 _WORDNET_ID = re.compile(r"n\d{8}")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Purpose:
+    """What data are opened for.
+
+    Attributes:
+        splits: of data with several splits, the first of these is read.
+        below: names of the folder of the samples in a folder with class names.
+        prompts: what labels are that name nothing for a prompt.
+        training: the training part of the data is opened, too.
+        captions: what a missing caption is.
+    """
+
+    splits: tuple[str, ...]
+    below: tuple[str, ...]
+    prompts: Prompts
+    training: bool = False
+    captions: Captions = "if_any"
+
+
+EVALUATION = Purpose(EVALUATION_SPLITS, ("test", "validation", "val", "valid"), "needed")
+PROBED = replace(EVALUATION, prompts="wanted", training=True)
+"""Evaluation with probes."""
+PROBE_TRAINING = Purpose(TRAINING_SPLITS, ("train", "training"), "unused", captions="optional")
+"""Labelled data that probes are trained on."""
+
+
+@dataclass(frozen=True)
 class EvaluationSplit:
     """An open split; without class names, only retrieval is evaluated.
+
+    The training data of a probe have the same form.
 
     Attributes:
         name: key in the results.
         index: the samples.
         classnames: names of the classes, or nothing.
-        templates: prompts with `{c}`, or nothing.
+        templates: prompts with `{c}`; nothing without classes, and for class names that only probes
+            can use.
         published: laid out as clip-benchmark's and DataComp's sets are, so that it is evaluated by
             their rules.
         origin: where the samples come from, in a line for the log, if that is not `--val-data`.
         allow_damage: leave out corrupt samples and count them, whatever the settings say.
         by_label: the classes are labels; a sample without one counts for retrieval alone.
+        training: the training part of the same data, for probes; none if there is none, or if it
+            was not asked for.
     """
 
     name: str
@@ -73,6 +104,7 @@ class EvaluationSplit:
     origin: str = ""
     allow_damage: bool = False
     by_label: bool = False
+    training: "EvaluationSplit | None" = None
 
     @property
     def key(self) -> str:
@@ -91,7 +123,10 @@ class EvaluationSplit:
 
 
 def open_splits(
-    pattern: str | None, reading: ReadingConfig | None = None, progress: Progress | None = None
+    pattern: str | None,
+    reading: ReadingConfig | None = None,
+    progress: Progress | None = None,
+    purpose: Purpose = EVALUATION,
 ) -> list[EvaluationSplit]:
     """Opens the splits of `--val-data`, joined by '::'.
 
@@ -99,13 +134,14 @@ def open_splits(
         pattern: the splits, each as for `--train-data`; none or empty: no split.
         reading: how tables, captions and remote shards are read, as in training.
         progress: called while shards are indexed.
+        purpose: what they are opened for.
 
     Raises:
         UserError: splits cannot be opened; names all of them.
     """
     parts = [part for part in (pattern or "").split("::") if part]
     return all_of(
-        partial(open_split, part, name, reading, progress)
+        partial(open_split, part, name, reading, progress, purpose)
         for part, name in zip(parts, split_names(parts), strict=True)
     )
 
@@ -125,13 +161,13 @@ def with_templates(
     """
     if templates is None:
         return list(splits)
-    if not any(split.classnames for split in splits):
+    if not any(split.templates for split in splits):
         raise UserError(
             f"--val-templates {templates}: no evaluated data have class names; templates are for "
             "zero-shot classification (of a table with labels: --label-key COLUMN)"
         )
     prompts = prompts_of(templates)
-    return [replace(split, templates=prompts) if split.classnames else split for split in splits]
+    return [replace(split, templates=prompts) if split.templates else split for split in splits]
 
 
 def require_label_classes(splits: Sequence[EvaluationSplit], reading: ReadingConfig) -> None:
@@ -190,6 +226,7 @@ def open_split(
     name: str | None = None,
     reading: ReadingConfig | None = None,
     progress: Progress | None = None,
+    purpose: Purpose = EVALUATION,
 ) -> EvaluationSplit:
     """Opens one split.
 
@@ -198,6 +235,7 @@ def open_split(
         name: key in the results; if none, from the path.
         reading: how tables, captions and remote shards are read.
         progress: called while shards are indexed.
+        purpose: what it is opened for.
 
     Raises:
         UserError: the data are missing or empty, have neither captions nor classes, or their class
@@ -207,10 +245,10 @@ def open_split(
     name = name or split_names([part])[0]
     folder = Path(part).expanduser()
     if not folder.is_dir():
-        source, label_key = _open(part, reading, progress)
-        named = _by_labels(name, source, label_key, folder.parent, progress)
-        return named or EvaluationSplit(name, _with_captions(part, source), [], [])
-    side, data = _side_folder(folder), _data_folder(folder)
+        source, label_key = _open(part, reading, progress, purpose)
+        named = _by_labels(name, source, label_key, folder.parent, progress, purpose)
+        return named or EvaluationSplit(name, _with_captions(part, source, purpose), [], [])
+    side, data = _side_folder(folder, purpose), _data_folder(folder, purpose)
     kind = dataset_type(side)
     if kind not in {None, "classification", "retrieval"}:
         raise UserError(
@@ -221,21 +259,34 @@ def open_split(
     if published or (classnames and any(data.glob("*.tar"))):
         rule = CaptionRule(lines=published, required=not classnames)
         index = build_index(expand_patterns(str(data)), captions=rule, progress=progress)
-        source = index if classnames else _with_captions(part, index)
-        return EvaluationSplit(name, source, classnames, templates, published)
-    source, label_key = _open(str(data), reading, progress)
-    named = _by_labels(name, source, label_key, side, progress)
+        source = index if classnames else _with_captions(part, index, purpose)
+        split = EvaluationSplit(name, source, classnames, templates, published)
+        return replace(split, training=_training_part(split, side, data, progress, purpose))
+    source, label_key = _open(str(data), reading, progress, purpose)
+    named = _by_labels(name, source, label_key, side, progress, purpose)
     if named is not None:
         return named
-    if source.has_captions and not classnames:
+    if source.has_captions and not classnames and purpose.prompts != "unused":
         return EvaluationSplit(name, source, [], [])
-    return _class_folders(name, data, classnames, templates) or EvaluationSplit(
-        name, source if classnames else _with_captions(part, source), classnames, templates
+    return _class_folders(name, data, classnames, templates, purpose) or EvaluationSplit(
+        name, source if classnames else _with_captions(part, source, purpose), classnames, templates
     )
 
 
+def _training_part(
+    split: EvaluationSplit, side: Path, data: Path, progress: Progress | None, purpose: Purpose
+) -> EvaluationSplit | None:
+    """The shards in `train/` beside those in `test/`, in a set of clip-benchmark."""
+    folder = side / "train"
+    if not (purpose.training and split.classnames and data != folder and any(folder.glob("*.tar"))):
+        return None
+    rule = CaptionRule(lines=True, required=False)
+    index = build_index(expand_patterns(str(folder)), captions=rule, progress=progress)
+    return replace(split, name=f"{split.name}/train", index=index)
+
+
 def _open(
-    part: str, reading: ReadingConfig | None, progress: Progress | None
+    part: str, reading: ReadingConfig | None, progress: Progress | None, purpose: Purpose
 ) -> tuple[Source, str | None]:
     """Opens data as in training, without the settings that decide order and ids of samples.
 
@@ -246,28 +297,45 @@ def _open(
     neutral |= {"hard_negative_key": None, "pair_weight_key": None}
     reading = (reading or ReadingConfig()).model_copy(update=neutral)
     try:
-        source = open_source(part, reading, progress, captions="if_any", splits=EVALUATION_SPLITS)
+        source = open_source(
+            part, reading, progress, captions=purpose.captions, splits=purpose.splits
+        )
     except MissingKeyError as error:
-        _log.info("evaluated without labels: %s", error)
-        return _open(part, reading.model_copy(update={"label_key": None}), progress)
+        _log.info("read without labels: %s", error)
+        return _open(part, reading.model_copy(update={"label_key": None}), progress, purpose)
     if not source.has_captions and reading.caption_key is not None:
         reading = reading.model_copy(update={"caption_key": None})
-        source = open_source(part, reading, progress, captions="if_any", splits=EVALUATION_SPLITS)
+        source = open_source(
+            part, reading, progress, captions=purpose.captions, splits=purpose.splits
+        )
     return source, reading.label_key
 
 
 def _by_labels(
-    name: str, source: Source, label_key: str | None, folder: Path, progress: Progress | None
+    name: str,
+    source: Source,
+    label_key: str | None,
+    folder: Path,
+    progress: Progress | None,
+    purpose: Purpose,
 ) -> EvaluationSplit | None:
     """The split with its labels as classes; none if it has no labels that name classes."""
-    found = None if label_key is None else label_classes(source, label_key, folder, progress)
+    if label_key is None:
+        return None
+    found = label_classes(source, label_key, folder, progress, purpose.prompts)
     if found is None:
         return None
     return EvaluationSplit(name, found.source, found.classnames, found.templates, by_label=True)
 
 
-def _with_captions(part: str, source: Source) -> Source:
+def _with_captions(part: str, source: Source, purpose: Purpose) -> Source:
     """The source, which is evaluated by its captions alone."""
+    if purpose.prompts == "unused":
+        raise UserError(
+            f"{part} has no labels to train probes on: name their column or key with --label-key "
+            f"(cls: the .cls files of shards), or give shards with {CLASSNAMES} beside them, or a "
+            "folder per class"
+        )
     if not source.has_captions:
         raise UserError(
             f"evaluation split {part} has neither captions nor class names: retrieval needs "
@@ -281,9 +349,9 @@ def _with_captions(part: str, source: Source) -> Source:
 # layouts -----------------------------------------------------------------------------------------
 
 
-def _data_folder(folder: Path) -> Path:
+def _data_folder(folder: Path, purpose: Purpose) -> Path:
     """The folder of the samples: `test` or the like, if the folder itself has only texts."""
-    below = next((folder / name for name in _DATA_BELOW if (folder / name).is_dir()), None)
+    below = next((folder / name for name in purpose.below if (folder / name).is_dir()), None)
     if below is None or any(folder.glob("*.tar")):
         return folder
     if any(below.glob("*.tar")):
@@ -300,24 +368,24 @@ def _has_files(folder: Path) -> bool:
     )
 
 
-def _side_folder(folder: Path) -> Path:
+def _side_folder(folder: Path, purpose: Purpose) -> Path:
     """The folder of the class names: the folder, or the one above `test` and the like."""
     above = folder.absolute().parent
     own = any((folder / name).is_file() for name in _SIDE_FILES)
-    if own or folder.absolute().name.lower() not in _DATA_BELOW:
+    if own or folder.absolute().name.lower() not in purpose.below:
         return folder
     return above if any((above / name).is_file() for name in _SIDE_FILES) else folder
 
 
 def _class_folders(
-    name: str, folder: Path, classnames: list[str], templates: list[str]
+    name: str, folder: Path, classnames: list[str], templates: list[str], purpose: Purpose
 ) -> EvaluationSplit | None:
     """A folder per class; none if the folder is something else.
 
     Raises:
         UserError: the folders' names are not names of classes, or others than `classnames.txt` has.
     """
-    found = recognise(str(folder), ReadingConfig(), EVALUATION_SPLITS)
+    found = recognise(str(folder), ReadingConfig(), purpose.splits)
     if found.kind != "folder":
         return None
     folder = Path(found.paths[0])
@@ -331,16 +399,18 @@ def _class_folders(
             f"{folder}: {len(ordered)} folders of classes, but {len(classnames)} class names in "
             f"{CLASSNAMES}"
         )
-    if not classnames:
-        strange = next((each for each in ordered if numbered or _WORDNET_ID.fullmatch(each)), None)
-        if strange is not None:
-            raise UserError(
-                f"{folder}: a folder per class, but {strange!r} is not a name for a prompt: write "
-                f"the names, one a line in the order of the folders, to {folder / CLASSNAMES} "
-                "(ImageNet's own folders: --imagenet-val)"
-            )
-        classnames = [each.replace("_", " ") for each in ordered]
+    strange = next((each for each in ordered if numbered or _WORDNET_ID.fullmatch(each)), None)
+    prompts = purpose.prompts != "unused"
+    if not classnames and strange is not None and prompts:
+        what = (
+            f"{folder}: a folder per class, but {strange!r} is not a name for a prompt: write the "
+            f"names, one a line in the order of the folders, to {folder / CLASSNAMES}"
+        )
+        if purpose.prompts == "needed":
+            raise UserError(f"{what} (ImageNet's own folders: --imagenet-val)")
+        _log.warning("no zero-shot accuracy: %s", what)
+        prompts = False
+    classnames = classnames or [each.replace("_", " ") for each in ordered]
     _log.info("%s: folder of images, one folder for each of %d classes", folder, len(ordered))
-    return EvaluationSplit(
-        name, ClassFolders(folder, ordered), classnames, templates or default_prompt(folder)
-    )
+    templates = (templates or default_prompt(folder)) if prompts else []
+    return EvaluationSplit(name, ClassFolders(folder, ordered), classnames, templates)

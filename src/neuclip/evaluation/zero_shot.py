@@ -27,7 +27,7 @@ from neuclip.evaluation.interfaces import (
     first_of_each,
 )
 from neuclip.evaluation.metrics import Choices, accuracies
-from neuclip.evaluation.ranking import Ties, rank
+from neuclip.evaluation.ranking import Scores, Ties, rank_by
 from neuclip.parallel.work_sharing import share_out
 
 
@@ -110,23 +110,31 @@ def classify(
     classnames: list[str],
     rules: Rules,
 ) -> Choices:
-    """Chooses the class vector nearest to each image.
+    """Chooses the class vector nearest to each image; see `choose`."""
+    vectors = vectors.to(encoded.image_features.device)
+    return choose(encoded, lambda rows: rows @ vectors.T, classnames, rules)
+
+
+def choose(
+    encoded: EncodedImages | EncodedSplit, score: Scores, classnames: list[str], rules: Rules
+) -> Choices:
+    """Chooses the class with the best score for each image.
 
     Args:
         encoded: the images.
-        vectors: one vector per class.
+        score: the scores of all classes for some images' features.
         classnames: names of the classes.
         rules: which classes are right, and how ties count.
 
     Raises:
         UserError: a sample has no class, or a class without a name.
     """
-    _check_classes(encoded, classnames)
+    check_classes(encoded, classnames)
     target = encoded.class_indices
     image = encoded.image_groups if rules.by_image else torch.arange(len(target))
     labels = torch.stack([image, target], dim=1).unique(dim=0)
     features = encoded.image_features[first_of_each(image)]
-    ranking = rank(features, vectors.to(features.device), labels, rules.ties)
+    ranking = rank_by(features, score, len(classnames), labels, rules.ties)
     return Choices(
         ahead=ranking.ahead[image],
         chosen=ranking.best[image],
@@ -144,7 +152,12 @@ def zero_shot_metrics(choices: Choices) -> dict[str, float]:
     return {**found, "chance": choices.chance, "main_metric": found["acc1"]}
 
 
-def _check_classes(encoded: EncodedImages | EncodedSplit, classnames: list[str]) -> None:
+def check_classes(encoded: EncodedImages | EncodedSplit, classnames: list[str]) -> None:
+    """Checks that every sample is of a class that has a name.
+
+    Raises:
+        UserError: a sample has no class, or a class without a name.
+    """
     classes = encoded.class_indices
     bad = ((classes < 0) | (classes >= len(classnames))).nonzero().flatten()
     if len(bad) == 0:

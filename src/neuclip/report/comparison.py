@@ -5,7 +5,7 @@ import statistics
 from dataclasses import dataclass, replace
 
 from neuclip.evaluation.datacomp.suite import load_suite
-from neuclip.evaluation.metric_names import MAIN_METRICS, METRICS, Better, Metric
+from neuclip.evaluation.metric_names import MAIN_METRICS, Better, Metric, shown_metrics
 from neuclip.report.entries import Entry
 from neuclip.report.runs import LoadedRun
 from neuclip.report.scoreboard import Scoreboard
@@ -185,7 +185,7 @@ def _split_group(runs: list[LoadedRun], split: str) -> RowGroup:
     finals = [run.final(split) for run in runs]
     rows = [
         _row(metric, [final.get(metric.key) for final in finals])
-        for metric in METRICS
+        for metric in shown_metrics({key for final in finals for key in final})
         if metric.table and any(metric.key in final for final in finals)
     ]
     return RowGroup(split, rows)

@@ -39,6 +39,7 @@ from neuclip.evaluation.class_names import (
     read_classes,
 )
 from neuclip.evaluation.datacomp.suite import Task, load_suite
+from neuclip.evaluation.splits import EvaluationSplit
 from neuclip.parallel.work_sharing import from_main
 from neuclip.untrusted import read_file, whole_number
 
@@ -71,6 +72,8 @@ class TaskSet:
         positions: the samples to evaluate; if none, all.
         partial_of: number of samples (instances for association) of the full set, if only a part
             is evaluated.
+        training: the training part of the set, for probes; none if there is none, or if it was not
+            asked for.
     """
 
     task: Task
@@ -81,6 +84,7 @@ class TaskSet:
     fingerprint: str
     positions: NDArray[np.int64] | None = None
     partial_of: int | None = None
+    training: EvaluationSplit | None = None
 
     @property
     def key(self) -> str:
@@ -127,25 +131,34 @@ def exists(data_dir: Path, task: Task) -> bool:
     return (data_dir / task.folder).is_dir()
 
 
-def open_tasks(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
+def open_tasks(data_dir: Path, tasks: Sequence[Task], *, training: bool = False) -> list[TaskSet]:
     """Opens the sets of several tasks, so that missing sets are reported before any evaluation.
 
     The main process lists the shards for all ranks.
 
+    Args:
+        data_dir: folder of all sets.
+        tasks: the tasks.
+        training: also open the training parts of classification sets that have one.
+
     Raises:
         UserError: sets are missing or incomplete; names all of them.
     """
-    return from_main(lambda: _open_all(data_dir, tasks))
+    return from_main(lambda: _open_all(data_dir, tasks, training))
 
 
-def _open_all(data_dir: Path, tasks: Sequence[Task]) -> list[TaskSet]:
+def _open_all(data_dir: Path, tasks: Sequence[Task], training: bool) -> list[TaskSet]:
     missing = [task for task in tasks if not exists(data_dir, task)]
 
     def check() -> None:
         if missing:
             raise UserError(_missing(data_dir, missing))
 
-    present = [partial(open_task, data_dir, task) for task in tasks if task not in missing]
+    present = [
+        partial(open_task, data_dir, task, training=training)
+        for task in tasks
+        if task not in missing
+    ]
     return [task_set for task_set in all_of([check, *present]) if task_set is not None]
 
 
@@ -162,12 +175,13 @@ def _missing(data_dir: Path, tasks: Sequence[Task]) -> str:
     )
 
 
-def open_task(data_dir: Path, task: Task) -> TaskSet:
+def open_task(data_dir: Path, task: Task, *, training: bool = False) -> TaskSet:
     """Opens a task's set.
 
     Args:
         data_dir: folder of all sets.
         task: the task.
+        training: also open the training part, if it has one.
 
     Raises:
         UserError: the set or one of its files is missing, or contradicts the task.
@@ -185,7 +199,7 @@ def open_task(data_dir: Path, task: Task) -> TaskSet:
             raise UserError(f"{task.key}: {folder} has no {CLASSNAMES} and no {TEMPLATES}")
     elif task.kind == "association":
         instances = read_instances(folder / INSTANCES)
-    shards = _shards(folder)
+    shards = _shards(folder, "test")
     return TaskSet(
         task=task,
         index=build_index(shards, captions=CaptionRule(lines=True, required=False)),
@@ -193,7 +207,19 @@ def open_task(data_dir: Path, task: Task) -> TaskSet:
         templates=templates,
         instances=instances,
         fingerprint=_fingerprint(folder, shards),
+        training=_training_part(folder, task, classnames, templates) if training else None,
     )
+
+
+def _training_part(
+    folder: Path, task: Task, classnames: list[str], templates: list[str]
+) -> EvaluationSplit | None:
+    """The shards in `train/` beside those in `test/`, as in clip-benchmark's sets."""
+    if not classnames or not (folder / "train").is_dir():
+        return None
+    shards = _shards(folder, "train")
+    index = build_index(shards, captions=CaptionRule(lines=True, required=False))
+    return EvaluationSplit(f"{task.key}/train", index, classnames, templates, published=True)
 
 
 def read_instances(path: Path) -> list[Instance]:
@@ -231,17 +257,17 @@ def _check_type(folder: Path, task: Task) -> None:
         )
 
 
-def _shards(folder: Path) -> list[Path]:
-    path = folder / SHARD_COUNT
+def _shards(folder: Path, part: str) -> list[Path]:
+    path = folder / part / "nshards.txt"
     text = _text(path).strip()
     count = whole_number(text, _SHARD_DIGITS)
     if not count:
         raise UserError(f"{path}: expected the number of shards, found {text[:40]!r}")
-    shards = [folder / "test" / f"{number}.tar" for number in range(count)]
+    shards = [folder / part / f"{number}.tar" for number in range(count)]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         raise UserError(
-            f"{folder / 'test'}: {len(missing)} of {len(shards)} shards are missing: "
+            f"{folder / part}: {len(missing)} of {len(shards)} shards are missing: "
             f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
         )
     return shards

@@ -8,6 +8,7 @@ CPU everything is float32.
 import io
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ from neuclip.evaluation.metrics import (
     worst_group,
 )
 from neuclip.evaluation.outcomes import Outcomes, outcomes_of
+from neuclip.evaluation.probes import Probes
 from neuclip.evaluation.retrieval import retrieve
 from neuclip.evaluation.zero_shot import DATACOMP_RULES, ClassVectors, classify
 from neuclip.parallel import collectives
@@ -55,6 +57,7 @@ def evaluate_task(
     task_set: TaskSet,
     settings: EvaluationSettings,
     class_vectors: ClassVectors,
+    probes: Probes | None = None,
 ) -> SetEvaluation:
     """Evaluates a task's set. All ranks call it together and share the samples.
 
@@ -63,6 +66,7 @@ def evaluate_task(
         task_set: the data.
         settings: how to evaluate.
         class_vectors: computes class vectors, or has them.
+        probes: trains probes for the set, if given and if it has classes.
 
     Returns:
         All metrics by DataComp's keys, `main_metric` again under that name, and the outcomes of the
@@ -73,7 +77,7 @@ def evaluate_task(
     """
     task = task_set.task
     try:
-        found = _evaluate(encoder, task_set, settings, class_vectors)
+        found = _evaluate(encoder, task_set, settings, class_vectors, probes)
     except UserError as error:
         raise UserError(f"{task.key}: {error}") from None
     if task.metric not in found.metrics:
@@ -87,6 +91,7 @@ def _evaluate(
     task_set: TaskSet,
     settings: EvaluationSettings,
     class_vectors: ClassVectors,
+    probes: Probes | None,
 ) -> SetEvaluation:
     if not settings.allow_damage:
         require_complete(task_set.index.damage)
@@ -97,6 +102,10 @@ def _evaluate(
         choices = classify(images, vectors, task_set.classnames, DATACOMP_RULES)
         metrics = _classification_metrics(choices, images, task_set.task)
         outcomes = _outcomes(choices, images, task_set.task)
+        if probes is not None:
+            measure = partial(_classification_metrics, images=images, task=task_set.task)
+            main = task_set.task.metric
+            metrics |= probes.metrics(task_set, images, DATACOMP_RULES, measure, main)
     else:
         with settings.autocast():
             batches = _start(encoder, task_set, settings)
