@@ -16,6 +16,7 @@ from unittest import mock
 from pydantic.fields import FieldInfo
 
 from neuclip import run_folder
+from neuclip.catalogue.additions import ADDITIONS, Addition
 from neuclip.catalogue.fields import bounds, default_text
 from neuclip.catalogue.method_info import MethodInfo
 from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS
@@ -223,6 +224,10 @@ def methods_page() -> str:
         )
         for info in METHODS.values()
     ]
+    overview += [
+        (f"[`{each.flag}`](#beside-any-method), with any of them", "none", each.state, "no")
+        for each in ADDITIONS
+    ]
     parts = [
         "# Methods",
         "Generated from the catalogue; `neuclip methods NAME` prints the same. "
@@ -232,8 +237,17 @@ def methods_page() -> str:
         "It calls `neuclip.register`, and the environment variable `NEUCLIP_METHODS` names it.",
         _table(("method", "source of the normalizer", "state", "needs sample ids"), overview),
         *(_method(info) for info in METHODS.values()),
+        "## Beside any method",
+        *(_addition(each) for each in ADDITIONS),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _addition(each: Addition) -> str:
+    return (
+        f"`{each.flag}`: {each.summary}.\n\n```text\n{each.formula}\n```\n\n"
+        f"State: {each.state}. Paper: {each.paper}."
+    )
 
 
 def _method(info: MethodInfo) -> str:

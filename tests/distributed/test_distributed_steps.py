@@ -11,6 +11,7 @@ from step_tasks import (
 )
 
 from neuclip.catalogue.registry import METHODS
+from supervised_steps import supervise
 
 pytestmark = pytest.mark.distributed
 
@@ -49,6 +50,18 @@ def test_a_warm_start_of_two_processes_equals_one(pool, method):
     rho, moment = settle(method, 12)
     for found in pool.run(2, settle, method, 3):
         torch.testing.assert_close(found, (rho, moment), rtol=1e-8, atol=1e-12)
+
+
+def test_a_token_head_of_two_processes_equals_that_of_one(pool):
+    losses, towers, head = supervise(12)
+    ranks = pool.run(2, supervise, 3)
+    for step, value in enumerate(losses):
+        mean = torch.stack([rank[0][step] for rank in ranks]).mean(0)
+        torch.testing.assert_close(mean, value, rtol=1e-9, atol=1e-11)
+    for _, found, found_head in ranks:
+        torch.testing.assert_close(found, towers, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(found_head, head, rtol=1e-8, atol=1e-10)
+    assert head["captions"] == 36
 
 
 def test_distillation_of_two_processes_equals_one(pool):

@@ -151,6 +151,29 @@ def test_momentum_towers_are_resumed_with_their_queue(demo):
     assert_same_checkpoint(*ends)
 
 
+def test_a_token_head_is_resumed_and_not_part_of_the_model(demo):
+    more = (
+        "--method", "openclip", "--token-weight", "0.5", "--accum-freq", "2", "--batch-size", "8",
+        "--epochs", "1", "--val-frequency", "0", "--workers", "0", "--log-every-n-steps", "1",
+        "--save-every-steps", "3", "--keep-step-checkpoints", "9",
+    )  # fmt: skip
+    assert main(["train", *demo.flags("first", *more)]) == 0
+    start = demo.logs / "first/checkpoints/iter_3.pt"
+    assert main(["train", *demo.flags("second", *more, "--resume", str(start))]) == 0
+    ends = [demo.logs / name / "checkpoints/epoch_1.pt" for name in ("first", "second")]
+    assert_same_checkpoint(*ends)
+    content = storage.load(ends[0])
+    assert content["neuclip"]["token_head"]["captions"] == 160
+    assert not any("head" in name or "tokens" in name for name in content["state_dict"])
+    records = [r for r in read_records(demo.logs / "first/metrics.jsonl") if "token_loss" in r]
+    assert records[-1]["token_loss"] < records[0]["token_loss"]
+    for record in records:
+        sides = (record["image_loss"] + record["text_loss"]) / 2
+        assert record["loss"] == pytest.approx(sides + 0.5 * record["token_loss"], rel=1e-5)
+    without = demo.flags("third", *more, "--resume", str(start), "--token-weight", "0")
+    assert main(["train", *without]) == 2
+
+
 def test_asked_to_stop_and_resumed(demo, whole):
     flags = demo.flags("asked", *NEUCLIP, "--save-every-steps", "3")
     process = demo.start(*flags)

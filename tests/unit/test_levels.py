@@ -140,7 +140,7 @@ INSIDE = {
         ["records", "optim", "oom_advice"],
         ["open_run"],
         ["nonfinite", "device_prefetch"],
-        ["teacher", "momentum"],
+        ["teacher", "momentum", "token_supervision"],
         ["components"],
         ["accumulation", "run_state", "evaluating", "finetuning"],
         ["step", "evaluate_only"],

@@ -129,6 +129,7 @@ _EXPECTED: Mapping[str, tuple[str, Callable[[object], bool]]] = {
     "architecture": _MAPPING,
     "loss": _MAPPING,
     "loss_scale": _MAPPING,
+    "token_head": _MAPPING,
     "low_rank": ("a mapping, or nothing, is expected", _is_optional_mapping),
     "step": _COUNT,
     "skipped": _COUNT,

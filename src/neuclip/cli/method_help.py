@@ -5,6 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from neuclip.catalogue.additions import ADDITIONS
 from neuclip.catalogue.fields import bounds, default_text
 from neuclip.catalogue.method_info import MethodInfo
 from neuclip.catalogue.registry import DEFAULT_METHOD, METHODS, method_info
@@ -42,6 +43,11 @@ def _print_catalogue() -> None:
         default = " (the default)" if info.name == DEFAULT_METHOD else ""
         print_line(f"{info.name:{width}}{info.summary}{default}", bold=len(info.name), hang=width)
         for fact in (f"normalizer: {info.normalizer}", f"state: {info.state}", info.paper):
+            print_line(" " * width + fact, hang=width)
+    print_line("\nBeside the loss of any method", bold=30)
+    for addition in ADDITIONS:
+        print_line(f"{addition.flag}: {addition.summary}", bold=len(addition.flag), hang=width)
+        for fact in (f"state: {addition.state}", addition.paper):
             print_line(" " * width + fact, hang=width)
     print_line("\nneuclip methods NAME shows the formula and the settings of a method.")
 

@@ -20,6 +20,7 @@ from neuclip.config.data_sections import DataConfig
 from neuclip.config.loss_section import ComputeConfig
 from neuclip.config.optimizer_section import OptimConfig
 from neuclip.config.sections import EvaluationConfig, ModelConfig, OutputConfig, ParallelConfig
+from neuclip.config.supervision_section import SupervisionConfig
 from neuclip.errors import UserError
 from neuclip.masking import mask_tree
 from neuclip.method.choices import BatchOption
@@ -64,6 +65,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     adaptation: AdaptationConfig = AdaptationConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
     parallel: ParallelConfig = ParallelConfig()
     compute: ComputeConfig = ComputeConfig()
     optim: OptimConfig = OptimConfig()
@@ -90,6 +92,7 @@ class RunConfig(Section):
         check_takes(self.method.method, _batch_options(self.data))
         self.parallel.check(self.model.precision)
         self.adaptation.check(self.model, fsdp=self.parallel.fsdp)
+        self.supervision.check(fsdp=self.parallel.fsdp, only_evaluates=self.only_evaluates)
         self.optim.check()
         if self.derive is not None and self.data.train_data is None:
             raise UserError("neuclip finetune needs your pairs: --train-data pairs.csv")

@@ -8,6 +8,7 @@ In reading order:
 - `step`: one step: encode, loss, backward, update.
 - `teacher`: the frozen model of distillation, and its loss.
 - `momentum`: the momentum towers, which encode the keys of `moco`.
+- `token_supervision`: the head that predicts the tokens of captions, and its loss.
 - `accumulation`: the exact gradient of a batch in micro-batches.
 - `nonfinite`: steps with non-finite numbers: masked on the device, reported later.
 - `optim`: the optimiser of the towers.

@@ -57,6 +57,7 @@ from neuclip.training.optimizer_kind import OptimizerKind
 from neuclip.training.records.run_log import log_to
 from neuclip.training.records.trackers import check_packages
 from neuclip.training.teacher import Teacher
+from neuclip.training.token_supervision import TokenSupervision
 from neuclip.training.trainer import Trainer
 from neuclip.training.training_data import TrainingData
 
@@ -164,7 +165,8 @@ def _train(
     low_rank = starting.low_rank_record(config.adaptation)
     teacher = _prepare_towers(config, clip, starting, learns_temperature=loss.learns_temperature)
     del starting  # frees the copy on the CPU
-    optimizer = _build_optimizer(config, clip, loader.steps_per_epoch)
+    supervision = TokenSupervision.of(config, clip, device)
+    optimizer = _build_optimizer(config, clip, loader.steps_per_epoch, supervision)
     folder, start = resumed or from_main(lambda: open_run_folder(logs, name, None, lock))
     log_to(folder.log if collectives.is_main() else None)
     components = Components(
@@ -183,6 +185,7 @@ def _train(
         held_out=None if held_out is None else held_out.digest,
         low_rank=low_rank,
         teacher=teacher,
+        supervision=supervision,
     )
     trainer = Trainer(components, lock.check)
     if start is not None:
@@ -259,10 +262,14 @@ def _prepare_towers(
     return teacher
 
 
-def _build_optimizer(config: RunConfig, clip: Clip, steps_per_epoch: int) -> Optimizer:
+def _build_optimizer(
+    config: RunConfig, clip: Clip, steps_per_epoch: int, supervision: TokenSupervision | None
+) -> Optimizer:
     scaled = clip.precision == "amp_fp16"
     loss_scale = LossScale(_logit_scale(clip).device) if scaled else None
-    return Optimizer(clip.towers, config.optim, config.optim.epochs * steps_per_epoch, loss_scale)
+    steps = config.optim.epochs * steps_per_epoch
+    head = None if supervision is None else supervision.head
+    return Optimizer(clip.towers, config.optim, steps, loss_scale, head)
 
 
 def _build_loader(
@@ -343,6 +350,12 @@ def _announce(run: Components, index: Source, derived: Sequence[Derived]) -> Non
         log.info(
             "distillation from %s, weight %g: one more forward pass a step, and its weights",
             config.adaptation.distill_pretrained or "the starting weights", run.teacher.weight,
+        )  # fmt: skip
+    if run.supervision is not None:
+        head = run.supervision.head.tokens
+        log.info(
+            "token head, weight %g: %.1f M parameters predict %s tokens; it is not exported",
+            run.supervision.weight, head.weight.numel() / 1e6, f"{head.out_features:,}",
         )  # fmt: skip
     log.info(
         "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description

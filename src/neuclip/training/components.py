@@ -15,6 +15,7 @@ from neuclip.run_folder import RunFolder
 from neuclip.training.evaluation_plan import EvaluationPlan
 from neuclip.training.optim import Optimizer
 from neuclip.training.teacher import Teacher
+from neuclip.training.token_supervision import TokenSupervision
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Components:
             trained on.
         low_rank: what a checkpoint records of LoRA; none without.
         teacher: of distillation; none without.
+        supervision: by tokens; none without.
     """
 
     config: RunConfig
@@ -55,6 +57,7 @@ class Components:
     held_out: str | None = None
     low_rank: LowRankRecord | None = None
     teacher: Teacher | None = None
+    supervision: TokenSupervision | None = None
 
     @property
     def last_epoch(self) -> int:

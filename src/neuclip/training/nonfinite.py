@@ -33,8 +33,10 @@ Outputs = dict[str, Tensor]
 FEATURES = ("image_features", "text_features")
 NEGATIVES = "negative_features"
 KEYS = "key_features"
-PER_PAIR = (*FEATURES, NEGATIVES)
-"""The towers' outputs with one row per pair; hard negatives only if the data have some."""
+PATCHES = "patch_features"
+PER_PAIR = (*FEATURES, NEGATIVES, PATCHES)
+"""The towers' outputs with one row per pair; hard negatives only if the data have some, and patch
+features only with supervision by tokens."""
 
 ON_ANOTHER_RANK = "the loss is not finite on another process"
 

@@ -23,10 +23,11 @@ class Optimizer:
         total_steps: length of the schedule.
         loss_scale: for gradients of a scaled loss, which are divided by the scale; none: the loss
             is not scaled.
+        head: trained beside the towers; none: there is none.
 
     Attributes:
         inner: torch's optimiser over the local shards.
-        parameters: the trainable parameters, in the order of the towers.
+        parameters: the trainable parameters, in the order of the towers, and the head's.
         groups: the same parameters, in the order of the optimiser's groups and state.
         loss_scale: as given.
 
@@ -40,6 +41,7 @@ class Optimizer:
         settings: OptimConfig,
         total_steps: int,
         loss_scale: LossScale | None = None,
+        head: nn.Module | None = None,
     ) -> None:
         kind = OptimizerKind.of(settings)
         if fsdp.is_sharded(towers):
@@ -48,8 +50,11 @@ class Optimizer:
         self._schedule = Schedule.of_towers(settings, total_steps)
         self._tau_schedule = Schedule.of_temperature(settings, total_steps)
         self.loss_scale = loss_scale
-        self.groups = parameter_groups(towers, settings, embeddings_apart=kind.leaves_embeddings)
-        self.parameters = [p for _, p in towers.named_parameters() if p.requires_grad]
+        self.groups = parameter_groups(
+            towers, settings, embeddings_apart=kind.leaves_embeddings, head=head
+        )
+        self.parameters = [p for p in towers.parameters() if p.requires_grad]
+        self.parameters += [] if head is None else head.parameters()
         self.inner = kind.create(
             [
                 {

@@ -36,7 +36,11 @@ def is_gain_or_bias(name: str, parameter: Tensor) -> bool:
 
 
 def parameter_groups(
-    towers: nn.Module, settings: OptimConfig, *, embeddings_apart: bool = False
+    towers: nn.Module,
+    settings: OptimConfig,
+    *,
+    embeddings_apart: bool = False,
+    head: nn.Module | None = None,
 ) -> list[ParameterGroup]:
     """The groups of all trainable parameters: gains and biases, weights, and the temperature.
 
@@ -45,6 +49,8 @@ def parameter_groups(
         settings: hold the weight decay and the layer-wise decay; with the latter the first two
             kinds have one group for each layer, those nearest to the input first.
         embeddings_apart: give embeddings groups of their own.
+        head: beside the towers, with the rate of their last layers; optimisers of matrices leave it
+            to AdamW, as they do embeddings.
 
     Raises:
         UserError: layer-wise decay of a tower that is locked, or whose layers are not known.
@@ -53,7 +59,10 @@ def parameter_groups(
     embeddings = set(_embeddings(towers)) if embeddings_apart else set()
     temperature: list[nn.Parameter] = []
     by_kind: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
-    for name, parameter in towers.named_parameters():
+    beside = {} if head is None else dict(head.named_parameters(prefix="head"))
+    if embeddings_apart:
+        embeddings |= set(beside.values())
+    for name, parameter in (*towers.named_parameters(), *beside.items()):
         if not parameter.requires_grad:
             continue
         if name.endswith("logit_scale"):

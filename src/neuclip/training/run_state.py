@@ -22,6 +22,8 @@ from neuclip.training.records.data_record import DataRecord
 
 log = logging.getLogger("neuclip")
 
+TOKEN_HEAD = "token_head"
+"""The entry of the token head, with its counts, in a checkpoint's `neuclip`."""
 BEST_METRIC = "best"
 """The entry of the best metric so far in a checkpoint's `neuclip`."""
 
@@ -49,6 +51,7 @@ def resume_identity(run: Components) -> dict[str, Any]:
         "parameter_groups": [len(group.parameters) for group in run.optimizer.groups],
         "lora": None if run.low_rank is None else _lora(run.config.adaptation, run.low_rank),
         "teacher": None if run.teacher is None else run.teacher.sha256,
+        "token_vocabulary": None if run.supervision is None else run.supervision.vocabulary,
     }
 
 
@@ -65,7 +68,7 @@ def _lora(settings: AdaptationConfig, record: LowRankRecord) -> str:
     return ", ".join(parts)
 
 
-_UNRECORDED = {"optimizer", "parameter_groups", "lora", "teacher"}
+_UNRECORDED = {"optimizer", "parameter_groups", "lora", "teacher", "token_vocabulary"}
 """What checkpoints of earlier versions do not record."""
 
 
@@ -114,7 +117,9 @@ class RunState:
         run = self._run
         given = {AVERAGES: self.average, MOMENTUM: self._momentum}
         averages = {key: each.state_dict() for key, each in given.items() if each is not None}
-        best = {} if run.plan.best is None else {BEST_METRIC: run.plan.best.state_dict()}
+        own = {} if run.plan.best is None else {BEST_METRIC: run.plan.best.state_dict()}
+        if run.supervision is not None:
+            own[TOKEN_HEAD] = run.supervision.head.state_dict()
         return {
             "epoch": self.step // run.loader.steps_per_epoch,
             "name": run.folder.path.name,
@@ -133,7 +138,7 @@ class RunState:
                 **({} if run.low_rank is None else {ENTRY: run.low_rank.entry}),
                 "loss": run.loss.state_dict(),
                 "damage": self._data.damage(),
-                **best,
+                **own,
                 **random_state(run.device),
             },
         }
@@ -166,6 +171,8 @@ class RunState:
             if self._momentum is not None:
                 self._momentum.load_state_dict(content[MOMENTUM])
             storage.load_loss(run.loss, own["loss"], path)
+            if run.supervision is not None:
+                storage.load_loss(run.supervision.head, own[TOKEN_HEAD], path)
             self.step, self.warm_steps = int(own["step"]), int(own.get("warm_steps", 0))
             self._monitor.skipped = int(own["skipped"])
             self._load_loss_scale(own)

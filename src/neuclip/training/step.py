@@ -14,12 +14,21 @@ from neuclip.data.batch import Batch
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.notation import SectionTimer, no_timer
 from neuclip.model.clip import Clip, clamp_logit_scale
+from neuclip.model.patch_features import captured_patches
 from neuclip.parallel import collectives
 from neuclip.training.accumulation import CachedFeatures, running_statistics_frozen
 from neuclip.training.momentum import MomentumTowers
-from neuclip.training.nonfinite import FEATURES, KEYS, FiniteOutputs, Outputs, Readback
+from neuclip.training.nonfinite import (
+    FEATURES,
+    KEYS,
+    PATCHES,
+    FiniteOutputs,
+    Outputs,
+    Readback,
+)
 from neuclip.training.optim import Optimizer
 from neuclip.training.teacher import Teacher
+from neuclip.training.token_supervision import TokenSupervision
 
 
 @dataclass(frozen=True)
@@ -33,6 +42,7 @@ class StepResult:
         readback: the step's status, on its way to the host.
         distilled: [2] of this rank, the loss of distillation before its weight, and the divergence
             from the teacher; none without a teacher.
+        token_loss: of this rank, before its weight; none without supervision by tokens.
     """
 
     loss: Tensor
@@ -40,6 +50,7 @@ class StepResult:
     mean_features: Tensor
     readback: Readback
     distilled: Tensor | None = None
+    token_loss: Tensor | None = None
 
 
 class TrainingStep:
@@ -53,6 +64,7 @@ class TrainingStep:
         device: of the towers; batches are moved there.
         section: opens a named section of the step timer.
         teacher: of distillation, whose loss is added; none: without distillation.
+        supervision: by tokens, whose loss is added; none: without.
 
     Attributes:
         momentum: the momentum towers, for a loss that contrasts with keys; none for any other.
@@ -67,8 +79,9 @@ class TrainingStep:
         device: torch.device,
         section: SectionTimer = no_timer,
         teacher: Teacher | None = None,
+        supervision: TokenSupervision | None = None,
     ) -> None:
-        self._teacher = teacher
+        self._teacher, self._supervision = teacher, supervision
         self.momentum = MomentumTowers.of(loss, clip)
         self._clip, self._towers = clip, towers
         self._loss, self._optimizer = loss, optimizer
@@ -104,6 +117,8 @@ class TrainingStep:
         else:
             cached = CachedFeatures(self._encode, batches, self._device)
             outputs = cached.outputs
+        outputs = dict(outputs)
+        patches = outputs.pop(PATCHES, None)
         finite = FiniteOutputs.of({**outputs, **keys})
         ids = [batch.sample_ids for batch in batches]
         given = {"sample_ids": torch.cat(ids) if cached else ids[0], **_batch_options(batches)}
@@ -111,18 +126,11 @@ class TrainingStep:
         with self._section("loss"), self._clip.autocast(self._device):
             loss = self._loss(**finite.outputs, **given)
         assert isinstance(loss, Tensor)
-        distilled = None
-        if self._teacher is not None:
-            with self._section("distillation"):
-                added, distilled = self._teacher.losses(batches, finite.outputs, self._device)
-            loss = loss + added
+        loss, distilled, token_loss = self._with_others(loss, batches, finite.outputs, patches)
         value = loss.detach().masked_fill(finite.any_bad, torch.nan)
         flags = torch.stack([~torch.isfinite(value), torch.full_like(value, stop_asked).bool()])
         flags = collectives.max_over_ranks(flags.float())
-        with self._section("backward"):
-            self._optimizer.scaled(loss).backward()
-            if cached is not None:
-                cached.backward(self._towers)
+        self._backward(loss, cached)
         loss_scale = self._optimizer.loss_scale
         scale = torch.ones_like(value) if loss_scale is None else loss_scale.scale
         with self._section("optimizer"):
@@ -132,16 +140,48 @@ class TrainingStep:
         status = torch.cat([torch.stack(numbers), finite.bad_rows.flatten().float()])
         means = torch.stack([outputs[name].detach().float().mean(0) for name in FEATURES])
         readback = Readback(status, len(outputs["image_features"]))
-        return StepResult(value, norm, means, readback, distilled)
+        return StepResult(value, norm, means, readback, distilled, token_loss)
+
+    def _with_others(
+        self, loss: Tensor, batches: Sequence[Batch], outputs: Outputs, patches: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The loss with those of the teacher and of the token head added, and these alone."""
+        distilled = token_loss = None
+        if self._teacher is not None:
+            with self._section("distillation"):
+                added, distilled = self._teacher.losses(batches, outputs, self._device)
+            loss = loss + added
+        if self._supervision is not None:
+            assert patches is not None
+            with self._section("token head"), self._clip.autocast(self._device):
+                added, token_loss = self._supervision.loss(batches, patches, self._device)
+            loss = loss + added
+        return loss, distilled, token_loss
+
+    def _backward(self, loss: Tensor, cached: CachedFeatures | None) -> None:
+        with self._section("backward"):
+            self._optimizer.scaled(loss).backward()
+            if cached is not None:
+                cached.backward(self._towers)
+            if self._supervision is not None:
+                self._supervision.average_gradients()
 
     def _encode(self, batch: Batch) -> Outputs:
         with self._section("encode"), self._clip.autocast(self._device):
             batch, images = self._inputs(batch)
             if batch.negative_tokens is None:
-                return self._towers(images, batch.tokens)
+                return self._outputs(images, batch.tokens)
             # One pass of the text tower for captions and hard negatives.
             captions = torch.cat([batch.tokens, batch.negative_tokens])
-            return _split(self._towers(images, captions), batch)
+            return _split(self._outputs(images, captions), batch)
+
+    def _outputs(self, images: Tensor, tokens: Tensor) -> Outputs:
+        """What the towers return, with the patch features if a head reads them."""
+        if self._supervision is None:
+            return self._towers(images, tokens)
+        with captured_patches(self._clip.towers) as patches:
+            outputs = self._towers(images, tokens)
+        return {**outputs, PATCHES: patches[-1]}
 
     def _encode_keys(self, batches: Sequence[Batch]) -> Outputs:
         """The keys of the batch, if the loss contrasts with keys; before the towers' own pass."""

@@ -67,6 +67,7 @@ class Trainer:
             run.device,
             section,
             run.teacher,
+            run.supervision,
         )
         self._prefetcher = DevicePrefetcher(config.data.accum_freq, run.device)
         self._monitor = StepMonitor(config.optim.max_nonfinite_steps, run.folder, run.device)
@@ -295,6 +296,7 @@ class Trainer:
             "skipped_steps": self._monitor.skipped,
             **self._loss_scale(),
             **_distilled(result),
+            **_token_loss(result),
             "samples_fingerprint": f"{self._data.fingerprint():016x}",
             **mean_cosines(result.mean_features, run.loader.global_batch_size),
             "equal_captions": equal_captions(c for batch in batches for c in batch.captions),
@@ -367,6 +369,13 @@ def _distilled(result: StepResult) -> dict[str, float]:
         return {}
     loss, divergence = collectives.mean_over_ranks(result.distilled.clone()).tolist()
     return {"distill_loss": loss, "distill_divergence": divergence}
+
+
+def _token_loss(result: StepResult) -> dict[str, float]:
+    """The loss of the token head, if there is one."""
+    if result.token_loss is None:
+        return {}
+    return {"token_loss": float(collectives.mean_over_ranks(result.token_loss.clone()))}
 
 
 class _NoProfiler:

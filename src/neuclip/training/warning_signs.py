@@ -137,7 +137,7 @@ def nothing_learned(history: History) -> Iterable[WarningSign]:
         return
     chance = math.log(batch)
     if history.config.method.method == "openclip":
-        stuck = all(_number(record, "loss") >= STUCK * chance for record in records)
+        stuck = all(_contrastive_loss(record) >= STUCK * chance for record in records)
     else:
         stuck = all(_number(record, "batch_log_inner") >= -0.05 for record in records)
     if stuck:
@@ -201,6 +201,12 @@ def _settled(history: History) -> list[Record]:
     """The newest training records, as far as they are after the warm-up."""
     first = max(history.config.optim.warmup, EARLY)
     return [record for record in history.train[-RECORDS:] if record["step"] > first]
+
+
+def _contrastive_loss(record: Record) -> float:
+    """InfoNCE of a record alone: `loss` has a teacher's and a token head's, too."""
+    sides = [_number(record, f"{side}_loss") for side in ("image", "text")]
+    return _number(record, "loss") if "image_loss" not in record else sum(sides) / 2
 
 
 def _number(record: Record, key: str) -> float:
