@@ -16,7 +16,8 @@ from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.evaluation.evaluate import evaluate, evaluate_sets
 from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.evaluation.probes import Probes, ProbeSettings
-from neuclip.evaluation.splits import PROBED, open_split
+from neuclip.evaluation.split_layouts import PROBED
+from neuclip.evaluation.splits import open_split
 from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.model.clip import build_clip
 from neuclip.model.encoder import Encoder

@@ -114,6 +114,7 @@ INSIDE = {
         ["linear_probe", "nearest_neighbours"],
         ["class_names"],
         ["label_classes"],
+        ["split_layouts"],
         ["splits"],
         ["interfaces"],
         ["embed", "gallery", "normalizer_error", "retrieval", "held_out"],

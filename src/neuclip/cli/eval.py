@@ -180,13 +180,8 @@ def _opened(command: Eval, recorded: RunConfig | None, progress: Progress) -> _O
         UserError: data cannot be opened, a flag has no effect, or no split can have probes.
     """
     from neuclip.evaluation.own_splits import reopen_own_splits
-    from neuclip.evaluation.splits import (
-        EVALUATION,
-        PROBED,
-        open_splits,
-        require_label_classes,
-        with_templates,
-    )
+    from neuclip.evaluation.split_layouts import EVALUATION, PROBED
+    from neuclip.evaluation.splits import open_splits, require_label_classes, with_templates
 
     purpose = PROBED if command.probe else EVALUATION
     if recorded is None:

@@ -101,7 +101,8 @@ class ProbeFlags:
         Raises:
             UserError: data cannot be opened, or have no labels.
         """
-        from neuclip.evaluation.splits import PROBE_TRAINING, open_splits
+        from neuclip.evaluation.split_layouts import PROBE_TRAINING
+        from neuclip.evaluation.splits import open_splits
 
         return open_splits(self.probe_data, reading, progress, PROBE_TRAINING)
 

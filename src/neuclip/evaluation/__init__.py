@@ -5,6 +5,7 @@ Modules in reading order:
 - `interfaces`: what a model offers, the settings, encoded data, results of one set.
 - `class_names`: class names and templates beside the samples.
 - `label_classes`: classes from the labels of the samples.
+- `split_layouts`: what data are opened for, and how labelled data lie in folders.
 - `splits`: opens a split of one's own.
 - `held_out`: holds out a share of the training data.
 - `own_splits`: opens all splits of a run.

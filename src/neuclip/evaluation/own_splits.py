@@ -9,10 +9,9 @@ from neuclip.data.opening import open_source
 from neuclip.data.progress import Progress
 from neuclip.errors import UserError
 from neuclip.evaluation.held_out import hold_out
+from neuclip.evaluation.split_layouts import EVALUATION, Purpose
 from neuclip.evaluation.splits import (
-    EVALUATION,
     EvaluationSplit,
-    Purpose,
     open_splits,
     require_label_classes,
     with_templates,

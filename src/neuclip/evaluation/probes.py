@@ -315,8 +315,9 @@ class _SetProbes:
         if samples.untrained:
             shown = ", ".join(printable(names[number], 40) for number in [*samples.untrained][:3])
             _log.warning(
-                "%s: %s of %s evaluated samples are of %d classes without a training sample (%s%s) "
+                "%s: %s of %s evaluated samples are of %s without a training sample (%s%s) "
                 "and count as wrong", self.data.title,
                 f"{sum(samples.untrained.values()):,}", f"{len(self.images):,}",
-                len(samples.untrained), shown, ", ..." if len(samples.untrained) > 3 else "",
+                "1 class" if len(samples.untrained) == 1 else f"{len(samples.untrained):,} classes",
+                shown, ", ..." if len(samples.untrained) > 3 else "",
             )  # fmt: skip

@@ -21,7 +21,8 @@ from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.evaluation.nearest_neighbours import NeighbourVotes
 from neuclip.evaluation.probe_samples import why_no_probes
 from neuclip.evaluation.probes import Probes, ProbeSettings
-from neuclip.evaluation.splits import PROBE_TRAINING, PROBED, open_split
+from neuclip.evaluation.split_layouts import PROBE_TRAINING, PROBED
+from neuclip.evaluation.splits import open_split
 
 READING = ReadingConfig(label_key="kind")
 SETTINGS = EvaluationSettings(batch_size=8, workers=0)
@@ -103,7 +104,7 @@ def test_metrics_and_counts(table, encoder, log):
         "probes train on 21 samples of 3 classes, 7 to 7 a class; left out: 2 of classes that are "
         "not evaluated, 1 without a label",
         "3 of 3 classes have fewer than 9 samples; all of them are taken",
-        "5 of 20 evaluated samples are of 1 classes without a training sample (grey) and count",
+        "5 of 20 evaluated samples are of 1 class without a training sample (grey) and count",
         "held-out samples (",
     ):
         assert text in log.text
