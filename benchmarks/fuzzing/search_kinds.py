@@ -96,17 +96,16 @@ def _ask(port: int, request: bytes) -> bytes:
 
 def _request(rng: random.Random, secret: str) -> bytes:
     name = quote(rng.choice(NAMES), safe=rng.choice(("", "/%&=?")), errors="surrogatepass")
-    fields = ("text", "number", "position", "size", "")
-    values = (name, "1", "-1", "9" * 5000, "%ff%00", "1e3", "²", "")
+    fields = ("text", "caption", "pictures", "like", "start", "number", "position", "size", "")
+    values = (name, "1", "-1", "-x+-y", "1,2", "a,b", "9" * 5000, "%ff%00", "1e3", "²", "")
     query = "&".join(
         f"{rng.choice(fields)}={rng.choice(values)}" for _ in range(rng.choice((1, 2, 3, 40)))
     )
     path = rng.choice(
         (f"/{secret}", f"/{secret}", f"/{secret}", "", "/" + "x" * len(secret), "//x", "http://[/")
     )
-    path += (
-        rng.choice(("/", "/search", "/like", "/image", f"/{name}", "/../search", "*")) + f"?{query}"
-    )
+    pages = ("/", "/search", "/picture", "/image", f"/{name}", "/../search", "*")
+    path += f"{rng.choice(pages)}?{query}"
     if rng.random() < 0.5:
         request = _line(
             "GET",
@@ -135,7 +134,7 @@ def _request(rng: random.Random, secret: str) -> bytes:
                 "a: b\r\n" * 200,
             )
         )
-        head = f"POST /{secret}/search?{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n{extra}"
+        head = f"POST /{secret}/picture?{query} HTTP/1.1\r\nHost: 127.0.0.1\r\n{extra}"
         head += f"Content-Length: {length}\r\nConnection: close\r\n\r\n"
         request = head.encode("utf-8", "replace") + body
     return damaged(request, rng) if rng.random() < 0.2 else request

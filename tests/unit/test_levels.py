@@ -183,6 +183,7 @@ DOORS = {
     "triton": {"method.softmax.fused"},
     "jinja2": {"templates"},
     "rich": {"cli", "console"},
+    "faiss": {"search.approximate_search"},
     "matplotlib": {"report.blend_curve", "report.figures", "report.panels", "data.demo.fonts"},
 }
 TORCH_FREE = [

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
 from neuclip.cli.embedding_flags import EmbeddingFlags, say_damage
-from neuclip.cli.options import check_range
+from neuclip.cli.options import Switch, check_range
 from neuclip.errors import UserError, quantity
 from neuclip.files import cache_home
 from neuclip.masking import mask
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from neuclip.data.sources.source import Source
     from neuclip.embedding.embedding_store import EmbeddingStore, StoreManifest
+    from neuclip.embedding.stored_images import StoredImages
     from neuclip.model.load import Pretrained
+    from neuclip.search.approximate_search import ApproximateSearch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,9 @@ class Search(EmbeddingFlags):
         Path | None, arg(metavar="DIR", help_behavior_hint="(default: in the user's cache)")
     ] = None
     """folder with the features of the images: that neuclip embed has written, or to fill"""
+    index: Switch = False
+    """search approximately, with an index that is built once beside the features (faiss); its
+    recall is measured and shown"""
 
     def check(self) -> None:
         """Checks the flags before any work.
@@ -153,16 +158,41 @@ def search(command: Search) -> int:
             images = StoredImages.open(store, progress)
         print(f"{quantity(len(images), 'image')}; features in {store.folder}", flush=True)
         say_damage(source, store)
+        index = _index(store.folder, images, model) if command.index else None
+        how = "exact search" if index is None else f"index: {index.record.described}"
         _, damage = store.summary()
         damage.add(source.damage)
         name = model.checkpoint.name or model.checkpoint.path.stem
         about = About(
-            name, mask(store.manifest.source), len(images), damage.total, damage.summary()
+            name, mask(store.manifest.source), len(images), damage.total, damage.summary(), how
         )
-        server.start(page_answers(Engine(model.encoder, source, images), about))
+        server.start(page_answers(Engine(model.encoder, source, images, index), about))
         print(f"{server.address}  (Ctrl-C stops it)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             print("stopped")
     return 0
+
+
+def _index(folder: Path, images: "StoredImages", model: "Pretrained") -> "ApproximateSearch":
+    """The index beside the features, which is built if there is none; prints its recall."""
+    import numpy as np
+
+    from neuclip.search.approximate_search import ApproximateSearch, sample_queries
+
+    place = folder / "index"
+    with terminal.progress() as progress:
+        index = ApproximateSearch.open(place, images)
+        built = index is None
+        if index is None:
+            samples = sample_queries(model.encoder, images, np.random.default_rng(0))
+            index = ApproximateSearch.build(place, images, samples, progress)
+    record = index.record
+    queries = " and ".join(f"{number} {kind}" for kind, number in record.queries.items())
+    print(
+        f"index {'built' if built else 'there already'}: {record.described} (measured on "
+        f"{queries}); a query looks at {record.probes} of {quantity(record.lists, 'list')}",
+        flush=True,
+    )
+    return index

@@ -102,7 +102,8 @@ class StoreManifest(BaseModel):
         if self.model != wanted.model:
             return self._other_model(wanted)
         if (self.source_digest, self.samples) != (wanted.source_digest, wanted.samples):
-            return f"other data, or of these data before they changed ({printable(self.source)})"
+            name = printable(self.source)
+            return f"other data, or of these data before they changed or by another path ({name})"
         names = ("precision", "dim", "dtype", "texts", "form", "batch_size", "shard_samples")
         differ = _differences(self.model_dump(include={*names}), wanted.model_dump())
         return f"other settings ({differ})" if differ else None

@@ -1,24 +1,26 @@
-"""Finds the images nearest to a text, to an uploaded image, or to an image of the source."""
+"""Finds the images nearest to a query, page by page, and shows them."""
 
 import io
 import threading
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from neuclip.data.decode import ImageDecoder, decode_upload
+from neuclip.data.decode import ImageDecoder
 from neuclip.data.samples import SampleError
 from neuclip.data.sources.source import Source
 from neuclip.embedding.stored_images import StoredImages
 from neuclip.errors import UserError
 from neuclip.evaluation.interfaces import ImageTextEncoder
-from neuclip.search.exact_search import ExactSearch
+from neuclip.search.caption_filter import CaptionFilter
+from neuclip.search.exact_search import ExactSearch, Nearest, NearestSearch
+from neuclip.search.query_vector import QueryVectors, SearchQuery
 
-_UPLOAD = ImageDecoder(max_pixels=48_000_000, max_memory=384_000_000)
+DEEPEST = 1000
+"""Images that a query can reach, over all pages."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,21 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """The answer to a query.
+    """A page of the answer to a query.
 
     Attributes:
         hits: retrieved images, best first.
+        total: number of images on all pages.
         note: caveat for the user; empty if there is none.
     """
 
     hits: list[Hit]
+    total: int
     note: str = ""
 
 
 class Engine:
-    """Answers queries. Towers and sources are not thread-safe: a lock guards each.
+    """Answers queries. A source is not thread-safe: a lock guards it.
 
     One image is decoded at a time, which bounds the memory.
 
@@ -60,59 +64,60 @@ class Engine:
         encoder: the towers.
         source: the images.
         images: their features, keys and captions.
+        index: finds the nearest images approximately; if none, the search is exact.
     """
 
-    def __init__(self, encoder: ImageTextEncoder, source: Source, images: StoredImages) -> None:
+    def __init__(
+        self,
+        encoder: ImageTextEncoder,
+        source: Source,
+        images: StoredImages,
+        index: NearestSearch | None = None,
+    ) -> None:
         self.images = images
-        self._encoder, self._source = encoder, source
-        self._search = ExactSearch(images)
-        self._towers = threading.Lock()
-        self._reading = threading.Lock()
+        self._source, self._index = source, index
+        self._exact, self._captions = ExactSearch(images), CaptionFilter(images.captions)
+        self._decoding = threading.Lock()
+        self._vectors = QueryVectors(encoder, images, self._decoding)
 
-    def by_text(self, text: str, number: int) -> Found:
-        """Images nearest to a text.
-
-        Raises:
-            UserError: the text is empty.
-        """
-        text = text.strip()
-        if not text:
-            raise UserError("Type a few words that describe an image.")
-        with self._towers:
-            tokens = self._encoder.tokenize([text, f"{text} x"])
-            # If another word does not change the tokens, the text fills the context.
-            cut = bool((tokens[0] == tokens[1]).all())
-            query = self._encoder.encode_text(tokens[:1])
-        hits = self._nearest(query[0], number)
-        return Found(hits, "The text exceeds the model's context length: its end is ignored." * cut)
-
-    def by_image(self, content: bytes, number: int) -> Found:
-        """Images nearest to an uploaded image file.
+    def add_picture(self, content: bytes) -> str:
+        """Keeps an uploaded picture to search with, and returns its name.
 
         Raises:
             UserError: the file is not a readable image.
         """
-        if not content:
-            raise UserError("The file is empty: choose an image file.")
-        with self._reading:
-            image = decode_upload(content, _UPLOAD)
-            images = self._encoder.transform(image).unsqueeze(0)
-        with self._towers:
-            query = self._encoder.encode_image(images)
-        return Found(self._nearest(query[0], number))
+        return self._vectors.add(content)
 
-    def like(self, position: int, number: int) -> Found:
-        """Images nearest to an image of the source, without the image itself.
+    def search(self, query: SearchQuery, number: int, start: int = 0) -> Found:
+        """A page of the images nearest to a query, without the images that it names.
+
+        Args:
+            query: what to look for.
+            number: number of images on the page.
+            start: number of better images, on earlier pages.
 
         Raises:
-            UserError: the source has no such image.
+            UserError: the query has nothing to look for, or names what is not there.
         """
-        row = self.images.row_of(position)
-        if row is None:
-            raise UserError(f"There is no image {position}.")
-        query = torch.from_numpy(self.images.features(np.array([row])))
-        hits = self._nearest(query[0], number + 1)
-        return Found([hit for hit in hits if hit.position != position][:number])
+        vector, cut = self._vectors(query)
+        # The same images for all pages, so that no image is on two.
+        found = self._nearest(vector, query.caption, DEEPEST + len(query.like))
+        named = np.isin(self.images.positions[found.rows], query.like)
+        rows, scores = found.rows[~named][:DEEPEST], found.scores[~named][:DEEPEST]
+        page = slice(start, start + number)
+        pairs = zip(rows[page].tolist(), scores[page].tolist(), strict=True)
+        hits = [self._hit(row, score) for row, score in pairs]
+        note = "A text exceeds the model's context length: its end is ignored." * cut
+        return Found(hits, len(rows), note)
+
+    def _nearest(self, vector: Float[Tensor, " dim"], caption: str, number: int) -> Nearest:
+        if caption.strip():
+            return self._exact.nearest(vector, number, self._captions.rows(caption))
+        return (self._index or self._exact).nearest(vector, number)
+
+    def _hit(self, row: int, score: float) -> Hit:
+        images = self.images
+        return Hit(int(images.positions[row]), score, images.captions[row], images.keys[row])
 
     def thumbnail(self, position: int, side: int) -> bytes:
         """An image as PNG, at most `side` pixels wide and high.
@@ -123,7 +128,7 @@ class Engine:
         if self.images.row_of(position) is None:
             raise UserError(f"There is no image {position}.")
         try:
-            with self._reading:
+            with self._decoding:
                 image = self._source.read_with(position, ImageDecoder(smallest=side)).image
                 image.thumbnail((side, side), Image.Resampling.LANCZOS)
         except SampleError as error:
@@ -131,11 +136,3 @@ class Engine:
         buffer = io.BytesIO()
         image.save(buffer, format="PNG")
         return buffer.getvalue()
-
-    def _nearest(self, query: Float[Tensor, " dim"], number: int) -> list[Hit]:
-        found = self._search.nearest(query.to("cpu"), number)
-        images = self.images
-        return [
-            Hit(int(images.positions[row]), score, images.captions[row], images.keys[row])
-            for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-        ]

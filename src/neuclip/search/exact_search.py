@@ -1,16 +1,17 @@
 """Exact search: the similarity of a query with every image, and the best of them."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
 from neuclip.embedding.stored_images import StoredImages
 
 _CONVERTED = 2**14  # rows of float16 that are converted to float32 at a time
+_FEW = 8  # below one image in so many, the rows of those asked for are read alone
 
 
 class Nearest(NamedTuple):
@@ -23,6 +24,23 @@ class Nearest(NamedTuple):
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+
+
+@runtime_checkable
+class NearestSearch(Protocol):
+    """Finds the images of the highest dot products with a query."""
+
+    def nearest(self, query: Float[Tensor, " dim"], number: int) -> Nearest:
+        """The best images, best first.
+
+        Args:
+            query: float32, on the CPU.
+            number: number of images; fewer if there are fewer.
+
+        Raises:
+            UserError: a file of the features was cut.
+        """
+        ...
 
 
 class ExactSearch:
@@ -39,32 +57,56 @@ class ExactSearch:
         self,
         query: Float[Tensor, " dim"],
         number: int,
-        among: Bool[np.ndarray, " images"] | None = None,
+        among: Int64[np.ndarray, " rows"] | None = None,
     ) -> Nearest:
-        """The images of the highest dot products with a query.
+        """As `NearestSearch`, of all images or of some.
 
         Args:
             query: float32, on the CPU.
             number: number of images; fewer if there are fewer.
-            among: whether an image may be found; if none, all may.
+            among: rows that may be found, ascending; if none, all may.
 
         Raises:
             UserError: a file of the features was cut.
         """
+        if among is None:
+            return _best(self._scores(query), None, number)
+        if _FEW * len(among) < len(self._images):
+            return rescored(self._images, query, among, number)
+        return _best(self._scores(query)[torch.from_numpy(among)], among, number)
+
+    def _scores(self, query: Float[Tensor, " dim"]) -> Float[Tensor, " images"]:
         scores = torch.empty(len(self._images))
         for start, rows in self._images.blocks():
             _products(torch.from_numpy(rows), query, scores[start : start + len(rows)])
-        if among is not None:
-            scores[torch.from_numpy(~among)] = -torch.inf
-            number = min(number, int(among.sum()))
-        best = scores.topk(min(number, len(scores)), sorted=False)
-        return ranked(best.indices.numpy(), best.values.numpy())
+        return scores
 
 
-def ranked(rows: NDArray[np.int64], scores: NDArray[np.float32]) -> Nearest:
-    """Images by score, best first; equal scores in the order of the images."""
-    order = np.lexsort((rows, -scores))
-    return Nearest(rows[order], scores[order])
+def rescored(
+    images: StoredImages,
+    query: Float[Tensor, " dim"],
+    rows: Int64[np.ndarray, " rows"],
+    number: int,
+) -> Nearest:
+    """The best of a few images, which alone are read.
+
+    Args:
+        images: the images.
+        query: float32, on the CPU.
+        rows: numbers of the few, ascending.
+        number: number of images.
+    """
+    return _best(torch.from_numpy(images.features(rows)) @ query, rows, number)
+
+
+def _best(
+    scores: Float[Tensor, " some"], rows: Int64[np.ndarray, " some"] | None, number: int
+) -> Nearest:
+    best = scores.topk(min(number, len(scores)), sorted=False)
+    values, found = best.values.numpy(), best.indices.numpy()
+    found = found if rows is None else rows[found]
+    order = np.lexsort((found, -values))
+    return Nearest(found[order], values[order])
 
 
 def _products(

@@ -143,6 +143,28 @@ def test_search_takes_a_folder_of_embed_as_it_is(command, search, pictures, tmp_
     assert content(tmp_path / "out").keys() == before.keys()
 
 
+def test_an_index_is_built_once_and_belongs_to_its_features(
+    command, search, pictures, tmp_path, capsys
+):
+    pytest.importorskip("faiss")
+    out = tmp_path / "out"
+    assert command("embed", pictures, "--out", out) == 0
+    assert search(out, "--index")[0] == 0
+    assert "index built: recall@10 1.000 for texts, 1.000 for images" in capsys.readouterr().out
+    _, _, about = search(out, "--index")
+    assert about.search == "index: recall@10 1.000 for texts, 1.000 for images"
+    assert "index there already: recall@10" in capsys.readouterr().out
+    before = content(out)
+    path = out / "img_emb" / "img_emb_00000.npy"
+    np.save(path, np.load(path)[::-1])
+    assert search(out, "--index")[0] == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{out}/index is an index of other features" in told
+    assert f"remove {out}/index, and the next search with --index builds it again" in told
+    assert search(out)[2].search == "exact search"
+    assert content(out) == before | {"img_emb/img_emb_00000.npy": path.read_bytes()}
+
+
 def test_search_refuses_embeddings_of_something_else(
     command, search, run, pictures, tmp_path, capsys
 ):

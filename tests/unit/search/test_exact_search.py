@@ -44,11 +44,11 @@ def test_some_of_them(tmp_path):
     features = unit(20, 4, seed=0)
     search = ExactSearch(opened(features, tmp_path, shard_samples=6))
     (query,) = unit(1, 4, seed=1)
-    among = np.arange(20) % 3 == 0
-    found = search.nearest(torch.from_numpy(query), 5, among)
-    assert found.rows.tolist() == expected(features, query, 5, among)[0]
-    assert len(search.nearest(torch.from_numpy(query), 50, among).rows) == 7
-    assert len(search.nearest(torch.from_numpy(query), 50, among & False).rows) == 0
+    for rows in (np.arange(0, 20, 3), np.array([5, 18]), np.empty(0, np.int64)):
+        found = search.nearest(torch.from_numpy(query), 5, rows)
+        best, scores = expected(features, query, 5, np.isin(np.arange(20), rows))
+        assert found.rows.tolist() == best
+        np.testing.assert_allclose(found.scores, scores, atol=1e-6)
 
 
 def test_equal_scores_come_in_the_order_of_the_images(tmp_path):

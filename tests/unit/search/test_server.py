@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_the_page(ask):
     status, page, reply = ask("/")
     page = page.decode()
     assert status == 200 and "model &amp; &lt;co&gt;" in page
-    assert "7 images from data; 2 corrupt samples left out (2 image)" in page
+    assert "7 images from data; 2 corrupt samples left out (2 image); exact search" in page
     policy = reply.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     assert policy.count("nonce-") == 2 == page.count(" nonce=")
@@ -76,10 +77,19 @@ def test_queries(ask):
     status, answer, _ = ask("/search?text=number%209&number=2")
     assert (status, places(answer)) == (200, [3, 4])  # equal scores, in the order of the images
     assert answer["seconds"] >= 0 and answer["note"] == ""
-    assert places(ask("/like?position=0")[1])[0] == 2
-    assert places(ask("/search?number=1", picture((10, 11, 12)))[1]) == [6]
+    assert places(ask("/search?like=0")[1])[0] == 2
+    status, answer, _ = ask("/picture", picture((10, 11, 12)))
+    assert status == 200 and places(ask(f"/search?number=1&pictures={answer['picture']}")[1]) == [6]
     status, content, reply = ask("/image?position=3")
     assert (status, reply.headers["Content-Type"], content[:4]) == (200, "image/png", b"\x89PNG")
+
+
+def test_pages_of_results(ask):
+    whole = ask("/search?text=number%209")[1]
+    assert whole["total"] == 7 == len(whole["hits"])
+    pages = [ask(f"/search?text=number%209&number=3&start={start}")[1] for start in (0, 3, 6, 9)]
+    assert [*chain(*(page["hits"] for page in pages))] == whole["hits"]
+    assert {page["total"] for page in pages} == {7}
 
 
 @pytest.mark.parametrize(
@@ -87,15 +97,30 @@ def test_queries(ask):
     [
         ("/search?text=", None, 400, "Type a few words"),
         ("/search", None, 400, "Type a few words"),
-        ("/search", b"x", 400, "cannot be read as an image"),
-        ("/search", b"", 400, "The file is empty"),
-        ("/like?position=x", None, 400, "position must be a non-negative integer, got 'x'"),
-        ("/like?position=99", None, 400, "There is no image 99"),
-        ("/like", None, 400, "position must be a non-negative integer, got ''"),
+        ("/search?text=-cat", None, 400, "type also what to look for"),
+        (f"/search?text={'x' * 10_001}", None, 400, "more than 10,000 characters"),
+        (f"/search?text=a{'%20-b' * 9}", None, 400, "At most 8 words or phrases"),
+        (f"/search?text=a&caption={'x' * 1001}", None, 400, "more than 1,000 characters"),
+        ("/picture", b"x", 400, "cannot be read as an image"),
+        ("/picture", b"", 400, "The file is empty"),
+        ("/search?pictures=0123", None, 400, "no longer kept: choose it again"),
+        ("/search?like=0,1,2,3,4,5,6,0,1", None, 400, "at most 8 pictures"),
+        (f"/search?like={'0,' * 9000}", None, 400, "at most 8 pictures"),
+        ("/search?like=x", None, 400, "like must be a non-negative integer, got 'x'"),
+        ("/search?like=99", None, 400, "There is no image 99"),
+        ("/image", None, 400, "position must be a non-negative integer, got ''"),
+        (
+            "/search?text=a&start=1001",
+            None,
+            400,
+            "start 1001 is out of range: it must be 0 to 1000",
+        ),
+        ("/search?text=a&start=-1", None, 400, "start must be a non-negative integer"),
         ("/image?position=-1", None, 400, "must be a non-negative integer"),
         ("/search?text=a&number=0", None, 400, "number 0 is out of range: it must be 1 to 200"),
         ("/nothing", None, 404, "Page not found"),
-        ("/like?position=1", b"x", 404, "Page not found"),
+        ("/search?like=1", b"x", 404, "Page not found"),
+        ("/picture", None, 404, "Page not found"),
     ],
 )
 def test_bad_requests_are_answered_kindly(ask, path, body, status, words):
@@ -106,7 +131,7 @@ def test_bad_requests_are_answered_kindly(ask, path, body, status, words):
 
 def test_a_name_of_another_site_gets_nothing(ask):
     status, answer, _ = ask("/search?text=number%209", Host="evil.example:80")
-    assert status == 403 and "hits" not in answer
+    assert status == 403 and {*answer} == {"error"}
     assert ask("/", Host="localhost:1")[0] == 200
 
 
@@ -120,8 +145,8 @@ def test_a_name_of_another_site_gets_nothing(ask):
     ],
 )
 def test_a_page_of_another_site_gets_nothing(ask, headers):
-    status, answer, _ = ask("/search", picture((10, 11, 12)), **headers)
-    assert status == 403 and "hits" not in answer
+    status, answer, _ = ask("/picture", picture((10, 11, 12)), **headers)
+    assert status == 403 and {*answer} == {"error"}
 
 
 @pytest.mark.parametrize("path", ["//", "//search?text=a", f"//{'x' * 22}/", "//%00", "//[/"])
@@ -131,18 +156,18 @@ def test_without_the_secret_nobody_gets_anything(ask, path):
 
 def test_this_machines_names(ask):
     for origin in ("http://127.0.0.1:8765", "http://localhost:9"):
-        assert ask("/search?number=1", picture((10, 11, 12)), Origin=origin)[0] == 200
+        assert ask("/picture", picture((10, 11, 12)), Origin=origin)[0] == 200
 
 
 def test_an_image_that_is_too_large(ask):
-    status, answer, _ = ask("/search", b"x" * (2**20 + 1))
+    status, answer, _ = ask("/picture", b"x" * (2**20 + 1))
     assert status == 413 and "at most 1 MB" in answer["error"]
 
 
 def test_an_image_of_too_many_pixels(ask):
     content = io.BytesIO()
     Image.new("1", (12_000, 5_000)).save(content, "PNG")
-    status, answer, _ = ask("/search", content.getvalue())
+    status, answer, _ = ask("/picture", content.getvalue())
     assert status == 400 and "12000 x 5000 pixels" in answer["error"]
 
 
@@ -189,7 +214,7 @@ def test_the_memory_of_eight_uploads_at_once(engine, monkeypatch):
     def upload(_):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         with closing(connection):
-            connection.request("POST", f"/{secret}/search", body)
+            connection.request("POST", f"/{secret}/picture", body)
             return connection.getresponse().status
 
     assert upload(0) == 200
@@ -228,7 +253,7 @@ def raw(server, text, *, wait=5.0):
     ],
 )
 def test_a_length_that_is_none(server, ask, headers, status):
-    found = raw(server, f"POST /SECRET/search HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n")
+    found = raw(server, f"POST /SECRET/picture HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n\r\n")
     # A body that never comes is not waited for longer than the limit.
     assert found.split()[1:2] == [status] or (status == b"413" and not found)
     assert b"Python" not in found
@@ -272,7 +297,7 @@ def test_connections_beyond_the_limit_wait_or_are_refused(server, ask):
 
 
 def test_a_fault_is_an_answer(engine, server, ask, monkeypatch, caplog):
-    monkeypatch.setattr(engine, "by_text", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine, "search", lambda *_: 1 / 0)
     status, answer, _ = ask("/search?text=a")
     assert (status, answer["error"]) == (500, "Internal error: ZeroDivisionError.")
     assert "a request failed" in caplog.text
