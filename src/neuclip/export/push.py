@@ -250,9 +250,10 @@ def _errors_as_messages(to: Destination) -> Generator[None]:
         if isinstance(cause, errors.HfHubHTTPError):
             raise _refused(cause, to) from None
         why = _without_token(describe(cause)).rstrip(".")
+        xet = "; a hub without Xet needs HF_HUB_DISABLE_XET=1" if "/xet-" in why else ""
         raise UserError(
             f"cannot push to {to.page}: {why}. Check the connection and HF_ENDPOINT "
-            f"({mask(constants.ENDPOINT)}). {_UNKNOWN}"
+            f"({mask(constants.ENDPOINT)}){xet}. {_UNKNOWN}"
         ) from None
     except ValueError as error:  # a card that the hub does not accept, or an answer without sense
         lines = " ".join(_without_token(str(error)).split())

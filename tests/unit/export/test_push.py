@@ -178,6 +178,18 @@ def test_no_network(hub, export, capsys, set_hub):
     assert "Check the connection and HF_ENDPOINT (http://127.0.0.1:9)" in capsys.readouterr().err
 
 
+def test_a_hub_without_xet(hub, export, capsys, monkeypatch):
+    """hf_xet's own error, as version 1.8 words it where the hub answers 404."""
+    said = f"Network error: (404 Not Found), domain: {hub.address}/api/models/x/xet-write-token"
+
+    def fail(*_, **__):
+        raise ConnectionError(said)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", fail)
+    assert pushed(export) == 2
+    assert "a hub without Xet needs HF_HUB_DISABLE_XET=1. The branch is" in capsys.readouterr().err
+
+
 def test_what_is_said_before_any_request(hub, export, capsys, set_hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     assert pushed(export) == 2
