@@ -4,6 +4,7 @@
 """
 
 import re
+import tomllib
 from pathlib import Path
 
 import yaml
@@ -58,7 +59,13 @@ def test_every_apt_list_is_removed_again():
             assert rest.rstrip().endswith("rm -rf /var/lib/apt/lists/*")
 
 
-def test_the_citation_is_of_this_version():
+def test_all_files_state_one_version():
+    """The package, its metadata, the citation, and the newest section of the changelog."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     found = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert found["version"] == __version__
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    ahead, *released = re.findall(r"^## (.+)$", changes, flags=re.M)
+    assert ahead == "Unreleased"
+    assert released[0] == f"{__version__} - {found['date-released']}"
+    assert project["version"] == found["version"] == __version__
     assert {"cff-version", "message", "title", "authors", "license"} <= found.keys()
