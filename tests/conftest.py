@@ -1,4 +1,5 @@
 import gc
+import os
 import sys
 
 import pytest
@@ -49,6 +50,14 @@ def _one_vocabulary():
     kind.__init__ = init
     yield
     kind.__init__ = read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk():
+    """No test cuts the power: its thousands of small files may stay in memory."""
+    flush, os.fsync = os.fsync, os.fstat
+    yield
+    os.fsync = flush
 
 
 @pytest.fixture(scope="session")

@@ -54,3 +54,9 @@ class Runs:
 @pytest.fixture
 def runs(tmp_path):
     return Runs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_runs(tmp_path_factory):
+    """Makes runs for all tests of a module, which do not change them."""
+    return Runs(tmp_path_factory.mktemp("runs"))

@@ -21,10 +21,10 @@ def board_of(folders, baseline=None, quoted=()):
     return scoreboard(found, choose_baseline(found, baseline), quoted)
 
 
-@pytest.fixture
-def three(runs):
+@pytest.fixture(scope="module")
+def three(shared_runs):
     """openclip and neuclip with two seeds each, and siglip without most of the tasks."""
-    folders, scores = [], {}
+    runs, folders, scores = shared_runs, [], {}
     for method, skill in (("openclip", 0.4), ("neuclip", 0.5)):
         for seed in (1, 2):
             run = runs.make(f"{method}-{seed}", method, seed=seed)
@@ -207,8 +207,10 @@ class TestFigure:
         text = " ".join(re.sub(r"<[^>]*>", " ", page).split())
         assert re.search(r"\+\d+\.\d\d \[\+\d+\.\d\d, \+\d+\.\d\d\]", text)
 
-    def test_figures_replace_only_figures_of_a_report(self, three, tmp_path, capsys):
-        folders, _ = three
+    def test_figures_replace_only_figures_of_a_report(self, runs, tmp_path, capsys):
+        folders = [runs.make("a", "openclip"), runs.make("b")]
+        for run, acc1 in zip(folders, (0.2, 0.3), strict=True):
+            runs.evaluate_split(run, acc1)
         out = tmp_path / "page.html"
         for _ in range(2):
             write_report(folders, out)
