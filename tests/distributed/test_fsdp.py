@@ -4,7 +4,10 @@ import pytest
 import torch
 from tower_tasks import Result, Task, shown, train_towers
 
-from tiny_models import RESNET, VIT, tiny
+from neuclip.model import prepare
+from neuclip.model.ema import WeightAverage
+from neuclip.parallel import fsdp
+from tiny_models import RESNET, VIT, pairs, tiny
 
 TASKS = {
     "clipped": Task(clip=0.05),
@@ -45,6 +48,29 @@ def test_sharded_equals_ddp_and_one_process(pool, case):
         close(replicated[0], train_towers(plain), 1e-6)
     assert sharded[0].own_elements < 0.6 * sharded[0].all_elements
     assert sharded[0].own_elements + sharded[1].own_elements >= sharded[0].all_elements
+
+
+def test_averages_also_replace_weights_that_are_gathered():
+    with fsdp.ensure_process_group("cpu", wanted=True):
+        model = tiny().towers
+        fsdp.shard(model, prepare.blocks(model), torch.device("cpu"), low_precision=None)
+        average, given = WeightAverage(model, 0.9), pairs(3)
+        first = encoded(model, given)
+        for parameter in model.parameters():
+            with torch.no_grad():
+                fsdp.to_local(parameter).mul_(1.1)
+        moved = encoded(model, given)
+        model.unshard()
+        with average.applied():
+            assert torch.equal(encoded(model, given), first)
+            model.unshard()
+        assert torch.equal(encoded(model, given), moved)
+    assert not torch.equal(first, moved)
+
+
+@torch.no_grad()
+def encoded(model, given):
+    return torch.stack([model(*given)[f"{side}_features"] for side in ("image", "text")])
 
 
 @pytest.mark.parametrize("precision", ["amp_bf16", "amp_fp16"])

@@ -145,7 +145,7 @@ def is_sharded(towers: nn.Module) -> bool:
 def reshard(towers: nn.Module) -> None:
     """Frees the full parameters of sharded towers, so that the next pass gathers the shards again.
 
-    A forward pass without a backward pass leaves those of the root gathered.
+    FSDP2 keeps those of the root after a forward pass, for a backward pass that may not follow.
     """
     for unit in units_of(towers):
         unit.reshard()
