@@ -161,11 +161,16 @@ def add_updates(towers: nn.Module, settings: AdaptationConfig, seed: int) -> Non
 
 
 def find_targets(towers: nn.Module, settings: AdaptationConfig) -> list[Target]:
-    """The matrices of the towers that get an update, in the order of the towers."""
-    wanted = settings.lora_targets.split(",")
+    """The matrices of the towers that get an update, in the order of the towers.
+
+    As in PEFT, a matrix that is trained in full (`lora_modules_to_save`) gets none.
+    """
+    wanted, kept = settings.lora_targets.split(","), _kept_parts(settings)
     found: list[Target] = []
     for name, parameter in towers.named_parameters():
         if settings.lora_towers not in ("both", tower_of(name)) or parameter.ndim != 2:
+            continue
+        if any(part in name for part in kept):
             continue
         kinds = kinds_of(name)
         blocks = tuple(number for number, kind in enumerate(kinds) if kind in wanted)
@@ -194,10 +199,12 @@ def _check(towers: nn.Module, settings: AdaptationConfig, targets: list[Target])
             module = towers.visual if tower == "image" else getattr(towers, "text", towers)
             other = "text" if tower == "image" else "image"
             remedy = "another tower" if settings.lora_towers == tower else f"--lora-towers {other}"
+            kept = settings.lora_modules_to_save
+            besides = f" besides those of --lora-modules-to-save {kept}" if kept else ""
             raise UserError(
                 f"--lora-rank {rank}: the {tower} tower ({_kind(module)}) has no matrices of "
-                f"--lora-targets {settings.lora_targets} (convolutions get no update); give "
-                f"{remedy}, or other targets of {', '.join(LORA_TARGETS)}"
+                f"--lora-targets {settings.lora_targets}{besides} (convolutions get no update); "
+                f"give {remedy}, or other targets of {', '.join(LORA_TARGETS)}"
             )
     smallest = min(targets, key=lambda target: min(target.shape))
     if rank is not None and rank > min(smallest.shape):
@@ -213,8 +220,14 @@ def _kind(module: object) -> str:
     return type(getattr(module, "trunk", module)).__name__
 
 
+def _kept_parts(settings: AdaptationConfig) -> list[str]:
+    """Parts of the names of the weights that are trained in full."""
+    parts = (part.strip() for part in (settings.lora_modules_to_save or "").split(","))
+    return [part for part in parts if part]
+
+
 def _freeze(towers: nn.Module, settings: AdaptationConfig) -> None:
-    kept = [part for part in (settings.lora_modules_to_save or "").split(",") if part]
+    kept = _kept_parts(settings)
     matched: set[str] = set()
     for name, parameter in towers.named_parameters():
         parts = [part for part in kept if part in name]

@@ -157,6 +157,19 @@ def test_merged_weights_embed_as_the_updates_do(name):
                            before["transformer.resblocks.0.mlp.c_fc.weight"])  # fmt: skip
 
 
+@torch.no_grad()
+def test_a_matrix_that_is_trained_in_full_gets_no_update_and_is_merged_as_it_is():
+    plain, towers = adapted(lora_modules_to_save="mlp.c_fc, attn")
+    stored = lora.stored_weights(towers)
+    name = "visual.transformer.resblocks.0.mlp.c_fc.weight"
+    assert {key.split(".parametrizations.")[0].rpartition(".")[2] for key in stored if ".up." in key
+            } == {"c_proj"}  # fmt: skip
+    stored[name].mul_(2)
+    merged = lora.merge(plain.state_dict(), stored, 32.0 / 3)
+    assert merged.keys() == plain.state_dict().keys()
+    assert torch.equal(merged[name], 2 * plain.state_dict()[name])
+
+
 def test_updates_follow_their_seed_alone():
     one, again, other = (tiny().towers for _ in range(3))
     for towers, seed in ((one, 1), (again, 1), (other, 2)):
@@ -227,6 +240,7 @@ WRONG = {
     "one tower of convolutions": (None, {"lora_towers": "image"}, "another tower"),
     "no such target": (None, {"lora_towers": "text", "lora_targets": "q"}, "--lora-targets q"),
     "no such weight": (VIT, {"lora_modules_to_save": "ln_final,lnfinal"}, "lnfinal: no weight"),
+    "all trained in full": (VIT, {"lora_modules_to_save": "visual"}, "besides those of --lora-mod"),
 }
 
 
