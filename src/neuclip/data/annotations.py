@@ -3,23 +3,19 @@
 All sources read them by one rule, `AnnotationKeys.read`.
 """
 
-import ast
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from neuclip.config.data_sections import ReadingConfig
-from neuclip.data.captions import captions_of, kind_of
+from neuclip.data.captions import captions_of, kind_of, written_list
 from neuclip.data.samples import NO_ANNOTATIONS, Annotations, SampleError, Unusable
 from neuclip.errors import UserError, printable, quantity
-from neuclip.untrusted import parse_json
 
 CLASS_FILE = "cls"
 """The label key that stands for the `.cls` files of tar shards."""
 
-_LONGEST_LIST = 2**16  # characters
 _TRIED = 200  # samples looked at for a key
 
 
@@ -123,31 +119,10 @@ def _label(value: object, key: str) -> str:
 
 def _negatives(value: object, key: str) -> tuple[str, ...]:
     """Hard negatives: a text, a list, or (in csv tables, as NegCLIP's) a list written as text."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and len(value) < _LONGEST_LIST:
-        value = _list_in(value)
     try:
-        return captions_of(value, repr(key))
+        return captions_of(written_list(value), repr(key))
     except Unusable as error:
         raise Unusable("hard_negative", error.detail) from error
-
-
-def _list_in(text: str) -> object:
-    """The list that a text stands for in JSON or Python; the text itself if it stands for none."""
-    for parse in (parse_json, _python_literal):
-        try:
-            value: object = parse(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, (list, tuple)):
-            return value  # pyright: ignore[reportUnknownVariableType]
-    return text
-
-
-def _python_literal(text: str) -> object:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # a backslash in a caption
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return ast.literal_eval(text)
 
 
 def _weight(value: object, key: str) -> float:

@@ -4,6 +4,8 @@ A sample may have several captions. All sources read them by one rule, `captions
 reader draws one for each visit (`--caption-choice`).
 """
 
+import ast
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.samples import Unusable
 from neuclip.untrusted import parse_json
 
+_LONGEST_LIST = 2**16  # characters
 _MAX_LENGTH = 4096  # characters; the longest token of open_clip's vocabulary has 25
 
 
@@ -94,12 +97,13 @@ class CaptionRule:
         return WeightedCaptions(self.checked(()))
 
     def in_columns(self, values: Sequence[object]) -> WeightedCaptions:
-        """The captions in the caption columns of a row.
+        """The captions in the caption columns of a row; a list may be written as text.
 
         Raises:
             Unusable: a value is not a text or a list of texts, or there is no caption although one
                 is required.
         """
+        values = [_written_captions(value) for value in values]
         if self.weights:
             return self._drawn([(value, "the caption") for value in values])
         texts = tuple(text for value in values for text in captions_of(value))
@@ -192,6 +196,38 @@ def captions_of(value: object, name: str = "the caption") -> tuple[str, ...]:
         elif entry is not None:
             raise Unusable("caption_type", f"{name} is a list with {kind_of(entry)}, not of texts")
     return tuple(captions)
+
+
+def written_list(value: object) -> object:
+    """The list that a text stands for in JSON or Python, as in csv files; else the value."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    if len(value) >= _LONGEST_LIST:
+        return value
+    for parse in (parse_json, _python_literal):
+        try:
+            found: object = parse(value.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list):
+            return found  # pyright: ignore[reportUnknownVariableType]
+    return value
+
+
+def _written_captions(value: object) -> object:
+    """The list of texts that a text stands for; another list, such as [1], may be a caption."""
+    found = written_list(value)
+    if found is value or not isinstance(found, list):
+        return value
+    entries: list[object] = found
+    return entries if all(each is None or isinstance(each, str) for each in entries) else value
+
+
+def _python_literal(text: str) -> object:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # a backslash in a caption
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return ast.literal_eval(text)
 
 
 def clean_caption(text: str) -> str:

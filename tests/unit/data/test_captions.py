@@ -44,6 +44,24 @@ def test_other_values_are_refused_with_their_place(value, named):
     assert error.value.kind == "caption_type" and "column 'label'" in error.value.detail
 
 
+@pytest.mark.parametrize(
+    ("written", "captions"),
+    [
+        ('["a cat", " a dog "]', ("a cat", "a dog")),
+        ("['a cat', \"it's a dog\"]", ("a cat", "it's a dog")),  # as pandas writes a list
+        ('["a", null]', ("a",)),
+        ("[a] cat", ("[a] cat",)),
+        ("[1]", ("[1]",)),
+        ("a ['cat']", ("a ['cat']",)),
+        ("[]", ()),
+    ],
+)
+def test_a_list_in_a_csv_is_read_as_a_list(written, captions):
+    assert CaptionRule(required=False).in_columns([written]).texts == captions
+    drawn = CaptionRule(required=False, weights=(1.0,)).in_columns([written])
+    assert drawn.texts == captions
+
+
 @given(st.lists(st.text(alphabet="ab \n", max_size=4), max_size=4))
 def test_json_and_tables_read_a_list_alike(captions):
     rule = CaptionRule(("k",), required=False)
