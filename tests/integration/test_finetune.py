@@ -59,6 +59,40 @@ def test_a_dry_run_shows_each_setting_and_the_equal_line(shop, capsys):
     assert again == shown
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--val-data", "nowhere.csv"], "nowhere.csv: no such file or folder"),
+        (["--canary", "nowhere.csv"], "nowhere.csv: no such file or folder"),
+        (["--best-metric", "val/acc1"], "--best-metric val/acc1 is not a metric of this run"),
+        (["--force-image-size", "30"], "the nearest sizes are"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(shop, flags, words, capsys):
+    _, given = shop
+    capsys.readouterr()
+    assert main(["finetune", *given, *flags, "--name", "refused", "--dry-run"]) == 2
+    shown = capsys.readouterr()
+    assert words in " ".join(shown.err.split())
+    assert "the same as" not in shown.out
+
+
+def test_missing_images_beyond_the_limit_are_found_before_the_first_step(shop, capsys):
+    folder, flags = shop
+    table = folder / "holes.csv"
+    rows = (folder / "pairs.csv").read_text().splitlines()
+    table.write_text("\n".join([*rows[:41], *(f"gone-{row}" for row in rows[41:])]))
+    line = ["finetune", *flags, "--train-data", str(table), "--epochs", "1", "--name", "holes"]
+    capsys.readouterr()
+    assert main(line) == 2
+    words = "20 of 60 samples are corrupt: more than --max-bad-fraction 0.01 allows"
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "logs" / "holes").exists()
+    capsys.readouterr()
+    assert main([*line, "--val-split", "none", "--no-duplicates"]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_run_records_what_it_derived_and_continues_without_its_starting_weights(shop, capsys):
     folder, flags = shop
     first = folder / "logs" / "first"

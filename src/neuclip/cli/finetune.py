@@ -14,22 +14,30 @@ from neuclip.parallel.launch import launch_environment
 
 def show_derived(command: TrainCommand) -> int:
     """Prints the settings that are derived, and the `neuclip train` line that gives them all."""
-    from neuclip.training.finetuning import complete, trained_weights
+    from neuclip.training.finetuning import check_evaluation, complete, trained_weights
+    from neuclip.training.training_data import TrainingData
 
-    config, derived = complete(command.config)
-    launch = launch_environment()
-    resolved = resolve(config, launch.world_size)
-    if launch.rank:
-        return 0
+    data = TrainingData(command.config, str(command.config.data.train_data))
+    try:
+        config, derived = complete(command.config, data)
+        launch = launch_environment()
+        resolved = resolve(config, launch.world_size)
+        if launch.rank:
+            return 0
+        if derived:
+            check_evaluation(resolved, data)
+    finally:
+        data.close()
     if not derived:
         terminal.print_plain(f"{config.name} is continued: its settings stay as it recorded them")
         return 0
+    trained = trained_weights(config).text  # an error stands alone, not below the table
     terminal.print_reasons(
         (flag_of(d.section, d.key), " ".join(d.words), d.reason) for d in derived
     )
     pairs = describe_step(resolved, launch.world_size)
     print()
-    method, trained = resolved.method.method, trained_weights(config).text
+    method = resolved.method.method
     terminal.print_facts([("pairs per step", pairs), ("method", method), ("trained", trained)])
     print("\nthe same as")
     terminal.print_plain(train_line(command.argv, derived))  # not wrapped: it is copied

@@ -79,8 +79,10 @@ class Derived:
 
 
 def in_short(derived: Iterable[Derived]) -> str:
-    """Derived settings in one line."""
-    return ", ".join(f"{one.key} {' '.join(one.words)}" for one in derived)
+    """Derived settings in one line; `name` alone would read as the name of the run."""
+    return ", ".join(
+        f"{one.section if one.key == 'name' else one.key} {' '.join(one.words)}" for one in derived
+    )
 
 
 Finding = tuple[Any, str] | None

@@ -139,6 +139,25 @@ def check_index(
             )
 
 
+def check_read_once(corrupt: int, max_bad_fraction: float, *, samples: int) -> None:
+    """Stops if too many samples are corrupt where all are read once before the first step.
+
+    Args:
+        corrupt: number of corrupt samples.
+        max_bad_fraction: the limit, with the margin of `DamageLog.check`.
+        samples: number of samples.
+
+    Raises:
+        UserError: too many are corrupt.
+    """
+    if corrupt > _allowed(max_bad_fraction, samples):
+        raise UserError(
+            f"{corrupt:,} of {samples:,} samples are corrupt: more than --max-bad-fraction "
+            f"{max_bad_fraction:g} allows. Fix or remove them, or raise the limit (neuclip data "
+            "inspect names some)"
+        )
+
+
 def _allowed(max_bad_fraction: float, number: int) -> float:
     """The number of corrupt ones among `number` that a limit allows."""
     allowed = max_bad_fraction * number

@@ -15,6 +15,8 @@ from neuclip.model.base_weights import ENTRY, LowRankRecord
 from neuclip.model.opened_checkpoint import find_base
 from neuclip.model.starting_weights import StartingWeights, StartingWeightsReader
 
+_NEW_PLACE = "give their new place as --pretrained"
+
 
 def read_resumed(
     checkpoint: VerifiedCheckpoint,
@@ -41,7 +43,10 @@ def read_resumed(
     if low_rank is not None and adaptation.lora_rank is not None:
         record = LowRankRecord.read(low_rank, checkpoint.path)
         given = settings.pretrained or record.given
-        base = find_base(checkpoint.path, replace(record, given=given), architecture.name)
+        try:
+            base = find_base(checkpoint.path, replace(record, given=given), architecture.name)
+        except UserError as error:
+            raise UserError(f"{error}\nTo continue a run, you can also {_NEW_PLACE}") from None
         return StartingWeights(settings, model=base, resumed=architecture)
     if adaptation.distill_start is None:
         return StartingWeights(settings, resumed=architecture)
@@ -50,6 +55,6 @@ def read_resumed(
     except UserError as error:
         raise UserError(
             f"{error}\nA run with --distill-start reads its starting weights when it goes on, too: "
-            "put them back, or give their new place as --pretrained"
+            f"put them back, or {_NEW_PLACE}"
         ) from None
     return replace(found, resumed=architecture)

@@ -8,11 +8,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from neuclip.config.derived import Derived, Facts, derive, kept
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
+from neuclip.evaluation.held_out import HeldOut
 from neuclip.model.architecture import Architecture, find_architecture
 from neuclip.model.clip import towers_without_values
 from neuclip.model.device import choose_device, choose_precision
@@ -23,6 +25,7 @@ from neuclip.model.prepare import prepare
 from neuclip.model.starting_weights import StartingWeightsReader, with_model_of_weights
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.work_sharing import from_main
+from neuclip.training.evaluation_plan import open_plan
 from neuclip.training.open_run import earlier_config
 from neuclip.training.training_data import TrainingData
 
@@ -81,6 +84,27 @@ def complete(
     if chosen is not None:
         derived = (Derived("model", "name", chosen, "the model of the weights"), *derived)
     return full, derived
+
+
+def check_evaluation(config: RunConfig, data: TrainingData) -> None:
+    """Opens what a run evaluates and checks the metric that it follows, before the run.
+
+    All training data stand for the held-out share: which samples are held out takes a look at
+    every image.
+
+    Args:
+        config: the full settings, resolved.
+        data: the training data.
+
+    Raises:
+        UserError: as where the run opens them.
+    """
+    share, split = config.evaluation.val_split, None
+    if share is not None:
+        everything = np.arange(len(data.source), dtype=np.int64)
+        label_key = config.data.label_key
+        split = HeldOut(data.source, everything, share, 0, label_key=label_key).split
+    open_plan(config, split, starts_trained=True)
 
 
 def _facts(config: RunConfig, data: TrainingData, weights: StartingWeightsReader) -> Facts:

@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from neuclip.catalogue.registry import method_info
 from neuclip.config.run_config import RunConfig
-from neuclip.data.damage import check_index
-from neuclip.data.groups import check_labels, components, read_groups
+from neuclip.data.damage import check_index, check_read_once
+from neuclip.data.groups import Groups, check_labels, components, read_groups
 from neuclip.data.opening import open_source
 from neuclip.data.sources.source import Source
 from neuclip.evaluation.held_out import HeldOut, hold_out
-from neuclip.parallel.work_sharing import in_turn
+from neuclip.parallel.work_sharing import from_main, in_turn
 
 log = logging.getLogger("neuclip")
 
@@ -60,6 +60,7 @@ class TrainingData:
         if share is None:
             return index, None
         held_out = hold_out(index, config.data, share, config.seed)
+        from_main(lambda: _check_readable(held_out.all_groups, limit))
         held_out.check_batch(config.data.global_batch_size or config.data.batch_size)
         return held_out.rest, held_out
 
@@ -83,7 +84,22 @@ class TrainingData:
         log.info(
             "--no-duplicates: looks at every sample once to find duplicates; kept for later runs"
         )
-        return in_turn(lambda: components(read_groups(index, data)))
+        return in_turn(lambda: self._components_of_all(config))
+
+    def _components_of_all(self, config: RunConfig) -> NDArray[np.int64]:
+        groups = read_groups(self.source, config.data)
+        _check_readable(groups, config.data.max_bad_fraction)
+        return components(groups)
+
+
+def _check_readable(groups: Groups | None, max_bad_fraction: float) -> None:
+    """Checks samples that were all read to find groups: a run would stop after some steps.
+
+    Raises:
+        UserError: too many are corrupt.
+    """
+    if groups is not None:
+        check_read_once(groups.unreadable, max_bad_fraction, samples=groups.samples)
 
 
 def read_index(config: RunConfig, train_data: str) -> Source:

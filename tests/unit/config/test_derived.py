@@ -172,3 +172,4 @@ def test_words_are_those_of_a_command_line():
     assert in_short([Derived("optim", "lr", 1e-5, "x"), Derived("optim", "wd", 0.1, "y")]) == (
         "lr 1e-05, wd 0.1"
     )
+    assert in_short([Derived("model", "name", "ViT-B-32", "x")]) == "model ViT-B-32"
