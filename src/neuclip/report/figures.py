@@ -26,6 +26,8 @@ MARKERS = "osD^vP"
 POINTS_PER_CURVE = 200
 WIDTH = 5.0
 ROUND_STEPS = (1, 2, 5, 10)
+LEAST_RANGE = 0.01
+"""Of a vertical axis, as a fraction of its values."""
 
 STYLE = {
     "svg.fonttype": "none",
@@ -49,6 +51,7 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,  # labels are whole values
 }
 
 
@@ -118,12 +121,24 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND_STEPS))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
         if percent or from_zero:
-            axes.set_ylim(bottom=0)
+            # The margin was that of the data's own range, and may have cut the highest marker.
+            axes.set_ylim(bottom=0, top=max(axes.get_ylim()[1], 1.05 * axes.dataLim.y1))
+        else:
+            _widen(axes)
         if percent:
             axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         _legend(figure, axes)
         return as_inline(figure, name)
+
+
+def _widen(axes: Axes) -> None:
+    """Shows a change in the fifth digit, as of a temperature that is kept, as a level line."""
+    low, high = axes.get_ylim()
+    least = LEAST_RANGE * max(abs(low), abs(high))
+    if high - low < least:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - least / 2, middle + least / 2)
 
 
 def stacked(name: str, labels: list[str], parts: list[Bars]) -> str:
