@@ -60,7 +60,9 @@ def _listed(path: Path, holder: Callable[[RunFolder], str | None]) -> ListedRun:
         (run,) = load_runs([path])
     except (UserError, OSError) as error:
         return ListedRun(name, "-", "-", "-", "", printable(f"unreadable: {error}", 80))
-    done = max([record.get("epoch", 0.0) for record in run.train], default=0.0)
+    # The last steps of an epoch may have no training record.
+    known = [record.get("epoch", 0.0) for record in run.train]
+    done = max([*known, *(point.epoch for point in run.evaluations)], default=0.0)
     asked = _number(run, "optim.stop_epochs") or _number(run, "optim.epochs")
     using = holder(run.folder)
     if using is not None:

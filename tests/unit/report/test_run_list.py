@@ -45,6 +45,8 @@ def test_progress_best_and_state(runs):
         "early", "8 of 16 epochs", "finished", "",
     )  # fmt: skip
     assert third.state == "stopped" and third.best == "b/val_loss 1.25 after epoch 2"
+    evaluated(half, "a", e16={"acc1": 0.5})  # later than the last training record
+    assert list_runs(half, nobody)[0].progress == "16 of 16 epochs"
     (alone,) = list_runs(done, lambda folder: "somebody")
     assert (alone.name, alone.state) == ("done", "running (somebody)")
 
