@@ -10,6 +10,8 @@ from neuclip.files import describe
 from neuclip.untrusted import read_file
 
 SUMS = "SHA256SUMS"
+VALUES = "values.pt"
+"""In a sharded checkpoint, everything but the sharded tensors."""
 _SUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _SHOWN = 6
 _LARGEST_SUMS = 2**22  # bytes; about 50,000 lines
@@ -56,6 +58,14 @@ def read_sums(folder: Path) -> list[tuple[str, str]] | None:
     return [(match[1], match[2]) for match in matches if match]
 
 
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a complete sharded checkpoint.
+
+    A folder of checkpoints has `SHA256SUMS`, too, but also other files or folders of checkpoints.
+    """
+    return (path / SUMS).is_file() and all(found.name == VALUES for found in checkpoints_in(path))
+
+
 def neighbours(path: Path) -> str:
     """The checkpoints beside a path, those with the nearest names, as the end of a sentence."""
     found = sorted(other.name for other in checkpoints_in(path.parent) if other != path)
@@ -69,7 +79,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a folder: files, and complete sharded folders."""
     files = (path for path in folder.glob("*.pt") if path.is_file())
     folders = (path.parent for path in folder.glob(f"[!.]*/{SUMS}"))
-    return [*files, *(path for path in folders if not path.is_symlink())]
+    return [*files, *(path for path in folders if not path.is_symlink() and is_sharded(path))]
 
 
 def remove(path: Path) -> None:

@@ -29,7 +29,9 @@ from torch.serialization import _get_layout  # pyright: ignore[reportPrivateUsag
 
 from neuclip.checkpoint.common import (
     SUMS,
+    VALUES,
     CheckpointError,
+    is_sharded,
     neighbours,
     not_plain,
     not_written,
@@ -41,7 +43,6 @@ from neuclip.errors import printable
 from neuclip.files import describe, replacing, sha256, synchronize
 from neuclip.parallel import collectives
 
-VALUES = "values.pt"
 _REFERENCE = "neuclip.sharded"
 """In `values.pt`, `{_REFERENCE: name}` stands in place of the sharded tensor of that name."""
 _METADATA_FILE = ".metadata"
@@ -62,11 +63,6 @@ _PLAIN: dict[tuple[str, str], object] = {
     **{("torch", name): value for name, value in vars(torch).items() if type(value) is torch.dtype},
 }  # fmt: skip
 """The names that `.metadata` may hold, each with its object: nothing is looked up or imported."""
-
-
-def is_sharded(path: Path) -> bool:
-    """Whether a path is a complete sharded checkpoint."""
-    return (path / SUMS).is_file()
 
 
 def begin(path: Path, content: dict[str, Any], group: dist.ProcessGroup) -> Future[Any]:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from neuclip.checkpoint import formats, sharded
 from neuclip.checkpoint.common import (
     SUMS,
+    VALUES,
     CheckpointError,
     checkpoints_in,
     damaged,
@@ -271,7 +272,7 @@ def read_own_entry(checkpoint: VerifiedCheckpoint) -> OwnEntry | None:
 
 
 def _open_values(path: Path) -> object:
-    file = path / sharded.VALUES if path.is_dir() else path
+    file = path / VALUES if path.is_dir() else path
     return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import open_clip
 
+from neuclip.checkpoint.common import checkpoints_in
 from neuclip.errors import UserError, printable
 from neuclip.model.architecture import HUB, LOCAL, REPOSITORY_CONFIG
+from neuclip.run_folder import RunFolder
 
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 _SHOWN = 3
@@ -38,6 +40,13 @@ def absent(path: Path, model: str | None) -> UserError:
 def _folder(path: Path) -> str:
     """What a folder holds that is none of the three."""
     weights = sorted(file.name for file in path.iterdir() if file.suffix in _WEIGHTS)
+    found = checkpoints_in(path)
+    if found and path == RunFolder(path.parent).checkpoints:
+        names = sorted(checkpoint.name for checkpoint in found)
+        return (
+            f"{path} holds the checkpoints of a run: give the run folder, {path.parent}, or one of "
+            f"them: {printable(', '.join(names[:_SHOWN]))}"
+        )
     said = f"{path} is neither a run folder (no checkpoints/), nor a repository (no "
     said += f"{REPOSITORY_CONFIG})"
     if weights:

@@ -170,6 +170,11 @@ def test_openais_weights_need_quick_gelu(weights, tmp_path, said):
         ("local-dir:here", None, "give the folder alone: here"),
         ("full", None, r"neither a run folder .*give one of its files: a\.pt"),
         ("logs", None, r"neither a run folder .*give one of its runs: mine"),
+        (
+            "logs/mine/checkpoints",
+            None,
+            r"give the run folder, logs/mine, or one of them: epoch_1\.pt, epoch_2$",
+        ),
         ("empty", None, "it holds no files of weights"),
         ("logz", None, "there is no logz; there are: logs"),
         ("nowhere/at/all", None, "there is no folder nowhere/at"),
@@ -180,6 +185,10 @@ def test_what_was_given_instead_of_weights(given, model, words, tmp_path, monkey
     for folder in ("full", "empty", "logs/mine/checkpoints"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "full" / "a.pt").touch()
+    checkpoints = tmp_path / "logs/mine/checkpoints"
+    (checkpoints / "epoch_2").mkdir()
+    for name in ("epoch_1.pt", "SHA256SUMS", "epoch_2/values.pt", "epoch_2/SHA256SUMS"):
+        (checkpoints / name).touch()
     with pytest.raises(UserError, match=words):
         raise absent(type(tmp_path)(given), model)
 
