@@ -13,7 +13,7 @@ from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import check_range
 from neuclip.errors import UserError, quantity
-from neuclip.files import cache_home, check_writable, writing
+from neuclip.files import cache_home, check_apart, check_writable, writing
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Captions, Source
@@ -158,6 +158,8 @@ class StoredFlags(EmbeddingFlags):
                 f"{self.source} is not a folder of embeddings: name the model to embed data with "
                 "(--run RUN)"
             )
+        outputs = [("--out", self.out), ("--save-path", self.save_path)]
+        check_apart(outputs, [*data_files(self.source), ("--run", self.run)])
         if self.out is not None:
             check_writable(self.out, "--out")
         if self.save_path is not None:
@@ -232,6 +234,11 @@ class Stored(NamedTuple):
         if uid_key is None or self.source is None:
             return keys
         return read_uids(self.source, positions)
+
+
+def data_files(source: str) -> list[tuple[str, Path | None]]:
+    """The files that a source names one by one, as inputs for `check_apart`."""
+    return [("SOURCE", Path(part)) for part in source.split("::") if part]
 
 
 def say_damage(source: "Source", store: "EmbeddingStore") -> None:

@@ -296,6 +296,18 @@ def test_classes_that_cannot_be_used(command, pictures, tmp_path, capsys, names,
     assert command("classify", pictures, *flags) == 2
     told = capsys.readouterr().err
     assert "names.txt" in told and message in told
+
+
+def test_a_table_does_not_replace_what_is_read(command, pictures, tmp_path, capsys):
+    names, table = tmp_path / "names.txt", tmp_path / "pairs.csv"
+    names.write_text("cat\ndog\n")
+    table.write_text(f"filepath,title\n{pictures / '000.png'},a cat\n")
+    before = names.read_bytes(), table.read_bytes()
+    assert command("classify", pictures, "--classes", names, "--out", names) == 2
+    assert "would replace the file of --classes" in capsys.readouterr().err
+    assert command("duplicates", table, "--out", table) == 2
+    assert "would replace the file of SOURCE" in capsys.readouterr().err
+    assert (names.read_bytes(), table.read_bytes()) == before
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -393,6 +405,12 @@ def label_reading():
         ("duplicates", ("--threshold", 0), True, "--threshold"),
         ("embed", ("--out", "out", "--shard-samples", 0), True, "--shard-samples"),
         ("duplicates", ("--out", "."), True, "--out . is a folder"),
+        (
+            "duplicates",
+            ("--out", "a.txt", "--save-path", "./a.txt"),
+            True,
+            "--save-path a.txt would replace the file of --out",
+        ),
     ],
 )
 def test_flags_that_do_not_fit(command, pictures, capsys, name, flags, model, message):
