@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -124,9 +124,10 @@ class TrainedModel:
                 NaN for them.
 
         Raises:
-            UserError: there is no image, none can be read, or one cannot and `unreadable` is
-                "raise".
+            UserError: there is no image, none can be read, one cannot and `unreadable` is
+                "raise", or `unreadable` is neither.
         """
+        _check_unreadable(unreadable)
         with _opened(images) as source, console.progress() as progress:
             settings = replace(self._settings, progress=progress)
             if len(source) <= settings.batch_size:  # a process would start for one batch
@@ -166,6 +167,8 @@ class TrainedModel:
             UserError: a name is empty or given twice, or a template has no `{c}`.
         """
         names = checked_names(class_names)
+        if isinstance(templates, str):
+            raise UserError(f"templates: a list is expected, not the text {templates[:40]!r}")
         prompts = checked_templates([*templates] or [DEFAULT_TEMPLATE], "templates")
         return ClassVectors(self._loaded.encoder, self._settings)(names, prompts).cpu()
 
@@ -208,18 +211,32 @@ class TrainedModel:
             unreadable: as for `embed_images`.
 
         Raises:
-            UserError: as for `embed_images` and `embed_texts`.
+            UserError: as for `embed_images` and `embed_texts`, or features of another dimension.
         """
         rows = self._image_features(images, unreadable)
-        columns = texts.cpu() if isinstance(texts, Tensor) else self.embed_texts(texts)
+        given = isinstance(texts, Tensor)
+        columns = self._checked(texts, "texts") if given else self.embed_texts(texts)
         return rows @ columns.T
 
     def _image_features(
         self, images: Images | Float[Tensor, "images dim"], unreadable: Unreadable
     ) -> Float[Tensor, "images dim"]:
         if isinstance(images, Tensor):
-            return images.cpu()
+            return self._checked(images, "images")
         return self.embed_images(images, unreadable=unreadable)
+
+    def _checked(self, features: Tensor, what: str) -> Tensor:
+        """Features that a user gives, on the CPU, in float32.
+
+        Raises:
+            UserError: they are not rows of the model's dimension.
+        """
+        if features.ndim != 2 or features.shape[1] != self.embed_dim:
+            raise UserError(
+                f"{what}: features of this model have the shape [{what}, {self.embed_dim}], and "
+                f"these have {list(features.shape)}"
+            )
+        return features.cpu().float()
 
 
 def load(
@@ -304,6 +321,11 @@ def _opened(images: Images) -> Generator[Source]:
             yield source
     else:
         yield ImageList([images] if isinstance(images, GivenImage) else images)
+
+
+def _check_unreadable(given: str) -> None:
+    if given not in get_args(Unreadable):
+        raise UserError(f"unreadable={given!r}: 'raise' or 'nan' is expected")
 
 
 def _is_image_file(path: str | Path) -> bool:

@@ -13,6 +13,7 @@ from PIL import Image
 import neuclip
 from neuclip.data.opening import open_source
 from neuclip.data.sources.image_list import ImageList
+from neuclip.embedding.trained_model import _check_unreadable
 from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.evaluation.interfaces import EvaluationSettings
@@ -151,7 +152,15 @@ def test_other_mistakes(model, checkpoint, tmp_path):
         (lambda: model.embed_texts([]), "the list of texts is empty"),
         (lambda: model.embed_texts("a cat"), "a list of texts is expected"),
         (lambda: model.class_vectors(["a"], ["no place"]), "has no {c}"),
+        (lambda: model.class_vectors(["a"], "a {c}"), "templates: a list is expected"),
+        (lambda: _check_unreadable("skip"), "'raise' or 'nan' is expected"),
+        (lambda: model.similarity(torch.ones(2, 3), ["a"]), r"images: .* these have \[2, 3\]"),
+        (
+            lambda: model.similarity(Image.new("RGB", (40, 40)), torch.ones(2, 3)),
+            r"texts: features of this model .* these have \[2, 3\]",
+        ),
         (lambda: neuclip.load(tmp_path / "nowhere"), "nowhere"),
+        (lambda: neuclip.load(checkpoint.parent), "give the run folder|one of its files"),
         (lambda: neuclip.load(checkpoint, arch=VIT, batch_size=0), "batch_size 0"),
     ):
         with pytest.raises(UserError, match=message):
