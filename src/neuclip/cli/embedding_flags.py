@@ -86,6 +86,8 @@ class EmbeddingFlags(CheckpointFlags, TimedReadingFlags):
         from neuclip.parallel.work_sharing import from_main
 
         def begin() -> EmbeddingStore:
+            if out.exists() and not out.is_dir():
+                raise UserError(f"{flag} {out} is a file: name a folder")
             if not is_complete(out):
                 with writing(out):
                     out.mkdir(parents=True, exist_ok=True)
@@ -210,11 +212,16 @@ class StoredFlags(EmbeddingFlags):
             yield Stored(store, source)
 
     def _opened(self, captions: "Captions") -> "Source":
+        from neuclip.data.annotations import MissingKeyError
         from neuclip.data.opening import open_source
 
+        # Uids are read as labels are.
         reading = self.data_config().model_copy(update={"label_key": self.uid_key})
-        with terminal.progress() as progress:
-            return open_source(self.source, reading, progress, captions=captions)
+        try:
+            with terminal.progress() as progress:
+                return open_source(self.source, reading, progress, captions=captions)
+        except MissingKeyError as error:
+            raise UserError(str(error).replace("for --label-key", "for --uid-key")) from None
 
 
 class Stored(NamedTuple):

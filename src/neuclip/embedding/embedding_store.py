@@ -39,6 +39,16 @@ _LOCK = "embeddings.lock"
 MOST_SHARDS = 1_000_000
 
 
+_FLAGS = {
+    "dtype": "--dtype",
+    "texts": "--enable-text",
+    "form": "--format",
+    "batch_size": "--batch-size",
+    "shard_samples": "--shard-samples",
+}
+"""The flag of `neuclip embed` that chooses a setting."""
+
+
 class StoreManifest(BaseModel):
     """What a folder of embeddings holds.
 
@@ -105,7 +115,11 @@ class StoreManifest(BaseModel):
             name = printable(self.source)
             return f"other data, or of these data before they changed or by another path ({name})"
         names = ("precision", "dim", "dtype", "texts", "form", "batch_size", "shard_samples")
-        differ = _differences(self.model_dump(include={*names}), wanted.model_dump())
+        old, new = (
+            {_FLAGS.get(name, name): getattr(each, name) for name in names}
+            for each in (self, wanted)
+        )
+        differ = _differences(old, new)
         return f"other settings ({differ})" if differ else None
 
     def _other_model(self, wanted: "StoreManifest") -> str:
@@ -188,7 +202,7 @@ class EmbeddingStore:
             where = "".join(f"{part}: " for part in first["loc"])
             raise UserError(
                 f"{folder / MANIFEST} is damaged, or of another version of neuclip: "
-                f"{where}{first['msg']}"
+                f"{where}{first['msg']}; restore it, or embed again into another folder"
             ) from None
         return cls(folder, manifest)
 

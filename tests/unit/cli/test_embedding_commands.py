@@ -208,7 +208,12 @@ def test_embed_says_what_it_did_and_resumes(command, pictures, tmp_path, capsys)
     assert "3 of 3 shards already" in capsys.readouterr().err
     assert content(tmp_path / "out") == before
     assert command("embed", pictures, *flags, "--dtype", "float16") == 2
-    assert "other settings (dtype float32, not float16)" in capsys.readouterr().err
+    assert "other settings (--dtype float32, not float16)" in capsys.readouterr().err
+    assert command("embed", pictures, "--out", pictures / "001.png") == 2
+    assert "001.png is a file: name a folder" in capsys.readouterr().err
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    assert command("score", tmp_path / "out", model=False) == 2
+    assert "embed again into another folder" in capsys.readouterr().err
 
 
 HOLD = """
@@ -356,6 +361,8 @@ def test_uids_for_datacomp(command, tmp_path, capsys):
     flags = ("--threshold", -1, "--save-path", tmp_path / "kept.npy")
     assert command("score", folder, *flags) == 2
     assert "'00000000' is not a uid" in capsys.readouterr().err
+    assert command("score", folder, *flags, "--uid-key", "id") == 2
+    assert "no 'id' for --uid-key" in capsys.readouterr().err
     assert command("score", folder, *flags, "--uid-key", "uid") == 0
     kept = np.load(tmp_path / "kept.npy")
     assert kept.dtype == np.dtype("u8,u8")

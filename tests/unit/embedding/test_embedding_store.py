@@ -129,10 +129,10 @@ def test_only_the_missing_shards_are_embedded_again(pictures, tmp_path):
             r"another preprocessing: coded \(coded\) with mean \[0.4, 0.5\], not \[0.5, 0.5\] of",
         ),
         ({"source_digest": "x"}, "other data"),
-        ({"batch_size": 4}, "other settings \\(batch_size 2, not 4\\)"),
+        ({"batch_size": 4}, "other settings \\(--batch-size 2, not 4\\)"),
         (
             {"form": "parquet", "texts": False},
-            "other settings \\(texts True, not False; form npy, not parquet\\)",
+            "other settings \\(--enable-text True, not False; --format npy, not parquet\\)",
         ),
         ({"precision": "amp_bf16"}, "other settings \\(precision fp32, not amp_bf16\\)"),
     ],
