@@ -157,7 +157,7 @@ def run(tree: dict[str, Any], stop_after: int | None = None) -> str:
 
 @dataclass(frozen=True)
 class Reads:
-    """Which files of a checkpoint a run hashed, and which it loaded with torch.load."""
+    """Which files of a checkpoint a run hashed, and which it loaded whole with torch.load."""
 
     folder: str
     hashed: list[str]
@@ -175,7 +175,7 @@ def run_counting_reads(tree: dict[str, Any], checkpoint: Path) -> Reads:
         return digest(file, *more)
 
     def counting_load(path: Any, **more: Any) -> Any:
-        if isinstance(path, Path) and path.parent == checkpoint:
+        if isinstance(path, Path) and path.parent == checkpoint and not more.get("mmap"):
             reads.loaded.append(path.name)
         return load(path, **more)
 

@@ -48,9 +48,9 @@ def test_it_continues_bit_by_bit(trained, start, new_place, request):
     demo, weights = trained
     checkpoints = demo.logs / "whole/checkpoints"
     if new_place:
-        moved = Path(weights[1]).with_name("moved.pt")
-        Path(weights[1]).rename(moved)
-        request.addfinalizer(lambda: moved.rename(weights[1]))
+        base = Path(weights[1])
+        moved = base.rename(base.with_name("moved.pt"))
+        request.addfinalizer(lambda: moved.rename(base))
         weights = ("--pretrained", str(moved))
     flags = demo.flags(f"from {start}", *weights, *MORE)
     assert main(["train", *flags, "--resume", str(checkpoints / f"{start}.pt")]) == 0
