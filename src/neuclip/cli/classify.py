@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from neuclip.cli import terminal
-from neuclip.cli.embedding_flags import EmbeddingFlags, data_files
+from neuclip.cli.embedding_flags import EmbeddingFlags, check_outputs, data_files
 from neuclip.cli.options import check_range
 from neuclip.errors import UserError, printable, quantity
 
@@ -61,7 +61,7 @@ def classify(command: Classify) -> int:
     from neuclip.embedding.trained_model import TrainedModel, checked_names
     from neuclip.evaluation.class_names import prompts_of, text_lines
     from neuclip.evaluation.embed import encode_images, start_reading
-    from neuclip.files import check_apart, check_writable, write_whole
+    from neuclip.files import check_writable, write_whole
     from neuclip.parallel import collectives
     from neuclip.parallel.process_group import open_process_group
 
@@ -75,7 +75,7 @@ def classify(command: Classify) -> int:
         ("--templates", Path(command.templates)),
         ("--run", command.run),
     ]
-    check_apart([("--out", command.out)], inputs)
+    check_outputs([("--out", command.out)], inputs)
     check_writable(command.out, "--out")
     # The ranks only share work, for which gloo serves any device.
     with (

@@ -1,7 +1,7 @@
 """Flags of the commands that embed data, and how they embed. Imports no torch."""
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -161,7 +161,7 @@ class StoredFlags(EmbeddingFlags):
                 "(--run RUN)"
             )
         outputs = [("--out", self.out), ("--save-path", self.save_path)]
-        check_apart(outputs, [*data_files(self.source), ("--run", self.run)])
+        check_outputs(outputs, [*data_files(self.source), ("--run", self.run)])
         if self.out is not None:
             check_writable(self.out, "--out")
         if self.save_path is not None:
@@ -241,6 +241,29 @@ class Stored(NamedTuple):
         if uid_key is None or self.source is None:
             return keys
         return read_uids(self.source, positions)
+
+
+def check_outputs(
+    outputs: Sequence[tuple[str, Path | None]], inputs: Sequence[tuple[str, Path | None]]
+) -> None:
+    """Checks that outputs replace no input, no other output, and no file of embeddings.
+
+    Args:
+        outputs: files to write, each with the flag that names it; None: not given.
+        inputs: files that are read, likewise.
+
+    Raises:
+        UserError: an output would.
+    """
+    from neuclip.embedding.embedding_store import is_store
+
+    check_apart(outputs, inputs)
+    for flag, path in outputs:
+        if path is not None and is_store(path.resolve().parent):
+            raise UserError(
+                f"{flag} {path} is in a folder of embeddings, whose files neuclip replaces: name a "
+                "file in another folder"
+            )
 
 
 def data_files(source: str) -> list[tuple[str, Path | None]]:

@@ -314,6 +314,15 @@ def test_a_table_does_not_replace_what_is_read(command, pictures, tmp_path, caps
     assert "would replace the file of SOURCE" in capsys.readouterr().err
     assert (names.read_bytes(), table.read_bytes()) == before
     assert not (tmp_path / "out.csv").exists()
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "manifest.json").write_text("{}")
+    inside = store / "manifest.json"
+    assert command("classify", pictures, "--classes", names, "--out", inside) == 2
+    assert "is in a folder of embeddings" in capsys.readouterr().err
+    assert command("duplicates", table, "--out", inside) == 2
+    assert "is in a folder of embeddings" in capsys.readouterr().err
+    assert inside.read_text() == "{}"
 
 
 def test_score_and_filter(command, run, pictures, tmp_path, capsys):
