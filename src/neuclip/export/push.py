@@ -135,11 +135,8 @@ def push(files: ExportedFiles, to: Destination, message: str) -> Pushed:
             `private` is set.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import disable_progress_bars
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    with _errors_as_messages(to):
+    with _progress_in_terminals(), _errors_as_messages(to):
         hub = HfApi(token=True)
         hub.create_repo(to.repository, private=to.private or None, exist_ok=True)
         found = hub.model_info(to.repository)
@@ -154,6 +151,25 @@ def push(files: ExportedFiles, to: Destination, message: str) -> Pushed:
         done = _commit(hub, files, to, message)
     stay = _other_files(hub, files, to, done.oid)
     return Pushed(mask(done.commit_url), done.oid != before, stay)
+
+
+@contextmanager
+def _progress_in_terminals() -> Generator[None]:
+    """Shows the hub's progress bars only in a terminal; other users of the library keep theirs."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _commit(hub: "HfApi", files: ExportedFiles, to: Destination, message: str) -> "CommitInfo":

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from huggingface_hub.utils import _http
+from huggingface_hub.utils import _http, are_progress_bars_disabled
 
 import neuclip
 from hub_server import serving
@@ -96,6 +96,11 @@ def test_private_is_refused_for_a_public_repository(hub, export, capsys):
     assert pushed(export, "--private") == 2
     assert "exists and is public: make it private in its settings" in capsys.readouterr().err
     assert hub.branches[NAME]["main"].keys() == {".gitattributes"} and not hub.large
+
+
+def test_progress_bars_of_the_library_come_back(hub, export):
+    assert pushed(export) == 0
+    assert not are_progress_bars_disabled()
 
 
 def test_pushing_again(hub, export, capsys):
