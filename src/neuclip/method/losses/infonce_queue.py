@@ -16,15 +16,14 @@ fast describe the present towers badly (the paper warms up for 1,000 steps).
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from neuclip.method.losses.pair_loss import PairLoss, anchors_of
-from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
+from neuclip.method.normalizers.embedding_queue import EmbeddingQueue, follow_saved_size
 from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.prototype_network import attach_gradient
 from neuclip.method.normalizers.sharded_rows import gathered_rows
@@ -56,10 +55,10 @@ class QueueInfoNCELoss(PairLoss):
     ) -> None:
         super().__init__(embed_dim)
         self.queue = EmbeddingQueue(size, embed_dim, setting="queue_size", sharded=sharded)
+        follow_saved_size(self, "queue")
         self.warm_up = warm_up
         self.step_count = 0
         self._size_for_batch = size_for_batch
-        self.register_load_state_dict_pre_hook(_take_size)
 
     def pair_loss(
         self,
@@ -136,10 +135,3 @@ def _batch_sums(anchors: Anchors) -> tuple[Float[Tensor, "2 local"], Float[Tenso
     if not isinstance(negatives, Tensor):
         return inner + math.log(negatives), inner.new_full(inner.shape, negatives)
     return inner + negatives.clamp_min(1).log(), negatives
-
-
-def _take_size(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before `load_state_dict`: a queue whose size follows from the batch takes the saved one."""
-    assert isinstance(module, QueueInfoNCELoss)
-    if prefix + "queue.slots" in state:
-        module.queue.take_size(state[prefix + "queue.slots"].shape[1])

@@ -18,15 +18,14 @@ there, the queue starts full of random vectors.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from neuclip.method.losses.pair_loss import PairLoss
-from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
+from neuclip.method.normalizers.embedding_queue import EmbeddingQueue, follow_saved_size
 from neuclip.method.notation import Pairs
 from neuclip.method.softmax.constant_candidates import ConstantCandidates, constant_log_sum
 from neuclip.method.softmax.exclusion import Exclusion
@@ -59,8 +58,8 @@ class MomentumContrastLoss(PairLoss):
         super().__init__(embed_dim)
         self.key_momentum = momentum
         self.queue = EmbeddingQueue(size, embed_dim, setting="queue_size", sharded=False)
+        follow_saved_size(self, "queue")
         self._size_for_batch = size_for_batch
-        self.register_load_state_dict_pre_hook(_take_size)
 
     def pair_loss(
         self,
@@ -102,7 +101,7 @@ class MomentumContrastLoss(PairLoss):
         own = slice(layout.start, layout.start + layout.sizes[layout.rank])
         anchors, columns = list[Tensor](), list[Tensor]()
         if batch.sample_ids is not None and self.queue.sample_ids is not None:
-            ids = batch.sample_ids[None] + 1  # 0 is no group; the queue has -1 for no id
+            ids = batch.sample_ids[None] + 1  # 0: in no group; the queue has -1 without an id
             anchors.append(ids[:, own])
             columns.append(
                 torch.cat([torch.zeros_like(ids), self.queue.sample_ids[:, held] + 1], 1)
@@ -153,10 +152,3 @@ class _KeyBatch:
         if groups is not None:
             groups = collectives.gather_constant(groups, layout)
         return cls(by_pair.transpose(0, 1), ids, groups)
-
-
-def _take_size(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before `load_state_dict`: a queue whose size follows from the batch takes the saved one."""
-    assert isinstance(module, MomentumContrastLoss)
-    if prefix + "queue.slots" in state:
-        module.queue.take_size(state[prefix + "queue.slots"].shape[1])

@@ -9,10 +9,11 @@ The size may follow from the batch: then the first batch of training settles it,
 
 import functools
 import logging
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuclip.method.normalizers.embedding_ring import EmbeddingRing
 from neuclip.method.normalizers.global_batch import GlobalBatch
@@ -124,3 +125,23 @@ class EmbeddingQueue(EmbeddingRing):
 
 def _shard(size: int, setting: str, *, sharded: bool) -> RowShard:
     return RowShard.of(size, None if sharded and size else Slice(0, size), setting)
+
+
+def follow_saved_size(owner: nn.Module, name: str) -> None:
+    """Lets a queue whose size follows from the batch take the size of a state before it is loaded.
+
+    The owner does so before its parts load: the queue's own hooks share out a state by its size.
+
+    Args:
+        owner: a module.
+        name: of its attribute, the queue.
+    """
+    owner.register_load_state_dict_pre_hook(functools.partial(_take_size, name))
+
+
+def _take_size(name: str, owner: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    queue = getattr(owner, name)
+    assert isinstance(queue, EmbeddingQueue)
+    slots = state.get(f"{prefix}{name}.slots")
+    if slots is not None:
+        queue.take_size(slots.shape[1])

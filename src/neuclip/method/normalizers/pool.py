@@ -20,14 +20,13 @@ Sizes that follow from the batch are settled by the first batch of training, or 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuclip.method.choices import PredictionGradient
-from neuclip.method.normalizers.embedding_queue import EmbeddingQueue
+from neuclip.method.normalizers.embedding_queue import EmbeddingQueue, follow_saved_size
 from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.prototype_network import (
     NetworkOutput,
@@ -94,8 +93,8 @@ class PoolNormalizer(nn.Module):
         self.fill_steps = 0
         self._for_batch = for_batch
         self.ring = EmbeddingQueue(settings.size, embed_dim, setting="pool_size", sharded=sharded)
+        follow_saved_size(self, "ring")
         self._last: PredictionRecord | None = None
-        self.register_load_state_dict_pre_hook(_take_size)
 
     @property
     def direct(self) -> bool:
@@ -192,10 +191,3 @@ class PoolNormalizer(nn.Module):
         self.fill_steps = int(state.get("fill_steps") or 0)
         newest = self.given.gradient_size or state.get("gradient_size")
         self.settings = replace(self.given, size=self.ring.shard.size or None, gradient_size=newest)
-
-
-def _take_size(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before `load_state_dict`: a pool whose size follows from the batch takes the saved one."""
-    assert isinstance(module, PoolNormalizer)
-    if prefix + "ring.slots" in state:
-        module.ring.take_size(state[prefix + "ring.slots"].shape[1])
