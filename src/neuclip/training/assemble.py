@@ -11,6 +11,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,8 @@ def _train(
     """
     logs, name, resume = asked.output.logs, str(asked.name), asked.resume
     before = from_main(lambda: earlier_config(logs, name, resume))
-    resumed = resume and from_main(lambda: open_run_folder(logs, name, resume, lock))
+    opened = partial(from_main, lambda: open_run_folder(logs, name, resume, lock))
+    resumed = opened() if before is not None or resume not in {None, "latest", "auto"} else None
     config = resolve(asked, collectives.world_size(), before)
     index, held_out = training.divided(config)
     starting = _read_weights(resumed[1] if resumed else None, config, weights)
@@ -167,7 +169,7 @@ def _train(
     del starting  # frees the copy on the CPU
     supervision = TokenSupervision.of(config, clip, device)
     optimizer = _build_optimizer(config, clip, loader.steps_per_epoch, supervision)
-    folder, start = resumed or from_main(lambda: open_run_folder(logs, name, None, lock))
+    folder, start = resumed or opened()
     log_to(folder.log if collectives.is_main() else None)
     components = Components(
         config=config,
