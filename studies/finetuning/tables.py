@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cells import RATE, has_rho, stages
+from cells import RATE, has_rho, plan, stages
 
 Row = Mapping[str, Any]
 
@@ -26,7 +26,8 @@ def tables(rows: Mapping[str, Row]) -> str:
     """
     if not rows:
         return "no finished cells"
-    found = []
+    hours = sum(row.get("seconds", 0) for row in rows.values()) / 3600
+    found = [f"{len(rows)} of {len(list(plan()))} cells, {hours:.1f} hours"]
     for title, stage, keys in CHOICES:
         names = {cell.name for cell in stages() if cell.stage == stage}
         ran = [row for name, row in rows.items() if name in names]
