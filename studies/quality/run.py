@@ -1,313 +1,157 @@
-"""Compares every method on the embedded data at equal samples seen.
+"""Compares methods on three data sets: development splits during the runs, test splits at the end.
 
-    python studies/quality/run.py plan                      # done and open cells of the study
-    python studies/quality/run.py report                    # its tables
-    neuclip data demo --out demo-data
-    python studies/quality/run.py run --data demo-data --out study --parallel 2
-    python studies/quality/run.py plan --results study/results.jsonl
+    python -m studies.quality.run plan --out study
+    python -m studies.quality.run run --out study --emoji EMOJI --icons ICONS --glyphs GLYPHS
+    python -m studies.quality.run final --out study --emoji EMOJI --section untuned --data-set emoji
 
-The runs are cells of a plan (`plan.py`). `neuclip` trains each one in a separate process with one
-thread. The command can be killed at any time; the same command resumes it, also within a run.
-`study/results.jsonl` gets one line per finished run; lines of another format, other code or other
-data are refused. To continue the study itself, copy `results/full.jsonl` there. The whole plan
-takes days of one core; every prefix of it is useful.
+`run` trains the open cells of the plan (`plan.py`) on the data that are given, each in a process
+with one thread. It can be killed at any time; the same command goes on, also within a run. A
+finished run adds a line to `study/development.jsonl` and leaves its weights in `study/weights`.
+`final` reads the test splits, once a part of the plan is complete, and writes `study/test.jsonl`.
 """
 
 import argparse
-import contextlib
-import ctypes
-import datetime
-import json
-import os
-import platform
-import shutil
 import signal
-import subprocess
 import sys
-import time
-from dataclasses import asdict
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from plan import Cell, plan
-from rows import ResultsFile, data_digest, lock
+from neuclip.errors import UserError
+from studies.quality.cell import Cell
+from studies.quality.datasets import DATA_SETS, DataFolder
+from studies.quality.plan import ORDER, SECTIONS, Line, cells_of, plan
+from studies.quality.rows import DEVELOPMENT, present_code, results_file
+from studies.shared.cell_process import run_cell
+from studies.shared.results_file import ResultsFile
+from studies.shared.runner import Runner, Study, add_runner_flags
 
-from neuclip.errors import Preempted, UserError
-from neuclip.evaluation.metric_names import METRICS
-
-MEMORY_PER_RUN = 2 * 2**30  # 1.1 GiB were measured with glyph-tiny at batch 256
-DISK_PER_RUN = 2**30
-HERE = Path(__file__).parent
-EVALUATED = tuple(metric.key for metric in METRICS if metric.log)
-TRAINED = ("samples_seen", "loss", "temperature", "lr", "grad_norm", "gamma", "weight_max")
+MODULE = "studies.quality.run"
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="train the open cells")
-    run.add_argument("--data", type=Path, required=True, help="folder of `neuclip data demo`")
-    run.add_argument("--out", type=Path, required=True, help="folder for results and checkpoints")
-    run.add_argument("--parallel", type=int, default=1, help="runs at the same time")
-    run.add_argument("--limit", type=int, help="stop after this number of runs")
-    run.add_argument("--match", nargs="+", metavar="GLOB", help="only these cells: 'final_*'")
-    run.add_argument(
-        "--same-code", nargs="+", default=[], metavar="DIGEST",
-        help="also continue rows of this code, which you know to compute the same numbers",
-    )  # fmt: skip
-    listing = commands.add_parser("plan", help="list done and open cells")
-    report = commands.add_parser("report", help="print or write tables, draw figures")
-    for command in (listing, report):
-        command.add_argument("--results", type=Path, default=HERE / "results" / "full.jsonl")
-    report.add_argument("--document", type=Path, help="write the tables between its markers")
-    report.add_argument("--figures", type=Path, help="folder for the figures")
-    report.add_argument("--page", type=Path, help="write the summary between its markers")
+    add_data_flags(run)
+    add_runner_flags(run)
+    run.add_argument("--section", choices=SECTIONS, help="only cells of this section")
+    listing = commands.add_parser("plan", help="list the plan, with done and open cells")
+    listing.add_argument("--out", type=Path, help="folder of the results; none: all cells are open")
     cell = commands.add_parser("cell", help="train one cell (used by `run`)")
     cell.add_argument("spec", type=Path)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-# --- the runner -----------------------------------------------------------------------------
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per data set."""
+    for name, data in DATA_SETS.items():
+        text = f"folder of the {name}, of `{data.build}`"
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
 
 
-class Runner:
-    """Starts a few cells at a time and collects their rows."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        args.out.mkdir(parents=True, exist_ok=True)
-        self.data = args.data.resolve()
-        self.results = ResultsFile(
-            args.out / "results.jsonl", data_digest(self.data), args.same_code
-        )
-        check_machine(args.out, args.parallel)
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self.started = 0
-
-    def run(self) -> None:
-        with lock(self.args.out):
-            try:
-                while self._fill() or self.running:
-                    while not self._reap():
-                        time.sleep(1.0)
-            finally:
-                self._stop()
-
-    def _fill(self) -> bool:
-        """Starts as many cells as allowed; returns whether any are left to start."""
-        rows = self.results.read()
-        waiting = [
-            cell
-            for cell in plan(rows)
-            if cell.name not in rows and cell.name not in self.running and self._wanted(cell)
-        ]
-        for cell in waiting:
-            if len(self.running) >= self.args.parallel or self._limited():
-                break
-            self._start(cell)
-        return bool(waiting) and not self._limited()
-
-    def _wanted(self, cell: Cell) -> bool:
-        globs = self.args.match
-        return not globs or any(fnmatchcase(cell.name, glob) for glob in globs)
-
-    def _limited(self) -> bool:
-        return self.args.limit is not None and self.started >= self.args.limit
-
-    def _start(self, cell: Cell) -> None:
-        folder = self.args.out / "cells" / cell.name
-        folder.mkdir(parents=True, exist_ok=True)
-        spec = folder / "cell.json"
-        spec.write_text(json.dumps({"data": str(self.data), "cell": asdict(cell)}, indent=1))
-        words = [sys.executable, __file__, "cell", str(spec)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (folder / "output.log").open("ab") as log:
-            process = subprocess.Popen(words, stdout=log, stderr=log, env=environment)
-        self.running[cell.name] = process
-        self.started += 1
-        say(f"started {cell.name}")
-
-    def _reap(self) -> bool:
-        """Collects the rows of finished runs; returns whether there were any."""
-        ended = [name for name, process in self.running.items() if process.poll() is not None]
-        for name in ended:
-            process = self.running.pop(name)
-            folder = self.args.out / "cells" / name
-            row = folder / "row.json"
-            if not row.exists():
-                tail = (folder / "output.log").read_text(errors="replace")[-500:]
-                raise UserError(
-                    f"{name} exited with code {process.returncode} and without a result; the end "
-                    f"of {folder / 'output.log'}:\n{tail}"
-                )
-            self.results.append({"data": self.results.data, **json.loads(row.read_text())})
-            shutil.rmtree(folder)
-            say(f"finished {name}")
-        return bool(ended)
-
-    def _stop(self) -> None:
-        """Stops the runs; they write a checkpoint first."""
-        for process in self.running.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self.running.values():
-            process.wait()
-
-
-def say(text: str) -> None:
-    print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
-
-
-def check_machine(out: Path, parallel: int) -> None:
-    """Checks memory and disk before anything starts.
+def opened(args: argparse.Namespace) -> dict[str, DataFolder]:
+    """The data sets that are given, checked.
 
     Raises:
-        UserError: this machine has too little; the message gives both numbers.
+        UserError: none is given, or a folder is not that data set.
     """
-    if parallel < 1:
-        raise UserError(f"--parallel {parallel}: must be at least 1")
-    needed = parallel * MEMORY_PER_RUN
-    free = available_memory()
-    if free is not None and free < needed:
-        raise UserError(
-            f"--parallel {parallel} needs {needed / 2**30:.0f} GiB of memory, "
-            f"{free / 2**30:.1f} GiB are free: lower --parallel"
-        )
-    disk = shutil.disk_usage(out).free
-    if disk < parallel * DISK_PER_RUN:
-        raise UserError(
-            f"--out {out}: {disk / 2**30:.1f} GiB are free, checkpoints need {parallel} GiB"
-        )
+    given = {name: getattr(args, name) for name in DATA_SETS}
+    found = {name: DataFolder.open(DATA_SETS[name], path) for name, path in given.items() if path}
+    if not found:
+        flags = ", ".join(f"--{name} DIR" for name in DATA_SETS)
+        raise UserError(f"no data: give at least one of {flags}")
+    return found
 
 
-def available_memory() -> int | None:
-    """Bytes available to a new process; None where the system does not report them."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+def runner(args: argparse.Namespace) -> Runner:
+    """The runner of the study, over the cells on the data that are given."""
+    folders, code = opened(args), present_code()
+    lines = [line for line in ORDER if args.section in (None, line.section)]
+
+    def cells(rows: Mapping[str, Any]) -> list[Cell]:
+        return [cell for cell in plan(rows, lines) if cell.data_set in folders]
+
+    def facts(cell: Cell) -> dict[str, Any]:
+        folder = folders[cell.data_set]
+        return {
+            "code": code,
+            "data": folder.digest,
+            "pairs": folder.pairs,
+            "train": str(folder.path / "train"),
+            "splits": [str(path) for path in folder.splits("development")],
+            "weights": str(weights_of(args.out.resolve(), cell)),
+        }
+
+    results = results_file(args.out / DEVELOPMENT, code, folders, args.same_code)
+    return Runner(Study(MODULE, cells, facts), results, args)
 
 
-# --- one run, in a separate process -----------------------------------------------------------
+def weights_of(out: Path, cell: Cell) -> Path:
+    """The file of the final weights of a cell."""
+    return out / "weights" / f"{cell.name}.pt"
 
 
-def run_cell(spec: Path) -> None:
-    """Trains, measures, and writes `row.json` beside the cell's specification."""
-    _stop_with_parent()
-    with lock(spec.parent, wait=True):
-        _run_cell(spec)
+def measure(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Trains and measures a cell, if the code is still that of the runner.
 
-
-def _stop_with_parent() -> None:
-    """Asks for SIGTERM when the runner is killed, upon which the run writes a checkpoint."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _run_cell(spec: Path) -> None:
-    described = json.loads(spec.read_text())
-    cell = Cell(**described["cell"])
-    with Stopwatch(spec.parent / "times.json") as watch:
-        found = _trained(cell, Path(described["data"]), spec.parent / "logs")
-    times = {key: round(value, 1) for key, value in watch.spent.items()}
-    partial = spec.parent / "row.json.partial"
-    partial.write_text(json.dumps({**asdict(cell), "cell": cell.name, **facts(), **found, **times}))
-    partial.replace(spec.parent / "row.json")
-
-
-class Stopwatch:
-    """Measures the time of a block, summed over interrupted processes that resume it.
-
-    Args:
-        path: file that keeps the sum between processes.
+    Raises:
+        UserError: the code has changed since the runner started.
     """
+    code = present_code()
+    if code != told["code"]:
+        raise UserError(
+            f"the code has changed since this command started, from {told['code']} to {code}: "
+            "run from a copy of the repository that nobody edits (git worktree add), or start "
+            f"again, with --same-code {told['code']} if both compute the same numbers"
+        )
+    from studies.quality.measure import train_cell
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.spent = {"seconds": 0.0, "cpu_seconds": 0.0}
-
-    def __enter__(self) -> "Stopwatch":
-        self._start, self._cpu = time.perf_counter(), time.process_time()
-        if self._path.exists():
-            self.spent = json.loads(self._path.read_text())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.spent["seconds"] += time.perf_counter() - self._start
-        self.spent["cpu_seconds"] += time.process_time() - self._cpu
-        self._path.write_text(json.dumps(self.spent))
-
-
-def _trained(cell: Cell, data: Path, logs: Path) -> dict[str, object]:
-    """Trains and measures; a run whose loss becomes non-finite counts as failed."""
-    import ideas  # noqa: F401  registers the variants of the pool
-    from error import training_error
-
-    from neuclip.training.assemble import train
-
-    folder = logs / cell.name
-    try:
-        train(cell.config(data, logs))
-    except Preempted:
-        raise SystemExit(75) from None
-    except UserError as error:
-        if not (folder / "metrics.jsonl").exists():
-            raise  # training never started
-        return {**records(folder), "failed": str(error).splitlines()[0]}
-    epochs = range(cell.evaluated_every, cell.epochs + 1, cell.evaluated_every)
-    errors = [training_error(folder, epoch) for epoch in epochs] if cell.measures else []
-    return {**records(folder), "errors": errors}
-
-
-def facts() -> dict[str, str]:
-    import torch
-
-    return {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"CPU ({platform.machine()}), {os.cpu_count()} cores, 1 thread per run",
-        "torch": torch.__version__,
-    }
-
-
-def records(folder: Path) -> dict[str, list[dict[str, object]]]:
-    """The run's own records, reduced to what the study uses."""
-    from neuclip.run_folder import read_records
-
-    evaluations, trained = [], []
-    for record in read_records(folder / "metrics.jsonl"):
-        if record["kind"] == "eval":
-            metrics = record["metrics"]
-            kept = {k: round(v, 5) for k, v in metrics.items() if k in EVALUATED or "normal" in k}
-            where = {key: record[key] for key in ("epoch", "samples_seen", "split")}
-            evaluations.append({**where, **kept})
-        else:
-            kept = {key: record[key] for key in TRAINED if key in record}
-            trained.append({k: v and float(f"{v:.5g}") for k, v in kept.items()})
-    return {"evaluations": evaluations, "training": trained}
+    return {"data": told["data"], **train_cell(told, folder)}
 
 
 def show_plan(args: argparse.Namespace) -> None:
-    rows = ResultsFile(args.results, any_code=True).read()
-    for cell in plan(rows):
-        state = "failed" if rows.get(cell.name, {}).get("failed") else "done"
-        print(f"{state if cell.name in rows else 'open':6} {cell.name}")
+    """Prints the lines of the order with their cells."""
+    rows = development(args.out).read() if args.out else {}
+    seen: set[str] = set()
+    for number, line in enumerate(ORDER, start=1):
+        cells = {cell.name: cell for cell in cells_of(line, rows)}
+        print(f"{number}. {title(line)}")
+        for name in [name for name in cells if name not in seen]:
+            print(f"    {state(rows.get(name))} {name}")
+        seen.update(cells)
 
 
-def main() -> int:
-    args = arguments()
+def title(line: Line) -> str:
+    """A line of the order in words."""
+    seeds = ", ".join(map(str, line.seeds))
+    count = len(line.methods)
+    methods = f"{count} methods" if count > 1 else line.methods[0]
+    return f"{line.section}, {line.data}, batch {line.batch}, {methods}, seeds {seeds}"
+
+
+def state(row: Mapping[str, Any] | None) -> str:
+    """Whether a cell is open, done or failed, in a column."""
+    return "open  " if row is None else "failed" if row.get("failed") else "done  "
+
+
+def development(out: Path) -> ResultsFile:
+    """The development rows in a folder, of any code."""
+    return results_file(out / DEVELOPMENT)
+
+
+def main(words: list[str] | None = None) -> int:
+    args = arguments(words)
+    commands = {
+        "run": lambda: runner(args).run(),
+        "cell": partial(run_cell, getattr(args, "spec", None), measure),
+        "plan": partial(show_plan, args),
+    }
     try:
         if args.command == "run":
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-            Runner(args).run()
-        elif args.command == "cell":
-            run_cell(args.spec)
-        elif args.command == "plan":
-            show_plan(args)
-        else:
-            from report import write_report
-
-            rows = ResultsFile(args.results, any_code=True).read()
-            write_report(rows, args.document, args.figures, args.page)
+        commands[args.command]()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -18,7 +18,7 @@ RESULT = re.compile(
 
 
 def missing(path: Path, text: str) -> list[str]:
-    folders = [ROOT / "benchmarks" / "results", ROOT / "studies" / "quality" / "results"]
+    folders = [ROOT / "benchmarks" / "results", ROOT / "studies" / "default" / "results"]
     results = {result.name for folder in folders for result in folder.iterdir()}
     names = [name for name in PATH.findall(text) if not (ROOT / name).exists()]
     names += sorted(set(RESULT.findall(text)) - results)
@@ -38,4 +38,17 @@ def test_scripts_named_in_docstrings_exist():
         for path, text in docstrings.items()
         for command in named.findall(text)
         if not (ROOT / command.removeprefix("python ")).exists()
+    ]
+
+
+def test_modules_named_in_commands_exist():
+    """Studies are packages: `python -m studies.default.run`."""
+    named = re.compile(r"python -m (studies(?:\.\w+)+)")
+    texts = {path: path.read_text(encoding="utf-8") for path in (*PAGES, *SCRIPTS)}
+    modules = {(path, name) for path, text in texts.items() for name in named.findall(text)}
+    assert len({name for _, name in modules}) > 3
+    assert not [
+        f"{path}: {name}"
+        for path, name in modules
+        if not (ROOT / name.replace(".", "/")).with_suffix(".py").exists()
     ]

@@ -1,6 +1,6 @@
 """Rows of results as a study would have written them."""
 
-from plan import CONTENDERS, LEARNING_RATES, Cell, plan, tuning_cell
+from studies.default.plan import CONTENDERS, LEARNING_RATES, Cell, plan, tuning_cell
 
 
 def row_of(cell: Cell, acc1: float = 0.5, **others) -> dict:

@@ -1,7 +1,7 @@
 """The study's plan with encoders a hundred times cheaper, to select what to train at full size.
 
-    python studies/quality/small.py --data demo-data --out study-small
-    python studies/quality/run.py report --results study-small/results.jsonl
+    python -m studies.default.small --data demo-data --out study-small
+    python -m studies.default.run report --results study-small/results.jsonl
 
 Each encoder has one hidden layer: over the 32 x 32 grey pixels, and over the bag of the caption's
 tokens. The data stay in memory, without augmentation. Losses, optimiser, schedule, order of the
@@ -19,11 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from error import error_of
 from PIL import Image
-from plan import LONG, SEEDS, Cell, plan
-from rows import ResultsFile, data_digest, lock
-from run import EVALUATED, facts, say
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -43,8 +39,15 @@ from neuclip.evaluation.splits import open_split
 from neuclip.evaluation.zero_shot import OWN_RULES, class_vectors, classify, zero_shot_metrics
 from neuclip.model.clip import build_clip, clamp_logit_scale
 from neuclip.training.optim import Optimizer
+from studies.default.data import SPLITS, data_digest
+from studies.default.plan import LONG, SEEDS, Cell, plan
+from studies.default.rows import results_file
+from studies.shared.cell_process import EVALUATED, facts
+from studies.shared.error import error_of
+from studies.shared.folder_lock import lock
+from studies.shared.results_file import ResultsFile
+from studies.shared.runner import say
 
-SPLITS = ("unseen_face", "unseen_character")
 WIDTH, DIM, EPOCHS, EVALUATIONS, ANCHORS = 256, 128, 6, 2, 1024
 
 
@@ -127,6 +130,7 @@ class Data:
     """All training pairs and splits, in memory."""
 
     def __init__(self, folder: Path) -> None:
+        self.digest = data_digest(folder)
         self.source = open_source(str(folder / "train"))
         captions = [self.source.content(position).caption for position in range(len(self.source))]
         tokenize = build_clip("glyph-tiny", "fp32", torch.device("cpu")).tokenize
@@ -234,9 +238,10 @@ def main() -> int:
     torch.set_num_threads(1)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
-        results = ResultsFile(args.out / "results.jsonl", data_digest(args.data), args.same_code)
+        data = Data(args.data)
+        results = results_file(args.out / "results.jsonl", data.digest, args.same_code)
         with lock(args.out):
-            work(results, Data(args.data), args.limit, args.labels)
+            work(results, data, args.limit, args.labels)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -254,7 +259,7 @@ def work(results: ResultsFile, data: Data, limit: int | None, labels: Sequence[s
             return
         cell, start = waiting[0], time.process_time()
         found = SmallRun(cell, data).train()
-        row = {"data": results.data, "towers": "small", **dataclasses.asdict(cell)}
+        row = {"data": data.digest, "towers": "small", **dataclasses.asdict(cell)}
         row |= {"cell": cell.name, **facts(), **found}
         results.append({**row, "cpu_seconds": round(time.process_time() - start, 1)})
         ends = [f"{100 * each['acc1']:.1f}" for each in found.get("evaluations", [])[-2:]]

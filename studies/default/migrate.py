@@ -1,6 +1,6 @@
 """Rewrites rows of format 1 in the names of format 2.
 
-    python studies/quality/migrate.py studies/quality/results/*.json*
+    python -m studies.default.migrate studies/default/results/*.json*
 
 Until 2026-11-28 one method named `neuclip` was both the published network of trained prototypes and
 the pool of the newest embeddings. The pool is now `neuclip_pool`, and `neuclip` is the published

@@ -1,6 +1,6 @@
 """NeuCLIP's readings with small encoders: short runs of the published method, one reading each.
 
-    python studies/quality/readings.py --data demo-data
+    python -m studies.default.readings --data demo-data
 
 The full encoders' cells are in the study's plan (`run.py run --match 'reading_*'`).
 """
@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from plan import READINGS, Cell
-from small import Data, SmallRun
+
+from studies.default.plan import READINGS, Cell
+from studies.default.small import Data, SmallRun
 
 BASE = {
     "name": "neuclip", "num_prototypes": 2048, "restart_steps": 32, "gamma": 0.4, "rho": 3.5,

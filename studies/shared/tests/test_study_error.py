@@ -1,11 +1,10 @@
-"""The error of the log-normalizers, and the probe on frozen embeddings."""
+"""The error of the log-normalizers."""
 
 import math
 
-import probe as probe_module
 import pytest
 import torch
-from error import error_of, exact_of, training_error
+from studies.shared.error import error_of, exact_of, training_error
 from torch.nn.functional import normalize
 
 from neuclip.catalogue.create import create_loss
@@ -50,20 +49,6 @@ def test_the_error_is_measured_at_individual_temperatures(method):
     error = error_of(features, ids, loss, 9.0, batch=8, anchors=24)
     assert abs(error["mse"]) < 1e-3
     assert error["minibatch_mse"] > 0.05
-
-
-def test_every_estimator_of_the_probe_is_finite_and_more_prototypes_are_better(monkeypatch):
-    monkeypatch.setattr(probe_module, "ANCHORS", 128)
-    monkeypatch.setattr(probe_module, "POOL", 2048)
-    features = normalize(torch.randn(2, 2500, 8), dim=-1)
-    probe = probe_module.Probe(features, 10.0, seed=0)
-    mse = {
-        name: float((estimate(probe) - probe.exact).square().mean())
-        for name, estimate in probe_module.estimators(steps=2).items()
-    }
-    assert all(math.isfinite(value) for value in mse.values()), mse
-    assert mse["pool, m 2048"] < mse["pool, m 512"] < mse["pool, m 64"]
-    assert mse["pool 2048 and batch, by counts"] < mse["batch of 64"]
 
 
 def test_the_error_over_all_training_pairs_of_a_run(demo_dir, tmp_path):

@@ -8,7 +8,9 @@ from typing import Any
 
 from matplotlib import colormaps, rc_context
 from matplotlib.figure import Figure
-from plan import (
+
+from neuclip.errors import UserError
+from studies.default.plan import (
     BATCH,
     BATCHES,
     CONTENDERS,
@@ -25,10 +27,8 @@ from plan import (
     plan,
 )
 
-from neuclip.errors import UserError
-
 Row = Mapping[str, Any]
-BEGIN = "<!-- results of {block}: written by studies/quality/run.py report -->"
+BEGIN = "<!-- results of {block}: written by studies/default/run.py report -->"
 END = "<!-- /results of {block} -->"
 FACE, CHARACTER = "unseen_face", "unseen_character"
 FINALISTS = (DEFAULT, *CONTENDERS)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import small
 from made_rows import grids, row_of, with_finals
-from plan import (
+from studies.default import small
+from studies.default.plan import (
     CONTENDERS,
     DEFAULT,
     FULL,
@@ -20,7 +20,7 @@ from plan import (
     plan,
     tuning_cell,
 )
-from report import best_finals, tables
+from studies.default.report import best_finals, tables
 
 from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
 from neuclip.catalogue.registry import METHODS, method_info

@@ -1,8 +1,8 @@
 """Trains every variant of the pool. A process of its own: importing `ideas` registers them."""
 
 import torch
-from ideas import VARIANTS
-from plan import INGREDIENTS, Cell
+from studies.default.ideas import VARIANTS
+from studies.default.plan import INGREDIENTS, Cell
 from torch.nn.functional import normalize
 
 from neuclip.catalogue.create import create_loss

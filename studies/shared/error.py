@@ -24,19 +24,19 @@ ANCHORS = 4096
 ROWS = 256
 
 
-def training_error(folder: Path, epoch: int) -> dict[str, float]:
+def training_error(folder: Path, epoch: int | None = None) -> dict[str, float]:
     """MSE, MAE and bias of the method's log-normalizers and of the mini-batch estimates.
 
     Args:
         folder: of the run.
-        epoch: of the checkpoint.
+        epoch: of the checkpoint; None: the newest.
     """
     run = load_run(CheckpointChoice(folder, epoch=epoch), "cpu")
     features, ids = encode_training_pairs(run)
     error = error_of(
         features, ids, run.loss, run.clip.logit_scale, run.checkpoint.global_batch_size
     )
-    return {"epoch": float(epoch), "temperature": 1 / run.clip.logit_scale, **error}
+    return {"epoch": float(run.checkpoint.epoch), "temperature": 1 / run.clip.logit_scale, **error}
 
 
 def error_of(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from made_rows import grids, row_of, with_finals
-from plan import DEFAULT, FULL, plan, tuning_cell
-from report import (
+from studies.default.plan import DEFAULT, FULL, plan, tuning_cell
+from studies.default.report import (
     BEGIN,
     END,
     accuracy_over_batch,
@@ -16,7 +16,7 @@ from report import (
     tables,
     write_report,
 )
-from rows import ResultsFile
+from studies.default.rows import results_file
 
 from neuclip.catalogue.create import create_loss
 from neuclip.errors import UserError
@@ -132,7 +132,7 @@ def test_no_results_are_reported():
 
 def test_the_pages_show_the_committed_results():
     committed = {
-        name: ResultsFile(STUDY / "results" / f"{name}.jsonl", any_code=True).read()
+        name: results_file(STUDY / "results" / f"{name}.jsonl", any_code=True).read()
         for name in ("full", "small")
     }
     for path, block, text in (

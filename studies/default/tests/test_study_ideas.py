@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import small
-from plan import Cell
+from studies.default import small
+from studies.default.plan import Cell
 
 from neuclip.catalogue.registry import METHODS
 
@@ -26,7 +26,7 @@ def test_small_encoders_learn_and_are_evaluated(demo_dir):
 
 def test_variants_train_and_leave_the_catalogue_of_this_process_alone():
     folder = Path(__file__).parent
-    path = os.pathsep.join([str(folder.parent), *sys.path])
+    path = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, str(folder / "train_variants.py")],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path},

@@ -1,11 +1,11 @@
 """Compares estimators of the log-normalizer on frozen embeddings of a trained run.
 
-    python studies/quality/probe.py --run demo/runs/demo-neuclip --data demo/data/train
+    python -m studies.default.probe --run demo/runs/demo-neuclip --data demo/data/train
 
 The run's encoders embed the training pairs once. For each seed, 4,096 random anchors are compared
 with log g over *all* n pairs. Estimators see a batch and a pool of other random pairs, which stands
 for the embeddings of recent batches without their drift. The error is estimate - exact. Takes
-minutes on a CPU. Writes `normalizer_probe.json` (`--name`) into studies/quality/results/.
+minutes on a CPU. Writes `normalizer_probe.json` (`--name`) into studies/default/results/.
 """
 
 import argparse
@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from error import encode_training_pairs, exact_of, summary
 from torch import Tensor
 
 from neuclip.method.normalizers.global_batch import GlobalBatch
@@ -31,6 +30,7 @@ from neuclip.method.schedule import Gamma
 from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_run
 from neuclip.parallel.collectives import BatchLayout
+from studies.shared.error import encode_training_pairs, exact_of, summary
 
 RESULTS = Path(__file__).parent / "results"
 ANCHORS, BATCH, POOL = 4096, 64, 8192
@@ -306,7 +306,7 @@ def main() -> None:
     if not args.no_save:
         result = {
             "date": datetime.date.today().isoformat(),
-            "command": shlex.join(["python", "studies/quality/probe.py", *shown(args)]),
+            "command": shlex.join(["python", "-m", "studies.default.probe", *shown(args)]),
             "machine": f"CPU ({platform.machine()}), 1 thread",
             "run": {"method": run.config.method.model_dump(), "epochs": run.checkpoint.epoch},
             "temperature": 1 / run.clip.logit_scale,

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from migrate import migrate_file, migrated, migrated_probe, restored
-from plan import HISTORY, plan
-from rows import ResultsFile
+from studies.default.migrate import migrate_file, migrated, migrated_probe, restored
+from studies.default.plan import HISTORY, plan
+from studies.default.rows import results_file
 
 from neuclip.catalogue.registry import method_info, method_settings
 
@@ -116,7 +116,7 @@ LEFT_THE_PLAN = {
 
 @pytest.mark.parametrize("name", LEFT_THE_PLAN)
 def test_committed_rows_are_cells_of_the_plan_with_its_settings(name):
-    rows = ResultsFile(RESULTS / f"{name}.jsonl", any_code=True).read()
+    rows = results_file(RESULTS / f"{name}.jsonl", any_code=True).read()
     history = {cell for cell, row in rows.items() if row["label"] in HISTORY}
     assert all(rows[cell]["history"] for cell in history)
     cells = {cell.name: cell for cell in plan(rows)}

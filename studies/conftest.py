@@ -1,3 +1,5 @@
+"""Fixtures of the studies."""
+
 import pytest
 import torch
 

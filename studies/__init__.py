@@ -1,0 +1,1 @@
+"""Studies of quality: training runs by plan, their rows, and reports."""

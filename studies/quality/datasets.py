@@ -1,0 +1,114 @@
+"""The data sets of the study: what each trains, for how long, and on which splits it is judged."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from neuclip.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set.
+
+    Attributes:
+        name: in cells, rows and flags.
+        description: the file in its folder that describes it.
+        splits: the splits without their parts `development` and `test`: first pictures of a kind
+            that training does not show, then ideas that it does not show.
+        about: number of training pairs, about: what settings in passes are converted with.
+        model: the architecture that is trained.
+        passes: over the training pairs, in a run.
+        evaluated_every: passes between two evaluations on the development splits.
+        build: the command that makes it.
+    """
+
+    name: str
+    description: str
+    splits: tuple[str, str]
+    about: int
+    model: str
+    passes: int
+    evaluated_every: int
+    build: str
+
+    def split_names(self, part: str) -> list[str]:
+        """The folders of the splits of a part, `development` or `test`."""
+        return [f"{split}_{part}" for split in self.splits]
+
+
+EMOJI = DataSet(
+    "emoji", "pairs.json", ("unseen_vendor", "unseen_emoji"), 11_500, "icon-small", 8, 2,
+    "neuclip data emoji PACKAGES --out DIR",
+)  # fmt: skip
+ICONS = DataSet(
+    "icons", "pairs.json", ("unseen_style", "unseen_concept"), 139_000, "icon-small", 2, 1,
+    "neuclip data icons PACKAGES --out DIR",
+)  # fmt: skip
+GLYPHS = DataSet(
+    "glyphs", "demo.json", ("unseen_face", "unseen_character"), 43_000, "glyph-tiny", 12, 3,
+    "neuclip data demo --out DIR",
+)  # fmt: skip
+DATA_SETS = {data.name: data for data in (GLYPHS, ICONS, EMOJI)}
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """A data set on disk.
+
+    Attributes:
+        data: which data set.
+        path: its folder.
+    """
+
+    data: DataSet
+    path: Path
+
+    @classmethod
+    def open(cls, data: DataSet, path: Path) -> "DataFolder":
+        """The folder, checked.
+
+        Raises:
+            UserError: it is not that data set, or an earlier version of it.
+        """
+        folder = cls(data, path.resolve())
+        flag = f"--{data.name} {path}"
+        remedy = f"build it with `{data.build}`"
+        if not (path / data.description).is_file():
+            raise UserError(f"{flag}: no {data.name} ({data.description} is missing); {remedy}")
+        wanted = [*data.split_names("development"), *data.split_names("test")]
+        missing = [split for split in ("train", *wanted) if not (path / split).is_dir()]
+        if missing:
+            raise UserError(
+                f"{flag}: not the {data.name}, or an earlier version: without "
+                f"{', '.join(missing)}; {remedy}"
+            )
+        return folder
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the description, which names every shard's content."""
+        content = (self.path / self.data.description).read_bytes()
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """The description."""
+        text = (self.path / self.data.description).read_text(encoding="utf-8")
+        return json.loads(text)
+
+    def splits(self, part: str) -> list[Path]:
+        """The folders of the splits of a part."""
+        return [self.path / name for name in self.data.split_names(part)]
+
+    @property
+    def pairs(self) -> int:
+        """Number of training pairs."""
+        return int(self.facts["splits"]["train"]["pairs"])
+
+    def floor(self, split: str) -> float | None:
+        """Top-1 without learning on a split, by the nearest training picture; None if unknown."""
+        return self.facts["splits"][split].get("floor_top1")

@@ -1,0 +1,128 @@
+"""The methods, and the settings that each runs with.
+
+`RECIPES` has one recipe per method, the same on all data: the settings that the study of the
+default chose on the first version of the glyphs (`studies/default`, which has the grids and the
+runs). What depends on the batch, such as the size of a pool, is the catalogue's.
+
+`GRIDS` has the settings that the tuned section tries for every method: two learning rates, and
+three temperatures or rhos, those of the study of the default.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from studies.quality.cell import Cell
+from studies.quality.datasets import DATA_SETS
+
+METHODS = (
+    "neuclip_pool", "rgcl_batch", "fastclip_v3", "openclip", "neuclip",
+    "infonce_queue", "moco", "siglip", "scent", "sogclr",
+)  # fmt: skip
+RATES = (1e-3, 2e-3)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a method.
+
+    Attributes:
+        method: its name in the catalogue.
+        lr: the peak learning rate at batch 64.
+        key: the setting that rules the temperature: `rho`, or `temperature` at the start.
+        value: of that setting.
+        others: settings that differ from the catalogue's defaults.
+    """
+
+    method: str
+    lr: float
+    key: str
+    value: float
+    others: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the method, its name among them."""
+        return {"name": self.method, **self.others, self.key: self.value}
+
+    @property
+    def note(self) -> str:
+        """What distinguishes the recipe from the method's others, in names of cells."""
+        return f"lr{self.lr:g}-{self.key}{self.value:g}"
+
+
+def _rho(method: str, lr: float, value: float, **others: object) -> Recipe:
+    return Recipe(method, lr, "rho", value, others)
+
+
+def _start(method: str, lr: float, value: float, **others: object) -> Recipe:
+    return Recipe(method, lr, "temperature", value, others)
+
+
+RECIPES = {
+    recipe.method: recipe
+    for recipe in (
+        _rho("neuclip_pool", 1e-3, 6.5, gamma=0.4),
+        _rho("rgcl_batch", 1e-3, 2.0),
+        _rho("fastclip_v3", 1e-3, 3.5, gamma=0.7),
+        _start("openclip", 2e-3, 0.015),
+        _rho(
+            "neuclip", 1e-3, 3.5, gamma=0.4, num_prototypes=2048, restart_steps=32, epsilon=1e-14,
+            temperature_gradient="exact",
+        ),
+        # The study of the default had neither queue nor momentum towers. Their loss is InfoNCE,
+        # so they take the settings that it chose for InfoNCE.
+        _start("infonce_queue", 2e-3, 0.015),
+        _start("moco", 2e-3, 0.015),
+        _start("siglip", 2e-3, 0.05),
+        _rho("scent", 1e-3, 3.5),
+        _start("sogclr", 1e-3, 0.05),
+    )
+}  # fmt: skip
+
+GRIDS: dict[str, tuple[float, float, float]] = {
+    "neuclip_pool": (6.5, 5.0, 3.5),
+    "rgcl_batch": (6.5, 3.5, 2.0),
+    "fastclip_v3": (5.0, 3.5, 2.0),  # of four; 6.5 was its worst
+    "openclip": (0.07, 0.03, 0.015),
+    "neuclip": (6.5, 5.0, 3.5),
+    "infonce_queue": (0.07, 0.03, 0.015),
+    "moco": (0.07, 0.03, 0.015),
+    "siglip": (0.1, 0.05, 0.02),
+    "scent": (6.5, 5.0, 3.5),
+    "sogclr": (0.07, 0.05, 0.03),
+}
+"""Values of the setting that rules the temperature."""
+
+
+def grid(method: str) -> list[Recipe]:
+    """The recipes that the tuned section tries."""
+    recipe = RECIPES[method]
+    return [replace(recipe, lr=lr, value=value) for value, lr in product(GRIDS[method], RATES)]
+
+
+def cell(recipe: Recipe, data: str, *, batch: int = 64, accum: int = 1, seed: int = 0) -> Cell:
+    """The run of a recipe on a data set.
+
+    Args:
+        recipe: settings of the method.
+        data: name of the data set.
+        batch: pairs in memory.
+        accum: micro-batches in a step.
+        seed: of the run.
+    """
+    found = DATA_SETS[data]
+    return Cell(
+        data_set=data,
+        model=found.model,
+        label=recipe.method,
+        note=recipe.note,
+        method=recipe.settings,
+        lr=recipe.lr,
+        batch=batch,
+        accum=accum,
+        passes=found.passes,
+        evaluated_every=found.evaluated_every,
+        seed=seed,
+    )

@@ -1,0 +1,150 @@
+"""The plan of the study: recipes, cells, their order, and what searches choose."""
+
+from pathlib import Path
+
+import pytest
+from quality_rows import row_of, rows_of
+from studies.quality.cell import Cell
+from studies.quality.datasets import DATA_SETS
+from studies.quality.plan import (
+    FIVE_SEEDS,
+    ORDER,
+    START,
+    Line,
+    best,
+    cells_of,
+    chosen,
+    part,
+    plan,
+    published,
+)
+from studies.quality.recipes import GRIDS, METHODS, RECIPES, cell, grid
+
+from neuclip.config.resolve import resolve
+from neuclip.config.run_config import RunConfig
+
+TUNED = Line("tuned", "emoji", 64, ("openclip", "scent"), (0,))
+PUBLISHED = Line("published", "icons", 64, ("neuclip",), (0,))
+
+
+def config(found: Cell) -> RunConfig:
+    return found.config(Path("train"), [Path("a"), Path("b")], Path("logs"), 11_545)
+
+
+def test_every_cell_has_its_own_name_and_valid_settings():
+    cells = plan(complete({}))
+    assert len({found.name for found in cells}) == len(cells)
+    by_name = {}
+    for line in ORDER:  # equal names are equal runs, in whatever section
+        for found in cells_of(line, complete({})):
+            assert by_name.setdefault(found.name, found) == found
+    for found in cells:
+        assert "/" not in found.name
+        assert resolve(config(found), 1).name == found.name
+
+
+def complete(rows: dict) -> dict:
+    """The rows of all cells, with those that they decide."""
+    while missing := [found for found in plan(rows) if found.name not in rows]:
+        rows = rows | rows_of(missing)
+    return rows
+
+
+def test_rates_and_warm_up_follow_the_pairs_in_a_step():
+    one = config(cell(RECIPES["openclip"], "emoji"))
+    assert (one.optim.lr, one.optim.warmup, one.data.batch_size) == (2e-3, 200, 64)
+    large = config(cell(RECIPES["openclip"], "emoji", batch=256))
+    assert (large.optim.lr, large.optim.warmup) == (4e-3, 50)
+    accumulated = config(cell(RECIPES["openclip"], "emoji", accum=4))
+    assert accumulated.optim == large.optim
+    assert (accumulated.data.batch_size, accumulated.data.accum_freq) == (64, 4)
+
+
+def test_the_order_starts_with_all_methods_on_emoji_then_the_main_ones_on_icons():
+    cells = plan({})
+    assert [found.label for found in cells[:10]] == list(METHODS)
+    assert {(found.data_set, found.batch, found.seed) for found in cells[:10]} == {("emoji", 64, 0)}
+    assert {found.data_set for found in cells[10:14]} == {"icons"}
+    assert {found.label for found in cells[10:14]} < set(FIVE_SEEDS)
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+def test_seeds_at_every_batch(data):
+    cells = part("untuned", data, {}).cells
+    for batch in (32, 64, 128, 256):
+        for method in METHODS:
+            seeds = [found.seed for found in cells if (found.label, found.batch) == (method, batch)]
+            assert sorted(seeds) == list(range(5 if method in FIVE_SEEDS else 2))
+
+
+def test_every_grid_has_two_rates_and_three_values_and_the_recipe():
+    for method in METHODS:
+        points = grid(method)
+        assert len(points) == 6
+        assert RECIPES[method] in points
+        assert len(set(GRIDS[method])) == 3
+
+
+def test_a_grid_chooses_by_development_and_the_first_of_equals():
+    cells = cells_of(TUNED, {})
+    assert len(cells) == 12
+    assert chosen(TUNED, "openclip", {}) is None
+    mine = [found for found in cells if found.label == "openclip"]
+    rows = rows_of(mine) | {mine[3].name: row_of(mine[3], 0.7), mine[4].name: row_of(mine[4], 0.7)}
+    assert chosen(TUNED, "openclip", rows) == mine[3]
+    assert chosen(TUNED, "scent", rows) is None
+    more = Line("tuned", "emoji", 64, ("openclip", "scent"), (1,))
+    assert [(each.label, each.note, each.seed) for each in cells_of(more, rows)] == [
+        ("openclip", mine[3].note, 1)
+    ]
+    failed = {**rows, mine[3].name: {**row_of(mine[3], 0.9), "failed": "not finite"}}
+    assert best(mine, failed) == mine[4]
+
+
+def test_a_part_is_decided_when_its_searches_are():
+    order = (TUNED, Line("tuned", "emoji", 64, ("openclip", "scent"), (1,)))
+    before = part("tuned", "emoji", {}, order)
+    assert (len(before.cells), before.judged, before.decided) == (12, [], False)
+    after = part("tuned", "emoji", rows_of(before.cells), order)
+    assert (len(after.cells), after.decided) == (14, True)
+    assert [(found.label, found.seed) for found in after.judged] == [
+        ("openclip", 0), ("scent", 0), ("openclip", 1), ("scent", 1)
+    ]  # fmt: skip
+    untuned = part("untuned", "emoji", {}, ORDER[:1])
+    assert untuned.decided
+    assert untuned.cells == untuned.judged
+
+
+def test_the_search_of_the_published_form_goes_on_from_the_best_of_each_stage():
+    first = cells_of(PUBLISHED, {})
+    assert [found.method["rho"] for found in first] == [3.5, 5.0, 6.5, 8.5]
+    rows = rows_of(first) | {first[2].name: row_of(first[2], 0.7)}
+    second = cells_of(PUBLISHED, rows)
+    assert len(plan(rows, [PUBLISHED])) == 4 + 6 - 1  # one point of the second stage has run
+    assert {found.method["rho"] for found in second[4:]} == {6.5}
+    pairs = {(each.method["num_prototypes"], each.method["inner_steps"]) for each in second[4:]}
+    assert pairs == {(m, steps) for m in (512, 2048, 8192) for steps in (1, 10)}
+    rows = complete_search(rows)
+    found = chosen(PUBLISHED, "neuclip", rows)
+    assert found is not None
+    assert found.method["rho"] == 6.5
+    assert found.method["restart_steps"] in {round(p * 139_000 / 64) for p in (0.015, 0.1, 0.5, 2)}
+
+
+def complete_search(rows: dict) -> dict:
+    while missing := [each for each in cells_of(PUBLISHED, rows) if each.name not in rows]:
+        rows = rows | rows_of(missing)
+    return rows
+
+
+def test_restarts_in_passes_are_steps_of_the_batch():
+    point = {**START, "rho": 5.0}
+    assert published(point, "icons", 64).method["restart_steps"] == 217
+    assert published(point, "icons", 256).method["restart_steps"] == 54
+    assert published(point, "icons", 64).name != published({**point, "rho": 6.5}, "icons", 64).name
+
+
+def test_accumulation_keeps_the_memory():
+    cells = part("memory", "icons", {}).cells
+    assert {(found.batch, found.accum) for found in cells} == {(64, 4), (64, 16)}
+    assert {found.label for found in cells} == {"openclip", "fastclip_v3", "neuclip_pool"}
