@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from neuclip.errors import UserError
@@ -26,10 +26,10 @@ from studies.default.plan import (
     final_score,
     plan,
 )
+from studies.shared.tables import markdown, number, percent, save_figure, write_between
 
 Row = Mapping[str, Any]
-BEGIN = "<!-- results of {block}: written by studies/default/run.py report -->"
-END = "<!-- /results of {block} -->"
+WRITER = "studies/default/run.py"
 FACE, CHARACTER = "unseen_face", "unseen_character"
 FINALISTS = (DEFAULT, *CONTENDERS)
 SUMMARY = (DEFAULT, "fastclip_v3", "rgcl_batch", PUBLISHED, "openclip")
@@ -66,40 +66,16 @@ def write_report(
     if document is None and page is None:
         print(tables(rows))
     if document is not None:
-        _write_between(document, tables(rows), *kinds)
+        write_between(document, tables(rows), WRITER, *kinds)
     if page is not None:
-        _write_between(page, summary_table(list(rows.values())) + "\n", "summary")
+        write_between(page, summary_table(list(rows.values())) + "\n", WRITER, "summary")
     if figures is not None:
         _draw(rows, figures)
 
 
-def _write_between(path: Path, text: str, block: str) -> None:
-    content = path.read_text(encoding="utf-8")
-    path.write_text(between_markers(content, text, path, block), encoding="utf-8")
-
-
 def _draw(rows: Mapping[str, Row], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for name, draw in FIGURES.items():
-        figure = draw(list(rows.values()))
-        if figure is not None:
-            figure.axes[0].set_title(f"runs of {_dates(rows)}", fontsize=8)
-            with rc_context({"svg.hashsalt": name}):  # the same file for the same rows
-                path = folder / f"{name}.svg"
-                figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-
-
-def between_markers(content: str, text: str, document: Path, block: str = "full") -> str:
-    """The content with the text between the markers of a block.
-
-    Raises:
-        UserError: the document does not contain both markers once.
-    """
-    begin, end = BEGIN.format(block=block), END.format(block=block)
-    if content.count(begin) != 1 or content.count(end) != 1:
-        raise UserError(f"{document}: the lines {begin!r} and {end!r} must each occur once")
-    head, rest = content.split(begin)
-    return f"{head}{begin}\n\n{text}\n{end}{rest.split(end)[1]}"
+        save_figure(draw(list(rows.values())), folder / f"{name}.svg", f"runs of {_dates(rows)}")
 
 
 def tables(rows: Mapping[str, Row]) -> str:
@@ -303,8 +279,8 @@ def tuning_table(rows: Mapping[str, Row]) -> str:
     body = []
     for label, contender in CONTENDERS.items():
         mine = {row["note"]: row for row in rows.values() if _is_tuning(row, label)}
-        for number, temperature in enumerate(contender.temperatures):
-            notes = [f"lr{lr:g}-t{number}" for lr in LEARNING_RATES]
+        for place, temperature in enumerate(contender.temperatures):
+            notes = [f"lr{lr:g}-t{place}" for lr in LEARNING_RATES]
             if any(note in mine for note in notes):
                 setting = _setting(label, temperature)
                 body.append((_name(label), setting, *(_outcome(mine.get(note)) for note in notes)))
@@ -370,28 +346,6 @@ def _sweep(rows: Sequence[Row], key: str) -> str:
 def accuracy(row: Row, split: str, key: str = "acc1") -> float:
     """The last value of a metric on a split."""
     return [each[key] for each in row["evaluations"] if each["split"] == split][-1]
-
-
-def percent(values: Iterable[float]) -> str:
-    """Mean in percent, with the standard deviation over several seeds."""
-    return number((100 * value for value in values), "{:.1f}")
-
-
-def number(values: Iterable[float | None], form: str = "{:.2f}") -> str:
-    """Mean, with the standard deviation if there are several values; "-" if there are none."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    text = form.format(statistics.mean(known))
-    return f"{text} ± {form.format(statistics.stdev(known))}" if len(known) > 1 else text
-
-
-def markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, or an empty text if it has no rows."""
-    if not body:
-        return ""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 # --- the figures --------------------------------------------------------------------------------

@@ -111,4 +111,4 @@ class DataFolder:
 
     def floor(self, split: str) -> float | None:
         """Top-1 without learning on a split, by the nearest training picture; None if unknown."""
-        return self.facts["splits"][split].get("floor_top1")
+        return self.facts["splits"].get(split, {}).get("floor_top1")

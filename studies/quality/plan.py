@@ -156,6 +156,8 @@ def part(section: str, data: str, rows: Rows, order: Sequence[Line] = ORDER) -> 
             mine = cells_of(line, rows)
             cells |= {each.name: each for each in mine}
             if line.section in SEARCHES:
+                searched = (_stages(line, method, rows) for method in line.methods)
+                cells |= {each.name: each for s in searched for stage in s for each in stage}
                 found = [chosen(line, method, rows) for method in line.methods]
                 decided = decided and None not in found
                 mine = [replace(each, seed=seed) for seed in line.seeds for each in found if each]

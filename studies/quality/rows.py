@@ -1,9 +1,10 @@
-"""The rows of the study: development rows, test rows, and the code that decides their numbers."""
+"""The files of the study: rows of both parts, weights, and the code that decides the numbers."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from studies.quality.cell import Cell
 from studies.quality.datasets import DataFolder
 from studies.shared.code_digest import MODELS, TRAINING, code_digest
 from studies.shared.results_file import ResultsFile
@@ -38,3 +39,8 @@ def results_file(
         return None if folder is None else folder.digest
 
     return ResultsFile(path, (FORMAT, {}), code, digest, same_code)
+
+
+def weights_of(out: Path, cell: Cell) -> Path:
+    """The file of the final weights of a cell."""
+    return out / "weights" / f"{cell.name}.pt"

@@ -22,11 +22,12 @@ from neuclip.errors import UserError
 from studies.quality.cell import Cell
 from studies.quality.datasets import DATA_SETS, DataFolder
 from studies.quality.plan import ORDER, SECTIONS, Line, cells_of, plan
-from studies.quality.rows import DEVELOPMENT, present_code, results_file
+from studies.quality.rows import DEVELOPMENT, present_code, results_file, weights_of
 from studies.shared.cell_process import run_cell
 from studies.shared.results_file import ResultsFile
-from studies.shared.runner import Runner, Study, add_runner_flags
+from studies.shared.runner import Runner, Study, add_runner_flags, add_same_code
 
+HERE = Path(__file__).parent
 MODULE = "studies.quality.run"
 
 
@@ -39,6 +40,19 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--section", choices=SECTIONS, help="only cells of this section")
     listing = commands.add_parser("plan", help="list the plan, with done and open cells")
     listing.add_argument("--out", type=Path, help="folder of the results; none: all cells are open")
+    final = commands.add_parser("final", help="evaluate a part of the plan on its test splits")
+    add_data_flags(final)
+    final.add_argument("--out", type=Path, required=True, help="folder of the results")
+    final.add_argument("--section", choices=SECTIONS, required=True)
+    final.add_argument("--data-set", choices=DATA_SETS, required=True)
+    final.add_argument("--lines", type=int, help="only the first lines of the plan; none: all")
+    add_same_code(final)
+    report = commands.add_parser("report", help="print or write the tables, draw the figures")
+    report.add_argument(
+        "--results", type=Path, default=HERE / "results", help="folder of the rows; none: committed"
+    )
+    report.add_argument("--document", type=Path, help="write the tables between its markers")
+    report.add_argument("--figures", type=Path, help="folder for the figures")
     cell = commands.add_parser("cell", help="train one cell (used by `run`)")
     cell.add_argument("spec", type=Path)
     return parser.parse_args(words)
@@ -88,11 +102,6 @@ def runner(args: argparse.Namespace) -> Runner:
     return Runner(Study(MODULE, cells, facts), results, args)
 
 
-def weights_of(out: Path, cell: Cell) -> Path:
-    """The file of the final weights of a cell."""
-    return out / "weights" / f"{cell.name}.pt"
-
-
 def measure(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Trains and measures a cell, if the code is still that of the runner.
 
@@ -109,6 +118,20 @@ def measure(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     from studies.quality.measure import train_cell
 
     return {"data": told["data"], **train_cell(told, folder)}
+
+
+def judge(args: argparse.Namespace) -> None:
+    """The command `final`."""
+    from studies.quality.final import final
+
+    final(args, opened(args))
+
+
+def show_report(args: argparse.Namespace) -> None:
+    """The command `report`."""
+    from studies.quality.report import report
+
+    report(args)
 
 
 def show_plan(args: argparse.Namespace) -> None:
@@ -147,6 +170,8 @@ def main(words: list[str] | None = None) -> int:
         "run": lambda: runner(args).run(),
         "cell": partial(run_cell, getattr(args, "spec", None), measure),
         "plan": partial(show_plan, args),
+        "final": partial(judge, args),
+        "report": partial(show_report, args),
     }
     try:
         if args.command == "run":

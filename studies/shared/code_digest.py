@@ -7,6 +7,7 @@ Imports for type checkers do not count.
 """
 
 import ast
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def import_closure(
             path = _file_of(module, packages)
             if path is not None and module not in found:
                 found[module] = path
-                waiting += _imported(ast.parse(path.read_text(encoding="utf-8")))
+                waiting += _imported(path.read_text(encoding="utf-8"))
     missing = sorted(set(entries) - set(found))
     if missing:
         raise ValueError(f"no such module: {', '.join(missing)}")
@@ -79,8 +80,13 @@ def _file_of(module: str, packages: dict[str, Path]) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
-    """The names that a module imports; of `from a import b`, both a and a.b."""
+@functools.cache
+def _imported(text: str) -> tuple[str, ...]:
+    """The names that a module's text imports; of `from a import b`, both a and a.b."""
+    return tuple(_names_imported(ast.parse(text)))
+
+
+def _names_imported(tree: ast.Module) -> Iterator[str]:
     waiting: list[ast.AST] = [
         node
         for node in tree.body
@@ -106,8 +112,12 @@ def _for_type_checkers(node: ast.If) -> bool:
 
 def _statements(path: Path) -> Iterator[str]:
     """The top-level statements of a file, without what decides nothing."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    yield from map(ast.dump, _Deciding().visit(tree).body)
+    yield from _dumped(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _dumped(text: str) -> tuple[str, ...]:
+    return tuple(map(ast.dump, _Deciding().visit(ast.parse(text)).body))
 
 
 class _Deciding(ast.NodeTransformer):

@@ -13,8 +13,8 @@ from studies.default.plan import Cell
 from neuclip.catalogue.registry import METHODS
 
 
-def test_small_encoders_learn_and_are_evaluated(demo_dir):
-    data = small.Data(demo_dir)
+def test_small_encoders_learn_and_are_evaluated(first_glyphs_dir):
+    data = small.Data(first_glyphs_dir)
     method = {"name": "neuclip_pool", "pool_size": 128}
     run = small.SmallRun(Cell("tune", "x", method, 1e-3, batch=16, measures=True), data)
     run.steps = 20

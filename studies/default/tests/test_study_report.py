@@ -7,16 +7,15 @@ import pytest
 from made_rows import grids, row_of, with_finals
 from studies.default.plan import DEFAULT, FULL, plan, tuning_cell
 from studies.default.report import (
-    BEGIN,
-    END,
+    WRITER,
     accuracy_over_batch,
-    between_markers,
     error_over_ratio,
     summary_table,
     tables,
     write_report,
 )
 from studies.default.rows import results_file
+from studies.shared.tables import between_markers
 
 from neuclip.catalogue.create import create_loss
 from neuclip.errors import UserError
@@ -110,15 +109,6 @@ def test_the_default_pool_is_shown_as_the_method():
     assert sizes.gradient_size == cell.method["gradient_size"]
 
 
-def test_a_document_keeps_the_text_outside_its_markers(tmp_path):
-    path = tmp_path / "study.md"
-    begin, end = BEGIN.format(block="small"), END.format(block="small")
-    found = between_markers(f"before\n{begin}\nold\n{end}\nafter\n", "new", path, "small")
-    assert found == f"before\n{begin}\n\nnew\n{end}\nafter\n"
-    with pytest.raises(UserError, match="must each occur once"):
-        between_markers("none", "new", path)
-
-
 def test_full_and_small_encoders_are_not_mixed():
     cells = [tuning_cell("openclip", number, 1e-3) for number in (0, 1)]
     rows = {cells[0].name: row_of(cells[0]), cells[1].name: row_of(cells[1], towers="small")}
@@ -141,7 +131,9 @@ def test_the_pages_show_the_committed_results():
         (PAGE, "summary", summary_table(list(committed["full"].values())) + "\n"),
     ):
         page = path.read_text(encoding="utf-8")
-        assert between_markers(page, text, path, block) == page, f"{path}: write the report again"
+        assert between_markers(page, text, path, WRITER, block) == page, (
+            f"{path}: write the report again"
+        )
 
 
 def test_the_summary_fits_on_one_page():

@@ -1,0 +1,309 @@
+"""Tables and figures of the study: accuracy on the test splits, and what it cost."""
+
+import argparse
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from studies.quality.cell import BATCH
+from studies.quality.compare import Difference, Scores, best_other, difference
+from studies.quality.datasets import DATA_SETS, DataSet
+from studies.quality.plan import ACCUMULATED, ORDER, Rows, part
+from studies.quality.recipes import METHODS
+from studies.quality.rows import DEVELOPMENT, TEST, results_file
+from studies.shared.tables import markdown, number, percent, save_figure, write_between
+
+Row = Mapping[str, Any]
+WRITER = "studies/quality/run.py"
+RESULTS = Path(__file__).parent / "results"
+SETTINGS = {
+    "untuned": "One recipe per method, batch 64",
+    "tuned": "The best point of each method's grid, batch 64",
+    "memory": "A memory of 64 pairs: steps of 64, 256 and 1,024 pairs",
+    "published": "The published form after its search",
+}
+RIVAL = "fastclip_v3"
+"""What the published form is compared with."""
+COLOURS = {method: f"C{place}" for place, method in enumerate(METHODS)}
+NOTHING = "Nothing has been run."
+
+
+def report(args: argparse.Namespace) -> None:
+    """Prints the tables, or writes them into a document, and draws the figures.
+
+    Raises:
+        UserError: rows are of another format, or the document has no markers.
+    """
+    rows = results_file(args.results / DEVELOPMENT).read()
+    tested = results_file(args.results / TEST).read()
+    text = tables(rows, tested)
+    if args.document is None:
+        print(text)
+    else:
+        write_between(args.document, text + "\n", WRITER, "the study")
+    if args.figures is not None and rows:
+        for name, figure in figures(rows, tested).items():
+            save_figure(figure, args.figures / f"quality_{name}.svg", dates(rows))
+
+
+def tables(rows: Rows, tested: Rows) -> str:
+    """All tables as markdown, with what is missing."""
+    if not rows:
+        return NOTHING
+    parts = [_facts(rows, tested)]
+    for section, title in SETTINGS.items():
+        table = section_table(section, rows, tested)
+        if table:
+            parts.append(f"### {title}\n\n{table}")
+    return "\n\n".join([*parts, missing(rows, tested)])
+
+
+def _facts(rows: Rows, tested: Rows) -> str:
+    everything = (*rows.values(), *tested.values())
+    hours = sum(row["cpu_seconds"] + row.get("error_cpu_seconds", 0) for row in rows.values())
+    failed = [f"Failed: {name}: {row['failed']}" for name, row in rows.items() if "failed" in row]
+    line = (
+        f"{len(rows)} runs, {len(tested)} of them on the test splits; {dates(rows)}; "
+        f"{hours / 3600:.1f} hours of one core; {_listed(everything, 'machine')}; torch "
+        f"{_listed(everything, 'torch')}; code {_listed(everything, 'code')}; data "
+        f"{_listed(everything, 'data')}."
+    )
+    return "\n".join([line, *failed])
+
+
+def _listed(rows: Iterable[Row], key: str) -> str:
+    return ", ".join(sorted({str(row[key]) for row in rows}))
+
+
+def dates(rows: Rows) -> str:
+    """The dates of the rows in words."""
+    found = sorted({str(row["date"]) for row in rows.values()})
+    return f"runs of {found[0]} to {found[-1]}"
+
+
+# --- the tables ---------------------------------------------------------------------------------
+
+
+def section_table(section: str, rows: Rows, tested: Rows) -> str:
+    """Accuracy on the test splits: data sets by methods, with the difference to the best other.
+
+    Cells of a section at several batches are methods of their own: `openclip, 256`.
+    """
+    body: list[Sequence[str]] = []
+    for data in DATA_SETS.values():
+        body += _of_data(data, judged(section, data, rows, tested))
+    against = "against the best other"
+    first, second = "unseen style, vendor or face", "unseen concept, emoji or character"
+    return markdown(("data", "method", "seeds", first, against, second, against), body)
+
+
+def judged(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str, list[Row]]:
+    """The test rows of a section on a data set by method, in the order of methods."""
+    cells = part(section, data.name, rows).judged
+    beside = part("untuned", data.name, rows).judged
+    if section == "untuned":
+        cells = [cell for cell in cells if cell.batch == BATCH]
+    if section == "memory":  # beside larger steps the step that the memory holds
+        cells += [cell for cell in beside if cell.batch == BATCH and cell.label in ACCUMULATED]
+    if section == "published" and cells:  # beside what it has to beat
+        batches = {cell.batch for cell in cells}
+        cells += [cell for cell in beside if cell.label == RIVAL and cell.batch in batches]
+    found = [tested[cell.name] for cell in cells if cell.name in tested]
+    by_method: dict[str, list[Row]] = {}
+    for row in sorted(found, key=_place):
+        by_method.setdefault(_title(section, row), []).append(row)
+    return by_method
+
+
+def _title(section: str, row: Row) -> str:
+    pairs = row["batch"] * row["accum"]
+    return f"`{row['label']}`" + (f", {pairs:,}" if section in {"memory", "published"} else "")
+
+
+def _place(row: Row) -> tuple[int, int, int]:
+    return METHODS.index(row["label"]), row["batch"] * row["accum"], row["seed"]
+
+
+def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[Sequence[str]]:
+    """The lines of a data set: the methods, then what needs no learning."""
+    if not by_method:
+        return
+    splits = data.split_names("test")
+    failed = {method: sum("failed" in row for row in mine) for method, mine in by_method.items()}
+    by_method = {
+        method: [row for row in mine if "failed" not in row] for method, mine in by_method.items()
+    }
+    scores = {split: _scores(by_method, split) for split in splits}
+    for method, mine in by_method.items():
+        seeds = str(len(mine)) + (f" ({failed[method]} failed)" if failed[method] else "")
+        columns: list[str] = []
+        for split in splits:
+            columns.append(percent(scores[split][method].values()))
+            columns.append(_against(method, scores[split]))
+        yield (data.name, method, seeds, *columns)
+    evaluations = [
+        each for mine in by_method.values() for row in mine for each in row["evaluations"]
+    ]
+    floors = {each["split"]: each["floor_top1"] for each in evaluations}
+    shown = [number([100 * f if (f := floors.get(split)) else None], "{:.1f}") for split in splits]
+    yield (data.name, "nearest training picture", "", shown[0], "", shown[1], "")
+
+
+def _scores(by_method: Mapping[str, Sequence[Row]], split: str) -> dict[str, Scores]:
+    return {
+        method: {row["seed"]: accuracy(row, split) for row in mine}
+        for method, mine in by_method.items()
+    }
+
+
+def _against(method: str, scores: Mapping[str, Scores]) -> str:
+    """The difference to the best other method in points, with its 95 % interval."""
+    other = best_other(method, scores) if scores[method] else None
+    found = None if other is None else difference(scores[method], scores[other])
+    return "-" if found is None else f"{in_points(found)} ({other})"
+
+
+def in_points(found: Difference) -> str:
+    """A difference in points of percent: `+1.2 ± 0.8`, or without an interval at one seed."""
+    text = f"{100 * found.value:+.1f}"
+    if found.half is None:
+        return text
+    text = f"{text} ± {100 * found.half:.1f}"
+    return f"**{text}**" if found.clear else text
+
+
+def accuracy(row: Row, split: str) -> float:
+    """The last top-1 on a split."""
+    return [each["acc1"] for each in row["evaluations"] if each["split"] == split][-1]
+
+
+def missing(rows: Rows, tested: Rows) -> str:
+    """What the plan has and the rows have not, by section and data set."""
+    lines = []
+    for section in SETTINGS:
+        for data in sorted({line.data for line in ORDER if line.section == section}):
+            found = part(section, data, rows)
+            trained = sum(cell.name in rows for cell in found.cells)
+            on_test = sum(cell.name in tested for cell in found.judged)
+            if trained < len(found.cells) or on_test < len(found.judged) or not found.decided:
+                more = "" if found.decided else ", and what its search decides"
+                lines.append(
+                    f"- {section}, {data}: {trained} of {len(found.cells)} runs trained{more}; "
+                    f"{on_test} of {len(found.judged)} judged on the test splits"
+                )
+    return "Not complete:\n\n" + "\n".join(lines) if lines else "The plan is complete."
+
+
+# --- the figures --------------------------------------------------------------------------------
+
+
+def figures(rows: Rows, tested: Rows) -> dict[str, Figure | None]:
+    """The figures by name; None where nothing was run."""
+    return {
+        "accuracy_over_batch": accuracy_over_batch(rows, tested),
+        "accuracy_over_seconds": accuracy_over_seconds(rows, tested),
+        "error_over_ratio": error_over_ratio(rows),
+    }
+
+
+Point = tuple[float, float]
+Lines = dict[str, dict[str, list[Point]]]
+"""Points of each method on each data set."""
+
+
+def accuracy_over_batch(rows: Rows, tested: Rows) -> Figure | None:
+    """The recipes at every batch that the memory holds: mean of both splits and over seeds."""
+    lines: Lines = {}
+    for data in DATA_SETS:
+        cells = [cell for cell in part("untuned", data, rows).judged if cell.name in tested]
+        for method, mine in _by(cells, lambda cell: cell.label).items():
+            groups = _by(mine, lambda cell: cell.batch)
+            points = [(float(b), _mean_score(tested, cells)) for b, cells in groups.items()]
+            if len(points) > 1:  # a line needs two batches
+                lines.setdefault(data, {})[method] = sorted(points)
+    return _panels(lines, "batch", "top-1 on the test splits, mean, %", log_x=True)
+
+
+def accuracy_over_seconds(rows: Rows, tested: Rows) -> Figure | None:
+    """A memory of 64 pairs: steps of 64, 256 and 1,024 pairs over the processor time of a run."""
+    lines: Lines = {}
+    for data in DATA_SETS:
+        recipes = [cell for cell in part("untuned", data, rows).judged if cell.batch == BATCH]
+        cells = [*recipes, *part("memory", data, rows).judged]
+        known = [cell for cell in cells if cell.name in tested]
+        for method, mine in _by(known, lambda cell: cell.label).items():
+            points = [
+                (
+                    statistics.mean(rows[cell.name]["cpu_seconds"] for cell in group),
+                    _mean_score(tested, group),
+                )
+                for group in _by(mine, lambda cell: cell.accum).values()
+            ]
+            lines.setdefault(data, {})[method] = points
+    return _panels(lines, "processor seconds", "top-1 on the test splits, mean, %", log_x=True)
+
+
+def error_over_ratio(rows: Rows) -> Figure | None:
+    """The error of the log-normalizers at the end of a run over n / B, relative to the batch's.
+
+    Of the recipes on all data sets and batches, mean over seeds.
+    """
+    points: dict[str, list[Point]] = {}
+    for data in DATA_SETS:
+        cells = [
+            cell for cell in part("untuned", data, rows).cells
+            if rows.get(cell.name, {}).get("errors")
+            and rows[cell.name]["errors"][-1].get("mse") is not None
+        ]  # fmt: skip
+        for group in _by(cells, lambda cell: (cell.label, cell.batch)).values():
+            ends = [rows[cell.name]["errors"][-1] for cell in group]
+            ratio = sum(end["mse"] for end in ends) / sum(end["minibatch_mse"] for end in ends)
+            at = rows[group[0].name]["pairs"] / group[0].pairs_per_step
+            points.setdefault(group[0].label, []).append((at, ratio))
+    lines = {"all data": {method: sorted(each) for method, each in points.items()}}
+    label = "MSE of the log-normalizer over the batch's"
+    return _panels(lines if points else {}, "n / B", label, log_x=True, log_y=True)
+
+
+def _by(cells: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
+    groups: dict[Any, list[Any]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return groups
+
+
+def _mean_score(tested: Rows, cells: Sequence[Any]) -> float:
+    """The mean of both splits and of the runs that did not fail, in percent."""
+    rows = [tested[cell.name] for cell in cells if not tested[cell.name].get("failed")]
+    values = [each["acc1"] for row in rows for each in row["evaluations"]]
+    return 100 * statistics.mean(values) if values else float("nan")
+
+
+def _panels(
+    lines: Lines, x: str, y: str, *, log_x: bool = False, log_y: bool = False
+) -> Figure | None:
+    """A panel per data set, or None if there is nothing to draw."""
+    if not lines:
+        return None
+    figure = Figure(figsize=(4.5 * len(lines), 4), layout="constrained")
+    axes = figure.subplots(1, len(lines), squeeze=False)[0]
+    for panel, (data, methods) in zip(axes, lines.items(), strict=True):
+        for method in sorted(methods, key=METHODS.index):
+            colour = COLOURS[method]
+            panel.plot(*zip(*methods[method], strict=True), "o-", label=method, color=colour)
+        panel.set_xlabel(f"{x} ({data})")
+        if log_x:
+            panel.set_xscale("log", base=2)
+            panel.xaxis.set_major_formatter("{x:g}")
+        if log_y:
+            panel.set_yscale("log")
+    axes[0].set_ylabel(y)
+    handles = {}
+    for panel in axes:
+        found, names = panel.get_legend_handles_labels()
+        handles |= dict(zip(names, found, strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    return figure

@@ -1,0 +1,154 @@
+"""Tables and figures of the study, and comparisons by paired seeds."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from quality_rows import judged_row_of, row_of, rows_of
+from studies.quality.compare import QUANTILES, best_other, difference
+from studies.quality.plan import part
+from studies.quality.report import (
+    NOTHING,
+    RESULTS,
+    WRITER,
+    accuracy_over_batch,
+    accuracy_over_seconds,
+    error_over_ratio,
+    report,
+    tables,
+)
+from studies.quality.rows import DEVELOPMENT, TEST, results_file
+from studies.shared.tables import between_markers
+
+METHODS = ("neuclip_pool", "rgcl_batch", "openclip")
+SCORES = {
+    "neuclip_pool": {0: 0.40, 1: 0.42, 2: 0.41},
+    "rgcl_batch": {0: 0.39, 1: 0.40, 2: 0.41},
+    "openclip": {0: 0.30},
+}
+
+
+def made(batch: int = 64) -> tuple[dict, dict]:
+    """Development and test rows on emoji; the other split is a tenth better."""
+    cells = [
+        cell for cell in part("untuned", "emoji", {}).cells
+        if cell.batch == batch and cell.seed in SCORES.get(cell.label, {})
+    ]  # fmt: skip
+    tested = {cell.name: judged_row_of(cell, SCORES[cell.label][cell.seed]) for cell in cells}
+    return rows_of(cells), tested
+
+
+@pytest.mark.parametrize("degrees", range(1, len(QUANTILES) + 1))
+def test_the_quantiles_are_those_of_students_t(degrees):
+    """Against the integral of the density."""
+    x = torch.linspace(-QUANTILES[degrees - 1], QUANTILES[degrees - 1], 200_001).double()
+    density = torch.distributions.StudentT(float(degrees)).log_prob(x).exp()
+    assert float(torch.trapezoid(density, x)) == pytest.approx(0.95, abs=5e-5)
+
+
+def test_a_difference_is_taken_at_common_seeds():
+    found = difference(SCORES["neuclip_pool"], SCORES["rgcl_batch"])
+    assert found is not None
+    assert (found.seeds, found.clear) == (3, False)
+    assert found.value == pytest.approx(0.01)
+    assert found.half == pytest.approx(4.303 * 0.01 / math.sqrt(3))
+    single = difference(SCORES["neuclip_pool"], SCORES["openclip"])
+    assert single is not None
+    assert (single.half, single.clear) == (None, False)
+    assert difference({0: 1.0}, {1: 1.0}) is None
+    assert best_other("neuclip_pool", SCORES) == "rgcl_batch"
+    assert best_other("openclip", SCORES) == "neuclip_pool"
+    assert best_other("openclip", {"openclip": {0: 1.0}}) is None
+
+
+def test_the_table_has_mean_spread_seeds_difference_and_floor():
+    text = tables(*made())
+    assert (
+        "| emoji | `neuclip_pool` | 3 | 41.0 ± 1.0 | +1.0 ± 2.5 (`rgcl_batch`) "
+        "| 51.0 ± 1.0 | +1.0 ± 2.5 (`rgcl_batch`) |" in text
+    )
+    assert "| emoji | `openclip` | 1 | 30.0 | -10.0 (`neuclip_pool`) |" in text
+    assert "| emoji | nearest training picture |  | 21.5 |  | - |  |" in text
+    assert "- untuned, emoji: 7 of " in text
+    assert "- tuned, icons: 0 of 60 runs trained, and what its search decides; 0 of 0" in text
+
+
+def test_a_difference_that_excludes_zero_is_bold():
+    rows, tested = made()
+    for name, row in list(tested.items()):
+        if row["label"] == "rgcl_batch":
+            tested[name] = row | {
+                "evaluations": [
+                    each | {"acc1": 0.1 + row["seed"] / 1000} for each in row["evaluations"]
+                ]
+            }
+        if row["label"] == "openclip":
+            del tested[name]
+    line = "| emoji | `neuclip_pool` | 3 | 41.0 ± 1.0 | **+30.9 ± 2.4** (`rgcl_batch`) |"
+    assert line in tables(rows, tested)
+
+
+def test_failed_runs_are_counted_and_have_no_accuracy():
+    rows, tested = made()
+    name = next(name for name, row in tested.items() if row["label"] == "openclip")
+    rows[name]["failed"] = tested[name]["failed"] = "the loss is nan"
+    del tested[name]["evaluations"]
+    text = tables(rows, tested)
+    assert "| emoji | `openclip` | 0 (1 failed) | - | - | - | - |" in text
+    assert f"Failed: {name}: the loss is nan" in text
+
+
+def test_larger_steps_stand_beside_the_step_that_the_memory_holds():
+    rows, tested = made()
+    larger = part("memory", "emoji", rows).cells[0]
+    assert (larger.label, larger.accum) == ("openclip", 4)
+    rows[larger.name] = row_of(larger, cpu_seconds=1500.0)
+    tested[larger.name] = judged_row_of(larger, 0.6)
+    table = tables(rows, tested).split("### A memory of 64 pairs")[1]
+    assert "| emoji | `openclip`, 64 | 1 | 30.0 | -30.0 (`openclip`, 256) |" in table
+    assert "| emoji | `openclip`, 256 | 1 | 60.0 | +19.0" in table or "+20.0" in table
+    figure = accuracy_over_seconds(rows, tested)
+    drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert list(drawn["openclip"].get_xdata()) == [720.0, 1500.0]
+    assert list(drawn["openclip"].get_ydata()) == pytest.approx([35.0, 65.0])
+
+
+def test_figures_over_batch_and_ratio():
+    rows, tested = made()
+    assert accuracy_over_batch(rows, tested) is None  # one batch is no line
+    more = made(256)
+    rows, tested = rows | more[0], tested | more[1]
+    figure = accuracy_over_batch(rows, tested)
+    drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert list(drawn["neuclip_pool"].get_xdata()) == [64, 256]
+    assert list(drawn["neuclip_pool"].get_ydata()) == pytest.approx([46.0, 46.0])
+    errors = error_over_ratio(rows)
+    drawn = {line.get_label(): line for line in errors.axes[0].get_lines()}
+    assert list(drawn["rgcl_batch"].get_xdata()) == [11_545 / 256, 11_545 / 64]
+    assert list(drawn["rgcl_batch"].get_ydata()) == pytest.approx([1.5 / 9] * 2)
+
+
+def test_a_report_writes_tables_and_figures(tmp_path, capsys):
+    rows, tested = made()
+    for name, each in ((DEVELOPMENT, rows), (TEST, tested)):
+        text = "".join(json.dumps(row) + "\n" for row in each.values())
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    args = SimpleNamespace(results=tmp_path, document=None, figures=tmp_path / "figures")
+    report(args)
+    assert "| emoji | `neuclip_pool` | 3 |" in capsys.readouterr().out
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {"quality_error_over_ratio.svg", "quality_accuracy_over_seconds.svg"}
+
+
+def test_nothing_is_reported_before_the_first_run():
+    assert tables({}, {}) == NOTHING
+
+
+def test_the_page_shows_the_committed_results():
+    page = RESULTS.parent / "README.md"
+    text = tables(results_file(RESULTS / DEVELOPMENT).read(), results_file(RESULTS / TEST).read())
+    content = page.read_text(encoding="utf-8")
+    written = between_markers(content, text + "\n", page, WRITER, "the study")
+    assert written == content, "write the report again"
