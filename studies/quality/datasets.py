@@ -49,7 +49,7 @@ ICONS = DataSet(
     "neuclip data icons PACKAGES --out DIR",
 )  # fmt: skip
 GLYPHS = DataSet(
-    "glyphs", "demo.json", ("unseen_face", "unseen_character"), 43_000, "glyph-tiny", 12, 3,
+    "glyphs", "demo.json", ("unseen_face", "unseen_character"), 40_000, "glyph-tiny", 12, 3,
     "neuclip data demo --out DIR",
 )  # fmt: skip
 DATA_SETS = {data.name: data for data in (GLYPHS, ICONS, EMOJI)}
