@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -109,27 +109,6 @@ def check_writable(path: Path, flag: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.touch()
         partial.unlink()
-
-
-def check_apart(
-    outputs: Sequence[tuple[str, Path | None]], inputs: Sequence[tuple[str, Path | None]]
-) -> None:
-    """Checks that no output of a command replaces one of its inputs, or another output.
-
-    Args:
-        outputs: files to write, each with the flag that names it; None: not given.
-        inputs: files that are read, likewise.
-
-    Raises:
-        UserError: two are the same file.
-    """
-    taken = {path.resolve(): flag for flag, path in inputs if path is not None}
-    for flag, path in outputs:
-        if path is None:
-            continue
-        other = taken.setdefault(path.resolve(), flag)
-        if other != flag:
-            raise UserError(f"{flag} {path} would replace the file of {other}: name another file")
 
 
 @contextmanager

@@ -195,21 +195,3 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write .*file/table\.csv"):
         files.check_writable(tmp_path / "file" / "table.csv", "--out")
-
-
-def test_an_output_does_not_replace_an_input_or_another_output(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    table, link = Path("table.csv"), Path("link.csv")
-    link.symlink_to(table)
-    files.check_apart([("--out", Path("new.csv")), ("--save-path", None)], [("SOURCE", table)])
-    for outputs, inputs, message in (
-        ([("--out", tmp_path / table)], [("SOURCE", table)], "would replace the file of SOURCE"),
-        ([("--out", link)], [("SOURCE", table)], "--out link.csv would replace"),
-        (
-            [("--out", table), ("--save-path", Path("./table.csv"))],
-            [],
-            "--save-path table.csv would replace the file of --out",
-        ),
-    ):
-        with pytest.raises(UserError, match=message):
-            files.check_apart(outputs, inputs)

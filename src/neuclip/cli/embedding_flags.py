@@ -13,7 +13,7 @@ from neuclip.cli.checkpoint_flags import CheckpointFlags
 from neuclip.cli.data import TimedReadingFlags
 from neuclip.cli.options import check_range
 from neuclip.errors import UserError, quantity
-from neuclip.files import cache_home, check_apart, check_writable, writing
+from neuclip.files import cache_home, check_writable, writing
 
 if TYPE_CHECKING:
     from neuclip.data.sources.source import Captions, Source
@@ -257,9 +257,14 @@ def check_outputs(
     """
     from neuclip.embedding.embedding_store import is_store
 
-    check_apart(outputs, inputs)
+    taken = {path.resolve(): flag for flag, path in inputs if path is not None}
     for flag, path in outputs:
-        if path is not None and is_store(path.resolve().parent):
+        if path is None:
+            continue
+        other = taken.setdefault(path.resolve(), flag)
+        if other != flag:
+            raise UserError(f"{flag} {path} would replace the file of {other}: name another file")
+        if is_store(path.resolve().parent):
             raise UserError(
                 f"{flag} {path} is in a folder of embeddings, whose files neuclip replaces: name a "
                 "file in another folder"
@@ -267,7 +272,7 @@ def check_outputs(
 
 
 def data_files(source: str) -> list[tuple[str, Path | None]]:
-    """The files that a source names one by one, as inputs for `check_apart`."""
+    """The files that a source names one by one, as inputs for `check_outputs`."""
     return [("SOURCE", Path(part)) for part in source.split("::") if part]
 
 
