@@ -112,9 +112,11 @@ def nearest(word: str, known: list[str], listing: str = "") -> str:
     return f"{hint} {more}".strip()
 
 
-def quantity(number: int, noun: str) -> str:
-    """A number with its noun: `1 epoch`, `2 epochs`, `13,000 samples`."""
-    return f"{number:,} {noun if number == 1 else noun + 's'}"
+def quantity(number: float, noun: str) -> str:
+    """A number with its noun: `1 epoch`, `2 batches`, `0.5 points`, `13,000 samples`."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    plural = noun + ("es" if noun.endswith(("s", "x", "tch")) else "s")
+    return f"{shown} {noun if number == 1 else plural}"
 
 
 def _plain(word: str) -> str:

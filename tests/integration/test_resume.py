@@ -246,7 +246,7 @@ def test_micro_batches_train_on_the_same_samples_and_can_be_cut_anew(demo, whole
     cut = ("--batch-size", "4", "--accum-freq", "4", "--stop-epochs", "1")
     assert main(["train", *demo.flags("cut", *quiet, *cut)]) == 0
     log = (demo.logs / "cut" / "out.log").read_text()
-    assert "epochs: 1 of 10 steps; pairs per step: 16 = 4 x 4 micro-batches x 1 processes" in log
+    assert "epochs: 1 of 10 steps; pairs per step: 16 = 4 x 4 micro-batches x 1 process" in log
     again = ("--batch-size", "8", "--accum-freq", "2", "--resume", "latest")
     assert main(["train", *demo.flags("cut", *quiet, *again)]) == 0
     found, expected = (

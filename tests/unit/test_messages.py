@@ -8,7 +8,7 @@ import zipfile
 import pytest
 from PIL import Image
 
-from neuclip.errors import UserError, printable
+from neuclip.errors import UserError, printable, quantity
 from neuclip.first_bytes import HEAD, describe, first_bytes
 
 
@@ -28,6 +28,24 @@ def test_text_of_files_is_short_and_printable(text, shown):
     assert len(shown) <= 80
     assert shown.isprintable()
     assert shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "shown"),
+    [
+        (0, "epoch", "0 epochs"),
+        (1, "epoch", "1 epoch"),
+        (1.0, "point", "1 point"),
+        (0.5, "point", "0.5 points"),
+        (1, "batch", "1 batch"),
+        (2, "batch", "2 batches"),
+        (13_000, "more class", "13,000 more classes"),
+        (1_234_567, "mix", "1,234,567 mixes"),
+        (1, "process", "1 process"),
+    ],
+)
+def test_a_number_agrees_with_its_noun(number, noun, shown):
+    assert quantity(number, noun) == shown
 
 
 def written(write):

@@ -11,7 +11,7 @@ from neuclip.catalogue.method_settings import (
     StabilisedSettings,
     ThresholdSettings,
 )
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 if TYPE_CHECKING:
     from neuclip.method.choices import TemperatureOptimizer
@@ -88,9 +88,10 @@ def add_thresholds(loss: "PairLoss", settings: ThresholdSettings, run: RunFacts)
     epochs = None if run.total_steps is None else run.total_steps / run.epoch_length
     start = settings.start_step(epochs, run.epoch_length)
     if run.total_steps is not None and start >= run.total_steps:
+        length = quantity(run.total_steps / run.epoch_length, "epoch")
         raise UserError(
             f"method {settings.method!r}: glofnd_start {settings.glofnd_start:g} leaves no step of "
-            f"the run ({epochs:g} epochs) with thresholds: choose less, or glofnd_alpha 0"
+            f"the run ({length}) with thresholds: choose less, or glofnd_alpha 0"
         )
     alpha = settings.glofnd_alpha
     if isinstance(settings, LearnedThresholdSettings):

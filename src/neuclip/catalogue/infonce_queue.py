@@ -7,7 +7,7 @@ from neuclip.catalogue.fields import setting
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
 from neuclip.catalogue.method_settings import MethodSettings, ThresholdSettings
 from neuclip.catalogue.neuclip import default_pool_size
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.method.choices import BATCH_OPTIONS
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _warm_up(settings: QueueInfoNCESettings, run: RunFacts) -> int:
     if total is not None and steps >= total:
         raise UserError(
             f"method 'infonce_queue': queue_warm_up {steps} leaves no step of the run "
-            f"({total} steps) with the queue: choose less, or --method openclip"
+            f"({quantity(total, 'step')}) with the queue: choose less, or --method openclip"
         )
     return steps
 

@@ -20,7 +20,7 @@ from neuclip.cli.eval import recorded_reading
 from neuclip.cli.export import check_licence
 from neuclip.cli.options import Switch, check_range
 from neuclip.config.sections import EvaluationConfig
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.evaluation.blend_choice import Mix, choose, has_barrier
 from neuclip.run_folder import is_canary
 
@@ -311,7 +311,7 @@ def _each_warning_once() -> Generator[None]:
 
 
 def _announce(command: Blend, alphas: Sequence[float], splits: "Sequence[EvaluationSplit]") -> None:
-    print(f"mixing {command.old} (OLD) and {command.new} (NEW): {len(alphas)} mixes")
+    print(f"mixing {command.old} (OLD) and {command.new} (NEW): {quantity(len(alphas), 'mix')}")
     for label, canary in (("own data", False), ("canary", True)):
         names = [
             f"{split.name.removeprefix('canary:')} ({_metric(split)})"
@@ -338,7 +338,7 @@ def _show(command: Blend, mixes: Sequence[Mix], chosen: Mix) -> None:
     if command.max_canary_loss is not None:
         rule = (
             "best on own data of the mixes that lose at most "
-            f"{command.max_canary_loss:g} points on the canary"
+            f"{quantity(command.max_canary_loss, 'point')} on the canary"
         )
     else:
         rule = "best on own data" if chosen.canary is None else "best mean of own data and canary"

@@ -238,11 +238,13 @@ def bench_data(command: Bench) -> int:
     terminal.print_stages(speed.seconds)
     rate, workers = command.samples_per_second, speed.workers(command.samples_per_second)
     cores = os.cpu_count() or 1
-    print(f"{1 / speed.total:,.0f} samples/s per core ({speed.samples:,} samples timed)")
+    print(f"{1 / speed.total:,.0f} samples/s per core ({quantity(speed.samples, 'sample')} timed)")
     print(f"slowest stage: {speed.slowest} ({speed.seconds[speed.slowest] / speed.total:.0%})")
-    print(f"{rate:,g} samples/s need {workers} workers with one core each (--workers {workers})")
+    needed = quantity(workers, "worker")
+    print(f"{rate:,g} samples/s need {needed} with one core each (--workers {workers})")
     if workers > cores:
-        print(f"this machine has only {cores} cores; to speed up {speed.slowest}: {speed.advice}")
+        few = quantity(cores, "core")
+        print(f"this machine has only {few}; to speed up {speed.slowest}: {speed.advice}")
     if speed.corrupt:
         print(f"corrupt samples, not timed: {speed.corrupt}")
     return 0

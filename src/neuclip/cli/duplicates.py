@@ -80,7 +80,7 @@ def _print(found: "NearDuplicates", threshold: float) -> None:
         ("images", f"{len(found.keys):,}"),
         ("groups", f"{len(members):,} of images with a similarity of at least {threshold:g}"),
         ("images in groups", f"{sum(map(len, members.values())):,}"),
-        ("exact duplicates", f"{exact:,} images have one (similarity of at least {EXACT:g})"),
+        ("exact duplicates", f"of {quantity(exact, 'image')} (similarity of at least {EXACT:g})"),
     ]
     terminal.print_facts(facts)
     for group in largest[:_SHOWN]:

@@ -1,7 +1,7 @@
 """The batch of a step and each rank's share of it. Imports no torch."""
 
 from neuclip.config.run_config import RunConfig
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 
 def share_batch(config: RunConfig, processes: int, before: RunConfig | None = None) -> RunConfig:
@@ -64,4 +64,4 @@ def describe_step(config: RunConfig, processes: int) -> str:
 def factors(batch_size: int, accum_freq: int, processes: int) -> str:
     """The factors of a step's batch, in words."""
     parts = f" x {accum_freq} micro-batches" if accum_freq > 1 else ""
-    return f"{batch_size}{parts} x {processes} processes"
+    return f"{batch_size}{parts} x {quantity(processes, 'process')}"

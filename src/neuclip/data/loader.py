@@ -40,7 +40,7 @@ from neuclip.data.order import Order
 from neuclip.data.reading import STALL_LIMIT, WORD_AFTER, Passed, PassingReader, Reading
 from neuclip.data.samples import Damage
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 _LARGEST_SHUFFLE = 2**26  # samples; the order of an epoch then takes 0.5 GB per process
 _LARGE_WINDOW = 64  # shards shuffled together above that size
@@ -134,8 +134,8 @@ class TrainLoader:
         self._requests = _TrainRequests(order, settings, source.expect)
         if len(self._requests) == 0:
             raise UserError(
-                f"an epoch of {length} samples is less than one global batch of {global_batch} "
-                f"({settings.factors}): lower --batch-size, or add data"
+                f"an epoch of {quantity(length, 'sample')} is less than one global batch of "
+                f"{global_batch} ({settings.factors}): lower --batch-size, or add data"
             )
         self.description = describe_epoch(source.layout, length, global_batch)
         if distinct is not None:
@@ -209,7 +209,7 @@ def evaluation_loader(
 
 def _nothing_readable(damage: Sequence[Damage]) -> UserError:
     shown = "".join(f"\n  {found}" for found in damage[:5])
-    return UserError(f"none of {len(damage)} samples tried could be read:{shown}")
+    return UserError(f"none of {quantity(len(damage), 'sample')} tried could be read:{shown}")
 
 
 def _window(source: Source, settings: LoaderSettings) -> int:

@@ -143,7 +143,7 @@ def label_classes(
     shown = ", ".join(printable(name, 40) for name in names[:_SHOWN])
     _log.info(
         "%s: %s by --label-key %s: %s%s; %s", source.layout.spans[0].name,
-        "1 class" if len(names) == 1 else f"{len(names):,} classes", label_key,
+        quantity(len(names), "class"), label_key,
         shown, ", ..." if len(names) > _SHOWN else "", _facts(counts, unlabelled),
     )  # fmt: skip
     return LabelClasses(LabelledSource(source, classes), names, templates)
@@ -248,8 +248,8 @@ def match_classes(given: Sequence[str], wanted: Sequence[str], where: str) -> li
     if all(index is None for index in found):
         shown = [", ".join(printable(name, 40) for name in names[:3]) for names in (given, wanted)]
         raise UserError(
-            f"{where}: none of its {len(given):,} classes ({shown[0]}, ...) is among those that "
-            f"are evaluated ({shown[1]}, ...)"
+            f"{where}: none of its {quantity(len(given), 'class')} ({shown[0]}, ...) is among "
+            f"those that are evaluated ({shown[1]}, ...)"
         )
     return found
 

@@ -11,7 +11,7 @@ from neuclip.data.folder_contents import EVALUATION_SPLITS, TRAINING_SPLITS
 from neuclip.data.recognition import recognise
 from neuclip.data.sources.class_folders import ClassFolders
 from neuclip.data.sources.source import Captions, Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.evaluation.class_names import CLASSNAMES, DATASET_TYPE, TEMPLATES, default_prompt
 from neuclip.evaluation.label_classes import Prompts
 
@@ -116,6 +116,8 @@ def class_folders(
         _log.warning("no zero-shot accuracy: %s", what)
         prompts = False
     classnames = classnames or [each.replace("_", " ") for each in ordered]
-    _log.info("%s: folder of images, one folder for each of %d classes", folder, len(ordered))
+    _log.info(
+        "%s: folder of images, one folder for each of %s", folder, quantity(len(ordered), "class")
+    )
     templates = (templates or default_prompt(folder)) if prompts else []
     return ClassFoldersFound(ClassFolders(folder, ordered), classnames, templates)

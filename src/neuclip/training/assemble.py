@@ -31,7 +31,7 @@ from neuclip.data.decode import ImageDecoder
 from neuclip.data.identity import identify
 from neuclip.data.loader import LoaderSettings, TrainLoader
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.files import write_whole
 from neuclip.model import prepare as tower_parts
 from neuclip.model.clip import Clip, augmented, build_clip
@@ -360,7 +360,7 @@ def _announce(run: Components, index: Source, derived: Sequence[Derived]) -> Non
             run.supervision.weight, head.weight.numel() / 1e6, f"{head.out_features:,}",
         )  # fmt: skip
     log.info(
-        "%s: %s samples; %s", config.data.train_data, f"{len(index):,}", run.loader.description
+        "%s: %s; %s", config.data.train_data, quantity(len(index), "sample"), run.loader.description
     )
     if run.held_out is not None:
         log.info("%s", run.plan.splits[0].origin)
@@ -368,13 +368,15 @@ def _announce(run: Components, index: Source, derived: Sequence[Derived]) -> Non
     if derived:
         log.info("derived (neuclip finetune --dry-run says why): %s", in_short(derived))
     log.info(
-        "epochs: %d of %d steps; pairs per step: %d = %s",
-        run.last_epoch, steps, run.loader.global_batch_size, run.loader.factors,
+        "epochs: %d of %s; pairs per step: %d = %s",
+        run.last_epoch, quantity(steps, "step"), run.loader.global_batch_size,
+        run.loader.factors,
     )  # fmt: skip
     if config.optim.warmup >= config.optim.epochs * steps:
         log.warning(
-            "the warm-up (%d steps) lasts the whole run (%d steps): the rate stays below %g",
-            config.optim.warmup, config.optim.epochs * steps, config.optim.lr,
+            "the warm-up (%s) lasts the whole run (%s): the rate stays below %g",
+            quantity(config.optim.warmup, "step"), quantity(config.optim.epochs * steps, "step"),
+            config.optim.lr,
         )  # fmt: skip
     if words := config.method.gamma_text(run.loader.global_batch_size):
         log.info("gamma: %s", words)

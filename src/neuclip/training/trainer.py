@@ -16,7 +16,7 @@ from neuclip.checkpoint.best import keep_as_best
 from neuclip.checkpoint.saver import Saver
 from neuclip.checkpoint.storage import saved_step
 from neuclip.data.batch import Batch
-from neuclip.errors import Preempted
+from neuclip.errors import Preempted, quantity
 from neuclip.interrupts import StopRequest, stop_requests
 from neuclip.parallel import collectives, fsdp, process_group
 from neuclip.training.components import Components
@@ -166,7 +166,7 @@ class Trainer:
         number, pairs = self.state.warm_steps, self._run.loader.global_batch_size
         rho = self._run.loss.metrics().get("rho")
         measured = "" if rho is None else f"; rho {rho:.3g} keeps the temperature"
-        return f"{number} batches of {pairs} pairs, towers unchanged{measured}"
+        return f"{quantity(number, 'batch')} of {pairs} pairs, towers unchanged{measured}"
 
     def train_step(self, batches: Sequence[Batch]) -> StepResult:
         """Runs one step.
@@ -267,8 +267,9 @@ class Trainer:
         assert best is not None
         self._evaluate(self._evaluator.recorded(step), at_end=True)
         if collectives.is_main():
-            log.info("stopped early after epoch %d: %d evaluations without a better %s",
-                     step // self._run.loader.steps_per_epoch, best.misses, best.name)  # fmt: skip
+            log.info("stopped early after epoch %d: %s without a better %s",
+                     step // self._run.loader.steps_per_epoch,
+                     quantity(best.misses, "evaluation"), best.name)  # fmt: skip
 
     def _timed(self, batches: Iterator[Batch]) -> Generator[list[Batch]]:
         """Yields the micro-batches of each step; the time spent waiting counts as `data`."""

@@ -68,7 +68,7 @@ def test_dry_run_prints_the_configuration_and_nothing_else(capsys):
     out, err = capsys.readouterr()
     assert yaml.safe_load(out)["method"]["name"] == "neuclip"
     step, gamma, tree = out.split("\n", 2)
-    assert step == "# pairs per step: 64 = 64 x 1 processes"
+    assert step == "# pairs per step: 64 = 64 x 1 process"
     assert gamma.startswith("# gamma: 1 in the first epoch, then along half a cosine to 0.3368")
     assert tree == derived(parse_train(["--npn"]).config).to_yaml()
     assert [line.split(":")[0] for line in err.splitlines()] == ["neuclip"] * 2

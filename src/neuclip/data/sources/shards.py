@@ -152,8 +152,9 @@ def _notes(source: "ShardIndex", indexes: Sequence[TarIndex]) -> Iterator[str]:
     joined = sum(index.joined for index in indexes)
     if joined:
         yield (
-            f"the members of {joined:,} samples are not adjacent in their tar file and were joined "
-            "by key; webdataset and open_clip would read each part as a sample of its own"
+            f"the members of {quantity(joined, 'sample')} are not adjacent in their tar file and "
+            "were joined by key; webdataset and open_clip would read each part as a sample of its "
+            "own"
         )
     endings = sorted({ending for index in indexes for ending in index.long_endings})
     if endings:

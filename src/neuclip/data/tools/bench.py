@@ -14,7 +14,7 @@ from neuclip.data.damage import DamageLog
 from neuclip.data.decode import Decode
 from neuclip.data.samples import SampleError
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 
 STAGES: tuple[str, ...] = ("read", "decode", "transform", "tokenize")
 
@@ -104,7 +104,9 @@ def bench(
     finally:
         torch.set_num_threads(threads)
     if not done:
-        raise UserError(f"none of {len(drawn)} samples tried could be read: {log.summary()}")
+        raise UserError(
+            f"none of {quantity(len(drawn), 'sample')} tried could be read: {log.summary()}"
+        )
     means = dict(zip(STAGES, (sums / done).tolist(), strict=True))
     return Speed(done, means, log.summary())
 

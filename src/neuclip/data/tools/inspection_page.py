@@ -8,6 +8,7 @@ import numpy as np
 
 from neuclip.data.tools.duplicates import duplicate_facts
 from neuclip.data.tools.inspection import Inspection
+from neuclip.errors import quantity
 from neuclip.templates import render
 
 _LISTED = 200  # corrupt samples on the page
@@ -50,7 +51,8 @@ def facts(found: Inspection, samples_per_second: float | None) -> list[tuple[str
     ]
     if found.file_bytes is not None:
         rows.append(("size", in_bytes(found.file_bytes)))
-    rows.append(("read", f"{found.read:,} samples, {found.good:,} of them without error"))
+    read = quantity(found.read, "sample")
+    rows.append(("read", f"{read}, {found.good:,} of them without error"))
     if found.good:
         widths, heights = np.array(found.sizes).T
         rows += [

@@ -29,7 +29,7 @@ from neuclip.data.remote.manifest import MANIFEST, ShardEntry, manifest_text, pa
 from neuclip.data.samples import Damage, DamageKind, Sample, SampleError
 from neuclip.data.shard_writer import add_sample
 from neuclip.data.sources.source import Source
-from neuclip.errors import UserError
+from neuclip.errors import UserError, quantity
 from neuclip.files import describe, no_link, replacing
 from neuclip.interrupts import end_with_parent
 from neuclip.untrusted import read_json
@@ -147,7 +147,7 @@ def _pack(source: Source, plan: Plan, out: Path, workers: int, progress: Progres
     if not entries:
         shutil.rmtree(out / _STATE, ignore_errors=True)
         raise UserError(
-            f"none of the {plan.samples} samples of {plan.source} can be read "
+            f"none of {quantity(plan.samples, 'sample')} of {plan.source} can be read "
             f"({log.summary()}), so there is nothing to pack; the first: {log.examples[0]}"
         )
     several = sum(record.several_captions for record in records.values() if record is not None)

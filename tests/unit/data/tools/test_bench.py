@@ -57,7 +57,7 @@ def test_corrupt_samples_are_counted_and_not_timed(tmp_path, write_tar, pairs):
 
 def test_nothing_to_time(tmp_path, write_tar):
     index = build_index([write_tar(tmp_path / "0.tar", [("a.txt", b"x")])])
-    with pytest.raises(UserError, match="none of 1 samples tried could be read: 1 image_missing"):
+    with pytest.raises(UserError, match="none of 1 sample tried could be read: 1 image_missing"):
         bench(index, stages(Clock(), (0, 0, 0)), 100)
 
 
@@ -88,7 +88,7 @@ def test_command(tmp_path, write_tar, pairs, capsys):
     printed = capsys.readouterr().out
     assert all(stage in printed for stage in STAGES)
     assert "(4 samples timed)" in printed
-    assert "0.001 samples/s need 1 workers" in printed
+    assert "0.001 samples/s need 1 worker " in printed
     assert main([*words, "--samples-per-second", "1e9"]) == 0
     assert "this machine has only" in capsys.readouterr().out
     assert main([*words, "--samples", "0"]) == 2

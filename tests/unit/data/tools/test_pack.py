@@ -255,7 +255,7 @@ def test_a_source_of_which_nothing_can_be_read(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["data", "pack", str(tmp_path), "--out", str(out), "--workers", "1"]) == 2
     message = capsys.readouterr().err
-    assert "none of the 3 samples" in message
+    assert "none of 3 samples" in message
     assert "(3 image), so there is nothing to pack; the first: " in message
     assert not list(tmp_path.rglob("*.tar"))
     assert not (out / "manifest.json").exists()
