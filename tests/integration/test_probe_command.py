@@ -102,3 +102,24 @@ def test_flags_that_do_not_fit(data, capsys, flags, message):
     (data / "pictures" / "a.png").write_bytes(picture((1, 2, 3)))
     assert run("--val-data", "photos", *flags) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ("photos/train", "samples that are evaluated"),
+        ("places", "none of its 2 classes (lake, wood, ...) is among those"),
+    ],
+)
+def test_training_data_that_cannot_be_used_are_found_before_the_model_is_read(
+    data, capsys, training, message
+):
+    """Also if only the second set shows it, and with the checkpoint missing."""
+    for label in ("lake", "wood"):
+        (data / "places" / label).mkdir(parents=True)
+        (data / "places" / label / "a.png").write_bytes(picture((1, 2, 3)))
+    flags = ("--val-data", "photos/val::photos/train", "--probe", "knn", "--probe-data", training)
+    assert run(*flags, "--epoch", "7") == 2
+    told = capsys.readouterr()
+    assert message in " ".join(told.err.split()) and "evaluating" not in told.out
+    assert not (data / "logs/run/eval_results").exists()

@@ -109,16 +109,17 @@ class ProbeFlags:
     def unprobed(
         self, sets: "Sequence[EvaluationSet]", shared: "Sequence[EvaluationSplit]"
     ) -> list[str]:
-        """A line for each set without probes.
+        """Checks the data of probes before any image is read; a line for each set without probes.
 
         Args:
             sets: what is evaluated.
             shared: the data of `--probe-data`.
 
         Raises:
-            UserError: no set can have probes.
+            UserError: no set can have probes, or they would be trained on samples that are
+                evaluated, or on none of the classes.
         """
-        from neuclip.evaluation.probe_samples import why_no_probes
+        from neuclip.evaluation.probe_samples import check_training_data, why_no_probes
 
         if not self.probe:
             return []
@@ -127,6 +128,8 @@ class ProbeFlags:
         if len(lines) == len(reasons):
             more = f"\n(and {len(lines) - 5} more)" if len(lines) > 5 else ""
             raise UserError("\n".join([f"--probe {self.probe}: nothing to do", *lines[:5]]) + more)
+        for data in sets:
+            check_training_data(data, shared)
         return lines
 
     def _kinds(self) -> list[str]:

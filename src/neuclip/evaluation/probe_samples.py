@@ -64,6 +64,23 @@ def why_no_probes(data: ProbedSet, shared: Sequence[EvaluationSplit]) -> str | N
     )
 
 
+def check_training_data(data: ProbedSet, shared: Sequence[EvaluationSplit]) -> None:
+    """Checks what paths and class names tell of a set's training data, before any image is read.
+
+    Args:
+        data: the set.
+        shared: the data of `--probe-data`, for all sets; nothing: each set's own training part.
+
+    Raises:
+        UserError: they are those that are evaluated, or have none of the classes.
+    """
+    parts = training_data(data, shared)
+    if parts and shared:
+        require_apart(parts, data)
+    for part in parts:
+        match_classes(part.classnames, data.classnames, part.title)
+
+
 def require_apart(parts: Sequence[EvaluationSplit], data: ProbedSet) -> None:
     """Checks that no training sample is read from a file or folder that is evaluated.
 

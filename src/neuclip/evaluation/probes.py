@@ -35,7 +35,6 @@ from neuclip.evaluation.nearest_neighbours import NeighbourVotes
 from neuclip.evaluation.probe_samples import (
     ProbedSet,
     ProbeSamples,
-    require_apart,
     training_data,
 )
 from neuclip.evaluation.ranking import Scores
@@ -93,6 +92,8 @@ class ProbeSettings:
 class Probes:
     """Trains and evaluates probes, set by set. All ranks call it together.
 
+    `check_training_data` finds before this what paths and class names tell.
+
     Args:
         encoder: the towers.
         settings: how to read and encode.
@@ -134,14 +135,12 @@ class Probes:
             main: key of the set's main metric, which few-shot results have besides accuracy.
 
         Raises:
-            UserError: the training data are corrupt, have none of the classes or only one of them,
-                or are those that are evaluated.
+            UserError: the training data are corrupt, or have none of the classes or only one of
+                them.
         """
         parts = training_data(data, self._shared)
         if not parts:
             return {}
-        if self._shared:
-            require_apart(self._shared, data)
         encoded = self._encode_all(parts)
         samples = ProbeSamples.of(parts, encoded, data, images)
 
@@ -301,7 +300,7 @@ class _SetProbes:
         ]
         _log.info(
             "%s: probes train on %s of %s, %s to %s a class%s", self.data.title,
-            quantity(len(samples.classes), "sample"), f"{len(sizes):,} classes",
+            quantity(len(samples.classes), "sample"), quantity(len(sizes), "class"),
             f"{int(sizes.min()):,}", f"{int(sizes.max()):,}",
             f"; left out: {', '.join(left_out)}" if left_out else "",
         )  # fmt: skip
@@ -309,8 +308,9 @@ class _SetProbes:
             fewer = int((sizes < shots).sum())
             if fewer:
                 _log.info(
-                    "%s: %s of %s classes have fewer than %d samples; all of them are taken",
-                    self.data.title, f"{fewer:,}", f"{len(sizes):,}", shots,
+                    "%s: %s of %s have fewer than %s; all of them are taken",
+                    self.data.title, f"{fewer:,}", quantity(len(sizes), "class"),
+                    quantity(shots, "sample"),
                 )  # fmt: skip
         if samples.untrained:
             shown = ", ".join(printable(names[number], 40) for number in [*samples.untrained][:3])
@@ -318,6 +318,6 @@ class _SetProbes:
                 "%s: %s of %s evaluated samples are of %s without a training sample (%s%s) "
                 "and count as wrong", self.data.title,
                 f"{sum(samples.untrained.values()):,}", f"{len(self.images):,}",
-                "1 class" if len(samples.untrained) == 1 else f"{len(samples.untrained):,} classes",
+                quantity(len(samples.untrained), "class"),
                 shown, ", ..." if len(samples.untrained) > 3 else "",
             )  # fmt: skip

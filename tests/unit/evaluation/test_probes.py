@@ -19,7 +19,7 @@ from neuclip.evaluation.evaluate import evaluate, evaluate_sets
 from neuclip.evaluation.held_out import hold_out
 from neuclip.evaluation.interfaces import EvaluatedModel, EvaluationSettings
 from neuclip.evaluation.nearest_neighbours import NeighbourVotes
-from neuclip.evaluation.probe_samples import why_no_probes
+from neuclip.evaluation.probe_samples import check_training_data, why_no_probes
 from neuclip.evaluation.probes import Probes, ProbeSettings
 from neuclip.evaluation.split_layouts import PROBE_TRAINING, PROBED
 from neuclip.evaluation.splits import open_split
@@ -52,6 +52,7 @@ def table(tmp_path, monkeypatch):
 
 
 def run(encoder, split, probe, *training, settings=SETTINGS):
+    check_training_data(split, training)
     probes = Probes(encoder, settings, probe, training)
     return evaluate(EvaluatedModel(encoder), split, settings, probes=probes).metrics
 
