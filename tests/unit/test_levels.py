@@ -61,7 +61,7 @@ INSIDE = {
     ],
     "data.sources": [
         ["source", "tar_headers", "file_tree"],
-        ["columns", "delimited"],
+        ["columns", "delimited", "image_files"],
         [
             "folders",
             "image_list",

@@ -99,6 +99,12 @@ def classify(command: Classify) -> int:
             terminal.say(f"{quantity(len(damage), 'corrupt sample')} left out")
             for each in damage[:5]:
                 terminal.say(f"  {each}")
+        repeated = len(images.keys) - len(set(images.keys))
+        if repeated:
+            terminal.say(
+                f"{quantity(repeated, 'image')} of other shards, tables or folders repeat a key: "
+                "the rows of the table are in the order of the data"
+            )
         print(f"written to {command.out}")
     return 0
 
@@ -122,4 +128,4 @@ def _print(found: "Classification") -> None:
     for name, count in rows:
         print(f"{count:>10,}  {count / chosen.total():6.1%}  {printable(name, 60)}")
     if len(chosen) > len(rows):
-        print(f"{'':>10}  and {len(chosen) - len(rows)} more classes")
+        print(f"{'':>10}  and {quantity(len(chosen) - len(rows), 'more class')}")

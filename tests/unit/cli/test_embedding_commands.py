@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ import neuclip
 from datacomp_sets import picture
 from embedding_folders import COLORS, content, write_pictures
 from neuclip.cli.app import main
+from neuclip.cli.embedding_flags import check_outputs
 from neuclip.data.opening import open_source
 from neuclip.embedding.embedding_store import EmbeddingStore
+from neuclip.embedding.stored_images import StoredImages
+from neuclip.errors import UserError
 from neuclip.evaluation.embed import encode_split, start_reading
 from neuclip.evaluation.interfaces import EvaluationSettings
 from neuclip.model.checkpoint_choice import CheckpointChoice
@@ -303,6 +307,24 @@ def test_classes_that_cannot_be_used(command, pictures, tmp_path, capsys, names,
     assert "names.txt" in told and message in told
 
 
+def test_an_output_does_not_replace_an_input_or_another_output(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table, link = Path("table.csv"), Path("link.csv")
+    link.symlink_to(table)
+    check_outputs([("--out", Path("new.csv")), ("--save-path", None)], [("SOURCE", table)])
+    for outputs, inputs, message in (
+        ([("--out", tmp_path / table)], [("SOURCE", table)], "would replace the file of SOURCE"),
+        ([("--out", link)], [("SOURCE", table)], "--out link.csv would replace"),
+        (
+            [("--out", table), ("--save-path", Path("./table.csv"))],
+            [],
+            "--save-path table.csv would replace the file of --out",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_outputs(outputs, inputs)
+
+
 def test_a_table_does_not_replace_what_is_read(command, pictures, tmp_path, capsys):
     names, table = tmp_path / "names.txt", tmp_path / "pairs.csv"
     names.write_text("cat\ndog\n")
@@ -406,6 +428,25 @@ def label_reading():
     from neuclip.config.data_sections import ReadingConfig
 
     return ReadingConfig(label_key="group", csv_separator=",")
+
+
+def test_images_of_one_name_are_told_apart(command, pictures, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    flags = ("--classes", tmp_path / "names.txt", "--out", tmp_path / "out.csv")
+    (pictures / "000.bmp").write_bytes((pictures / "001.png").read_bytes())
+    assert command("classify", pictures, *flags) == 0
+    keys = [row["key"] for row in rows_of(tmp_path / "out.csv")]
+    assert keys[:3] == ["000.bmp", "000.png", "001"] and len(set(keys)) == 12
+    assert "repeat a key" not in capsys.readouterr().err
+    assert command("embed", pictures, "--out", tmp_path / "out") == 0
+    assert list(StoredImages.open(EmbeddingStore.open(tmp_path / "out")).keys) == keys
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "001.png").write_bytes((pictures / "001.png").read_bytes())
+    capsys.readouterr()
+    assert command("classify", f"{pictures}::{other}", *flags) == 0
+    assert "1 image of other shards, tables or folders repeat a key" in capsys.readouterr().err
+    assert len(rows_of(tmp_path / "out.csv")) == 13
 
 
 @pytest.mark.parametrize(

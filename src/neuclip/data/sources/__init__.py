@@ -14,6 +14,7 @@ In reading order:
 - `arrow_columns`: columns of Arrow tables: their types, and texts from their buffers;
 - `arrow`: parquet tables and Hugging Face datasets;
 - `file_tree`: the files below a folder, through links;
+- `image_files`: paths of image files, and the key of each;
 - `folders`: a folder of images with captions beside them;
 - `class_folders`: a folder of images with one folder per class;
 - `image_list`: images given one by one;

@@ -4,16 +4,17 @@ from pathlib import Path
 
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample, Tally
-from neuclip.data.sources.folders import images_below, key_of_file
-from neuclip.data.sources.source import Source, Texts, read_image_file
+from neuclip.data.sources.folders import images_below
+from neuclip.data.sources.image_files import ImageFiles
+from neuclip.data.sources.source import Source, read_image_file
 from neuclip.errors import UserError
 
 
 class ClassFolders(Source):
     """Images by class, each class sorted by path; captions are empty.
 
-    The key of a sample is its path without the extension; its class index is the index of its
-    folder.
+    The key of a sample is its path without the extension, which stays where it alone tells two
+    images of a folder apart; its class index is the index of its folder.
     """
 
     def __init__(self, folder: Path, classes: list[str]) -> None:
@@ -27,13 +28,12 @@ class ClassFolders(Source):
             UserError: a class has no images.
         """
         self._folder = folder
-        self._images = Texts()
+        self._images = ImageFiles()
         sizes: list[int] = []
         tally = Tally("files")
         for name in classes:
             before = len(self._images)
-            for image in images_below(folder / name, tally):
-                self._images.append(f"{name}/{image}")
+            self._images.extend(images_below(folder / name, tally), f"{name}/")
             sizes.append(len(self._images) - before)
             if sizes[-1] == 0:
                 raise UserError(f"{folder / name}: no images of this class")
@@ -46,4 +46,4 @@ class ClassFolders(Source):
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""
-        return self._folder, key_of_file(self._images[position])
+        return self._folder, self._images.key(position)

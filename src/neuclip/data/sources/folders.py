@@ -13,10 +13,10 @@ from neuclip.data.endings import IMAGE, JSON, TEXT, ending_of, split_names
 from neuclip.data.order import Layout
 from neuclip.data.samples import Sample, Tally, Unusable
 from neuclip.data.sources.file_tree import FileTree
+from neuclip.data.sources.image_files import ImageFiles
 from neuclip.data.sources.source import (
     Captions,
     Source,
-    Texts,
     captions_required,
     even_blocks,
     read_image_file,
@@ -30,7 +30,10 @@ _OF_A_SET = {"classnames.txt", "zeroshot_classification_templates.txt", "dataset
 
 
 class FolderSource(Source):
-    """Images below a folder, sorted by path; the key of a sample is its path without extension."""
+    """Images below a folder, sorted by path; the key of a sample is its path without extension.
+
+    Where the extension alone tells two images of a folder apart, it is part of their keys.
+    """
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class FolderSource(Source):
         reading = reading or ReadingConfig()
         self._folder, self._captions = folder, CaptionRule.of(reading)
         self._keys = AnnotationKeys.of(reading)
-        self._images = Texts()
+        self._images = ImageFiles()
         self._endings: dict[str, int] = {}  # of all caption files, numbered
         self._caption_endings = array("b")  # number of each image's
         tree = FileTree(folder)
@@ -93,8 +96,8 @@ class FolderSource(Source):
             tally.add("alone", below + name)
         for ending in dict.fromkeys(captions.values()):
             self._endings.setdefault(ending, len(self._endings))
-        for key, name in images:
-            self._images.append(below + name)
+        self._images.extend((name for _, name in images), below)
+        for key, _ in images:
             self._caption_endings.append(self._endings.get(captions.get(key, ""), _NONE))
 
     def _content(self, position: int) -> Sample[bytes]:
@@ -124,7 +127,7 @@ class FolderSource(Source):
 
     def locate(self, position: int) -> tuple[str | Path, str]:
         """The folder, and the key of a sample."""
-        return self._folder, key_of_file(self._images[position])
+        return self._folder, self._images.key(position)
 
     def file_of(self, position: int) -> str | Path:
         """The image."""
@@ -191,8 +194,3 @@ def images_below(folder: Path, tally: Tally | None = None) -> Iterator[str]:
                 tree.tally.add("ending", ending_of(name))
     if tally is not None:
         tally.merge(tree.tally)
-
-
-def key_of_file(path: str) -> str:
-    """The key of an image file: its path without the ending; other bytes than UTF-8 are escaped."""
-    return path.rpartition(".")[0].encode("utf-8", "backslashreplace").decode()

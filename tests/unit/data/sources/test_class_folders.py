@@ -24,6 +24,17 @@ def test_images_by_class_in_order(folder):
     assert {each.caption for each in found} == {""}
 
 
+def test_images_of_one_name_have_keys_of_their_own(tmp_path, picture):
+    names = ("b/1.png", "b/1.jpg", "b/deep/1.png", "a/1.png", "a/2.png", "a/2.png.jpg")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(1))
+    source = ClassFolders(tmp_path, ["a", "b"])
+    keys = [source.locate(position)[1] for position in range(len(source))]
+    assert keys == ["a/1", "a/2", "a/2.png.jpg", "b/1.jpg", "b/1.png", "b/deep/1"]
+    assert [source.read(position).key for position in range(len(source))] == keys
+
+
 def test_a_class_without_images(folder):
     (folder / "d").mkdir()
     with pytest.raises(UserError, match="d: no images of this class"):

@@ -9,6 +9,8 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neuclip.config.data_sections import ReadingConfig
 from neuclip.data.loader import LoaderSettings, TrainLoader
@@ -16,6 +18,7 @@ from neuclip.data.opening import open_source
 from neuclip.data.samples import SampleError
 from neuclip.data.sources import arrow_columns
 from neuclip.data.sources.folders import FolderSource
+from neuclip.data.sources.image_files import ImageFiles
 from neuclip.data.sources.mixture import Mixture
 from neuclip.data.sources.shards import ShardIndex
 from neuclip.data.sources.source import Texts
@@ -343,6 +346,34 @@ def test_nested_folder_with_json(tmp_path, images, picture):
     source = open_source(str(images), ReadingConfig(caption_key="words"))
     check(source)
     assert source.read(7).key == "b/07.v1"
+
+
+def test_images_of_one_name_have_keys_of_their_own(tmp_path, images):
+    """Each is found by its key, and has the caption of its stem, as open_clip's shards would."""
+    content = (images / "0.png").read_bytes()
+    names = ("cat.PNG", "cat.png", "dog.png", "x/cat.png", "cow.png", "cow.png.png", "hen.v1.png")
+    for name in names:
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.with_suffix(".txt").write_text(f"a {path.stem}")
+    source = open_source(str(tmp_path / "pets"))
+    found = {source.read(n).key: source.read(n).caption for n in range(len(source))}
+    assert found == {
+        "cat.PNG": "a cat", "cat.png": "a cat", "dog": "a dog", "x/cat": "a cat",
+        "cow": "a cow", "cow.png.png": "a cow.png", "hen.v1": "a hen.v1",
+    }  # fmt: skip
+    assert [source.locate(n)[1] for n in range(len(source))] == list(found)
+
+
+_WORDS = st.lists(st.sampled_from(["a", "b", "png", "jpg"]), min_size=2, max_size=4)
+
+
+@given(st.sets(_WORDS.map(".".join)))
+def test_keys_of_files_are_as_different_as_their_names(names):
+    files = ImageFiles()
+    files.extend(names, "below/")
+    assert len({files.key(position) for position in range(len(files))}) == len(names)
 
 
 def test_damage_in_a_folder(images):
