@@ -173,3 +173,23 @@ def test_lines_that_cannot_work_end_before_the_run(trained, capsys):
     flags = demo.flags("other rank", *weights, *MORE, "--lora-rank", "3", "--resume")
     assert main(["train", *flags, str(demo.logs / "whole/checkpoints/iter_3.pt")]) == 2
     assert "has lora 'rank 4, alpha 8" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_says_which_starting_weights_it_needs(trained, capsys):
+    """They moved and nobody said where to; and the line that forgot LoRA does not need them."""
+    demo, weights = trained
+    base, checkpoint = Path(weights[1]), str(demo.logs / "whole/checkpoints/iter_3.pt")
+    moved = base.rename(base.with_name("moved.pt"))
+    try:
+        capsys.readouterr()
+        assert main(["train", *demo.flags("gone", *weights, *MORE, "--resume", checkpoint)]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "base.pt" in told and "Put that file back" in told
+        assert "To continue a run, you can also give their new place as --pretrained" in told
+        plain = MORE[: MORE.index("--lora-rank")] + MORE[MORE.index("--train-num-samples") :]
+        flags = demo.flags("plain", *plain, "--distill-start", "none", "--resume", checkpoint)
+        assert main(["train", *flags]) == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "has lora 'rank 4, alpha 8" in told and "this run has None" in told
+    finally:
+        moved.rename(base)

@@ -75,6 +75,24 @@ def test_hold_out_keep_the_best_stop_early_and_resume(demo, flags, monkeypatch, 
     capsys.readouterr()
     assert main(["train", *flags("whole", *follow, "--resume", "auto")]) == 0
     assert storage.load(whole / "checkpoints/epoch_latest.pt")["epoch"] == 4
+    # A line that leaves the metric out says so, and one that gives it again finds the best epoch.
+    by_epoch[5] = 0.1
+    share = shutil.copytree(demo.logs / "whole", demo.logs / "share")
+    plain = flags("share", "--save-frequency", "0", "--resume", "auto")
+    capsys.readouterr()
+    assert main(["train", *plain]) == 0
+    text = capsys.readouterr().err
+    assert "best_metric val/mean_recall@1 -> none, early_stop 2 -> none" in text
+    assert "the run followed val/mean_recall@1 until here and does not any more: " in text
+    last = storage.load(share / "checkpoints/epoch_latest.pt")
+    assert last["epoch"] == 5  # nothing stopped it early
+    assert last["neuclip"]["best"]["epoch"] == 2
+    assert storage.load(share / "checkpoints/epoch_best.pt")["epoch"] == 2
+    again = flags("share", *follow, "--resume", "auto")
+    assert main(["train", *again]) == 0
+    text = capsys.readouterr().err
+    assert "best val/mean_recall@1: 0.3 after epoch 2" in text
+    assert "counts from step" not in text
     # Another share is another run.
     assert main(["train", *flags("whole", *follow, "--val-split", "0.3", "--resume", "auto")]) == 2
     assert "has val_split 0.2, this run has 0.3" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
 from neuclip.errors import UserError
 from neuclip.files import describe
+from neuclip.masking import mask_tree
 from neuclip.parallel.folder_lock import FolderLock
 from neuclip.run_folder import RunFolder, read_records
 
@@ -83,9 +84,17 @@ def _check_new(folder: RunFolder, resume: str | None) -> None:
         )
 
 
-CONTINUED = ("method", "optim", "model", "adaptation", "compute")
+CONTINUED = (
+    "method", "optim", "model", "adaptation", "supervision", "compute", "data", "evaluation",
+    "output",
+)  # fmt: skip
 """Sections whose changes are reported when a run is continued."""
-CONTINUED_DATA = ("train_num_samples", "global_batch_size", "aug_cfg")
+_SAME_RESULT = {
+    "train_data", "data_format", "batch_size", "accum_freq", "workers", "data_timeout", "cache_dir",
+    "cache_size_gb", "allow_pipe", "val_batch_size", "logs",
+}  # fmt: skip
+"""Settings in them that change no number and no file: where data lie, and how they are read and
+shared out. What the data hold is compared by the checkpoint."""
 
 
 def changed_settings(before: RunConfig, now: RunConfig) -> str:
@@ -95,13 +104,14 @@ def changed_settings(before: RunConfig, now: RunConfig) -> str:
         before: the settings that the run recorded.
         now: the settings that it continues with, resolved.
     """
-    old, new = before.model_dump(mode="json"), now.model_dump(mode="json")
+    old, new = (mask_tree(each.model_dump(mode="json")) for each in (before, now))
     pairs = [(section, key) for section in CONTINUED for key in new[section]]
-    pairs += [("data", key) for key in CONTINUED_DATA]
     changes = [
         f"{key} {_text(old[section][key])} -> {_text(new[section][key])}"
         for section, key in pairs
-        if key in old[section] and old[section][key] != new[section][key]
+        if key not in _SAME_RESULT
+        and key in old[section]
+        and old[section][key] != new[section][key]
     ]
     if before.seed != now.seed:
         changes.append(f"seed {before.seed} -> {now.seed}")

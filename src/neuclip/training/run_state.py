@@ -48,10 +48,11 @@ def resume_identity(run: Components) -> dict[str, Any]:
         "held_out": run.held_out,
         "order_of_data": run.loader.order_digest,
         "optimizer": run.config.optim.opt,
-        "parameter_groups": [len(group.parameters) for group in run.optimizer.groups],
         "lora": None if run.low_rank is None else _lora(run.config.adaptation, run.low_rank),
         "teacher": None if run.teacher is None else run.teacher.sha256,
         "token_vocabulary": None if run.supervision is None else run.supervision.vocabulary,
+        # Last: the settings above change it, too, and say more.
+        "parameter_groups": [len(group.parameters) for group in run.optimizer.groups],
     }
 
 
@@ -101,6 +102,7 @@ class RunState:
         self.step = 0
         self.warm_steps = 0
         self.saved_at: Path | None = None
+        self._left_metric: dict[str, Any] | None = None  # kept for a later resume that follows it
         decay = run.config.model.model_ema_decay
         self.average = None if decay is None else WeightAverage(run.clip.towers, decay)
 
@@ -117,7 +119,8 @@ class RunState:
         run = self._run
         given = {AVERAGES: self.average, MOMENTUM: self._momentum}
         averages = {key: each.state_dict() for key, each in given.items() if each is not None}
-        own = {} if run.plan.best is None else {BEST_METRIC: run.plan.best.state_dict()}
+        best = self._left_metric if run.plan.best is None else run.plan.best.state_dict()
+        own = {} if best is None else {BEST_METRIC: best}
         if run.supervision is not None:
             own[TOKEN_HEAD] = run.supervision.head.state_dict()
         return {
@@ -188,9 +191,19 @@ class RunState:
         return f", after batch {self.warm_steps} of the warm start"
 
     def _load_best(self, saved: dict[str, Any] | None) -> None:
-        """Restores the best value so far; another metric than before starts without one."""
+        """Restores the best value so far; another metric than before starts without one.
+
+        A run that follows no metric any more keeps the value for one that does again.
+        """
         best = self._run.plan.best
         if best is None:
+            self._left_metric = saved
+            if saved is not None:
+                log.warning(
+                    "the run followed %s until here and does not any more: %s stays as it is, and "
+                    "nothing ends the run early; --best-metric %s continues",
+                    saved["name"], self._run.folder.best, saved["name"],
+                )  # fmt: skip
             return
         if saved is not None and saved["name"] == best.name:
             best.load_state_dict(saved)

@@ -116,6 +116,42 @@ def test_what_a_continued_run_does_otherwise_is_named():
     }
     assert changed_settings(before, resolve(validate(tree, "here"), 2)) == (
         "gamma 0.4 -> 0.2, gradient_size 4096 -> 64, lr 0.0005 -> 0.001, "
-        "fused_loss auto -> off, global_batch_size 128 -> 256, "
-        "aug_cfg none -> (scale=[0.9, 1.0] gray_scale_prob=0.2), seed 0 -> 3"
+        "fused_loss auto -> off, aug_cfg none -> (scale=[0.9, 1.0] gray_scale_prob=0.2), "
+        "global_batch_size 128 -> 256, seed 0 -> 3"
     )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "change"),
+    [
+        ("evaluation", "best_metric", "val/acc1", "best_metric val/acc1 -> none"),
+        ("evaluation", "early_stop", 3, "early_stop 3 -> none, best_metric val/acc1 -> none"),
+        ("evaluation", "val_data", "a.csv", "val_data a.csv -> none"),
+        ("evaluation", "val_frequency", 2, "val_frequency 2 -> 1"),
+        ("supervision", "token_weight", 1.0, "token_weight 1 -> 0"),
+        ("data", "caption_keys", "long,short", "caption_keys long,short -> none"),
+        ("data", "no_duplicates", True, "no_duplicates True -> False"),
+        ("output", "report_to", "wandb", "report_to wandb -> none"),
+        ("output", "save_every_steps", 9, "save_every_steps 9 -> 0"),
+        ("data", "workers", 0, ""),
+        ("data", "train_data", "elsewhere", ""),
+        ("evaluation", "val_batch_size", 8, ""),
+        ("output", "logs", "elsewhere", ""),
+    ],
+)
+def test_settings_that_a_continued_run_leaves_out_are_named(section, key, value, change):
+    tree = {section: {key: value}}
+    if key == "early_stop":
+        tree["evaluation"]["best_metric"] = "val/acc1"
+    before = resolve(validate(tree, "here"), 2)
+    found = changed_settings(before, resolve(RunConfig(), 2))
+    assert sorted(found.split(", ")) == sorted(change.split(", "))
+
+
+def test_changed_addresses_are_named_without_their_secrets():
+    def asked(source):
+        return resolve(validate({"evaluation": {"val_data": source}}, "here"), 2)
+
+    before = asked("https://me:***@host/a.tar")  # as the run recorded it
+    assert changed_settings(before, asked("https://me:secret@host/a.tar")) == ""
+    assert "secret" not in changed_settings(before, asked("https://me:secret@host/b.tar"))
