@@ -59,6 +59,19 @@ def test_a_dry_run_shows_each_setting_and_the_equal_line(shop, capsys):
     assert again == shown
 
 
+def test_with_validation_data_the_metric_of_the_best_epoch_is_named(shop, capsys):
+    folder, flags = shop
+    line = ["finetune", *flags, "--val-data", str(folder / "pairs.csv"), "--name", "shown"]
+    capsys.readouterr()
+    assert main([*line, "--opt", "lion", "--early-stop", "2", "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--best-metric auto the best epoch is kept" in shown
+    assert "best epoch by pairs.csv/mean_recall@1" in shown
+    assert "over 5 for Lion" in shown
+    assert main([*line, "--opt", "sgd", "--dry-run"]) == 2
+    assert "--opt sgd: give --lr and --wd" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -24,8 +24,7 @@ def show_derived(command: TrainCommand) -> int:
         resolved = resolve(config, launch.world_size)
         if launch.rank:
             return 0
-        if derived:
-            check_evaluation(resolved, data)
+        best = check_evaluation(resolved, data).best if derived else None
     finally:
         data.close()
     if not derived:
@@ -38,7 +37,10 @@ def show_derived(command: TrainCommand) -> int:
     pairs = describe_step(resolved, launch.world_size)
     print()
     method = resolved.method.method
-    terminal.print_facts([("pairs per step", pairs), ("method", method), ("trained", trained)])
+    facts = [("pairs per step", pairs), ("method", method), ("trained", trained)]
+    if best is not None:
+        facts.append(("best epoch by", best.name))
+    terminal.print_facts(facts)
     print("\nthe same as")
     terminal.print_plain(train_line(command.argv, derived))  # not wrapped: it is copied
     return 0

@@ -14,12 +14,17 @@ from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import GlobalContrastiveSettings
 from neuclip.config.data_sections import AugmentationConfig
 from neuclip.config.run_config import RunConfig
-from neuclip.errors import UserError
+from neuclip.config.sections import AUTO
+from neuclip.errors import UserError, quantity
 
 REFERENCE_BATCH = 256
 REFERENCE_LR = 1e-5
 """The rate that fine-tuning of CLIP usually takes, at batches of about the size above."""
 LR_RANGE = (1e-6, 3e-5)
+WD = 0.1
+LION = 5
+"""Lion's rate is 3 to 10 times smaller than AdamW's and its decay as much larger, since its updates
+have a larger norm and the product decides (Chen et al., arXiv 2302.06675, section 5)."""
 LORA_LR = 10
 """Factor on the rate for low-rank updates: LoRA's best rate is about ten times that of all weights,
 whatever the rank, with alpha 32 (Schulman et al., LoRA Without Regret, 2025,
@@ -155,11 +160,7 @@ def _epochs(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _lr(config: RunConfig, facts: Facts) -> Finding:
-    if config.optim.opt != "adamw":
-        raise UserError(
-            f"neuclip finetune knows a learning rate for AdamW only: give --lr for --opt "
-            f"{config.optim.opt}"
-        )
+    _check_known(config)
     batch = _global_batch(config, facts)
     low, high = LR_RANGE
     rate = min(high, max(low, REFERENCE_LR * math.sqrt(batch / REFERENCE_BATCH)))
@@ -167,12 +168,15 @@ def _lr(config: RunConfig, facts: Facts) -> Finding:
     if config.adaptation.lora_rank is not None:
         rate *= LORA_LR
         reason += f"; times {LORA_LR} for LoRA"
+    if config.optim.opt == "lion":
+        rate /= LION
+        reason += f"; over {LION} for Lion"
     return float(f"{rate:.2g}"), reason
 
 
 def _warmup(config: RunConfig, facts: Facts) -> Finding:
     steps = _steps(config, facts)
-    return max(1, round(0.05 * steps)), f"5 % of {steps:,} steps"
+    return max(1, round(0.05 * steps)), f"5 % of {quantity(steps, 'step')}"
 
 
 def _warm_start(config: RunConfig, facts: Facts) -> Finding:
@@ -182,7 +186,28 @@ def _warm_start(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _wd(config: RunConfig, facts: Facts) -> Finding:
-    return 0.1, "half of training's: the weights are good already"
+    _check_known(config)
+    reason = "half of training's: the weights are good already"
+    if config.optim.opt == "lion":
+        return LION * WD, f"{reason}; times {LION} for Lion, whose rate is smaller"
+    return WD, reason
+
+
+def _check_known(config: RunConfig) -> None:
+    """Checks that the usual rate and decay of the optimiser are known.
+
+    Raises:
+        UserError: they are not, and one of them is not given.
+    """
+    optim = config.optim
+    if optim.opt in {"adamw", "lion"}:
+        return
+    missing = [f"--{key}" for key in ("lr", "wd") if key not in optim.model_fields_set]
+    raise UserError(
+        f"--opt {optim.opt}: give {' and '.join(missing)}; neuclip finetune derives rate and decay "
+        "for adamw and lion alone, since other optimisers scale their updates in other ways (see "
+        "their papers for usual values; --wd 0 is no decay)"
+    )
 
 
 def _layer_decay(tower: str) -> Rule:
@@ -223,9 +248,12 @@ def _val_split(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _best_metric(config: RunConfig, facts: Facts) -> Finding:
-    if config.evaluation.val_split is None:
-        return None
-    return "val/mean_recall@1", "the best epoch is kept"
+    evaluation = config.evaluation
+    if evaluation.val_split is not None:
+        return "val/mean_recall@1", "the best epoch is kept"
+    if evaluation.follows_something:
+        return AUTO, "the best epoch is kept, by the main metric of the first validation data"
+    return None
 
 
 def _log_every(config: RunConfig, facts: Facts) -> Finding:

@@ -110,7 +110,7 @@ class RunConfig(Section):
 
     def _check_evaluation(self) -> None:
         evaluation = self.evaluation
-        evaluation.check()
+        evaluation.check(derives=self.derive is not None)
         for flag, value in (
             ("--canary", evaluation.canary),
             ("--best-metric", evaluation.best_metric),

@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from neuclip.catalogue.fields import Section
 from neuclip.errors import UserError
 
+AUTO = "auto"
+"""As `best_metric`: the main metric of the first validation data."""
 Precision = Literal["auto", "fp32", "amp_bf16", "amp_fp16", "bf16"]
 
 
@@ -242,7 +244,8 @@ class EvaluationConfig(Section):
     best_metric: str | None = Field(
         default=None,
         description="keep the checkpoint that is best by this metric as epoch_best.pt: "
-        "SPLIT/METRIC, as in val/mean_recall@1",
+        "SPLIT/METRIC, as in val/mean_recall@1; auto: the main metric of the first validation "
+        "data, which is acc1 if they have class names, and else mean_recall@1",
     )
     early_stop: int | None = Field(
         default=None,
@@ -280,13 +283,16 @@ class EvaluationConfig(Section):
         "and eval_tasks; none: all",
     )
 
-    def check(self) -> None:
+    def check(self, *, derives: bool = False) -> None:
         """Checks rules over several fields.
+
+        Args:
+            derives: a metric that is not given may still be derived.
 
         Raises:
             UserError: a setting would have no effect.
         """
-        if self.early_stop is not None and self.best_metric is None:
+        if self.early_stop is not None and self.best_metric is None and not derives:
             raise UserError(
                 f"--early-stop {self.early_stop} needs a metric to follow: add --best-metric, as "
                 "in val/mean_recall@1"
@@ -313,6 +319,12 @@ class EvaluationConfig(Section):
     def zero_shot(self) -> bool:
         """Whether anything besides `val_data` is evaluated."""
         return any(x is not None for x in (self.imagenet_val, self.imagenet_v2, self.eval_tasks))
+
+    @property
+    def follows_something(self) -> bool:
+        """Whether data with a metric for `best_metric` are evaluated, besides a held-out share."""
+        own = self.val_data is not None and self.val_frequency > 0
+        return own or (self.zero_shot and self.zeroshot_frequency > 0)
 
 
 TRACKERS = ("tensorboard", "wandb")

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from neuclip.errors import UserError, printable
+from neuclip.config.sections import AUTO
+from neuclip.errors import UserError, printable, quantity
 from neuclip.evaluation.metric_names import MAIN_METRICS, METRICS
 from neuclip.report.runs import LoadedRun, load_runs
-from neuclip.run_folder import RunFolder
+from neuclip.run_folder import CANARY, RunFolder
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def _listed(path: Path, holder: Callable[[RunFolder], str | None]) -> ListedRun:
     else:
         state = "stopped"
     data = run.config.get("data.train_data", "-").rstrip("/")
-    progress = f"{done:.4g} of {asked:g} epochs" if asked else f"{done:.4g} epochs"
+    length = quantity(float(f"{asked or done:.4g}"), "epoch")
+    progress = f"{done:.4g} of {length}" if asked else length
     return ListedRun(name, run.method, printable(_shortened(data), 40), progress, _best(run), state)
 
 
@@ -90,11 +92,12 @@ def _number(run: LoadedRun, key: str) -> float | None:
 
 
 def _best(run: LoadedRun) -> str:
-    """The best value of `--best-metric`; without it, of the first split's main metric."""
+    """The best value by `--best-metric`; without it, by the first data's main metric, as `auto`."""
     chosen = run.config.get("evaluation.best_metric", "none")
     split, _, key = chosen.rpartition("/")
-    if chosen == "none":
+    if chosen in {"none", AUTO}:
         splits = list(dict.fromkeys(point.split for point in run.evaluations))
+        splits.sort(key=lambda split: split.startswith(CANARY))
         split = splits[0] if splits else ""
         known = {
             name for point in run.evaluations if point.split == split for name in point.metrics

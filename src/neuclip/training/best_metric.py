@@ -8,11 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuclip.config.sections import EvaluationConfig
+from neuclip.config.sections import AUTO, EvaluationConfig
 from neuclip.errors import UserError
 from neuclip.evaluation.evaluate import EvaluationSet
-from neuclip.evaluation.metric_names import METRICS
+from neuclip.evaluation.metric_names import MAIN_METRICS, METRICS
 from neuclip.evaluation.splits import EvaluationSplit
+from neuclip.run_folder import CANARY
 
 _MAIN = "main_metric"
 _BETTER = {_MAIN: "high", **{metric.key: metric.better for metric in METRICS}}
@@ -140,11 +141,25 @@ def choose_metric(config: EvaluationConfig, sets: Sequence[EvaluationSet]) -> Be
         raise UserError(
             f"--best-metric {name}: this run evaluates nothing; add --val-data or --val-split"
         )
+    if name == AUTO:
+        own = [each for each in sets if not each.key.startswith(CANARY)]
+        if not own:
+            raise UserError(
+                "--best-metric auto follows validation data, and this run has canaries alone: add "
+                "--val-data or --val-split"
+            )
+        return BestMetric(own[0].key, _main_metric_of(own[0]), config.early_stop)
     if name not in known:
         raise UserError(f"--best-metric {name} is not a metric of this run, which has: "
                         f"{', '.join(known)}")  # fmt: skip
     split, _, metric = name.rpartition("/")
     return BestMetric(split, metric, config.early_stop)
+
+
+def _main_metric_of(data: EvaluationSet) -> str:
+    """The metric that stands for a set: of a split, the name of its main metric."""
+    possible = _metrics_of(data)
+    return next((main.key for main in MAIN_METRICS if main.key in possible), _MAIN)
 
 
 def _metrics_of(data: EvaluationSet) -> list[str]:

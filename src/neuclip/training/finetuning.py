@@ -25,7 +25,7 @@ from neuclip.model.prepare import prepare
 from neuclip.model.starting_weights import StartingWeightsReader, with_model_of_weights
 from neuclip.parallel.launch import launch_environment
 from neuclip.parallel.work_sharing import from_main
-from neuclip.training.evaluation_plan import open_plan
+from neuclip.training.evaluation_plan import EvaluationPlan, open_plan
 from neuclip.training.open_run import earlier_config
 from neuclip.training.training_data import TrainingData
 
@@ -86,7 +86,7 @@ def complete(
     return full, derived
 
 
-def check_evaluation(config: RunConfig, data: TrainingData) -> None:
+def check_evaluation(config: RunConfig, data: TrainingData) -> EvaluationPlan:
     """Opens what a run evaluates and checks the metric that it follows, before the run.
 
     All training data stand for the held-out share: which samples are held out takes a look at
@@ -96,6 +96,9 @@ def check_evaluation(config: RunConfig, data: TrainingData) -> None:
         config: the full settings, resolved.
         data: the training data.
 
+    Returns:
+        What the run evaluates.
+
     Raises:
         UserError: as where the run opens them.
     """
@@ -104,7 +107,7 @@ def check_evaluation(config: RunConfig, data: TrainingData) -> None:
         everything = np.arange(len(data.source), dtype=np.int64)
         label_key = config.data.label_key
         split = HeldOut(data.source, everything, share, 0, label_key=label_key).split
-    open_plan(config, split, starts_trained=True)
+    return open_plan(config, split, starts_trained=True)
 
 
 def _facts(config: RunConfig, data: TrainingData, weights: StartingWeightsReader) -> Facts:

@@ -123,10 +123,51 @@ def test_lora_takes_ten_times_the_rate_and_the_same_in_every_layer():
     assert plain.keys() - lora.keys() == {"image_layer_decay", "text_layer_decay"}
 
 
-def test_another_optimiser_needs_its_own_rate():
-    with pytest.raises(UserError, match="give --lr for --opt lion"):
-        found(settings(optim={"opt": "lion"}))
-    assert "lr" not in found(settings(optim={"opt": "lion", "lr": 1e-6}))
+def test_lion_moves_by_a_fifth_of_adamws_rate_with_the_same_decay_a_step():
+    plain, lora = {}, {"lora_rank": 4}
+    for adaptation in (plain, lora):
+        adamw = found(settings(adaptation=adaptation))
+        _, derived = derive(settings(optim={"opt": "lion"}, adaptation=adaptation), facts())
+        lion = {one.key: one.value for one in derived}
+        assert lion["lr"] == pytest.approx(adamw["lr"] / 5)
+        assert lion["lr"] * lion["wd"] == pytest.approx(adamw["lr"] * adamw["wd"])
+        reasons = {one.key: one.reason for one in derived}
+        assert reasons["lr"].endswith("; over 5 for Lion")
+        assert reasons["wd"].endswith("; times 5 for Lion, whose rate is smaller")
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [({}, "--lr and --wd;"), ({"lr": 0.1}, "--wd;"), ({"wd": 0.0}, "--lr;")],
+)
+def test_an_optimiser_without_a_known_rate_needs_rate_and_decay(given, missing):
+    with pytest.raises(UserError, match=f"--opt sgd: give {missing} .* for adamw and lion alone"):
+        found(settings(optim={"opt": "sgd", **given}))
+    values = found(settings(optim={"opt": "sgd", "lr": 0.1, "wd": 0.0}))
+    assert not {"lr", "wd"} & values.keys()
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "metric"),
+    [
+        ({}, "val/mean_recall@1"),  # of the share that is held out
+        ({"val_data": "a.csv"}, "auto"),
+        ({"imagenet_val": "folder"}, "auto"),
+        ({"val_data": "a.csv", "val_split": 0.1}, "val/mean_recall@1"),
+        ({"val_data": "a.csv", "val_frequency": 0}, None),
+        ({"imagenet_val": "folder", "zeroshot_frequency": 0}, None),
+    ],
+)
+def test_the_best_epoch_is_kept_whatever_validation_data_there_are(evaluation, metric):
+    assert found(settings(evaluation=evaluation)).get("best_metric") == metric
+
+
+def test_early_stop_may_follow_a_metric_that_is_derived():
+    config = settings(evaluation={"early_stop": 2}, data={"train_data": "pairs.csv"})
+    config.check()
+    derive(config, facts())[0].check()
+    with pytest.raises(UserError, match="--early-stop 2 needs a metric"):
+        derive(config, facts(pairs=30))[0].check()  # too few to hold some out
 
 
 def test_early_layers_move_less_unless_their_tower_is_locked():

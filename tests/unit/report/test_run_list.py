@@ -51,6 +51,14 @@ def test_progress_best_and_state(runs):
     assert (alone.name, alone.state) == ("done", "running (somebody)")
 
 
+def test_the_best_value_by_auto_is_of_the_first_validation_data(runs):
+    run = runs.make("tuned", evaluation={"best_metric": "auto"})
+    evaluated(run, "canary:old", e1={"acc1": 0.9})
+    evaluated(run, "b", e1={"mean_recall@1": 0.5}, e2={"mean_recall@1": 0.25})
+    (found,) = list_runs(run, nobody)
+    assert found.best == "b/mean_recall@1 50.00 % after epoch 1"
+
+
 def test_the_lock_says_who_is_running(runs, capsys):
     run = runs.make("locked")
     assert holder_of(run) is None

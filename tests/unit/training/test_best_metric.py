@@ -76,6 +76,21 @@ def test_names_are_checked_against_the_sets_before_training():
     assert choose_metric(EvaluationConfig(), sets) is None
 
 
+def test_auto_takes_the_main_metric_of_the_first_validation_data():
+    config = EvaluationConfig(best_metric="auto", early_stop=3)
+    for sets, name in (
+        (splits(birds=["wren"], val=[]), "birds/acc1"),
+        (splits(val=[], birds=["wren"]), "val/mean_recall@1"),
+        (splits(**{"canary:old": ["wren"], "val": []}), "val/mean_recall@1"),
+    ):
+        chosen = choose_metric(config, sets)
+        assert (chosen.name, chosen._early_stop) == (name, 3)
+    with pytest.raises(UserError, match="canaries alone: add --val-data"):
+        choose_metric(config, splits(**{"canary:old": []}))
+    with pytest.raises(UserError, match="evaluates nothing"):
+        choose_metric(config, [])
+
+
 def test_a_name_may_hold_slashes():
     (coco,) = splits(**{"canary:coco/val": []})
     chosen = choose_metric(EvaluationConfig(best_metric="canary:coco/val/mean_recall@1"), [coco])
