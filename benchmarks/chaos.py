@@ -37,7 +37,7 @@ def flags(folder: Path, name: str, args: argparse.Namespace) -> list[str]:
     """The command line of a run; `args` are those of `parse`."""
     return [
         "--method", args.method, "--train-data", str(folder / "data" / "train"),
-        "--val-data", str(folder / "data" / "unseen_face"), "--model", args.model,
+        "--val-data", str(folder / "data" / "unseen_face_development"), "--model", args.model,
         "--batch-size", "16", "--epochs", str(args.epochs), "--warmup", "5", "--workers", "2",
         "--lr", "1e-3",
         "--save-every-steps", "4", "--log-every-n-steps", "3", "--device", "cpu",

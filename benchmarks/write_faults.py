@@ -52,7 +52,8 @@ SECONDS = 300
 
 _RUN = "{given}/logs/run"
 _TRAIN = (
-    f"train --train-data {{given}}/data/train --val-data {{given}}/data/unseen_face --model {MODEL}"
+    f"train --train-data {{given}}/data/train --model {MODEL}"
+    " --val-data {given}/data/unseen_face_development"
     " --batch-size 16 --train-num-samples 64 --epochs 2 --warmup 2 --workers 0 --device cpu"
     " --log-every-n-steps 2 --save-every-steps 3 --logs {work}/logs --name run --resume auto"
 )
@@ -76,9 +77,9 @@ COMMANDS = {
     "resume": Command(_TRAIN, f"{_TRAIN} --stop-epochs 1"),
     "train without training": Command(
         f"train --resume {_RUN}/checkpoints/epoch_2.pt --epochs 0 --workers 0 --device cpu"
-        " --val-data {given}/data/unseen_face --logs {work}/logs --name run"
+        " --val-data {given}/data/unseen_face_development --logs {work}/logs --name run"
     ),
-    "eval": Command(f"{_EVAL}unseen_face", f"{_EVAL}unseen_character"),
+    "eval": Command(f"{_EVAL}unseen_face_test", f"{_EVAL}unseen_character_test"),
     "export": Command(f"{_EXPORT}open_clip"),
     **{
         f"export {form}": Command(f"{_EXPORT}{form} --overwrite", f"{_EXPORT}{form}")
@@ -93,7 +94,7 @@ COMMANDS = {
     ),
     "data demo": Command("data demo {work}/demo"),
     "search": Command(
-        f"search {_RUN} --images {{given}}/data/unseen_face --workers 0 --device cpu --port 0"
+        f"search {_RUN} --images {{given}}/data/unseen_face_test --workers 0 --device cpu --port 0"
         " --embeddings {work}/features"
     ),
     "demo": Command("demo --smoke --method openclip --out {work}/demo"),

@@ -62,7 +62,7 @@ def _no_waiting_for_the_disk():
 
 @pytest.fixture(scope="session")
 def demo_dir(tmp_path_factory):
-    """A small embedded data set: some hundred pairs, all three splits. Do not write into it."""
+    """A small embedded data set: some hundred pairs, all five splits. Do not write into it."""
     out = tmp_path_factory.mktemp("demo") / "demo"
     tiny_demo(out, characters=64, seed=0)
     return out

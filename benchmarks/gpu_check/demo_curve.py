@@ -18,7 +18,7 @@ FIRST_LIMIT = 2e-3
 def run(job: Job) -> None:
     data = demo_data(job, characters=16 if job.toy else 256)
     flags = ["--recipe", "demo-neuclip_pool", "--train-data", str(data / "train")]
-    flags += ["--val-data", str(data / "unseen_face"), "--log-every-n-steps", "1"]
+    flags += ["--val-data", str(data / "unseen_face_development"), "--log-every-n-steps", "1"]
     flags += ["--save-frequency", "0", "--workers", "0" if job.toy else "4"]
     size = "--smoke" if job.toy else "--train-num-samples=4800"  # 2 epochs of 75 steps
     here = train(job, f"{job.device}_here", *flags, size, "--device", job.device)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.distributed
 
 @pytest.mark.parametrize(("name", "sizes"), [("neuclip_pool", (2, 3)), ("siglip", (2,))])
 def test_a_split_is_evaluated_as_by_one_process(pool, demo_dir, name, sizes):
-    folder, state = demo_dir / "unseen_character", trained_loss(name).state_dict()
+    folder, state = demo_dir / "unseen_character_test", trained_loss(name).state_dict()
     metrics, encoded, _, gallery = evaluate_own(folder, name, state)
     assert ("normalizer_mse" in metrics) == (name != "siglip")
     assert len(encoded) % 24  # an incomplete batch
@@ -105,7 +105,7 @@ def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
     write_suite(tmp_path / "sets", keys=["mnist", "winogavil"])
     write_imagenet(tmp_path / "imagenet")
     data = [
-        "--val-data", str(demo_dir / "unseen_character"), "--imagenet-val",
+        "--val-data", str(demo_dir / "unseen_character_test"), "--imagenet-val",
         str(tmp_path / "imagenet"), "--eval-tasks", "mnist,winogavil", "--eval-data-dir",
         str(tmp_path / "sets"), "--eval-samples", "150", "--val-batch-size", "24",
         "--zeroshot-frequency", "1", "--model", "glyph-tiny", "--workers", "0", "--device", "cpu",
@@ -117,8 +117,8 @@ def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
     ]  # fmt: skip
     pool.run(2, run, ["train", *data, *train])
     two = records(tmp_path / "logs" / "two")
-    assert list(two) == ["unseen_character", "imagenet-val@150", "mnist", "misc/winogavil"]
-    assert two["unseen_character"]["normalizer_mse"] > 0
+    assert list(two) == ["unseen_character_test", "imagenet-val@150", "mnist", "misc/winogavil"]
+    assert two["unseen_character_test"]["normalizer_mse"] > 0
     assert two["imagenet-val@150"]["partial_of"] == 1000
     resume = ["--epochs", "0", "--resume", str(tmp_path / "logs/two/checkpoints/epoch_1.pt")]
     again = [*data, *resume, "--logs-dir", str(tmp_path / "logs"), "--name", "one"]
@@ -131,7 +131,7 @@ def test_training_with_two_processes_records_what_one_finds_in_its_checkpoint(
     # A checkpoint of two ranks, evaluated by three.
     pool.run(3, run, ["eval", str(tmp_path / "logs/two"), "--batch-size", "24", "--workers", "0"])
     (line,) = read_eval_results(tmp_path / "logs/two" / results)
-    assert (line.key, line.metrics) == ("unseen_character", two["unseen_character"])
+    assert (line.key, line.metrics) == ("unseen_character_test", two["unseen_character_test"])
     assert (tmp_path / "logs/one/config.yaml").read_text().startswith("name: one\n")
 
 

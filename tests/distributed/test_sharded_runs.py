@@ -43,7 +43,7 @@ def tree(demo_dir, tmp_path_factory):
         "model": {"name": VIT, "model_ema_decay": 0.9},
         "parallel": {"fsdp": True},
         "optim": {"epochs": 2, "lr": 1e-3, "warmup": 2},
-        "evaluation": {"val_data": str(demo_dir / "unseen_face"), "val_frequency": 2},
+        "evaluation": {"val_data": str(demo_dir / "unseen_face_development"), "val_frequency": 2},
         "output": {
             "logs": str(tmp_path_factory.mktemp("sharded")),
             "save_every_steps": 3,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+DEVELOPMENT = ("unseen_face_development", "unseen_character_development")
 SMALLEST = str(Path(__file__).parents[1] / "data" / "model_configs" / "tiny-vit.json")
 
 
@@ -22,7 +23,7 @@ class Demo:
         """Two epochs of the smallest model in a few seconds."""
         return [
             "--train-data", str(self.data / "train"),
-            "--val-data", f"{self.data / 'unseen_face'}::{self.data / 'unseen_character'}",
+            "--val-data", "::".join(str(self.data / split) for split in DEVELOPMENT),
             "--model", model, "--batch-size", "16", "--train-num-samples", "160",
             "--epochs", "2", "--lr", "1e-3", "--warmup", "5", "--workers", "1", "--device", "cpu",
             "--log-every-n-steps", "5", "--seed", "3",

@@ -127,7 +127,7 @@ def test_it_is_the_start_of_another_run_and_an_end_of_a_blend(trained, tmp_path,
     assert own["teacher"] == open_checkpoint(CheckpointChoice(Path(weights[1]))).sha256
     load_pretrained(CheckpointChoice(demo.logs / "again"), "cpu")
     old, new = weights[1], str(demo.logs / "whole")
-    data = str(demo.data / "unseen_face")
+    data = str(demo.data / "unseen_face_development")
     line = ["blend", old, new, "--val-data", data, "--alphas", "0,1", "--device", "cpu"]
     files = ["--out", str(tmp_path / "mixed"), "--figure", str(tmp_path / "mixed.png")]
     assert main([*line, *files]) == 0

@@ -23,7 +23,7 @@ from neuclip.run_folder import read_records
 from neuclip.training import evaluating, loss_scale
 from neuclip.training.device_prefetch import DevicePrefetcher
 
-from .conftest import Demo, kill_group, wait_for
+from .conftest import DEVELOPMENT, Demo, kill_group, wait_for
 
 NEUCLIP = (
     "--method", "neuclip", "--num-prototypes", "40", "--restart-steps", "6", "--gamma", "0.4",
@@ -235,8 +235,7 @@ def test_a_killed_judging_is_made_up_for(demo, whole):
     assert main(["train", *demo.flags("whole", *NEUCLIP, "--resume", "latest")]) == 0
     added = comparable(folder)[len(before) :]
     assert [(r["kind"], r["step"], r["split"]) for r in added] == [
-        ("eval", 20, "unseen_face"),
-        ("eval", 20, "unseen_character"),
+        ("eval", 20, split) for split in DEVELOPMENT
     ]
 
 

@@ -71,12 +71,13 @@ def test_a_run_and_what_is_made_of_it(server, tmp_path, leaves_nothing, monkeypa
     train = with_a_missing_shard(source(server, "S3"))
     run = str(tmp_path / "logs" / "run")
     leaves_nothing(
-        "train", "--train-data", train, "--val-data", source(server, "GCS", "unseen_face"),
+        "train", "--train-data", train,
+        "--val-data", source(server, "GCS", "unseen_face_development"),
         "--model", SMALLEST, "--batch-size", "16", "--train-num-samples", "32", "--epochs", "1",
         "--warmup", "1", "--log-every-n-steps", "1", "--max-bad-fraction", "1",
         "--logs", str(tmp_path / "logs"), "--name", "run", *read,
     )  # fmt: skip
-    other = source(server, "Hugging Face", "unseen_character")
+    other = source(server, "Hugging Face", "unseen_character_test")
     leaves_nothing("eval", run, "--val-data", other, *read)
     leaves_nothing("report", run, "--out", str(tmp_path / "report.html"))
     leaves_nothing("export", run, "--out", str(tmp_path / "export"))

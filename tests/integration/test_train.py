@@ -16,6 +16,8 @@ from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_run
 from neuclip.run_folder import read_records
 
+from .conftest import DEVELOPMENT
+
 PUBLISHED = (
     "--save-frequency 1 --train-data DATA --train-num-samples 96 --data_size 19270000 --warmup 5 "
     "--batch-size 16 --epochs 1 --workers 1 --model glyph-tiny --name neuclip --seed 2026 --wd 0.2 "
@@ -44,13 +46,12 @@ def test_the_run_folder(demo):
     assert sum(shares.values()) == pytest.approx(1, abs=0.01)
     evaluations = [r for r in records if r["kind"] == "eval"]
     assert [(r["split"], r["epoch"]) for r in evaluations] == [
-        ("unseen_face", 1.0), ("unseen_character", 1.0),
-        ("unseen_face", 2.0), ("unseen_character", 2.0),
-    ]  # fmt: skip
+        (split, epoch) for epoch in (1.0, 2.0) for split in DEVELOPMENT
+    ]
     metrics = evaluations[-1]["metrics"]
     assert {"acc1", "mean_per_class_recall", "text_retrieval_recall@1", "chance"} <= metrics.keys()
     lines = (folder / "eval_results/epoch_2_eval_results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["key"] for line in lines] == ["unseen_face", "unseen_character"]
+    assert [json.loads(line)["key"] for line in lines] == list(DEVELOPMENT)
     assert json.loads(lines[1])["metrics"] == metrics
     assert json.loads((folder / "data_report.json").read_text())["total"] == 0
 
@@ -108,7 +109,7 @@ def test_the_published_line_trains(demo, capsys):
 
 def test_eval_of_a_run(demo, capsys):
     assert main(["train", *demo.flags("run", "--val-frequency", "0")]) == 0
-    split = str(demo.data / "unseen_face")
+    split = str(demo.data / "unseen_face_test")
     capsys.readouterr()
     assert main(["eval", str(demo.logs / "run"), "--epoch", "1", "--val-data", split]) == 0
     assert "top-1" in capsys.readouterr().out
@@ -179,7 +180,7 @@ def test_the_demo_of_another_method(method, tmp_path, capsys):
     """The golden curves train the demo recipe of every method."""
     assert main(["demo", "--method", method, "--smoke", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "unseen_face" in printed
+    assert "evaluating" in printed and "unseen_face_test" in printed
     assert (tmp_path / "runs" / f"demo-{method}" / "report.html").exists()
     shutil.rmtree(tmp_path / "runs")
 
@@ -187,7 +188,8 @@ def test_the_demo_of_another_method(method, tmp_path, capsys):
 @pytest.mark.parametrize("precision", ["amp_bf16", "bf16"])
 def test_low_precision_trains(demo, precision):
     flags = demo.flags("run", "--epochs", "1", "--precision", precision, "--workers", "0")
-    assert main(["train", *flags, "--val-data", str(demo.data / "unseen_character")]) == 0
+    split = str(demo.data / "unseen_character_development")
+    assert main(["train", *flags, "--val-data", split]) == 0
     losses = [r["loss"] for r in read_records(demo.logs / "run/metrics.jsonl") if "loss" in r]
     assert losses[-1] < losses[0]
     weights = storage.load(demo.logs / "run/checkpoints/epoch_1.pt")["state_dict"]

@@ -87,7 +87,7 @@ INSIDE = {
         ["inspection", "pack", "bench"],
         ["inspection_page"],
     ],
-    "data.demo": [["fonts"], ["build"]],
+    "data.demo": [["fonts"], ["splits"], ["build"]],
     "data.icons": [
         ["npm_packages", "set_names", "outlines"],
         ["rendering", "pair_folder"],

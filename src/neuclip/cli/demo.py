@@ -8,6 +8,7 @@ from tyro.conf import arg
 
 from neuclip.catalogue.registry import DEFAULT_METHOD, method_info
 from neuclip.cli import terminal
+from neuclip.cli.eval import Eval, evaluate_own_splits
 from neuclip.cli.options import Switch
 from neuclip.cli.train import parse_train
 from neuclip.config.recipes import recipe_names
@@ -49,7 +50,7 @@ def build_data(command: DataDemo) -> int:
             progress=progress,
         )
     for split, pairs in summary.pairs.items():
-        print(f"{split:16}  {pairs:7,} pairs  {summary.classes[split]:6,} names")
+        print(f"{split:28}  {pairs:7,} pairs  {summary.classes[split]:6,} names")
     print(f"in {summary.path}" + (" (already built)" if summary.reused else ""))
     return 0
 
@@ -75,6 +76,8 @@ class Demo:
 def demo(command: Demo) -> int:
     """Builds the data, trains, writes the report and prints the accuracy on held-out data.
 
+    Training watches the development splits; the test splits are read once, after it.
+
     Raises:
         UserError: the method is unknown, or an option is out of range.
     """
@@ -85,14 +88,14 @@ def demo(command: Demo) -> int:
     data, runs = command.out / "data", command.out / "runs"
     flags = train_flags(command, data, runs)
     config = parse_train(flags).config
-    print(f"1/3  demo data in {data}", flush=True)
+    print(f"1/4  demo data in {data}", flush=True)
     if command.smoke:
         tiny_demo(data)
     else:
         with terminal.progress() as progress:
             build_demo(data, progress=progress)
     print(
-        f"2/3  training {command.method} for {quantity(config.optim.epochs, 'epoch')}", flush=True
+        f"2/4  training {command.method} for {quantity(config.optim.epochs, 'epoch')}", flush=True
     )
     from neuclip.training.assemble import train
 
@@ -101,7 +104,11 @@ def demo(command: Demo) -> int:
     except Preempted as stop:
         stop.argv = ["train", *flags]
         raise
-    print("3/3  report", flush=True)
+    print("3/4  test splits", flush=True)
+    workers, device = config.data.workers, config.device
+    test = Eval(val_data=_splits(data, "test"), workers=workers, device=device)
+    evaluate_own_splits(test, folder.path)
+    print("4/4  report", flush=True)
     page = write_report([folder.path], folder.report)
     terminal.print_demo(folder, config.optim.stop_epochs or config.optim.epochs, page)
     return 0
@@ -116,11 +123,16 @@ def train_flags(command: Demo, data: Path, runs: Path) -> list[str]:
     known = recipe in recipe_names()
     flags = ["--recipe", recipe] if known else ["--recipe", "demo", "--method", command.method]
     flags += ["--seed", str(command.seed), "--train-data", str(data / "train"), "--logs", str(runs)]
-    flags += ["--val-data", f"{data / 'unseen_face'}::{data / 'unseen_character'}"]
+    flags += ["--val-data", _splits(data, "development")]
     flags += ["--name", fresh_name(runs, f"demo-{command.method}")]
     flags += ["--epochs", str(command.epochs)] if command.epochs is not None else []
     flags += ["--smoke"] if command.smoke else []
     return flags
+
+
+def _splits(data: Path, part: str) -> str:
+    """The evaluation splits for `development` or `test`, as `--val-data` takes them."""
+    return f"{data / f'unseen_face_{part}'}::{data / f'unseen_character_{part}'}"
 
 
 def fresh_name(runs: Path, name: str) -> str:

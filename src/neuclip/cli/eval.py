@@ -24,6 +24,7 @@ from neuclip.evaluation.datacomp.suite import Suite, Task, load_suite
 if TYPE_CHECKING:
     from neuclip.evaluation.evaluate import FinishedSet
     from neuclip.evaluation.interfaces import EvaluationSettings
+    from neuclip.evaluation.results import EvalResult
     from neuclip.evaluation.splits import EvaluationSplit
 
 
@@ -199,6 +200,27 @@ def _opened(command: Eval, recorded: RunConfig | None, progress: Progress) -> _O
 
 
 def _own_splits(command: Eval, run: Path) -> int:
+    done = evaluate_own_splits(command, run)
+    if done.main:
+        terminal.print_metrics(done.found)
+        print(f"wrote {done.results}")
+    return 0
+
+
+class OwnResults(NamedTuple):
+    """The results by split, their file, and whether this process is the main one."""
+
+    found: "dict[str, EvalResult]"
+    results: Path
+    main: bool
+
+
+def evaluate_own_splits(command: Eval, run: Path) -> OwnResults:
+    """Evaluates a checkpoint on splits of one's own, and writes the results.
+
+    Raises:
+        UserError: checkpoint or data cannot be used.
+    """
     import torch
 
     from neuclip.evaluation.evaluate import evaluate_sets
@@ -235,11 +257,7 @@ def _own_splits(command: Eval, run: Path) -> int:
         probe = command.probe_settings()
         probes = None if probe is None else Probes(restored.encoder, settings, probe, data.shared)
         done = evaluate_sets(model, data.splits, settings, results, probes=probes)
-        found = {each.result.key: each.result for each in done}
-    if main:
-        terminal.print_metrics(found)
-        print(f"wrote {results}")
-    return 0
+        return OwnResults({each.result.key: each.result for each in done}, results, main)
 
 
 def _datacomp(command: Eval, run: Path, data_dir: Path) -> int:

@@ -213,6 +213,10 @@ def test_one_method_names_flags_units_and_ranges(capsys):
     assert "--restart-steps, --npn-restart-iter" in out
 
 
+DEVELOPMENT = ("unseen_face_development", "unseen_character_development")
+TEST = ("unseen_face_test", "unseen_character_test")
+
+
 def test_fresh_name(tmp_path):
     assert fresh_name(tmp_path, "demo") == "demo"
     (tmp_path / "demo").mkdir()
@@ -242,14 +246,14 @@ def demo(tmp_path_factory) -> tuple[Path, list[str]]:
 @pytest.mark.slow
 def test_demo_ends_with_the_verdict(demo):
     out, printed = demo
-    lines = printed[-5:]
+    lines = printed[-7:]
     assert lines[0].split() == ["split", "top-1", "chance"]
-    assert [line.split()[0] for line in lines[1:3]] == ["unseen_face", "unseen_character"]
-    assert all(line.count("%") == 2 for line in lines[1:3])
+    assert [line.split()[0] for line in lines[1:5]] == [*DEVELOPMENT, *TEST]
+    assert all(line.count("%") == 2 for line in lines[1:5])
     run_dir = out / "runs" / "demo-neuclip_pool-2"
-    assert lines[3] == f"checkpoint  {run_dir / 'checkpoints' / 'epoch_1.pt'}"
-    assert lines[4] == f"report      {run_dir / 'report.html'}"
-    assert all(Path(line.split()[1]).is_file() for line in lines[3:])
+    assert lines[5] == f"checkpoint  {run_dir / 'checkpoints' / 'epoch_1.pt'}"
+    assert lines[6] == f"report      {run_dir / 'report.html'}"
+    assert all(Path(line.split()[1]).is_file() for line in lines[5:])
 
 
 @pytest.mark.slow
@@ -260,7 +264,7 @@ def test_eval_writes_what_it_prints(demo, capsys):
     assert run("eval", str(run_dir), "--workers", "0", "--device", "cpu") == 0
     out = capsys.readouterr().out
     records = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [record["key"] for record in records] == ["unseen_face", "unseen_character"]
+    assert [record["key"] for record in records] == list(DEVELOPMENT)
     for record in records:
         assert f"{100 * record['metrics']['acc1']:.2f} %" in out
         assert f"{record['metrics']['normalizer_mse']:.3f}" in out
@@ -270,10 +274,10 @@ def test_eval_writes_what_it_prints(demo, capsys):
 @pytest.mark.slow
 def test_eval_of_one_split_and_report(demo, capsys, tmp_path):
     run_dir = demo[0] / "runs" / "demo-neuclip_pool-2"
-    split = demo[0] / "data" / "unseen_character"
+    split = demo[0] / "data" / "unseen_character_test"
     line = ["eval", str(run_dir / "checkpoints" / "epoch_1.pt"), "--val-data", str(split)]
     assert run(*line, "--workers", "0") == 0
-    assert "unseen_face" not in capsys.readouterr().out
+    assert "unseen_face_test" not in capsys.readouterr().out
     page = tmp_path / "r.html"
     assert run("report", str(run_dir), "--out", str(page)) == 0
     assert capsys.readouterr().out == f"{page}\n"

@@ -58,14 +58,16 @@ def flags(models, *more):
 
 
 def test_mixes_are_evaluated_drawn_and_written(models, demo_dir, capsys):
-    own, canary = str(demo_dir / "unseen_character"), str(demo_dir / "unseen_face")
+    own = str(demo_dir / "unseen_character_development")
+    canary = str(demo_dir / "unseen_face_development")
     out = models / "mixed"
     data = ["--val-data", own, "--canary", canary, "--alphas", "0,0.5,1"]
     assert main(flags(models, *data, "--max-canary-loss", "100", "--out", str(out))) == 0
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines() if " % " in line]
     assert [row[0] for row in rows] == ["0", "0.5", "1"]
-    assert "own data: unseen_character (" in printed and "canary: unseen_face (" in printed
+    assert "own data: unseen_character_development (" in printed
+    assert "canary: unseen_face_development (" in printed
     chosen = next(row for row in rows if row[-1] == "chosen")
     assert max(float(row[1]) for row in rows) == float(chosen[1])
     assert f"chosen: alpha {chosen[0]}, the best on own data" in printed
@@ -88,13 +90,14 @@ def test_mixes_are_evaluated_drawn_and_written(models, demo_dir, capsys):
 
 
 def test_errors_before_any_evaluation(models, demo_dir, capsys):
-    own = ["--val-data", str(demo_dir / "unseen_character")]
+    own = ["--val-data", str(demo_dir / "unseen_character_development")]
+    canary = ["--canary", str(demo_dir / "unseen_face_development")]
     (models / "mine.png").write_text("mine")
     (models / "full").mkdir()
     (models / "full" / "mine").touch()
     cases = [
         ([], "records no evaluation splits: give your own data with --val-data"),
-        (["--canary", str(demo_dir / "unseen_face")], "give your own data with --val-data"),
+        (canary, "give your own data with --val-data"),
         ([*own, "--max-canary-loss", "1"], "--max-canary-loss needs a canary"),
         ([*own, "--max-canary-loss", "1", "--alphas", "0.5,1"], "add 0 to --alphas"),
         ([*own, "--max-canary-loss", "-1"], "--max-canary-loss"),
@@ -112,7 +115,7 @@ def test_errors_before_any_evaluation(models, demo_dir, capsys):
 
 
 def test_without_a_canary_the_best_on_own_data_wins(models, demo_dir, capsys):
-    own = ["--val-data", str(demo_dir / "unseen_character"), "--alphas", "0,1"]
+    own = ["--val-data", str(demo_dir / "unseen_character_development"), "--alphas", "0,1"]
     assert main(flags(models, *own)) == 0
     shown = capsys.readouterr()
     assert "forgetting is not seen" in shown.err

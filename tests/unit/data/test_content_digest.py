@@ -37,7 +37,7 @@ def write_parquet(folder):
 
 
 def write_shards(folder, demo_dir):
-    shutil.copytree(demo_dir / "unseen_face", folder)
+    shutil.copytree(demo_dir / "unseen_face_test", folder)
     return folder
 
 

@@ -48,7 +48,7 @@ def files(tmp_path):
 
 
 def test_features_are_those_of_evaluation_and_of_open_clip(model, demo_dir, checkpoint):
-    folder = str(demo_dir / "unseen_character")
+    folder = str(demo_dir / "unseen_character_test")
     source = open_source(folder)
     settings = EvaluationSettings(batch_size=4, workers=0)
     encoder = model._loaded.encoder

@@ -111,7 +111,7 @@ def test_equal_captions_everywhere_leave_nothing_to_hold_out(table):
 
 
 def test_a_part_keeps_blocks_and_spans(demo_dir):
-    joined = f"{demo_dir / 'train'}::{demo_dir / 'unseen_face'}"
+    joined = f"{demo_dir / 'train'}::{demo_dir / 'unseen_face_test'}"
     source = open_source(joined)
     positions = np.arange(3, len(source), 3, dtype=np.int64)
     part = Part(source, positions)

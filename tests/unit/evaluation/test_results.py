@@ -23,13 +23,13 @@ from neuclip.run_folder import RunFolder
 def test_lines_are_the_benchmarks(tmp_path):
     path = RunFolder(tmp_path).results(3)
     assert path == tmp_path / "eval_results" / "epoch_3_eval_results.jsonl"
-    write_eval_result(path, "unseen_face", {"acc1": 0.25, "main_metric": 0.25})
+    write_eval_result(path, "unseen_face_test", {"acc1": 0.25, "main_metric": 0.25})
     write_eval_result(path, "vtab/cifar100", {"acc1": 0.5}, dataset="CIFAR-100")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [
         {
-            "key": "unseen_face",
-            "dataset": "unseen_face",
+            "key": "unseen_face_test",
+            "dataset": "unseen_face_test",
             "metrics": {"acc1": 0.25, "main_metric": 0.25},
         },
         {"key": "vtab/cifar100", "dataset": "CIFAR-100", "metrics": {"acc1": 0.5}},

@@ -183,7 +183,7 @@ class TestCard:
     def test_recipe_data_and_results(self, make_run, tmp_path):
         run, out = make_run(), tmp_path / "out"
         metrics = {"acc1": 0.25, "mean_recall@1": 0.125, "main_metric": 0.25}
-        write_eval_result(RunFolder(run).results(2), "unseen_face", metrics)
+        write_eval_result(RunFolder(run).results(2), "unseen_face_test", metrics)
         main(["export", str(run), "--format", "hf", "--out", str(out), "--license", "mit"])
         card = (out / "README.md").read_text()
         front = yaml.safe_load(card.split("---")[1])
@@ -198,8 +198,8 @@ class TestCard:
         assert "| Samples in an epoch | 1,280 |" in card
         assert "| Samples seen | 2,560 |" in card and "| Epochs | 2 |" in card
         assert "| Corrupt samples | 3 (3 image) |" in card
-        assert "| unseen_face | acc1 | 0.2500 |" in card
-        assert "| unseen_face | mean_recall@1 | 0.1250 |" in card
+        assert "| unseen_face_test | acc1 | 0.2500 |" in card
+        assert "| unseen_face_test | mean_recall@1 | 0.1250 |" in card
         settings = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
         assert settings["data"]["train_data"] == "shards::{0..9}.tar"
         assert settings["method"]["name"] == "neuclip_pool"

@@ -46,7 +46,7 @@ class Runs:
                 write_outcomes(outcomes_path(path, key), found)
         return found.evaluate()
 
-    def evaluate_split(self, run, acc1, split="unseen_face"):
+    def evaluate_split(self, run, acc1, split="unseen_face_test"):
         metrics = {"acc1": acc1, "chance": 0.01, "main_metric": acc1, "mean_recall@1": acc1 / 2}
         write_eval_result(RunFolder(run).results(8), split, metrics)
 

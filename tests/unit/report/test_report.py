@@ -36,7 +36,7 @@ def train(step, **more):
     return record | more
 
 
-def evaluation(step, acc1, split="unseen_face", **more):
+def evaluation(step, acc1, split="unseen_face_test", **more):
     metrics = {"acc1": acc1, "acc5": acc1 * 1.2, "chance": 0.001, "main_metric": acc1}
     metrics |= {"num_samples": 1000.0, "num_classes": 1000.0, "mean_recall@1": acc1 / 2} | more
     place = {"step": step, "epoch": step / 100, "samples_seen": step * 64}
@@ -57,7 +57,8 @@ def make_run(folder, method="neuclip", records=None, **settings):
 def add_gallery(folder, caption="latin capital letter a", hit=True):
     picture = Picture("k", caption, PIXEL)
     query = Query(caption, picture, [Retrieved(picture, 0.75, hit)] * 5)
-    write_gallery(RunFolder(folder).gallery("unseen_face"), Gallery("unseen_face", 0, [query]))
+    gallery = Gallery("unseen_face_test", 0, [query])
+    write_gallery(RunFolder(folder).gallery(gallery.split), gallery)
 
 
 class Reader(HTMLParser):
@@ -129,7 +130,9 @@ def test_the_page_can_be_read_by_everybody(two_runs, tmp_path):
     plots = [attrs for attrs in reader.all("div") if attrs.get("role") == "img"]
     assert len(plots) == len(reader.all("svg")) > 4
     assert all(attrs["aria-label"] for attrs in plots)
-    assert "Zero-shot top-1: unseen_face over samples seen. neuclip: from 20.0% to 40.0%" in page
+    assert (
+        "Zero-shot top-1: unseen_face_test over samples seen. neuclip: from 20.0% to 40.0%" in page
+    )
     assert "var(--series-1)" in page and "#0a0001" not in page and "#0b0001" not in page
     assert "compare the shapes of the curves" in page
 
@@ -142,13 +145,14 @@ def test_equal_inputs_give_equal_bytes(two_runs, tmp_path):
 def test_best_results_and_table(two_runs):
     runs = load_runs(two_runs)
     best = {result.split: result for result in best_results(runs, entries(runs))}
-    assert (best["unseen_face"].best, best["unseen_face"].value) == ("base", "50.0 %")
-    assert (best["unseen_face"].rivals, best["other"].rivals) == (2, 1)
-    assert (best["unseen_face"].chance, best["unseen_face"].times_chance) == ("0.1 %", "500")
-    assert best["unseen_face"].scale == "1,000 images, 1,000 classes"
+    face = best["unseen_face_test"]
+    assert (face.best, face.value) == ("base", "50.0 %")
+    assert (face.rivals, best["other"].rivals) == (2, 1)
+    assert (face.chance, face.times_chance) == ("0.1 %", "500")
+    assert face.scale == "1,000 images, 1,000 classes"
     groups = {group.title: group for group in comparison(runs)}
-    assert list(groups) == ["unseen_face", "other", "Training"]
-    top1 = {row.label: row for row in groups["unseen_face"].rows}["Zero-shot top-1"]
+    assert list(groups) == ["unseen_face_test", "other", "Training"]
+    top1 = {row.label: row for row in groups["unseen_face_test"].rows}["Zero-shot top-1"]
     assert [(cell.text, cell.best) for cell in top1.cells] == [("40.0 %", False), ("50.0 %", True)]
     alone = {row.label: row for row in groups["other"].rows}["Zero-shot top-1"]
     assert [(cell.text, cell.best) for cell in alone.cells] == [("", False), ("10.0 %", False)]
@@ -217,7 +221,7 @@ def test_lines_written_twice_count_once_and_bad_ones_are_named(tmp_path):
     metrics.write_text("{broken\n" + metrics.read_text())
     (read,) = load_runs([run])
     assert [(r["step"], r["loss"]) for r in read.train] == [(10, 0.4), (20, 9.0), (40, 0.1)]
-    assert read.final("unseen_face")["acc1"] == 0.3
+    assert read.final("unseen_face_test")["acc1"] == 0.3
     assert any("unreadable lines, which are left out: 1" in gap for gap in read.gaps)
 
 
@@ -234,12 +238,12 @@ def test_a_run_that_has_only_begun(tmp_path):
 def test_results_files_complete_the_evaluations(tmp_path):
     run = make_run(tmp_path / "run")
     more = {"normalizer_mae": 0.8, "minibatch_normalizer_mae": 3.5}
-    write_eval_result(RunFolder(run).results(2), "unseen_face", {"acc1": 0.41, **more})
-    write_eval_result(RunFolder(run).results(1), "unseen_face", {"acc1": 0.99})
+    write_eval_result(RunFolder(run).results(2), "unseen_face_test", {"acc1": 0.41, **more})
+    write_eval_result(RunFolder(run).results(1), "unseen_face_test", {"acc1": 0.99})
     (read,) = load_runs([run])
-    final = read.final("unseen_face")
+    final = read.final("unseen_face_test")
     assert (final["acc1"], final["acc5"], final["normalizer_mae"]) == (0.41, 0.48, 0.8)
-    assert read.eval_series("unseen_face", "acc1") == [(6400, 0.99), (12800, 0.41)]
+    assert read.eval_series("unseen_face_test", "acc1") == [(6400, 0.99), (12800, 0.41)]
     page = write_report([run], tmp_path / "report.html").read_text()
     assert "run: 0.800 predicted, 3.50 by the mini-batch" in page
 
@@ -367,10 +371,10 @@ def test_odd_folder_names(tmp_path, name):
 
 def test_absurd_results_and_unreadable_records_are_gaps(tmp_path):
     run = make_run(tmp_path / "a")
-    write_eval_result(RunFolder(run).results(2), "unseen_face", {"acc1": 1e308, "acc5": 0.4})
+    write_eval_result(RunFolder(run).results(2), "unseen_face_test", {"acc1": 1e308, "acc5": 0.4})
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").symlink_to("/proc/self/mem")
     (loaded,) = load_runs([run])
-    assert loaded.final("unseen_face") == {"acc5": 0.4}
+    assert loaded.final("unseen_face_test") == {"acc5": 0.4}
     assert any("numbers beyond 1e+100, which are left out: acc1" in gap for gap in loaded.gaps)
     assert any("metrics.jsonl cannot be read" in gap for gap in loaded.gaps)

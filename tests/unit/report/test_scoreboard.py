@@ -114,7 +114,7 @@ def test_splits_if_no_run_was_evaluated_on_the_benchmark(runs):
     board = board_of(folders)
     assert not board.of_benchmark and board.averages == []
     face, other = board.panels
-    assert face.title == "unseen_face: zero-shot top-1" and face.chance == 0.01
+    assert face.title == "unseen_face_test: zero-shot top-1" and face.chance == 0.01
     assert [bar.values for bar in face.bars] == [[0.2], [0.3, 0.4]]
     assert (other.bars[1].values, other.bars[1].why) == ([], "2 of 2 not evaluated")
     assert board.rows[0].cells[1].difference.value == pytest.approx(0.15)
@@ -135,7 +135,7 @@ def test_published_numbers_beside_runs_without_benchmark_results(runs):
         runs.evaluate_split(run, acc1)
     board = board_of(folders, quoted=quoted_for("CC3M"))
     assert [bar.why for bar in board.panels[0].bars[:2]] == ["0 of 38 tasks"] * 2
-    assert [row.name for row in board.rows] == ["unseen_face"] and board.averages == []
+    assert [row.name for row in board.rows] == ["unseen_face_test"] and board.averages == []
 
 
 def test_curves_of_the_averages(three, runs):

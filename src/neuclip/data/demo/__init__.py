@@ -1,5 +1,6 @@
 """The demo data: images of characters with their Unicode names.
 
 - `fonts`: finds font faces and draws their characters;
-- `build`: splits the characters, words the captions, writes the shards.
+- `splits`: divides the characters into splits and words the captions;
+- `build`: writes the shards.
 """

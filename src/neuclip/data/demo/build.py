@@ -3,41 +3,50 @@
 They are image-text pairs that need no download: about 54,000 from the faces that come with
 matplotlib, and more with more fonts. The folder then contains
 
-    demo.json                     seed, size, faces and counts
-    train/00000.tar ...           the training pairs, shuffled by the seed
-    unseen_face/                  all characters of one face that is not in `train`
-    unseen_character/             600 names that are not in `train`, in all faces but the unseen one
+    demo.json                       seed, size, faces and counts
+    train/00000.tar ...             the training pairs, shuffled by the seed
+    unseen_face_development/        all characters of one face that is not in `train`
+    unseen_face_test/               the same of another face
+    unseen_character_development/   600 names that are not in `train`, in the faces of `train`
+    unseen_character_test/          600 others
 
-Both evaluation splits have `classnames.txt`, `zeroshot_classification_templates.txt` and one `.cls`
-per sample, as DataComp's sets do. Names can share an image (Latin A, Greek Alpha): all names of a
-shared image are held out together, so no image of an unseen character is in `train` under another
-name. A face shares some symbols with related faces, so `unseen_face` does contain images that are
-in `train`: `picture_in_train` in the `.json` of a sample marks them.
+Choices are made on `development`, reports on `test`. The evaluation splits have `classnames.txt`,
+`zeroshot_classification_templates.txt` and one `.cls` per sample, as DataComp's sets do. Names can
+share an image (Latin A, Greek Alpha): all names of a shared image are held out together, so no
+image of an unseen character is in `train` or in the other split under another name. A face shares
+some symbols with related faces, so an unseen face does contain images that are in `train`:
+`picture_in_train` in the `.json` of a sample marks them.
 
 The same seed, fonts and libraries give the same bytes.
 """
 
 import errno
-import hashlib
 import json
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces, names_by_shared_image
+from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces
+from neuclip.data.demo.splits import (
+    CAPTIONS,
+    SPLITS,
+    UNSEEN_CHARACTERS,
+    UNSEEN_FACES,
+    DemoSample,
+    class_names,
+    divide,
+    random_number,
+    templates,
+)
 from neuclip.data.progress import Progress
 from neuclip.data.shard_writer import write_shards
 from neuclip.errors import UserError, quantity
 from neuclip.files import folder_when_complete
 
-CAPTIONS = ("{c}, {style}", "{c} in {style}", "{style} {c}", "the character {c} in {style} type")
-UNSEEN_FACE = "DejaVu Serif Bold"
-UNSEEN_CHARACTERS = 600
-SPLITS = ("train", "unseen_face", "unseen_character")
-
-_FORMAT = 1  # version of the folder, to be raised when the same settings give other bytes
+_FORMAT = 2  # version of the folder, to be raised when the same settings give other bytes
+_REPLACE = "remove the folder (`neuclip data demo` does so with --overwrite)"
 _SHARD_SAMPLES = 5000
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -53,7 +62,7 @@ class DemoSummary:
         path: the folder.
         pairs: number of samples by split.
         classes: number of distinct names by split.
-        faces: names of the faces, including the unseen one.
+        faces: names of the faces, including the unseen ones.
         reused: whether the folder was complete before, with the same settings.
         seconds: duration of the build in seconds.
     """
@@ -84,14 +93,6 @@ class _Settings:
     faces: dict[str, str]
     format: int = _FORMAT
     unicode: str = unicodedata.unidata_version
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    glyph: Glyph
-    caption: str
-    class_index: int | None
-    picture_in_train: bool
 
 
 def build_demo(
@@ -128,8 +129,8 @@ def tiny_demo(
 
     Args:
         out: folder to create.
-        characters: number of characters of the unseen face to keep; an eighth of them become the
-            unseen characters.
+        characters: number of characters of the test face to keep; an eighth of them become the
+            unseen characters for development, and an eighth those for test.
         size: width and height of the images in pixels.
         seed: as in `build_demo`.
         overwrite: as in `build_demo`.
@@ -149,16 +150,21 @@ def _build(
     started = time.perf_counter()
     if settings.size < 16:
         raise UserError(f"--size {settings.size}: characters need at least 16 pixels")
-    if UNSEEN_FACE not in settings.faces:
+    missing = [face for face in UNSEEN_FACES.values() if face not in settings.faces]
+    if missing:
         raise UserError(
-            f"the face {UNSEEN_FACE} is missing from matplotlib's fonts: reinstall matplotlib"
+            f"the face {missing[0]} is missing from matplotlib's fonts: reinstall matplotlib"
         )
     counts = None if overwrite and _is_demo(out) else _existing_counts(out, settings)
     reused = counts is not None
     if counts is None:
         report = progress or (lambda what, done, total: None)
         glyphs = _draw_all(faces, settings, report)
-        counts = _write(out, _split(glyphs, settings), settings, report)
+        unseen = UNSEEN_CHARACTERS
+        if settings.characters is not None:
+            unseen = min(unseen, settings.characters // 8)
+        splits = divide(glyphs, unseen, settings.seed)
+        counts = _write(out, splits, settings, report)
     return DemoSummary(
         path=out,
         pairs={split: counts[split]["pairs"] for split in SPLITS},
@@ -193,22 +199,20 @@ def _existing_counts(out: Path, settings: _Settings) -> Counts | None:
         )
         raise UserError(
             f"{out} contains demo data with other settings: {shown}. "
-            "Choose another folder, or replace it with --overwrite"
+            f"Choose another folder, or {_REPLACE}"
         )
     for name, size in shards.items():
         shard = out / name
         if not shard.is_file() or shard.stat().st_size != size:
-            raise UserError(
-                f"{out} is incomplete: {shard} is missing or truncated: rebuild with --overwrite"
-            )
+            raise UserError(f"{out} is incomplete: {shard} is missing or truncated: {_REPLACE}")
     return counts
 
 
 def _draw_all(faces: Sequence[Face], settings: _Settings, progress: Progress) -> list[Glyph]:
     only = None
     if settings.characters is not None:
-        unseen = next(face for face in faces if face.name == UNSEEN_FACE)
-        drawn = sorted(unseen.names, key=lambda c: _random(settings.seed, "kept", c))
+        unseen = next(face for face in faces if face.name == UNSEEN_FACES["test"])
+        drawn = sorted(unseen.names, key=lambda c: random_number(settings.seed, "kept", c))
         only = set(drawn[: settings.characters])
     glyphs: list[Glyph] = []
     for done, face in enumerate(faces):
@@ -217,72 +221,8 @@ def _draw_all(faces: Sequence[Face], settings: _Settings, progress: Progress) ->
     return glyphs
 
 
-def _split(glyphs: Sequence[Glyph], settings: _Settings) -> dict[str, list[_Drawing]]:
-    known = [glyph for glyph in glyphs if glyph.face.name != UNSEEN_FACE]
-    wanted = UNSEEN_CHARACTERS
-    if settings.characters is not None:
-        wanted = min(wanted, settings.characters // 8)
-    unseen = _held_out(known, wanted, settings.seed)
-    parts = {
-        "train": [glyph for glyph in known if glyph.name not in unseen],
-        "unseen_face": [glyph for glyph in glyphs if glyph.face.name == UNSEEN_FACE],
-        "unseen_character": [glyph for glyph in known if glyph.name in unseen],
-    }
-    in_train = {glyph.png for glyph in parts["train"]}
-    parts["train"].sort(key=lambda g: _random(settings.seed, "order", g.face.name, g.codepoint))
-    samples: dict[str, list[_Drawing]] = {}
-    for split, members in parts.items():
-        classes = {name: index for index, name in enumerate(_class_names(members))}
-        samples[split] = [
-            _Drawing(
-                glyph=glyph,
-                caption=_caption(glyph, settings.seed),
-                class_index=None if split == "train" else classes[glyph.name],
-                picture_in_train=glyph.png in in_train,
-            )
-            for glyph in members
-        ]
-    return samples
-
-
-def _held_out(glyphs: Sequence[Glyph], wanted: int, seed: int) -> set[str]:
-    """At most `wanted` names, in complete groups of names that share an image."""
-    groups = names_by_shared_image(glyphs)
-    held_out: set[str] = set()
-    for group in sorted(groups, key=lambda group: _random(seed, "unseen", group[0])):
-        if len(held_out) + len(group) <= wanted:
-            held_out.update(group)
-    return held_out
-
-
-def _caption(glyph: Glyph, seed: int) -> str:
-    template = _random(seed, "caption", glyph.face.name, glyph.codepoint) % len(CAPTIONS)
-    return CAPTIONS[template].format(c=glyph.name, style=glyph.face.style)
-
-
-def _random(seed: int, *what: str | int) -> int:
-    """A random number that depends only on the seed and on `what`, on every machine."""
-    text = json.dumps([seed, *what]).encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
-
-
-def _class_names(glyphs: Iterable[Glyph]) -> list[str]:
-    return [name for _, name in sorted({(glyph.codepoint, glyph.name) for glyph in glyphs})]
-
-
-def _templates(split: str, samples: Sequence[_Drawing]) -> list[str]:
-    """Zero-shot prompts in the wording of the captions.
-
-    For the unseen face, whose style is known: every caption in that style. For unseen characters:
-    the first caption in each style.
-    """
-    styles = sorted({sample.glyph.face.style for sample in samples})
-    captions = CAPTIONS if split == "unseen_face" else CAPTIONS[:1]
-    return [caption.replace("{style}", style) for style in styles for caption in captions]
-
-
 def _write(
-    out: Path, splits: dict[str, list[_Drawing]], settings: _Settings, progress: Progress
+    out: Path, splits: dict[str, list[DemoSample]], settings: _Settings, progress: Progress
 ) -> Counts:
     pairs = sum(map(len, splits.values()))
     trained = {sample.glyph.name for sample in splits["train"]}
@@ -303,7 +243,7 @@ def _write(
                 }
             description = {
                 "settings": asdict(settings),
-                "unseen_face": UNSEEN_FACE,
+                "unseen_faces": UNSEEN_FACES,
                 "captions": CAPTIONS,
                 "splits": counts,
                 "shards": shards,
@@ -318,15 +258,15 @@ def _write(
     return counts
 
 
-def _write_split(folder: Path, split: str, samples: Sequence[_Drawing]) -> dict[str, int]:
+def _write_split(folder: Path, split: str, samples: Sequence[DemoSample]) -> dict[str, int]:
     """Writes one split; returns the sizes of its shards by their path relative to the data."""
     keyed = ((f"{position:08d}", sample) for position, sample in enumerate(samples))
     members = ((key, _members(key, sample)) for key, sample in keyed)
     sizes = write_shards(folder, members, _SHARD_SAMPLES)
     if split != "train":
-        names = _class_names(sample.glyph for sample in samples)
+        names = class_names(sample.glyph for sample in samples)
         _write_lines(folder / "classnames.txt", names)
-        _write_lines(folder / "zeroshot_classification_templates.txt", _templates(split, samples))
+        _write_lines(folder / "zeroshot_classification_templates.txt", templates(split, samples))
     return {f"{split}/{shard}": size for shard, size in sizes.items()}
 
 
@@ -334,7 +274,7 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("\n".join(lines) + "\n", "utf-8")
 
 
-def _members(key: str, sample: _Drawing) -> dict[str, bytes]:
+def _members(key: str, sample: DemoSample) -> dict[str, bytes]:
     glyph = sample.glyph
     record: dict[str, str | bool] = {
         "key": key,

@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import time
 from collections import defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -15,12 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from neuclip.data.demo.build import CAPTIONS, SPLITS, UNSEEN_FACE, build_demo, tiny_demo
+from neuclip.data.demo.build import build_demo, tiny_demo
 from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces, names_by_shared_image
+from neuclip.data.demo.splits import CAPTIONS, SPLITS, UNSEEN_FACES
 from neuclip.data.shard_writer import write_shards
 from neuclip.data.sources.shards import build_index, expand_patterns
 from neuclip.errors import UserError
 
+CHARACTERS = ("unseen_character_development", "unseen_character_test")
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
@@ -30,10 +33,10 @@ def faces():
 
 
 @pytest.fixture(scope="module")
-def four_faces_dir(tmp_path_factory, faces):
-    """The demo data of all characters of four faces of different styles."""
-    names = (UNSEEN_FACE, "DejaVu Sans Mono", "STIXGeneral", "STIXGeneral Italic")
-    out = tmp_path_factory.mktemp("four") / "demo"
+def five_faces_dir(tmp_path_factory, faces):
+    """The demo data of all characters of the two unseen faces and three of different styles."""
+    names = (*UNSEEN_FACES.values(), "DejaVu Sans Mono", "STIXGeneral", "STIXGeneral Italic")
+    out = tmp_path_factory.mktemp("five") / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "neuclip.data.demo.build.find_faces", lambda fonts: tuple(faces[name] for name in names)
@@ -146,15 +149,28 @@ def test_the_same_seed_gives_the_same_bytes(demo_dir, tmp_path):
 
 
 def test_splits_keep_their_promises(demo_dir):
-    train, face, character = (read_split(demo_dir / split) for split in SPLITS)
-    assert min(len(train), len(face), len(character)) > 50
-    assert {s["json"]["face"] for s in face} == {UNSEEN_FACE}
-    assert UNSEEN_FACE not in {s["json"]["face"] for s in train + character}
-    assert not {s["name"] for s in character} & {s["name"] for s in train}
-    assert not {s["png"] for s in character} & {s["png"] for s in train}
+    splits = {split: read_split(demo_dir / split) for split in SPLITS}
+    assert min(map(len, splits.values())) > 50
+    train, *parts = (splits[name] for name in ("train", *CHARACTERS))
+    for part, face in UNSEEN_FACES.items():
+        assert {s["json"]["face"] for s in splits[f"unseen_face_{part}"]} == {face}
+    for samples in (train, *parts):
+        assert not {s["json"]["face"] for s in samples} & set(UNSEEN_FACES.values())
+    for one, other in combinations((train, *parts), 2):
+        assert not {s["name"] for s in one} & {s["name"] for s in other}
+        assert not {s["png"] for s in one} & {s["png"] for s in other}
     in_train = {s["png"] for s in train}
-    for sample in face + character:
-        assert sample["json"]["picture_in_train"] == (sample["png"] in in_train)
+    for split in SPLITS[1:]:
+        for sample in splits[split]:
+            assert sample["json"]["picture_in_train"] == (sample["png"] in in_train)
+
+
+@pytest.mark.parametrize("characters", [8, 24])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_few_characters_fill_every_split(tmp_path, characters, seed):
+    summary = tiny_demo(tmp_path / "demo", characters=characters, seed=seed)
+    assert list(summary.pairs) == list(SPLITS) and min(summary.pairs.values()) > 0
+    assert {summary.classes[split] for split in CHARACTERS} == {characters // 8}
 
 
 def test_samples_say_what_they_show(demo_dir, faces):
@@ -185,7 +201,7 @@ def test_captions_use_every_wording(demo_dir):
     assert min(ends.values()) > sum(ends.values()) / 8
 
 
-@pytest.mark.parametrize("split", ["unseen_face", "unseen_character"])
+@pytest.mark.parametrize("split", SPLITS[1:])
 def test_classes_and_prompts_of_evaluation_splits(demo_dir, split):
     names = (demo_dir / split / "classnames.txt").read_text("utf-8").splitlines()
     templates = (
@@ -210,18 +226,20 @@ def test_training_shards_have_no_classes_and_integer_keys(demo_dir):
 
 
 @pytest.mark.slow
-def test_data_of_all_characters(four_faces_dir, faces):
+def test_data_of_all_characters(five_faces_dir, faces):
     assert sum(len(face.names) for face in faces.values()) > 54_000  # a few have no ink
-    counts = json.loads((four_faces_dir / "demo.json").read_text())["splits"]
-    splits = {split: read_split(four_faces_dir / split) for split in SPLITS}
+    counts = json.loads((five_faces_dir / "demo.json").read_text())["splits"]
+    splits = {split: read_split(five_faces_dir / split) for split in SPLITS}
     assert sum(map(len, splits.values())) >= 10_900
     names = {split: {s["name"] for s in samples} for split, samples in splits.items()}
-    assert len(names["unseen_face"]) == len(splits["unseen_face"]) == 3339
-    assert len(names["unseen_character"]) == 600
-    assert not names["unseen_character"] & names["train"]
-    # No picture of an unseen character is in train, under whatever name.
+    assert len(names["unseen_face_test"]) == len(splits["unseen_face_test"]) == 3339
+    assert len(names["unseen_face_development"]) == len(splits["unseen_face_development"]) == 3343
+    assert [len(names[split]) for split in CHARACTERS] == [600, 600]
+    # No picture of an unseen character is in train or in the other split, under whatever name.
     pictures = {split: {s["png"] for s in samples} for split, samples in splits.items()}
-    assert not pictures["unseen_character"] & pictures["train"]
+    for one, other in combinations(("train", *CHARACTERS), 2):
+        assert not names[one] & names[other]
+        assert not pictures[one] & pictures[other]
     for split, samples in splits.items():
         assert counts[split]["pairs"] == len(samples)
         assert counts[split]["classes"] == len(names[split])
@@ -230,8 +248,8 @@ def test_data_of_all_characters(four_faces_dir, faces):
         assert counts[split]["pictures_in_train"] == known
     # Latin A and Greek Alpha share a picture: they are on the same side.
     pair = {"latin capital letter a", "greek capital letter alpha"}
-    assert pair <= names["train"] or pair <= names["unseen_character"]
-    by_name = {s["name"]: s["png"] for s in splits["unseen_face"]}
+    assert sum(pair <= names[split] for split in ("train", *CHARACTERS)) == 1
+    by_name = {s["name"]: s["png"] for s in splits["unseen_face_test"]}
     assert len({by_name[name] for name in pair}) == 1
 
 
@@ -257,6 +275,19 @@ def test_other_settings_need_overwrite(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
+def test_data_of_an_older_format_need_overwrite(tmp_path):
+    tiny_demo(tmp_path / "demo", characters=8)
+    description = tmp_path / "demo" / "demo.json"
+    old = json.loads(description.read_text())
+    old["settings"]["format"] = 1
+    description.write_text(json.dumps(old))
+    with pytest.raises(
+        UserError, match=r"format 1 \(now: 2\)\. Choose another folder, or remove .*--overwrite"
+    ):
+        tiny_demo(tmp_path / "demo", characters=8)
+    assert not tiny_demo(tmp_path / "demo", characters=8, overwrite=True).reused
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_is_no_demo_set_is_never_touched(tmp_path, overwrite):
     (tmp_path / "mine").mkdir()
@@ -278,7 +309,7 @@ def test_a_strange_description_is_named(tmp_path, content):
 def test_incomplete_data_are_not_reused(tmp_path):
     tiny_demo(tmp_path / "demo", characters=8)
     (tmp_path / "demo" / "train" / "00000.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"incomplete: .*train/00000\.tar"):
+    with pytest.raises(UserError, match=r"incomplete: .*train/00000\.tar .*remove the folder"):
         tiny_demo(tmp_path / "demo", characters=8)
     tiny_demo(tmp_path / "demo", characters=8, overwrite=True)
     assert tiny_demo(tmp_path / "demo", characters=8).reused
@@ -301,7 +332,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_a_build_reports_progress(tmp_path, monkeypatch, faces):
-    few = [faces[UNSEEN_FACE], faces["STIXGeneral Italic"]]
+    few = [faces[name] for name in (*UNSEEN_FACES.values(), "STIXGeneral Italic")]
     monkeypatch.setattr("neuclip.data.demo.build.find_faces", lambda fonts: tuple(few))
     said = []
     build_demo(tmp_path / "demo", size=16, progress=lambda *step: said.append(step))
@@ -349,9 +380,11 @@ def test_more_fonts(tmp_path, faces):
     assert found - set(faces) == {"DejaVu Sans Display Display"}
 
 
-def test_matplotlib_without_the_unseen_face(tmp_path, monkeypatch, faces):
-    monkeypatch.setattr("neuclip.data.demo.build.find_faces", lambda fonts: (faces["DejaVu Sans"],))
-    with pytest.raises(UserError, match="DejaVu Serif Bold is missing"):
+@pytest.mark.parametrize("missing", UNSEEN_FACES.values())
+def test_matplotlib_without_an_unseen_face(tmp_path, monkeypatch, faces, missing):
+    others = tuple(face for name, face in faces.items() if name != missing)
+    monkeypatch.setattr("neuclip.data.demo.build.find_faces", lambda fonts: others)
+    with pytest.raises(UserError, match=f"the face {missing} is missing"):
         build_demo(tmp_path / "demo")
 
 
