@@ -5,19 +5,11 @@ numbers can be computed again. A variant that changes gets another name.
 """
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from pydantic import create_model
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from neuclip.catalogue.building import robust_objective, step_gamma
-from neuclip.catalogue.method_info import MethodInfo, RunFacts
-from neuclip.catalogue.neuclip import NeuCLIPPoolSettings
-from neuclip.catalogue.registry import method_info, register
-from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss
-from neuclip.method.losses.pair_loss import PairLoss
 from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.pool import PoolNormalizer, PoolSettings
 from neuclip.method.normalizers.prototype_network import (
@@ -27,6 +19,7 @@ from neuclip.method.normalizers.prototype_network import (
 )
 from neuclip.method.objective import mix
 from neuclip.method.schedule import StepGamma
+from studies.shared.pool_variants import register_pool_variant
 
 
 class WholeGradient(PoolNormalizer):
@@ -94,31 +87,5 @@ VARIANTS: dict[str, type[PoolNormalizer]] = {
 """Classes of the variants, by method name."""
 
 
-def _variant(name: str, normalizer: type[PoolNormalizer]) -> MethodInfo:
-    """The row of a variant: the settings of `neuclip_pool` with another normalizer."""
-
-    def build(settings: NeuCLIPPoolSettings, run: RunFacts) -> PairLoss:
-        assert settings.pool_size is not None
-        sizes = PoolSettings(settings.pool_size, settings.gradient, settings.gradient_size)
-        gamma = step_gamma(settings, run)
-        return GlobalContrastiveLoss(
-            run.embed_dim,
-            normalizer(run.embed_dim, sizes, gamma, settings.epsilon),
-            robust_objective(settings),
-        )
-
-    pool = method_info("neuclip_pool")
-    return MethodInfo(
-        settings=create_model(name, __base__=NeuCLIPPoolSettings, name=(Literal[name], name)),
-        build=build,
-        resolve=pool.resolve,
-        summary=f"neuclip_pool with {normalizer.__name__}",
-        normalizer=pool.normalizer,
-        state=pool.state,
-        formula=pool.formula,
-        paper=pool.paper,
-    )
-
-
 for _name, _normalizer in VARIANTS.items():
-    register(_variant(_name, _normalizer))
+    register_pool_variant(_name, _normalizer)

@@ -1,10 +1,11 @@
 """A cell of the study: one run, and the settings it trains with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from neuclip.config.recipes import merge
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
 
@@ -36,6 +37,7 @@ class Cell:
         evaluated_every: passes between two evaluations.
         seed: of the run.
         precision: of the towers.
+        sections: settings of other sections than the method's, laid over those below.
     """
 
     data_set: str
@@ -50,6 +52,7 @@ class Cell:
     evaluated_every: int
     seed: int
     precision: str = PRECISION
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -105,4 +108,5 @@ class Cell:
                 "log_every_n_steps": max(1, steps // RECORDS),
             },
         }
-        return validate(tree, self.name)
+        changes = {name: dict(section) for name, section in self.sections.items()}
+        return validate(merge(tree, changes), self.name)

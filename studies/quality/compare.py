@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantiles of Student's t, by degrees of freedom, from 1."""
@@ -53,3 +54,17 @@ def best_other(method: str, scores: Mapping[str, Scores]) -> str | None:
     others: Sequence[str] = [name for name in scores if name != method and scores[name]]
     means = {name: statistics.mean(scores[name].values()) for name in others}
     return max(means, key=lambda name: means[name], default=None)
+
+
+def in_points(found: Difference) -> str:
+    """A difference in points of percent: `+1.2 ± 0.8`, or without an interval at one seed."""
+    text = f"{100 * found.value:+.1f}"
+    if found.half is None:
+        return text
+    text = f"{text} ± {100 * found.half:.1f}"
+    return f"**{text}**" if found.clear else text
+
+
+def accuracy(row: Mapping[str, Any], split: str) -> float:
+    """The last top-1 on a split."""
+    return [each["acc1"] for each in row["evaluations"] if each["split"] == split][-1]

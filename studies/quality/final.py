@@ -16,7 +16,7 @@ from neuclip.errors import UserError
 from studies.quality.cell import Cell
 from studies.quality.datasets import DATA_SETS, DataFolder
 from studies.quality.measure import evaluate_weights, weights_digest
-from studies.quality.plan import ORDER, part
+from studies.quality.plan import ORDER, UNJUDGED, part
 from studies.quality.rows import DEVELOPMENT, TEST, present_code, results_file, weights_of
 from studies.shared.cell_process import facts
 from studies.shared.folder_lock import lock
@@ -51,8 +51,15 @@ class FinalPart:
             rows: the development rows by cell.
 
         Raises:
-            UserError: the plan has no such part, or its development rows are incomplete.
+            UserError: the plan has no such part, its development rows are incomplete, or no test
+                split judges it.
         """
+        if self.section in UNJUDGED:
+            raise UserError(
+                f"section {self.section} is for choosing, which its development rows are enough "
+                "for (the command `report`): the test splits judge what is chosen, as a recipe or "
+                "a grid of another section"
+            )
         data = self.folder.data.name
         found = part(self.section, data, rows, ORDER[: self.lines])
         if not found.cells:

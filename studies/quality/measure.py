@@ -17,6 +17,7 @@ from neuclip.model.base_weights import hash_weights
 from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_pretrained
 from studies.quality.cell import Cell
+from studies.quality.variants import register_variants
 from studies.shared.cell_process import Stopwatch, kept_metrics, records, train_run
 from studies.shared.error import training_error
 
@@ -32,6 +33,7 @@ def train_cell(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         The measured part of its row. `cpu_seconds` are those of training with its evaluations,
         `error_cpu_seconds` those of the error of the log-normalizers.
     """
+    register_variants()
     cell = Cell(**told["cell"])
     run = folder / "logs" / cell.name
     config = cell.config(

@@ -4,7 +4,7 @@ A section is a question; its cells are runs. Sections share runs: the point of a
 recipe itself trains once. `ORDER` is the order of all runs, and every prefix of it is a study.
 
 Sections that choose (`tuned`, `published`) do so by the development splits, so their cells follow
-from the rows so far.
+from the rows so far. `suspects` are changes of the recipes: people choose by them what to try next.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +15,7 @@ from typing import Any
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS
 from studies.quality.recipes import METHODS, RECIPES, cell, grid
+from studies.quality.suspects import SUSPECTS
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -24,7 +25,9 @@ FIVE_SEEDS = (*MAIN, "neuclip")
 REST = tuple(method for method in METHODS if method not in MAIN)
 TWO_SEEDS = tuple(method for method in METHODS if method not in FIVE_SEEDS)
 ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
-SECTIONS = ("untuned", "tuned", "memory", "published")
+SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch")
+"""The methods whose recipes have suspects."""
+SECTIONS = ("untuned", "tuned", "memory", "published", "suspects")
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,12 @@ class Line:
         section: `untuned`: the recipes; `tuned`: each method's grid at seed 0, and its best point
             at other seeds; `memory`: steps of more pairs than the memory holds (64), by
             accumulation; `published`: a search over the settings of `neuclip` at seed 0, and its
-            best at other seeds.
+            best at other seeds; `suspects`: the recipes with one change each.
         data: name of the data set.
         batch: pairs in a step.
         methods: in order.
         seeds: in order; all methods at the first seed come first.
+        rate: factor on the learning rates of the recipes (`memory`).
     """
 
     section: str
@@ -47,12 +51,14 @@ class Line:
     batch: int
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
+    rate: float = 1.0
 
 
 ORDER = (
     # 1. The recipes at batch 64: all methods on the smallest data, then the main ones on all data.
     Line("untuned", "emoji", 64, METHODS, (0,)),
     Line("untuned", "icons", 64, MAIN, (0,)),
+    Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, FIVE_SEEDS, (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
@@ -60,6 +66,7 @@ ORDER = (
     Line("memory", "emoji", 256, ACCUMULATED, (0,)),
     Line("memory", "icons", 256, ACCUMULATED, (0,)),
     Line("memory", "emoji", 1024, ACCUMULATED, (0,)),
+    Line("memory", "emoji", 1024, ACCUMULATED, (0,), rate=0.5),
     # 3. The same small grid for every method, on emoji.
     Line("tuned", "emoji", 64, METHODS, (0,)),
     # 4. Larger batches, the other methods on icons, more seeds.
@@ -69,6 +76,8 @@ ORDER = (
     Line("untuned", "glyphs", 64, FIVE_SEEDS, (1, 2)),
     Line("untuned", "icons", 64, MAIN, (2,)),
     Line("tuned", "emoji", 64, METHODS, (1,)),
+    Line("suspects", "emoji", 64, SUSPECTED, (1, 2)),
+    Line("suspects", "icons", 64, SUSPECTED, (0,)),
     # 5. The published form on icons, where n / B is large.
     Line("published", "icons", 64, ("neuclip",), (0,)),
     Line("published", "icons", 64, ("neuclip",), (1, 2)),
@@ -86,6 +95,7 @@ ORDER = (
     Line("untuned", "icons", 32, MAIN, (0,)),
     Line("untuned", "glyphs", 256, MAIN, (0, 1)),
     Line("memory", "icons", 1024, ACCUMULATED, (0,)),
+    Line("memory", "icons", 1024, ACCUMULATED, (0,), rate=0.5),
     Line("tuned", "icons", 64, METHODS, (0,)),
     Line("tuned", "icons", 64, METHODS, (1,)),
     Line("tuned", "icons", 64, FIVE_SEEDS, (2, 3, 4)),
@@ -93,8 +103,10 @@ ORDER = (
     Line("published", "icons", 256, ("neuclip",), (1, 2)),
     Line("memory", "emoji", 256, ACCUMULATED, (1, 2, 3, 4)),
     Line("memory", "emoji", 1024, ACCUMULATED, (1, 2, 3, 4)),
+    Line("memory", "emoji", 1024, ACCUMULATED, (1, 2, 3, 4), rate=0.5),
     Line("memory", "icons", 256, ACCUMULATED, (1, 2, 3, 4)),
     Line("memory", "icons", 1024, ACCUMULATED, (1, 2, 3, 4)),
+    Line("memory", "icons", 1024, ACCUMULATED, (1, 2, 3, 4), rate=0.5),
     *(
         Line("untuned", data, batch, methods, seeds)
         for batch, data, (methods, seeds) in product(
@@ -130,7 +142,7 @@ class Part:
     Attributes:
         cells: its runs.
         judged: those that the test splits judge: all of `untuned` and `memory`; of a search, what
-            it chose, at all seeds.
+            it chose, at all seeds; none of `suspects`.
         decided: whether `cells` are all.
     """
 
@@ -161,7 +173,8 @@ def part(section: str, data: str, rows: Rows, order: Sequence[Line] = ORDER) -> 
                 found = [chosen(line, method, rows) for method in line.methods]
                 decided = decided and None not in found
                 mine = [replace(each, seed=seed) for seed in line.seeds for each in found if each]
-            judged |= {each.name: each for each in mine}
+            if line.section not in UNJUDGED:
+                judged |= {each.name: each for each in mine}
     return Part(list(cells.values()), list(judged.values()), decided)
 
 
@@ -191,7 +204,8 @@ def _untuned(line: Line, rows: Rows) -> Iterator[Cell]:
 def _memory(line: Line, rows: Rows) -> Iterator[Cell]:
     accum = line.batch // BATCH
     for seed, method in product(line.seeds, line.methods):
-        yield cell(RECIPES[method], line.data, batch=BATCH, accum=accum, seed=seed)
+        recipe = replace(RECIPES[method], lr=line.rate * RECIPES[method].lr)
+        yield cell(recipe, line.data, batch=BATCH, accum=accum, seed=seed)
 
 
 def _searched(line: Line, rows: Rows) -> Iterator[Cell]:
@@ -203,13 +217,22 @@ def _searched(line: Line, rows: Rows) -> Iterator[Cell]:
             yield replace(found, seed=seed)
 
 
+def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
+    mine = [suspect for suspect in SUSPECTS if suspect.method in line.methods]
+    for seed, suspect in product(line.seeds, mine):
+        yield suspect.cell(line.data, seed)
+
+
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "untuned": _untuned,
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,
+    "suspects": _suspects,
 }
 SEARCHES = ("tuned", "published")
+UNJUDGED = ("suspects",)
+"""Sections that people choose by, on the development splits alone."""
 
 
 def chosen(line: Line, method: str, rows: Rows) -> Cell | None:

@@ -31,14 +31,14 @@ class Recipe:
         method: its name in the catalogue.
         lr: the peak learning rate at batch 64.
         key: the setting that rules the temperature: `rho`, or `temperature` at the start.
-        value: of that setting.
+        value: of that setting, a number or `auto`.
         others: settings that differ from the catalogue's defaults.
     """
 
     method: str
     lr: float
     key: str
-    value: float
+    value: float | str
     others: Mapping[str, Any]
 
     @property
@@ -49,7 +49,8 @@ class Recipe:
     @property
     def note(self) -> str:
         """What distinguishes the recipe from the method's others, in names of cells."""
-        return f"lr{self.lr:g}-{self.key}{self.value:g}"
+        value = self.value if isinstance(self.value, str) else f"{self.value:g}"
+        return f"lr{self.lr:g}-{self.key}{value}"
 
 
 def _rho(method: str, lr: float, value: float, **others: object) -> Recipe:

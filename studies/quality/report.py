@@ -9,11 +9,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from studies.quality.cell import BATCH
-from studies.quality.compare import Difference, Scores, best_other, difference
+from studies.quality.compare import Scores, accuracy, best_other, difference, in_points
 from studies.quality.datasets import DATA_SETS, DataSet
-from studies.quality.plan import ACCUMULATED, ORDER, Rows, part
-from studies.quality.recipes import METHODS
+from studies.quality.plan import ACCUMULATED, ORDER, SECTIONS, UNJUDGED, Rows, part
+from studies.quality.recipes import METHODS, RECIPES
 from studies.quality.rows import DEVELOPMENT, TEST, results_file
+from studies.quality.suspects_report import SUSPECTS_TITLE, suspects_table
 from studies.shared.tables import markdown, number, percent, save_figure, write_between
 
 Row = Mapping[str, Any]
@@ -58,6 +59,8 @@ def tables(rows: Rows, tested: Rows) -> str:
         table = section_table(section, rows, tested)
         if table:
             parts.append(f"### {title}\n\n{table}")
+    if table := suspects_table(rows):
+        parts.append(f"### {SUSPECTS_TITLE}\n\n{table}")
     return "\n\n".join([*parts, missing(rows, tested)])
 
 
@@ -90,7 +93,7 @@ def dates(rows: Rows) -> str:
 def section_table(section: str, rows: Rows, tested: Rows) -> str:
     """Accuracy on the test splits: data sets by methods, with the difference to the best other.
 
-    Cells of a section at several batches are methods of their own: `openclip, 256`.
+    Cells of a section at several batches or rates are methods of their own: `openclip, 256`.
     """
     body: list[Sequence[str]] = []
     for data in DATA_SETS.values():
@@ -119,12 +122,15 @@ def judged(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str, l
 
 
 def _title(section: str, row: Row) -> str:
-    pairs = row["batch"] * row["accum"]
-    return f"`{row['label']}`" + (f", {pairs:,}" if section in {"memory", "published"} else "")
+    title = f"`{row['label']}`"
+    if section in {"memory", "published"}:
+        title += f", {row['batch'] * row['accum']:,}"
+    rate = row["lr"] / RECIPES[row["label"]].lr
+    return f"{title}, {rate:g} of the rate" if section == "memory" and rate != 1 else title
 
 
-def _place(row: Row) -> tuple[int, int, int]:
-    return METHODS.index(row["label"]), row["batch"] * row["accum"], row["seed"]
+def _place(row: Row) -> tuple[int, int, float, int]:
+    return METHODS.index(row["label"]), row["batch"] * row["accum"], -row["lr"], row["seed"]
 
 
 def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[Sequence[str]]:
@@ -166,33 +172,21 @@ def _against(method: str, scores: Mapping[str, Scores]) -> str:
     return "-" if found is None else f"{in_points(found)} ({other})"
 
 
-def in_points(found: Difference) -> str:
-    """A difference in points of percent: `+1.2 ± 0.8`, or without an interval at one seed."""
-    text = f"{100 * found.value:+.1f}"
-    if found.half is None:
-        return text
-    text = f"{text} ± {100 * found.half:.1f}"
-    return f"**{text}**" if found.clear else text
-
-
-def accuracy(row: Row, split: str) -> float:
-    """The last top-1 on a split."""
-    return [each["acc1"] for each in row["evaluations"] if each["split"] == split][-1]
-
-
 def missing(rows: Rows, tested: Rows) -> str:
     """What the plan has and the rows have not, by section and data set."""
     lines = []
-    for section in SETTINGS:
+    for section in SECTIONS:
         for data in sorted({line.data for line in ORDER if line.section == section}):
             found = part(section, data, rows)
             trained = sum(cell.name in rows for cell in found.cells)
             on_test = sum(cell.name in tested for cell in found.judged)
             if trained < len(found.cells) or on_test < len(found.judged) or not found.decided:
                 more = "" if found.decided else ", and what its search decides"
+                judged = f"{on_test} of {len(found.judged)} judged on the test splits"
+                judged = "for choosing alone" if section in UNJUDGED else judged
                 lines.append(
                     f"- {section}, {data}: {trained} of {len(found.cells)} runs trained{more}; "
-                    f"{on_test} of {len(found.judged)} judged on the test splits"
+                    f"{judged}"
                 )
     return "Not complete:\n\n" + "\n".join(lines) if lines else "The plan is complete."
 
@@ -228,12 +222,17 @@ def accuracy_over_batch(rows: Rows, tested: Rows) -> Figure | None:
 
 
 def accuracy_over_seconds(rows: Rows, tested: Rows) -> Figure | None:
-    """A memory of 64 pairs: steps of 64, 256 and 1,024 pairs over the processor time of a run."""
+    """A memory of 64 pairs: steps of 64, 256 and 1,024 pairs over the processor time of a run.
+
+    At the rates of the recipes; the table also has the others.
+    """
     lines: Lines = {}
     for data in DATA_SETS:
         recipes = [cell for cell in part("untuned", data, rows).judged if cell.batch == BATCH]
         cells = [*recipes, *part("memory", data, rows).judged]
-        known = [cell for cell in cells if cell.name in tested]
+        known = [
+            cell for cell in cells if cell.name in tested and cell.lr == RECIPES[cell.label].lr
+        ]
         for method, mine in _by(known, lambda cell: cell.label).items():
             points = [
                 (

@@ -151,7 +151,8 @@ def title(line: Line) -> str:
     seeds = ", ".join(map(str, line.seeds))
     count = len(line.methods)
     methods = f"{count} methods" if count > 1 else line.methods[0]
-    return f"{line.section}, {line.data}, batch {line.batch}, {methods}, seeds {seeds}"
+    rate = "" if line.rate == 1 else f", {line.rate:g} of the rate"
+    return f"{line.section}, {line.data}, batch {line.batch}{rate}, {methods}, seeds {seeds}"
 
 
 def state(row: Mapping[str, Any] | None) -> str:

@@ -22,10 +22,15 @@ from neuclip.training.training_data import read_index
 
 ANCHORS = 4096
 ROWS = 256
+_EXCLUDED = -1e30
+"""The logit of the positive. Minus infinity times its weight of 0 would be NaN."""
 
 
 def training_error(folder: Path, epoch: int | None = None) -> dict[str, float]:
     """MSE, MAE and bias of the method's log-normalizers and of the mini-batch estimates.
+
+    Also the temperature, and the mean divergence of the softmax over negatives from uniform
+    (`divergence`, in nats): at the stationary point of the learned temperature it is rho.
 
     Args:
         folder: of the run.
@@ -57,7 +62,8 @@ def error_of(
     scales = torch.full((2, len(chosen)), scale, dtype=torch.float64)
     if isinstance(loss, IndividualContrastiveLoss):
         scales = 1 / loss.temperature.read(ids[chosen])
-    exact = exact_of(features, chosen, scales, loss.epsilon)
+    log_g, divergence = softmax_of(features, chosen, scales)
+    exact = log_plus(log_g, loss.epsilon)
     predicted, minibatch = [], []
     for rows, own_scales in zip(chosen.split(batch), scales.split(batch, 1), strict=True):
         own = features[:, rows]
@@ -65,7 +71,7 @@ def error_of(
         if loss.predicts_log_normalizers:
             scale_tensor = torch.tensor(scale)
             predicted.append(loss.predict_log_normalizers(*own, scale_tensor, ids[rows]))
-    found = {"anchors": float(len(chosen))}
+    found = {"anchors": float(len(chosen)), "divergence": round(float(divergence.mean()), 5)}
     found |= summary("minibatch_", torch.cat(minibatch, 1) - exact)
     return found | (summary("", torch.cat(predicted, 1) - exact) if predicted else {})
 
@@ -94,19 +100,36 @@ def exact_of(features: Tensor, anchors: Tensor, scale: float | Tensor, epsilon: 
         scale: 1 / temperature, for all anchors or for each one: [2, anchors].
         epsilon: stabiliser.
     """
+    return log_plus(softmax_of(features, anchors, scale)[0], epsilon)
+
+
+def softmax_of(features: Tensor, anchors: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax of anchors over all candidates except the positive, in two numbers an anchor.
+
+    Args:
+        features: images, texts: [2, n, d].
+        anchors: positions of the anchors.
+        scale: 1 / temperature, for all anchors or for each one: [2, anchors].
+
+    Returns:
+        log g, and the KL divergence of the softmax from the uniform distribution, in nats: [2,
+        anchors] each, float64.
+    """
     count = features.shape[1]
     scales = torch.as_tensor(scale, dtype=torch.float64).expand(2, len(anchors))
     positive = (features[0, anchors] * features[1, anchors]).double().sum(-1) * scales
-    sides = []
+    log_count = torch.tensor(float(count - 1)).double().log()
+    sums, divergences = [], []
     for side in (0, 1):
-        pieces = []
         for rows, own in zip(anchors.split(ROWS), scales[side].split(ROWS), strict=True):
             logits = (features[side, rows] @ features[1 - side].T).double() * own[:, None]
-            logits[torch.arange(len(rows)), rows] = -torch.inf
-            pieces.append(torch.logsumexp(logits, 1))
-        sides.append(torch.cat(pieces))
-    log_g = torch.stack(sides) - positive - torch.tensor(float(count - 1)).double().log()
-    return log_plus(log_g, epsilon)
+            logits[torch.arange(len(rows)), rows] = _EXCLUDED
+            log_sum = torch.logsumexp(logits, 1)
+            mean = ((logits - log_sum[:, None]).exp_() * logits).sum(1)
+            sums.append(log_sum)
+            divergences.append(mean - log_sum + log_count)
+    log_sum = torch.cat(sums).view(2, -1)
+    return log_sum - positive - log_count, torch.cat(divergences).view(2, -1)
 
 
 def summary(prefix: str, error: Tensor) -> dict[str, float]:

@@ -115,6 +115,22 @@ def test_larger_steps_stand_beside_the_step_that_the_memory_holds():
     assert list(drawn["openclip"].get_ydata()) == pytest.approx([35.0, 65.0])
 
 
+def test_steps_at_other_rates_are_methods_of_their_own():
+    rows, tested = made()
+    cells = part("memory", "emoji", rows).cells
+    both = [each for each in cells if (each.label, each.accum, each.seed) == ("openclip", 16, 0)]
+    assert len(both) == 2
+    for each, acc1 in zip(both, (0.1, 0.5), strict=True):
+        rows[each.name] = row_of(each)
+        tested[each.name] = judged_row_of(each, acc1)
+    table = tables(rows, tested).split("### A memory of 64 pairs")[1]
+    assert "| emoji | `openclip`, 1,024 | 1 | 10.0 | -40.0 (`openclip`, 1,024, 0.5 of" in table
+    assert "| emoji | `openclip`, 1,024, 0.5 of the rate | 1 | 50.0 | +" in table
+    figure = accuracy_over_seconds(rows, tested)
+    drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert list(drawn["openclip"].get_ydata()) == pytest.approx([35.0, 15.0])
+
+
 def test_figures_over_batch_and_ratio():
     rows, tested = made()
     assert accuracy_over_batch(rows, tested) is None  # one batch is no line

@@ -47,6 +47,8 @@ def test_a_cell_is_trained_and_judged(glyphs_dir, tmp_path, capsys):
     assert row["cell"] == cell.name
     assert [each["split"] for each in row["evaluations"]] == GLYPHS.split_names("development")
     assert row["errors"][0]["mse"] > 0
+    assert row["errors"][0]["divergence"] > 0
+    assert row["sections"] == {}
     assert row["cpu_seconds"] > 0
     assert row["pairs"] == DataFolder.open(GLYPHS, glyphs_dir).pairs
     assert not list((out / "cells").iterdir())
@@ -122,6 +124,12 @@ def test_test_splits_stay_unread_while_a_row_is_missing(judge):
         judge.run(lines=0)
     with pytest.raises(UserError, match=r"section memory on glyphs.*another part"):
         judge.run(section="memory")
+
+
+def test_suspects_are_for_choosing_and_judged_by_no_test_split(judge):
+    with pytest.raises(UserError, match=r"suspects is for choosing.*judge what is chosen"):
+        judge.run(section="suspects")
+    assert not (judge.out / TEST).exists()
 
 
 @pytest.mark.parametrize(

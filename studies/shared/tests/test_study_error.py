@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from studies.shared.error import error_of, exact_of, training_error
+from studies.shared.error import error_of, exact_of, softmax_of, training_error
 from torch.nn.functional import normalize
 
 from neuclip.catalogue.create import create_loss
@@ -21,6 +21,32 @@ def test_exact_normalizers_equal_a_double_loop():
             others = [math.exp(7 * float(similarity[j] - own)) for j in range(6) if j != i]
             expected = math.log(1e-3 + sum(others) / 5)
             assert float(found[side, column]) == pytest.approx(expected)
+
+
+def test_the_divergence_of_the_softmax_equals_a_double_loop():
+    features = normalize(torch.randn(2, 6, 4, dtype=torch.float64), dim=-1)
+    _, found = softmax_of(features, torch.tensor([4, 1]), 7.0)
+    for side in (0, 1):
+        for column, i in enumerate((4, 1)):
+            similarity = features[side, i] @ features[1 - side].T
+            weights = [math.exp(7 * float(similarity[j])) for j in range(6) if j != i]
+            shares = [weight / sum(weights) for weight in weights]
+            expected = sum(share * math.log(share * 5) for share in shares)
+            assert float(found[side, column]) == pytest.approx(expected)
+    assert float(softmax_of(features, torch.tensor([0]), 0.0)[1].abs().max()) < 1e-12
+
+
+def test_the_divergence_is_rho_less_the_gradient_by_the_temperature():
+    """Of tau (log g + rho), with exact normalizers: where it vanishes, rho fixes the divergence."""
+    features = normalize(torch.randn(2, 40, 4, dtype=torch.float64), dim=-1)
+    anchors, step = torch.arange(40), 1e-5
+
+    def objective(tau: float) -> torch.Tensor:
+        return tau * (softmax_of(features, anchors, 1 / tau)[0] + 3.0)
+
+    slope = (objective(0.1 + step) - objective(0.1 - step)) / (2 * step)
+    divergence = softmax_of(features, anchors, 10.0)[1]
+    assert torch.allclose(3.0 - slope, divergence, atol=1e-6)
 
 
 def test_the_batch_normalizer_has_the_error_of_the_batch():

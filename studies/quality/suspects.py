@@ -1,0 +1,151 @@
+"""The suspects: one change each to a recipe, where a better normalizer may win or lose.
+
+The README has what was expected of each, written before it ran. They choose on the development
+splits; no test split judges them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from studies.quality.cell import BATCH, Cell
+from studies.quality.datasets import DATA_SETS, GLYPHS, DataSet
+from studies.quality.recipes import RECIPES, Recipe, cell
+
+Value = object
+"""Of a setting; a function of the data set where it follows from the data."""
+Section = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A recipe with one change.
+
+    Attributes:
+        change: in words, for tables.
+        recipe: with the change, if it is one of the recipe's own settings.
+        label: distinguishes its cells from those of the recipe; empty: the recipe's note does.
+        settings: of the method, changed.
+        sections: settings of other sections, changed.
+    """
+
+    change: str
+    recipe: Recipe
+    label: str
+    settings: Mapping[str, Value]
+    sections: Mapping[str, Section]
+
+    @property
+    def method(self) -> str:
+        """The method whose recipe it changes."""
+        return self.recipe.method
+
+    def cell(self, data: str, seed: int = 0) -> Cell:
+        """The run on a data set, at batch 64."""
+        found = cell(self.recipe, data, batch=BATCH, seed=seed)
+        about = DATA_SETS[data]
+        changed = {
+            key: value(about) if callable(value) else value for key, value in self.settings.items()
+        }
+        return replace(
+            found,
+            note="-".join(filter(None, (found.note, self.label))),
+            method={**found.method, **changed},
+            sections=self.sections,
+        )
+
+
+POOL = RECIPES["neuclip_pool"]
+MASK: Section = {"false_negatives": "mask"}
+CONCEPTS: Section = {**MASK, "label_key": "concept"}
+TOKENS: Section = {"token_weight": 1.0}
+
+
+def _suspect(
+    change: str,
+    label: str = "",
+    recipe: Recipe = POOL,
+    sections: Mapping[str, Section] | None = None,
+    **settings: Value,
+) -> Suspect:
+    return Suspect(change, recipe, label, settings, sections or {})
+
+
+def _rho(value: float | str) -> Recipe:
+    return replace(POOL, value=value)
+
+
+def _temperature(value: float) -> Recipe:
+    return replace(POOL, key="temperature", value=value)
+
+
+def _of_data(share: float) -> Callable[[DataSet], int]:
+    """Embeddings: a share of the training pairs."""
+    return lambda data: round(share * data.about)
+
+
+def _passes(share: float) -> Callable[[DataSet], float]:
+    """Passes: a share of the run."""
+    return lambda data: share * data.passes
+
+
+AS_ON_GLYPHS = {"pool_size": 8192 / GLYPHS.about, "gradient_size": 2048 / GLYPHS.about}
+"""The pool and the gradient's part of it, as shares of the glyphs, on which they were chosen."""
+
+SUSPECTS = (
+    # The effective number of negatives follows from rho: n_eff = m exp(-rho).
+    _suspect("rho 5", recipe=_rho(5.0)),
+    _suspect("rho 3.5", recipe=_rho(3.5)),
+    _suspect("rho 2", recipe=_rho(2.0)),
+    _suspect(
+        "temperature by InfoNCE", "infonce", _temperature(0.07), name="pool_infonce_temperature"
+    ),
+    _suspect(
+        "constant temperature 0.03", "constant", _temperature(0.03),
+        name="pool_constant_temperature",
+    ),
+    # Pairs that are no negatives.
+    _suspect("equal concepts masked", "mask-concept", sections={"data": CONCEPTS}),
+    _suspect("equal captions masked", "mask", sections={"data": MASK}),
+    _suspect("GloFND 5e-4", "glofnd0.0005", glofnd_alpha=5e-4),
+    _suspect("equal concepts masked", "mask-concept", RECIPES["openclip"], {"data": CONCEPTS}),
+    _suspect("equal captions masked", "mask", RECIPES["openclip"], {"data": MASK}),
+    _suspect("equal captions masked", "mask", RECIPES["rgcl_batch"], {"data": MASK}),
+    # The weight of the batch estimate.
+    _suspect("gamma 0.7", "gamma0.7", gamma=0.7),
+    _suspect("gamma 0.2", "gamma0.2", gamma=0.2),
+    _suspect("gamma falls over half of the run", "gamma-half", gamma_decay_epochs=_passes(0.5)),
+    _suspect("gamma 0.4 once the pool is full", "gamma-constant", gamma_schedule="constant"),
+    _suspect("gamma 0.4 from the first step", "gamma-final", gamma_schedule="final"),
+    # The pool, and the part of it that carries the gradient.
+    _suspect("pool of 32 batches", "pool32", pool_size=32 * BATCH),
+    _suspect("pool of 64 batches", "pool64", pool_size=64 * BATCH),
+    _suspect("gradient of 8 batches", "gradient8", gradient_size=8 * BATCH),
+    _suspect("gradient of 128 batches", "gradient128", gradient_size=128 * BATCH),
+    _suspect(
+        "pool and gradient as shares of the data, as on glyphs", "glyph-shares",
+        **{key: _of_data(share) for key, share in AS_ON_GLYPHS.items()},
+    ),
+    # Prototypes as further negatives.
+    _suspect("union", "union", gradient="union"),
+    _suspect(
+        "union, rho 3.5, equal captions masked", "union-mask", _rho(3.5), {"data": MASK},
+        gradient="union",
+    ),
+    # Mixing by each anchor's variance; embeddings by momentum towers.
+    _suspect("gamma by each anchor's variance", "variance-gamma", name="pool_variance_gamma"),
+    _suspect("momentum towers fill the pool", "momentum0.995", name="pool_momentum"),
+    # The words of the captions.
+    _suspect("token weight 1", "tokens", sections={"supervision": TOKENS}),
+    _suspect("token weight 1", "tokens", RECIPES["openclip"], {"supervision": TOKENS}),
+    # What is expected to fail.
+    _suspect(
+        "constant temperature 0.07", "constant", _temperature(0.07),
+        name="pool_constant_temperature",
+    ),
+    _suspect(
+        "rho auto, measured in 50 steps", recipe=_rho("auto"),
+        sections={"optim": {"warm_start_steps": 50}}, gamma_schedule="cosine",
+    ),
+)  # fmt: skip
+"""In the order in which they run."""

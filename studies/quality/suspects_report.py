@@ -1,0 +1,93 @@
+"""The table of the suspects: development splits, and what became of the normalizer."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from studies.quality.cell import BATCH, Cell
+from studies.quality.compare import Scores, accuracy, difference, in_points
+from studies.quality.datasets import DATA_SETS, DataSet
+from studies.quality.plan import ORDER, SUSPECTED
+from studies.quality.recipes import RECIPES, cell
+from studies.quality.suspects import SUSPECTS
+from studies.shared.tables import markdown, number, percent
+
+Row = Mapping[str, Any]
+SUSPECTS_TITLE = "Suspects: recipes with one change each, on the development splits, batch 64"
+HEADER = (
+    "data", "method", "change", "seeds", "unseen style or vendor", "to the recipe",
+    "unseen concept or emoji", "to the recipe", "temperature", "n_eff", "error",
+)  # fmt: skip
+
+
+def suspects_table(rows: Mapping[str, Row]) -> str:
+    """Suspects that have run, below the recipes that they change; empty if none has.
+
+    The differences are at common seeds. Temperature, n_eff and error are those at the end. The
+    error is the MSE of the log-normalizers over all training pairs, over that of the batch's.
+
+    Args:
+        rows: the development rows by cell.
+    """
+    body: list[Sequence[str]] = []
+    for data in DATA_SETS.values():
+        for method in SUSPECTED:
+            body += _of_method(data, method, rows)
+    return markdown(HEADER, body)
+
+
+def n_eff(row: Row) -> float | None:
+    """The effective number of negatives among all training pairs, (n - 1) exp(-KL).
+
+    KL is the mean divergence of the softmax over negatives from uniform. None if it was not
+    measured.
+    """
+    divergence = row["errors"][-1].get("divergence") if row.get("errors") else None
+    return None if divergence is None else (row["pairs"] - 1) * math.exp(-divergence)
+
+
+def _of_method(data: DataSet, method: str, rows: Mapping[str, Row]) -> Iterator[Sequence[str]]:
+    """The lines of a method on a data set: the recipe, then its suspects."""
+    lines = [line for line in ORDER if (line.section, line.data) == ("suspects", data.name)]
+    seeds = sorted({seed for line in lines for seed in line.seeds if method in line.methods})
+    suspects = [
+        (suspect.change, [suspect.cell(data.name, seed) for seed in seeds])
+        for suspect in SUSPECTS
+        if suspect.method == method
+    ]
+    found = [(change, mine) for change, cells in suspects if (mine := _known(cells, rows))]
+    if not found:
+        return
+    recipe = _known([cell(RECIPES[method], data.name, batch=BATCH, seed=s) for s in seeds], rows)
+    splits = data.split_names("development")
+    base = {split: _scores(recipe, split) for split in splits}
+    for change, mine in [("none: the recipe", recipe), *found]:
+        trained = [row for row in mine if not row.get("failed")]
+        failed = len(mine) - len(trained)
+        columns: list[str] = []
+        for split in splits:
+            scores = _scores(mine, split)
+            against = None if mine is recipe else difference(scores, base[split])
+            columns.append(percent(scores.values()))
+            columns.append("-" if against is None else in_points(against))
+        yield (
+            data.name, f"`{method}`", change,
+            str(len(trained)) + (f" ({failed} failed)" if failed else ""),
+            *columns,
+            number((row["errors"][-1]["temperature"] for row in trained), "{:.4f}"),
+            number((n_eff(row) for row in trained), "{:.0f}"),
+            number((_error(row) for row in trained), "{:.3f}"),
+        )  # fmt: skip
+
+
+def _known(cells: Sequence[Cell], rows: Mapping[str, Row]) -> list[Row]:
+    return [rows[each.name] for each in cells if each.name in rows]
+
+
+def _scores(rows: Sequence[Row], split: str) -> Scores:
+    return {row["seed"]: accuracy(row, split) for row in rows if not row.get("failed")}
+
+
+def _error(row: Row) -> float | None:
+    end = row["errors"][-1]
+    return end["mse"] / end["minibatch_mse"] if "mse" in end else None

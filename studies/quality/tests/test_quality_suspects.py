@@ -1,0 +1,172 @@
+"""The suspects: one change each to a recipe, in cells whose earlier forms stay as they are."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from quality_rows import row_of, rows_of
+from studies.quality.cell import Cell
+from studies.quality.plan import ORDER, Line, cells_of, part, plan
+from studies.quality.recipes import RECIPES, cell
+from studies.quality.report import tables
+from studies.quality.suspects import SUSPECTS
+from studies.quality.suspects_report import n_eff, suspects_table
+from studies.quality.variants import register_variants
+
+from neuclip.catalogue import registry
+from neuclip.config.resolve import resolve
+from neuclip.config.run_config import RunConfig
+from neuclip.config.validation import validate
+
+EMOJI = Line("suspects", "emoji", 64, ("neuclip_pool",), (0,))
+
+
+@pytest.fixture
+def _registered():
+    before = dict(registry._table)
+    register_variants()
+    yield
+    registry._table.clear()
+    registry._table.update(before)
+
+
+def config(found: Cell) -> RunConfig:
+    return found.config(Path("train"), [Path("a"), Path("b")], Path("logs"), 11_545)
+
+
+EARLIER = """{"data_set": "emoji", "model": "icon-small", "label": "neuclip_pool",
+ "note": "lr0.001-rho6.5", "method": {"name": "neuclip_pool", "gamma": 0.4, "rho": 6.5},
+ "lr": 0.001, "batch": 64, "accum": 1, "passes": 8, "evaluated_every": 2, "seed": 0,
+ "precision": "fp32"}"""
+"""The cell of a row that was written before cells had sections."""
+
+SETTINGS = {
+    "name": "emoji_neuclip_pool_lr0.001-rho6.5_b64_s0", "seed": 0, "resume": "auto",
+    "device": "cpu",
+    "method": {"name": "neuclip_pool", "gamma": 0.4, "rho": 6.5},
+    "model": {"name": "icon-small", "precision": "fp32"},
+    "data": {"train_data": "train", "batch_size": 64, "accum_freq": 1, "workers": 0},
+    "optim": {
+        "epochs": 8, "lr": 1e-3, "warmup": 200, "wd": 0.1, "lr_tau": 1e-3,
+        "lr_tau_scheduler": "const",
+    },
+    "evaluation": {"val_data": "a::b", "val_frequency": 2},
+    "output": {
+        "logs": "logs", "save_frequency": 0, "save_every_steps": 500, "keep_step_checkpoints": 1,
+        "log_every_n_steps": 36,
+    },
+}  # fmt: skip
+"""What it trained with."""
+
+
+def test_cells_of_earlier_rows_train_with_the_same_settings():
+    earlier = json.loads(EARLIER)
+    found = Cell(**earlier)
+    assert found == cell(RECIPES["neuclip_pool"], "emoji")
+    assert asdict(found) == {**earlier, "sections": {}}
+    assert config(found) == validate(SETTINGS, found.name)
+
+
+def test_only_suspects_change_other_sections():
+    for line in ORDER:
+        for found in cells_of(line, {}):
+            assert not found.sections or line.section == "suspects"
+
+
+def test_sections_are_laid_over_the_cells_own_and_survive_a_row():
+    found = next(s for s in SUSPECTS if s.label == "mask-concept").cell("emoji")
+    assert Cell(**json.loads(json.dumps(asdict(found)))) == found
+    data = config(found).data
+    assert (data.false_negatives, data.label_key, data.batch_size) == ("mask", "concept", 64)
+
+
+def test_the_first_suspects_come_after_the_recipes_on_emoji_and_icons():
+    cells = plan({})
+    assert {each.data_set for each in cells[10:14]} == {"icons"}
+    mine = cells[14 : 14 + len(SUSPECTS)]
+    assert mine == [suspect.cell("emoji") for suspect in SUSPECTS]
+    later = part("suspects", "emoji", {}).cells
+    assert {each.seed for each in later} == {0, 1, 2}
+    assert {each.seed for each in part("suspects", "icons", {}).cells} == {0}
+
+
+@pytest.mark.usefixtures("_registered")
+@pytest.mark.parametrize("data", ["emoji", "icons"])
+def test_every_suspect_changes_its_recipe_and_has_valid_settings(data):
+    for suspect in SUSPECTS:
+        recipe = config(cell(RECIPES[suspect.method], data)).model_dump()
+        found = suspect.cell(data)
+        settings = resolve(config(found), 1).model_dump()
+        before = resolve(config(cell(RECIPES[suspect.method], data)), 1).model_dump()
+        changed = {
+            (section, key)
+            for section in ("method", "data", "optim", "supervision", "model", "evaluation")
+            for key in settings[section]
+            if settings[section][key] != before[section].get(key)
+        }
+        assert changed, suspect.change
+        assert {section for section, _ in changed} <= {"method", *found.sections}
+        assert recipe["optim"]["lr"] == settings["optim"]["lr"]
+
+
+def test_rhos_are_points_of_the_grid_and_train_once():
+    grid = {each.name for each in cells_of(Line("tuned", "emoji", 64, ("neuclip_pool",), (0,)), {})}
+    mine = {each.name for each in cells_of(EMOJI, {})}
+    assert {f"emoji_neuclip_pool_lr0.001-rho{rho}_b64_s0" for rho in ("5", "3.5")} <= grid & mine
+
+
+def test_sizes_and_lengths_follow_the_data():
+    by_label = {suspect.label: suspect for suspect in SUSPECTS}
+    shares = [by_label["glyph-shares"].cell(data).method for data in ("emoji", "icons")]
+    assert [each["pool_size"] for each in shares] == [2355, 28467]
+    assert [each["gradient_size"] for each in shares] == [589, 7117]
+    half = [by_label["gamma-half"].cell(data).method for data in ("emoji", "icons")]
+    assert [each["gamma_decay_epochs"] for each in half] == [4, 1]
+
+
+def test_half_of_the_rate_at_1024_pairs_for_all_three_methods():
+    for data in ("emoji", "icons"):
+        cells = [each for each in part("memory", data, {}).cells if each.accum == 16]
+        found = {(each.label, each.seed, config(each).optim.lr) for each in cells}
+        for method, rate in (("openclip", 8e-3), ("fastclip_v3", 4e-3), ("neuclip_pool", 4e-3)):
+            rates = sorted({lr for label, _, lr in found if label == method})
+            assert rates == pytest.approx([rate / 2, rate])
+        assert len(cells) == len(found) == 3 * 5 * 2
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def test_the_table_has_differences_to_the_recipe_and_the_end_of_the_normalizer():
+    recipe = [cell(RECIPES["neuclip_pool"], "emoji", seed=seed) for seed in (0, 1)]
+    gamma = next(suspect for suspect in SUSPECTS if suspect.label == "gamma0.2")
+    rows = rows_of(recipe, 0.25)
+    assert suspects_table(rows) == ""
+    end = {
+        "mse": 1.5, "mae": 1.0, "bias": -0.5, "minibatch_mse": 9.0, "temperature": 0.0329,
+        "divergence": 6.5,
+    }  # fmt: skip
+    rows = {name: {**row, "errors": [{**end, "divergence": 5.0}]} for name, row in rows.items()}
+    mine = gamma.cell("emoji", 0)
+    rows[mine.name] = row_of(mine, 0.3, errors=[end])
+    table = suspects_table(rows)
+    assert (
+        "| emoji | `neuclip_pool` | none: the recipe | 2 | 25.0 ± 0.0 | - | 25.0 ± 0.0 | - "
+        "| 0.0329 ± 0.0000 | 78 ± 0 | 0.167 ± 0.000 |" in table
+    )
+    assert (
+        "| emoji | `neuclip_pool` | gamma 0.2 | 1 | 30.0 | +5.0 | 30.0 | +5.0 "
+        "| 0.0329 | 17 | 0.167 |" in table
+    )
+    assert "### Suspects: " in tables(rows, {})
+    assert f"- suspects, emoji: 1 of {3 * len(SUSPECTS)} runs trained; for choosing" in tables(
+        rows, {}
+    )
+    failed = {**rows, mine.name: {**rows[mine.name], "failed": "not finite"}}
+    assert "| gamma 0.2 | 0 (1 failed) | - | - | - | - | - | - | - |" in suspects_table(failed)
+
+
+def test_rows_without_a_divergence_have_no_effective_number():
+    (row,) = rows_of([cell(RECIPES["neuclip_pool"], "emoji")]).values()
+    assert n_eff(row) is None

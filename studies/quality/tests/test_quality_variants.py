@@ -1,0 +1,121 @@
+"""The variants of the pool, against what they are made of."""
+
+import math
+
+import pytest
+import torch
+from studies.quality.suspects import SUSPECTS
+from studies.quality.variants import VARIANTS, register_variants
+from torch.nn.functional import normalize
+
+from neuclip.catalogue import registry
+from neuclip.catalogue.create import create_loss
+
+SCALE, BATCH, WIDTH = 12.0, 8, 6
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    """The catalogue of this process is as before after each test."""
+    before = dict(registry._table)
+    register_variants()
+    yield
+    registry._table.clear()
+    registry._table.update(before)
+
+
+def made(name: str, **settings):
+    settings = {"pool_size": 24, "gamma": 0.4, "gamma_schedule": "constant", "rho": 5.0, **settings}
+    return create_loss(name, embed_dim=WIDTH, total_steps=40, steps_per_epoch=5, **settings)
+
+
+def batches(count: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        normalize(torch.randn(2, BATCH, WIDTH, generator=generator), dim=-1) for _ in range(count)
+    ]
+
+
+def gradients(loss, features, ids, **others) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """By the embeddings and by 1 / temperature, and the value."""
+    given, scale = features.clone().requires_grad_(), torch.tensor(SCALE, requires_grad=True)
+    value = loss(*given, scale, sample_ids=ids, **others)
+    value.backward()
+    by_scale = torch.zeros(()) if scale.grad is None else scale.grad
+    return given.grad, by_scale, float(value.detach())
+
+
+def last_step(name: str, seen: int = 4, **settings):
+    """The gradients of the last of some steps, and the loss."""
+    loss, found = made(name, **settings), None
+    for step, features in enumerate(batches(seen)):
+        ids = torch.arange(BATCH) + step * BATCH
+        keys = {"key_features": features.flip(-1)} if name == "pool_momentum" else {}
+        found = gradients(loss, features, ids, **keys)
+    return *found, loss
+
+
+def test_suspects_need_these_variants():
+    named = {str(suspect.settings["name"]) for suspect in SUSPECTS if "name" in suspect.settings}
+    assert named == set(VARIANTS)
+
+
+def test_a_constant_temperature_has_no_gradient_and_the_towers_that_of_the_pool():
+    pool, variant = last_step("neuclip_pool"), last_step("pool_constant_temperature")
+    assert torch.equal(pool[0], variant[0])
+    assert (float(pool[1]) != 0, float(variant[1])) == (True, 0)
+    assert not variant[-1].learns_temperature
+    assert pool[2] - variant[2] == pytest.approx(5 / SCALE, abs=1e-5)  # rho tau
+
+
+def test_the_temperature_learns_by_infonce_and_the_towers_by_the_pool():
+    pool, variant = last_step("neuclip_pool"), last_step("pool_infonce_temperature")
+    infonce = create_loss("openclip", embed_dim=WIDTH)
+    own = gradients(infonce, batches(4)[-1], torch.arange(BATCH))
+    assert torch.equal(pool[0], variant[0])
+    assert float(variant[1]) == pytest.approx(float(own[1]))
+    assert pool[2] - variant[2] == pytest.approx(5 / SCALE, abs=1e-5)
+
+
+def test_keys_fill_the_pool_and_the_batch_estimate_is_the_towers():
+    *_, loss = last_step("pool_momentum")
+    held = loss.normalizer.ring.slots
+    keys = torch.cat([features.flip(-1) for features in batches(4)[-3:]], 1).flip(0)
+    assert torch.equal(held.sort(1).values, keys.to(held.dtype).sort(1).values)
+    assert loss.key_momentum == 0.995
+    first = made("pool_momentum"), made("neuclip_pool")
+    features, ids = batches(1)[0], torch.arange(BATCH)
+    one = gradients(first[0], features, ids, key_features=features.flip(-1))
+    assert torch.equal(one[0], gradients(first[1], features, ids)[0])  # the pool is empty
+
+
+def test_gamma_follows_each_anchors_variance_in_a_naive_loop():
+    """The mixture of the last step, from the pool of the three batches before it, in float64."""
+    *_, loss = last_step("pool_variance_gamma")
+    before, last = torch.cat(batches(4)[:3], 1).double(), batches(4)[3].double()
+    normalizers, gammas = [], []
+    for side in (0, 1):
+        for i in range(BATCH):
+            own = float(last[0, i] @ last[1, i])
+            pool = [math.exp(SCALE * (float(last[side, i] @ e) - own)) for e in before[1 - side]]
+            batch = [
+                math.exp(SCALE * (float(last[side, i] @ last[1 - side, j]) - own))
+                for j in range(BATCH) if j != i
+            ]  # fmt: skip
+            shares = [each / sum(pool) for each in pool]
+            variance = (len(pool) * sum(p * p for p in shares) - 1) / (BATCH - 1)
+            gamma = 0.4 + 0.6 / (1 + variance)
+            gammas.append(gamma)
+            mixed = (1 - gamma) * sum(pool) / len(pool) + gamma * sum(batch) / len(batch)
+            normalizers.append(math.log(mixed))
+    metrics = loss.metrics()
+    assert metrics["gamma"] == pytest.approx(sum(gammas) / len(gammas), rel=1e-5)
+    assert metrics["log_normalizer"] == pytest.approx(sum(normalizers) / 16, abs=1e-5)
+    assert 0.4 < min(gammas) < max(gammas) < 1
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradients_stay_finite_through_the_schedule(name):
+    found = last_step(name, seen=12, gamma_schedule="cosine")
+    assert torch.isfinite(found[0]).all()
+    assert math.isfinite(found[2])

@@ -1,0 +1,109 @@
+"""Variants of `neuclip_pool` that suspects need, for runs of one process, as the study's are."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss, Objective
+from neuclip.method.losses.infonce import InfoNCELoss
+from neuclip.method.normalizers.global_batch import GlobalBatch
+from neuclip.method.normalizers.pool import PoolNormalizer
+from neuclip.method.normalizers.prototype_network import NetworkOutput
+from neuclip.method.notation import Anchors, Pairs
+from studies.shared.pool_variants import MakeLoss, register_pool_variant
+
+
+class ConstantTemperature(GlobalContrastiveLoss):
+    """The temperature stays where it starts; rho has no effect."""
+
+    def __init__(self, embed_dim: int, normalizer: PoolNormalizer, objective: Objective) -> None:
+        super().__init__(embed_dim, normalizer, replace(objective, rho=0.0))
+        self.learns_temperature = False
+
+
+class InfoNCETemperature(GlobalContrastiveLoss):
+    """The temperature learns by InfoNCE over the batch, the towers by the pool's objective.
+
+    The towers see the learned temperature as a constant, and InfoNCE sees the embeddings as
+    constants. Rho has no effect. The value is that of the pool's objective.
+    """
+
+    def __init__(self, embed_dim: int, normalizer: PoolNormalizer, objective: Objective) -> None:
+        super().__init__(embed_dim, normalizer, replace(objective, rho=0.0))
+        self._infonce = InfoNCELoss(embed_dim)
+
+    def pair_loss(self, pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor | None) -> Tensor:
+        loss = super().pair_loss(pairs, logit_scale.detach(), logit_bias)
+        constant = replace(pairs, features=pairs.features.detach(), candidates=None)
+        infonce = self._infonce.pair_loss(constant, logit_scale, None)
+        return loss + infonce - infonce.detach()
+
+
+class MomentumPool(PoolNormalizer):
+    """The pool holds embeddings by momentum towers; the batch's own are the towers', as ever."""
+
+    def estimate(self, anchors: Anchors) -> Tensor:
+        keys = anchors.pairs.keys
+        assert keys is not None
+        self._keys = keys
+        return super().estimate(anchors)
+
+    def _push(self, batch: GlobalBatch) -> None:
+        self.ring.enter(self._keys.flip(0), batch.sample_ids, batch.groups)
+
+
+class MomentumLoss(GlobalContrastiveLoss):
+    """Asks the trainer for keys, with the momentum of `moco`."""
+
+    key_momentum = 0.995
+
+
+class VarianceGamma(PoolNormalizer):
+    """Gamma by the variance of each anchor's batch estimate, between gamma and 1.
+
+    With p the softmax of anchor i over the pool of m, the mean over B - 1 random negatives has the
+    relative variance
+
+        v_i = (m sum_k p_ik^2 - 1) / (B - 1)
+
+    and the anchor mixes with gamma_i = gamma + (1 - gamma) / (1 + v_i): an anchor whose batch
+    estimate is good uses it, one with few hard negatives uses the pool, and no weight exceeds
+    1 / gamma. The 1 stands for the variance of a prediction by stale embeddings: a factor of e.
+    """
+
+    def _read(self, batch: GlobalBatch) -> NetworkOutput:
+        output = super()._read(batch)
+        weights = output.weights * output.norm
+        relative = self.ring.filled * weights.square().sum(-1) - 1
+        self._trust = 1 / (1 + relative.clamp_min(0) / (batch.features.shape[1] - 1))
+        return output
+
+    def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Tensor:
+        if gamma >= 1:
+            self._gamma = predicted.new_ones(())
+            return batch.detach()
+        own = (gamma + (1 - gamma) * self._trust).to(predicted.dtype)
+        self._gamma = own.mean()
+        return torch.logaddexp(predicted + torch.log1p(-own), batch.detach() + own.log())
+
+    def metrics(self) -> dict[str, Tensor | float]:
+        """As the pool's, with the mean of the anchors' own gamma."""
+        found = super().metrics()
+        return {**found, "gamma": self._gamma} if found else found
+
+
+VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
+    "pool_constant_temperature": (PoolNormalizer, ConstantTemperature),
+    "pool_infonce_temperature": (PoolNormalizer, InfoNCETemperature),
+    "pool_momentum": (MomentumPool, MomentumLoss),
+    "pool_variance_gamma": (VarianceGamma, GlobalContrastiveLoss),
+}
+"""Normalizer and loss of each variant, by method name."""
+
+
+def register_variants() -> None:
+    """Adds the variants to the catalogue of this process."""
+    for name, parts in VARIANTS.items():
+        register_pool_variant(name, *parts)
