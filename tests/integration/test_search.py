@@ -117,6 +117,8 @@ def test_a_typed_name_finds_its_glyph(page, names, tmp_path):
     browser.wait(
         page, "[...document.querySelectorAll('.hit img')].slice(0, 5).every(e => e.naturalWidth)"
     )
+    drawn = "[...document.querySelectorAll('.hit img')].slice(0, 5).map(e => e.className)"
+    assert set(page.execute_script(f"return {drawn}")) == {"tiny"}  # pixels of 32 are shown
     page.save_screenshot(str(tmp_path / "search.png"))
     assert (tmp_path / "search.png").stat().st_size > 10_000
     assert f"images nearest to “{asked[-1]}”" in browser.texts(page, "#state")[0]
