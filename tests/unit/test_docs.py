@@ -14,10 +14,18 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SRC = ROOT / "src" / "neuclip"
 PAGES = sorted(DOCS.rglob("*.md"))
-TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
+TEXTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "examples" / "icon_search" / "README.md",
+    *PAGES,
+]
 
 # Files that a run, an export or a user's data have, written as paths in the pages.
-ELSEWHERE = re.compile(r"^(checkpoints|eval_results|logs|datasets|smoke|first|demo)/|[<*{ ]|\.\.\.")
+ELSEWHERE = re.compile(
+    r"^(checkpoints|eval_results|logs|datasets|smoke|first|demo|out)/|[<*{ ]|\.\.\."
+)
 
 
 def script(name):
@@ -117,7 +125,8 @@ def test_named_files_exist(page):
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=page_id)
-def test_training_commands_parse(page):
+def test_training_commands_parse(page, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where the commands with files of the repository are typed
     for words in commands(text_of(page)):
         if words[:2] in (["neuclip", "train"], ["neuclip", "finetune"]):
             parse_train(words[2:], words[1])
