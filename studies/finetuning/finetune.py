@@ -2,10 +2,10 @@
 
     neuclip data icons packages --out icons                  # see docs/data.md
     neuclip data emoji packages --out emoji
-    python studies/finetuning/finetune.py start --icons icons --out study
-    python studies/finetuning/finetune.py run --icons icons --emoji emoji --out study
-    python studies/finetuning/finetune.py blend --icons icons --emoji emoji --out study
-    python studies/finetuning/finetune.py report
+    python -m studies.finetuning.finetune start --icons icons --out study
+    python -m studies.finetuning.finetune run --icons icons --emoji emoji --out study
+    python -m studies.finetuning.finetune blend --icons icons --emoji emoji --out study
+    python -m studies.finetuning.finetune report
 
 `start` trains the starting weights. `run` can be killed at any time and goes on where it stopped.
 Each finished run adds a line to `study/results.jsonl`: accuracies on the development splits, on the
@@ -28,7 +28,7 @@ from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
-from cells import EPOCHS, Cell, is_blended, plan
+from studies.finetuning.cells import EPOCHS, Cell, is_blended, plan
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -67,7 +67,7 @@ def main() -> None:
     elif args.command == "blend":
         blend(args)
     else:
-        from tables import blend_table, tables
+        from studies.finetuning.tables import blend_table, tables
 
         print(tables(read_rows(args.results / RUNS)))
         print(blend_table(read_lines(args.results / BLENDS)))

@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cells import RATE, has_rho, plan, stages
+from studies.finetuning.cells import RATE, has_rho, plan, stages
+from studies.shared.compare import difference, in_points
 
 Row = Mapping[str, Any]
 
@@ -34,7 +35,56 @@ def tables(rows: Mapping[str, Row]) -> str:
         found.append(_table(title, ran, keys, "development"))
     tested = [row for row in rows.values() if _plain(row)]
     found.append(_table("Test splits", tested, ("pairs", "duplicates", "method", "mask"), "test"))
+    found += [_against_infonce(tested), _masked(tested)]
     return "\n\n".join(filter(None, found))
+
+
+def _against_infonce(rows: Sequence[Row]) -> str:
+    """Each method without mask less `openclip`, at equal pairs, duplicates and seeds."""
+    runs = _by_method([row for row in rows if not row["mask"]])
+    others = {method: mine for method, mine in runs.items() if method != "openclip"}
+    compared = {method: (mine, runs.get("openclip", [])) for method, mine in others.items()}
+    return _differences("Less openclip, paired runs", compared)
+
+
+def _masked(rows: Sequence[Row]) -> str:
+    """Each method with the mask less the same without, at equal pairs, duplicates and seeds."""
+    shared = [row for row in rows if row["duplicates"]]
+    masked = _by_method([row for row in shared if row["mask"]])
+    without = _by_method([row for row in shared if not row["mask"]])
+    compared = {method: (mine, without.get(method, [])) for method, mine in masked.items()}
+    return _differences("Mask less no mask, paired runs", compared)
+
+
+def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row["method"]].append(row)
+    return found
+
+
+def _differences(title: str, compared: Mapping[str, tuple[list[Row], list[Row]]]) -> str:
+    """Mean differences in points with 95 % intervals, of the mean over the emoji, and of icons."""
+    lines = []
+    for method, sides in sorted(compared.items()):
+        found = [
+            difference(*({_pair_of(row): _mean(row, part) for row in side} for side in sides))
+            for part in ("development", "test", "known")
+        ]
+        if found[0] is not None:
+            cells = [method, str(found[0].seeds), *(in_points(each) for each in found if each)]
+            lines.append(f"| {' | '.join(cells)} |")
+    head = ["| method | pairs of runs | development | test | icons |", "| --- " * 5 + "|"]
+    return "\n".join([f"## {title}", "", *head, *lines]) if lines else ""
+
+
+def _pair_of(row: Row) -> tuple[int, int, int]:
+    """What two compared runs share."""
+    return row["pairs"], row["duplicates"], row["seed"]
+
+
+def _mean(row: Row, part: str) -> float:
+    return statistics.mean(row[part].values())
 
 
 def _plain(row: Row) -> bool:

@@ -9,12 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from studies.quality.cell import BATCH
-from studies.quality.compare import Scores, accuracy, best_other, difference, in_points
+from studies.quality.compare import accuracy, best_other
 from studies.quality.datasets import DATA_SETS, DataSet
 from studies.quality.plan import ACCUMULATED, ORDER, SECTIONS, UNJUDGED, Rows, part
 from studies.quality.recipes import METHODS, RECIPES
 from studies.quality.rows import DEVELOPMENT, TEST, results_file
 from studies.quality.suspects_report import SUSPECTS_TITLE, suspects_table
+from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent, save_figure, write_between
 
 Row = Mapping[str, Any]

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from studies.quality.cell import BATCH, Cell
-from studies.quality.compare import Scores, accuracy, difference, in_points
+from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
 from studies.quality.plan import ORDER, SUSPECTED
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.suspects import SUSPECTS
+from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent
 
 Row = Mapping[str, Any]

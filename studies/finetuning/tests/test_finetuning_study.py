@@ -7,9 +7,9 @@ import tarfile
 from dataclasses import asdict, replace
 
 import pytest
-from cells import EPOCHS, RATE, Cell, plan, stages
-from finetune import accuracies, mixes, read_rows, write_pairs
-from tables import blend_table, tables
+from studies.finetuning.cells import EPOCHS, RATE, Cell, plan, stages
+from studies.finetuning.finetune import accuracies, mixes, read_rows, write_pairs
+from studies.finetuning.tables import blend_table, tables
 
 from neuclip.cli.terminal import print_mixes
 from neuclip.evaluation.blend_choice import Mix
@@ -108,3 +108,17 @@ def shard(path, concepts: int) -> None:
                 member = tarfile.TarInfo(f"{number:09d}.{ending}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+
+
+def test_differences_are_of_equal_pairs_duplicates_and_seeds():
+    base = Cell("methods", "openclip", 1_000, 90, lr=RATE)
+    pool = replace(base, method="neuclip_pool", rho="auto", warm=32)
+    figures = [
+        (base, 0.1), (replace(base, seed=1), 0.2), (replace(base, seed=2), 0.9),
+        (pool, 0.2), (replace(pool, seed=1), 0.4), (replace(pool, mask=True), 0.5),
+    ]  # fmt: skip
+    said = tables({cell.name: row(cell, *figure) for cell, *figure in figures})
+    infonce, mask = said.split("## Less openclip")[1].split("## Mask less")
+    # Student's t with one degree of freedom: 15 +- 12.706 * 7.071 / sqrt(2).
+    assert "| neuclip_pool | 2 | +15.0 ± 63.5 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in infonce
+    assert "| neuclip_pool | 1 | +30.0 | +0.0 | +0.0 |" in mask

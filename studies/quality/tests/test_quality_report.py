@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from quality_rows import judged_row_of, row_of, rows_of
-from studies.quality.compare import QUANTILES, best_other, difference
+from studies.quality.compare import best_other
 from studies.quality.plan import part
 from studies.quality.report import (
     NOTHING,
@@ -20,6 +20,7 @@ from studies.quality.report import (
     tables,
 )
 from studies.quality.rows import DEVELOPMENT, TEST, results_file
+from studies.shared.compare import QUANTILES, difference
 from studies.shared.tables import between_markers
 
 METHODS = ("neuclip_pool", "rgcl_batch", "openclip")

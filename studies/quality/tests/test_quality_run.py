@@ -38,8 +38,8 @@ def lines(path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_cell_is_trained_and_judged(glyphs_dir, tmp_path, capsys):
-    data, out = ["--glyphs", str(glyphs_dir)], tmp_path / "study"
+def test_a_cell_is_trained_and_judged(demo_dir, tmp_path, capsys):
+    data, out = ["--glyphs", str(demo_dir)], tmp_path / "study"
     final = ["final", *data, "--out", str(out), "--section", "untuned", "--data-set", "glyphs"]
     assert run_module.main(["run", *data, "--out", str(out), "--limit", "1"]) == 0
     (row,) = lines(out / DEVELOPMENT)
@@ -50,7 +50,7 @@ def test_a_cell_is_trained_and_judged(glyphs_dir, tmp_path, capsys):
     assert row["errors"][0]["divergence"] > 0
     assert row["sections"] == {}
     assert row["cpu_seconds"] > 0
-    assert row["pairs"] == DataFolder.open(GLYPHS, glyphs_dir).pairs
+    assert row["pairs"] == DataFolder.open(GLYPHS, demo_dir).pairs
     assert not list((out / "cells").iterdir())
 
     assert run_module.main(final) == 1
@@ -61,7 +61,7 @@ def test_a_cell_is_trained_and_judged(glyphs_dir, tmp_path, capsys):
     (judged,) = lines(out / TEST)
     assert (judged["cell"], judged["weights"]) == (cell.name, row["weights"])
     assert [each["split"] for each in judged["evaluations"]] == GLYPHS.split_names("test")
-    again = evaluate_weights(cell, weights_of(out, cell), [glyphs_dir / "unseen_face_development"])
+    again = evaluate_weights(cell, weights_of(out, cell), [demo_dir / "unseen_face_development"])
     assert again[0]["acc1"] == row["evaluations"][0]["acc1"]
     assert again[0]["mean_recall@1"] == row["evaluations"][0]["mean_recall@1"]
 
@@ -75,11 +75,11 @@ def test_a_cell_is_trained_and_judged(glyphs_dir, tmp_path, capsys):
 
 
 @pytest.fixture
-def judge(glyphs_dir, tmp_path, monkeypatch):
+def judge(demo_dir, tmp_path, monkeypatch):
     """Judges made rows of both cells whose weights are empty files; `5ha` is their digest."""
     out = tmp_path / "study"
     (out / "weights").mkdir(parents=True)
-    folder = DataFolder.open(GLYPHS, glyphs_dir)
+    folder = DataFolder.open(GLYPHS, demo_dir)
     cells = [cell for line in ORDER for cell in cells_of(line, {})]
     rows = rows_of(cells)
     for cell in cells:
@@ -159,22 +159,22 @@ def test_weights_that_are_gone_or_judged_before_as_others_are_refused(judge):
         judge.run()
 
 
-def test_folders_that_are_not_the_data_are_refused(glyphs_dir, first_glyphs_dir, tmp_path, capsys):
+def test_folders_that_are_not_the_data_are_refused(demo_dir, first_demo_dir, tmp_path, capsys):
     with pytest.raises(UserError, match=r"--emoji .*pairs.json is missing.*neuclip data emoji"):
-        DataFolder.open(EMOJI, glyphs_dir)
+        DataFolder.open(EMOJI, demo_dir)
     with pytest.raises(UserError, match=r"without unseen_face_development, .*neuclip data demo"):
-        DataFolder.open(GLYPHS, first_glyphs_dir)
+        DataFolder.open(GLYPHS, first_demo_dir)
     assert run_module.main(["run", "--out", str(tmp_path)]) == 1
     assert "give at least one of --glyphs DIR" in capsys.readouterr().err
     words = ["final", "--out", str(tmp_path), "--section", "untuned", "--data-set", "emoji"]
-    assert run_module.main([*words, "--glyphs", str(glyphs_dir)]) == 1
+    assert run_module.main([*words, "--glyphs", str(demo_dir)]) == 1
     assert "--data-set emoji needs --emoji DIR" in capsys.readouterr().err
 
 
-def test_the_first_study_refuses_todays_glyphs(glyphs_dir, first_glyphs_dir):
-    assert data_digest(first_glyphs_dir)
+def test_the_first_study_refuses_todays_glyphs(demo_dir, first_demo_dir):
+    assert data_digest(first_demo_dir)
     with pytest.raises(UserError, match="without the split unseen_face"):
-        data_digest(glyphs_dir)
+        data_digest(demo_dir)
 
 
 def test_a_run_stops_if_the_code_changes_under_it(monkeypatch, tmp_path):
