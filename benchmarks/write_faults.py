@@ -92,7 +92,7 @@ COMMANDS = {
     "data inspect": Command(
         "data inspect {given}/data/train --out {work}/page.html --max-samples 50"
     ),
-    "data demo": Command("data demo {work}/demo"),
+    "data demo": Command("data demo --out {work}/demo"),
     "search": Command(
         f"search {_RUN} --images {{given}}/data/unseen_face_test --workers 0 --device cpu --port 0"
         " --embeddings {work}/features"
