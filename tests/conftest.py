@@ -3,12 +3,7 @@ import os
 import sys
 
 import pytest
-import torch
 from huggingface_hub import close_session, constants
-
-from neuclip.data.demo.build import tiny_demo
-
-torch.set_num_threads(1)  # several test processes share few cores, and one thread is exact
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
@@ -58,14 +53,6 @@ def _no_waiting_for_the_disk():
     flush, os.fsync = os.fsync, os.fstat
     yield
     os.fsync = flush
-
-
-@pytest.fixture(scope="session")
-def demo_dir(tmp_path_factory):
-    """A small embedded data set: some hundred pairs, all five splits. Do not write into it."""
-    out = tmp_path_factory.mktemp("demo") / "demo"
-    tiny_demo(out, characters=64, seed=0)
-    return out
 
 
 @pytest.fixture(scope="session")

@@ -13,18 +13,16 @@ takes days of one core; every prefix of it is useful.
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from neuclip.errors import UserError
 from studies.default.data import data_digest
 from studies.default.plan import Cell, plan
 from studies.default.rows import results_file
 from studies.shared.cell_process import Stopwatch, records, run_cell, train_run
-from studies.shared.runner import Runner, Study, add_runner_flags
+from studies.shared.runner import Runner, Study, add_runner_flags, exit_code
 
 HERE = Path(__file__).parent
 MODULE = "studies.default.run"
@@ -83,23 +81,21 @@ def show_plan(args: argparse.Namespace) -> None:
 
 def main() -> int:
     args = arguments()
-    try:
-        if args.command == "run":
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-            runner(args).run()
-        elif args.command == "cell":
-            run_cell(args.spec, measure)
-        elif args.command == "plan":
-            show_plan(args)
-        else:
-            from studies.default.report import write_report
+    commands = {
+        "run": lambda: runner(args).run(),
+        "cell": lambda: run_cell(args.spec, measure),
+        "plan": lambda: show_plan(args),
+        "report": lambda: show_report(args),
+    }
+    return exit_code(commands[args.command], stoppable=args.command == "run")
 
-            rows = results_file(args.results, any_code=True).read()
-            write_report(rows, args.document, args.figures, args.page)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+def show_report(args: argparse.Namespace) -> None:
+    """Prints or writes the tables, and draws the figures."""
+    from studies.default.report import write_report
+
+    rows = results_file(args.results, any_code=True).read()
+    write_report(rows, args.document, args.figures, args.page)
 
 
 if __name__ == "__main__":

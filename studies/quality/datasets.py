@@ -1,4 +1,4 @@
-"""The data sets of the study: what each trains, for how long, and on which splits it is judged."""
+"""The data sets of the study: what each trains, for how long, and its splits."""
 
 import hashlib
 import json

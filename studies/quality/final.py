@@ -16,7 +16,7 @@ from neuclip.errors import UserError
 from studies.quality.cell import Cell
 from studies.quality.datasets import DATA_SETS, DataFolder
 from studies.quality.measure import evaluate_weights, weights_digest
-from studies.quality.plan import ORDER, UNJUDGED, part
+from studies.quality.plan import CHOOSING_ONLY, ORDER, part
 from studies.quality.rows import DEVELOPMENT, TEST, present_code, results_file, weights_of
 from studies.shared.cell_process import facts
 from studies.shared.folder_lock import lock
@@ -25,7 +25,7 @@ from studies.shared.runner import say
 
 @dataclass(frozen=True)
 class FinalPart:
-    """A part of the plan that the test splits judge.
+    """A part of the plan that is evaluated on the test splits.
 
     Attributes:
         section: name of the section.
@@ -44,21 +44,21 @@ class FinalPart:
         """The part in words."""
         return f"section {self.section} on {self.folder.data.name}"
 
-    def judged(self, rows: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
+    def evaluated(self, rows: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
         """The cells to evaluate.
 
         Args:
             rows: the development rows by cell.
 
         Raises:
-            UserError: the plan has no such part, its development rows are incomplete, or no test
-                split judges it.
+            UserError: the plan has no such part, its development rows are incomplete, or the
+                section is for choosing.
         """
-        if self.section in UNJUDGED:
+        if self.section in CHOOSING_ONLY:
             raise UserError(
                 f"section {self.section} is for choosing, which its development rows are enough "
-                "for (the command `report`): the test splits judge what is chosen, as a recipe or "
-                "a grid of another section"
+                "for (the command `report`): the test splits are for what is chosen, as a recipe "
+                "or a grid of another section"
             )
         data = self.folder.data.name
         found = part(self.section, data, rows, ORDER[: self.lines])
@@ -73,10 +73,10 @@ class FinalPart:
             raise UserError(
                 f"{self.title}: {len(missing)} of {len(found.cells)} development rows are missing "
                 f"in {self.out / DEVELOPMENT} (the first: {missing[0]}), so its test splits stay "
-                f"unread: train them with `run --section {self.section} --{data} DIR`, or judge "
+                f"unread: train them with `run --section {self.section} --{data} DIR`, or evaluate "
                 "the first lines of the plan only, with --lines"
             )
-        return found.judged
+        return found.evaluated
 
 
 def final(args: argparse.Namespace, folders: Mapping[str, DataFolder]) -> None:
@@ -98,18 +98,18 @@ def final(args: argparse.Namespace, folders: Mapping[str, DataFolder]) -> None:
     which = FinalPart(args.section, folder, args.out, lines)
     rows = results_file(args.out / DEVELOPMENT, code, folders, args.same_code).read()
     tested = results_file(args.out / TEST, code, folders, args.same_code)
-    cells = which.judged(rows)
+    cells = which.evaluated(rows)
     with lock(args.out / "weights"):
         done = tested.read()
         check_weights(args.out, cells, rows, done)
         for cell in (cell for cell in cells if cell.name not in done):
             row = {**asdict(cell), "cell": cell.name, "data": folder.digest, **facts()}
-            tested.append({**row, **judgement(args.out, cell, rows[cell.name], folder)})
-            say(f"judged {cell.name}")
-    say(f"{which.title}: {len(cells)} runs are judged in {args.out / TEST}")
+            tested.append({**row, **metrics_on_test(args.out, cell, rows[cell.name], folder)})
+            say(f"evaluated {cell.name}")
+    say(f"{which.title}: {len(cells)} runs are evaluated in {args.out / TEST}")
 
 
-def judgement(
+def metrics_on_test(
     out: Path, cell: Cell, row: Mapping[str, Any], folder: DataFolder
 ) -> dict[str, object]:
     """The part of a test row that is measured; a run that failed has no accuracy."""

@@ -141,13 +141,13 @@ class Part:
 
     Attributes:
         cells: its runs.
-        judged: those that the test splits judge: all of `untuned` and `memory`; of a search, what
-            it chose, at all seeds; none of `suspects`.
+        evaluated: those for the test splits: all of `untuned` and `memory`; of a search, what it
+            chose, at all seeds; none of `suspects`.
         decided: whether `cells` are all.
     """
 
     cells: list[Cell]
-    judged: list[Cell]
+    evaluated: list[Cell]
     decided: bool
 
 
@@ -161,7 +161,7 @@ def part(section: str, data: str, rows: Rows, order: Sequence[Line] = ORDER) -> 
         order: the lines.
     """
     cells: dict[str, Cell] = {}
-    judged: dict[str, Cell] = {}
+    evaluated: dict[str, Cell] = {}
     decided = True
     for line in order:
         if (line.section, line.data) == (section, data):
@@ -173,9 +173,9 @@ def part(section: str, data: str, rows: Rows, order: Sequence[Line] = ORDER) -> 
                 found = [chosen(line, method, rows) for method in line.methods]
                 decided = decided and None not in found
                 mine = [replace(each, seed=seed) for seed in line.seeds for each in found if each]
-            if line.section not in UNJUDGED:
-                judged |= {each.name: each for each in mine}
-    return Part(list(cells.values()), list(judged.values()), decided)
+            if line.section not in CHOOSING_ONLY:
+                evaluated |= {each.name: each for each in mine}
+    return Part(list(cells.values()), list(evaluated.values()), decided)
 
 
 def score(row: Mapping[str, Any]) -> float:
@@ -231,7 +231,7 @@ _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "suspects": _suspects,
 }
 SEARCHES = ("tuned", "published")
-UNJUDGED = ("suspects",)
+CHOOSING_ONLY = ("suspects",)
 """Sections that people choose by, on the development splits alone."""
 
 

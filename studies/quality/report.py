@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from studies.quality.cell import BATCH
 from studies.quality.compare import accuracy, best_other
 from studies.quality.datasets import DATA_SETS, DataSet
-from studies.quality.plan import ACCUMULATED, ORDER, SECTIONS, UNJUDGED, Rows, part
+from studies.quality.plan import ACCUMULATED, CHOOSING_ONLY, ORDER, SECTIONS, Rows, part
 from studies.quality.recipes import METHODS, RECIPES
 from studies.quality.rows import DEVELOPMENT, TEST, results_file
 from studies.quality.suspects_report import SUSPECTS_TITLE, suspects_table
@@ -98,16 +98,16 @@ def section_table(section: str, rows: Rows, tested: Rows) -> str:
     """
     body: list[Sequence[str]] = []
     for data in DATA_SETS.values():
-        body += _of_data(data, judged(section, data, rows, tested))
+        body += _of_data(data, evaluated(section, data, rows, tested))
     against = "against the best other"
     first, second = "unseen style, vendor or face", "unseen concept, emoji or character"
     return markdown(("data", "method", "seeds", first, against, second, against), body)
 
 
-def judged(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str, list[Row]]:
+def evaluated(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str, list[Row]]:
     """The test rows of a section on a data set by method, in the order of methods."""
-    cells = part(section, data.name, rows).judged
-    beside = part("untuned", data.name, rows).judged
+    cells = part(section, data.name, rows).evaluated
+    beside = part("untuned", data.name, rows).evaluated
     if section == "untuned":
         cells = [cell for cell in cells if cell.batch == BATCH]
     if section == "memory":  # beside larger steps the step that the memory holds
@@ -180,14 +180,14 @@ def missing(rows: Rows, tested: Rows) -> str:
         for data in sorted({line.data for line in ORDER if line.section == section}):
             found = part(section, data, rows)
             trained = sum(cell.name in rows for cell in found.cells)
-            on_test = sum(cell.name in tested for cell in found.judged)
-            if trained < len(found.cells) or on_test < len(found.judged) or not found.decided:
+            on_test = sum(cell.name in tested for cell in found.evaluated)
+            if trained < len(found.cells) or on_test < len(found.evaluated) or not found.decided:
                 more = "" if found.decided else ", and what its search decides"
-                judged = f"{on_test} of {len(found.judged)} judged on the test splits"
-                judged = "for choosing alone" if section in UNJUDGED else judged
+                evaluated = f"{on_test} of {len(found.evaluated)} evaluated on the test splits"
+                evaluated = "for choosing alone" if section in CHOOSING_ONLY else evaluated
                 lines.append(
                     f"- {section}, {data}: {trained} of {len(found.cells)} runs trained{more}; "
-                    f"{judged}"
+                    f"{evaluated}"
                 )
     return "Not complete:\n\n" + "\n".join(lines) if lines else "The plan is complete."
 
@@ -213,7 +213,7 @@ def accuracy_over_batch(rows: Rows, tested: Rows) -> Figure | None:
     """The recipes at every batch that the memory holds: mean of both splits and over seeds."""
     lines: Lines = {}
     for data in DATA_SETS:
-        cells = [cell for cell in part("untuned", data, rows).judged if cell.name in tested]
+        cells = [cell for cell in part("untuned", data, rows).evaluated if cell.name in tested]
         for method, mine in _by(cells, lambda cell: cell.label).items():
             groups = _by(mine, lambda cell: cell.batch)
             points = [(float(b), _mean_score(tested, cells)) for b, cells in groups.items()]
@@ -229,8 +229,8 @@ def accuracy_over_seconds(rows: Rows, tested: Rows) -> Figure | None:
     """
     lines: Lines = {}
     for data in DATA_SETS:
-        recipes = [cell for cell in part("untuned", data, rows).judged if cell.batch == BATCH]
-        cells = [*recipes, *part("memory", data, rows).judged]
+        recipes = [cell for cell in part("untuned", data, rows).evaluated if cell.batch == BATCH]
+        cells = [*recipes, *part("memory", data, rows).evaluated]
         known = [
             cell for cell in cells if cell.name in tested and cell.lr == RECIPES[cell.label].lr
         ]

@@ -11,7 +11,6 @@ finished run adds a line to `study/development.jsonl` and leaves its weights in 
 """
 
 import argparse
-import signal
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -25,7 +24,7 @@ from studies.quality.plan import ORDER, SECTIONS, Line, cells_of, plan
 from studies.quality.rows import DEVELOPMENT, present_code, results_file, weights_of
 from studies.shared.cell_process import run_cell
 from studies.shared.results_file import ResultsFile
-from studies.shared.runner import Runner, Study, add_runner_flags, add_same_code
+from studies.shared.runner import Runner, Study, add_runner_flags, add_same_code, exit_code
 
 HERE = Path(__file__).parent
 MODULE = "studies.quality.run"
@@ -120,7 +119,7 @@ def measure(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"data": told["data"], **train_cell(told, folder)}
 
 
-def judge(args: argparse.Namespace) -> None:
+def evaluate(args: argparse.Namespace) -> None:
     """The command `final`."""
     from studies.quality.final import final
 
@@ -171,17 +170,10 @@ def main(words: list[str] | None = None) -> int:
         "run": lambda: runner(args).run(),
         "cell": partial(run_cell, getattr(args, "spec", None), measure),
         "plan": partial(show_plan, args),
-        "final": partial(judge, args),
+        "final": partial(evaluate, args),
         "report": partial(show_report, args),
     }
-    try:
-        if args.command == "run":
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-        commands[args.command]()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(commands[args.command], stoppable=args.command == "run")
 
 
 if __name__ == "__main__":

@@ -198,3 +198,20 @@ def available_memory() -> int | None:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def exit_code(action: Callable[[], object], *, stoppable: bool = False) -> int:
+    """Carries out a command of a study, prints its error, and returns the exit code.
+
+    Args:
+        action: the command.
+        stoppable: whether SIGTERM ends it as a keyboard's interrupt does, with the cells stopped.
+    """
+    if stoppable:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    try:
+        action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

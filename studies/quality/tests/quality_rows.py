@@ -27,7 +27,7 @@ def rows_of(cells: Iterable[Cell], acc1: float = 0.5) -> dict[str, dict]:
     return {cell.name: row_of(cell, acc1) for cell in cells}
 
 
-def judged_row_of(cell: Cell, acc1: float) -> dict:
+def row_on_test_of(cell: Cell, acc1: float) -> dict:
     """A test row: top-1 on the first split, and a tenth more on the second."""
     first, second = DATA_SETS[cell.data_set].split_names("test")
     return {

@@ -106,15 +106,15 @@ def test_a_grid_chooses_by_development_and_the_first_of_equals():
 def test_a_part_is_decided_when_its_searches_are():
     order = (TUNED, Line("tuned", "emoji", 64, ("openclip", "scent"), (1,)))
     before = part("tuned", "emoji", {}, order)
-    assert (len(before.cells), before.judged, before.decided) == (12, [], False)
+    assert (len(before.cells), before.evaluated, before.decided) == (12, [], False)
     after = part("tuned", "emoji", rows_of(before.cells), order)
     assert (len(after.cells), after.decided) == (14, True)
-    assert [(found.label, found.seed) for found in after.judged] == [
+    assert [(found.label, found.seed) for found in after.evaluated] == [
         ("openclip", 0), ("scent", 0), ("openclip", 1), ("scent", 1)
     ]  # fmt: skip
     untuned = part("untuned", "emoji", {}, ORDER[:1])
     assert untuned.decided
-    assert untuned.cells == untuned.judged
+    assert untuned.cells == untuned.evaluated
 
 
 def test_the_search_of_the_published_form_goes_on_from_the_best_of_each_stage():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from quality_rows import judged_row_of, row_of, rows_of
+from quality_rows import row_of, row_on_test_of, rows_of
 from studies.quality.compare import best_other
 from studies.quality.plan import part
 from studies.quality.report import (
@@ -37,7 +37,7 @@ def made(batch: int = 64) -> tuple[dict, dict]:
         cell for cell in part("untuned", "emoji", {}).cells
         if cell.batch == batch and cell.seed in SCORES.get(cell.label, {})
     ]  # fmt: skip
-    tested = {cell.name: judged_row_of(cell, SCORES[cell.label][cell.seed]) for cell in cells}
+    tested = {cell.name: row_on_test_of(cell, SCORES[cell.label][cell.seed]) for cell in cells}
     return rows_of(cells), tested
 
 
@@ -106,7 +106,7 @@ def test_larger_steps_stand_beside_the_step_that_the_memory_holds():
     larger = part("memory", "emoji", rows).cells[0]
     assert (larger.label, larger.accum) == ("openclip", 4)
     rows[larger.name] = row_of(larger, cpu_seconds=1500.0)
-    tested[larger.name] = judged_row_of(larger, 0.6)
+    tested[larger.name] = row_on_test_of(larger, 0.6)
     table = tables(rows, tested).split("### A memory of 64 pairs")[1]
     assert "| emoji | `openclip`, 64 | 1 | 30.0 | -30.0 (`openclip`, 256) |" in table
     assert "| emoji | `openclip`, 256 | 1 | 60.0 | +19.0" in table or "+20.0" in table
@@ -123,7 +123,7 @@ def test_steps_at_other_rates_are_methods_of_their_own():
     assert len(both) == 2
     for each, acc1 in zip(both, (0.1, 0.5), strict=True):
         rows[each.name] = row_of(each)
-        tested[each.name] = judged_row_of(each, acc1)
+        tested[each.name] = row_on_test_of(each, acc1)
     table = tables(rows, tested).split("### A memory of 64 pairs")[1]
     assert "| emoji | `openclip`, 1,024 | 1 | 10.0 | -40.0 (`openclip`, 1,024, 0.5 of" in table
     assert "| emoji | `openclip`, 1,024, 0.5 of the rate | 1 | 50.0 | +" in table

@@ -38,7 +38,7 @@ def lines(path) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_a_cell_is_trained_and_judged(demo_dir, tmp_path, capsys):
+def test_a_cell_is_trained_and_evaluated(demo_dir, tmp_path, capsys):
     data, out = ["--glyphs", str(demo_dir)], tmp_path / "study"
     final = ["final", *data, "--out", str(out), "--section", "untuned", "--data-set", "glyphs"]
     assert run_module.main(["run", *data, "--out", str(out), "--limit", "1"]) == 0
@@ -58,14 +58,14 @@ def test_a_cell_is_trained_and_judged(demo_dir, tmp_path, capsys):
     assert not (out / TEST).exists()
 
     assert run_module.main([*final, "--lines", "1"]) == 0
-    (judged,) = lines(out / TEST)
-    assert (judged["cell"], judged["weights"]) == (cell.name, row["weights"])
-    assert [each["split"] for each in judged["evaluations"]] == GLYPHS.split_names("test")
+    (evaluated,) = lines(out / TEST)
+    assert (evaluated["cell"], evaluated["weights"]) == (cell.name, row["weights"])
+    assert [each["split"] for each in evaluated["evaluations"]] == GLYPHS.split_names("test")
     again = evaluate_weights(cell, weights_of(out, cell), [demo_dir / "unseen_face_development"])
     assert again[0]["acc1"] == row["evaluations"][0]["acc1"]
     assert again[0]["mean_recall@1"] == row["evaluations"][0]["mean_recall@1"]
 
-    assert run_module.main([*final, "--lines", "1"]) == 0  # nothing is judged twice
+    assert run_module.main([*final, "--lines", "1"]) == 0  # nothing is evaluated twice
     assert len(lines(out / TEST)) == 1
     assert run_module.main(["plan", "--out", str(out)]) == 0
     assert f"done   {cell.name}" in capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_a_cell_is_trained_and_judged(demo_dir, tmp_path, capsys):
 
 
 @pytest.fixture
-def judge(demo_dir, tmp_path, monkeypatch):
+def final_run(demo_dir, tmp_path, monkeypatch):
     """Judges made rows of both cells whose weights are empty files; `5ha` is their digest."""
     out = tmp_path / "study"
     (out / "weights").mkdir(parents=True)
@@ -100,36 +100,38 @@ def judge(demo_dir, tmp_path, monkeypatch):
     return SimpleNamespace(run=run, rows=rows, cells=cells, out=out, monkeypatch=monkeypatch)
 
 
-def test_a_complete_part_is_judged_once(judge):
-    judge.run()
-    assert [row["cell"] for row in lines(judge.out / TEST)] == [cell.name for cell in judge.cells]
-    judge.run()
-    assert len(lines(judge.out / TEST)) == 2
+def test_a_complete_part_is_evaluated_once(final_run):
+    final_run.run()
+    assert [row["cell"] for row in lines(final_run.out / TEST)] == [
+        cell.name for cell in final_run.cells
+    ]
+    final_run.run()
+    assert len(lines(final_run.out / TEST)) == 2
 
 
-def test_a_failed_run_is_judged_as_failed(judge):
-    judge.rows[judge.cells[0].name] |= {"failed": "the loss is not finite", "weights": None}
-    judge.run()
-    first, second = lines(judge.out / TEST)
+def test_a_failed_run_is_evaluated_as_failed(final_run):
+    final_run.rows[final_run.cells[0].name] |= {"failed": "the loss is not finite", "weights": None}
+    final_run.run()
+    first, second = lines(final_run.out / TEST)
     assert first["failed"] == "the loss is not finite"
     assert second["evaluations"][0]["acc1"] == 0.5
 
 
-def test_test_splits_stay_unread_while_a_row_is_missing(judge):
-    del judge.rows[judge.cells[1].name]
+def test_test_splits_stay_unread_while_a_row_is_missing(final_run):
+    del final_run.rows[final_run.cells[1].name]
     with pytest.raises(UserError, match=r"1 of 2 .* are missing .*moco.* --section untuned"):
-        judge.run()
-    assert not (judge.out / TEST).exists()
+        final_run.run()
+    assert not (final_run.out / TEST).exists()
     with pytest.raises(UserError, match="first 0 lines of the plan have no section untuned"):
-        judge.run(lines=0)
+        final_run.run(lines=0)
     with pytest.raises(UserError, match=r"section memory on glyphs.*another part"):
-        judge.run(section="memory")
+        final_run.run(section="memory")
 
 
-def test_suspects_are_for_choosing_and_judged_by_no_test_split(judge):
-    with pytest.raises(UserError, match=r"suspects is for choosing.*judge what is chosen"):
-        judge.run(section="suspects")
-    assert not (judge.out / TEST).exists()
+def test_suspects_are_for_choosing_and_evaluated_by_no_test_split(final_run):
+    with pytest.raises(UserError, match=r"suspects is for choosing.*for what is chosen"):
+        final_run.run(section="suspects")
+    assert not (final_run.out / TEST).exists()
 
 
 @pytest.mark.parametrize(
@@ -141,29 +143,29 @@ def test_suspects_are_for_choosing_and_judged_by_no_test_split(judge):
         ({"weights": "0ther"}, "holds others"),
     ],
 )
-def test_rows_of_something_else_are_refused(judge, changes, message):
-    judge.rows[judge.cells[0].name] |= changes
+def test_rows_of_something_else_are_refused(final_run, changes, message):
+    final_run.rows[final_run.cells[0].name] |= changes
     with pytest.raises(UserError, match=message):
-        judge.run()
-    assert not (judge.out / TEST).exists()
+        final_run.run()
+    assert not (final_run.out / TEST).exists()
 
 
-def test_weights_that_are_gone_or_judged_before_as_others_are_refused(judge):
-    weights_of(judge.out, judge.cells[1]).unlink()
+def test_weights_that_are_gone_or_evaluated_before_as_others_are_refused(final_run):
+    weights_of(final_run.out, final_run.cells[1]).unlink()
     with pytest.raises(UserError, match=r"1 of 2 runs have other weights.*\n.*moco.* is missing"):
-        judge.run()
-    weights_of(judge.out, judge.cells[1]).touch()
-    judge.run()
-    judge.rows[judge.cells[0].name]["weights"] = "retrained"
+        final_run.run()
+    weights_of(final_run.out, final_run.cells[1]).touch()
+    final_run.run()
+    final_run.rows[final_run.cells[0].name]["weights"] = "retrained"
     with pytest.raises(UserError, match="its test row is of other weights"):
-        judge.run()
+        final_run.run()
 
 
-def test_folders_that_are_not_the_data_are_refused(demo_dir, first_demo_dir, tmp_path, capsys):
+def test_folders_that_are_not_the_data_are_refused(demo_dir, first_glyphs_dir, tmp_path, capsys):
     with pytest.raises(UserError, match=r"--emoji .*pairs.json is missing.*neuclip data emoji"):
         DataFolder.open(EMOJI, demo_dir)
     with pytest.raises(UserError, match=r"without unseen_face_development, .*neuclip data demo"):
-        DataFolder.open(GLYPHS, first_demo_dir)
+        DataFolder.open(GLYPHS, first_glyphs_dir)
     assert run_module.main(["run", "--out", str(tmp_path)]) == 1
     assert "give at least one of --glyphs DIR" in capsys.readouterr().err
     words = ["final", "--out", str(tmp_path), "--section", "untuned", "--data-set", "emoji"]
@@ -171,8 +173,8 @@ def test_folders_that_are_not_the_data_are_refused(demo_dir, first_demo_dir, tmp
     assert "--data-set emoji needs --emoji DIR" in capsys.readouterr().err
 
 
-def test_the_first_study_refuses_todays_glyphs(demo_dir, first_demo_dir):
-    assert data_digest(first_demo_dir)
+def test_the_first_study_refuses_todays_glyphs(demo_dir, first_glyphs_dir):
+    assert data_digest(first_glyphs_dir)
     with pytest.raises(UserError, match="without the split unseen_face"):
         data_digest(demo_dir)
 
