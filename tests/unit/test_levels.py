@@ -37,7 +37,7 @@ INSIDE = {
         ["work_sharing", "rank_consistency", "fsdp"],
     ],
     "data": [
-        ["distinct"],
+        ["distinct", "outlines"],
         [
             "samples",
             "order",

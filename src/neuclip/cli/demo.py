@@ -50,7 +50,9 @@ def build_data(command: DataDemo) -> int:
             progress=progress,
         )
     for split, pairs in summary.pairs.items():
-        print(f"{split:28}  {pairs:7,} pairs  {summary.classes[split]:6,} names")
+        floor = summary.floors.get(split)
+        said = "" if floor is None else f"  {floor:.1%} top-1 without learning"
+        print(f"{split:28}  {pairs:7,} pairs  {summary.classes[split]:6,} names{said}")
     print(f"in {summary.path}" + (" (already built)" if summary.reused else ""))
     return 0
 

@@ -6,6 +6,7 @@ In reading order:
 - `distinct`: deals samples to batches without duplicates;
 - `order`: the order in which an epoch visits the samples; pure functions of the seed;
 - `patterns`: expands braces in patterns;
+- `outlines`: compares drawings without colours, place and size;
 - `captions`: decodes caption files;
 - `annotations`: labels, hard negatives and pair weights of a sample;
 - `decode`: decodes images (JPEG, PNG, ...) to RGB;

@@ -3,7 +3,7 @@
 They are image-text pairs that need no download: about 54,000 from the faces that come with
 matplotlib, and more with more fonts. The folder then contains
 
-    demo.json                       seed, size, faces and counts
+    demo.json                       seed, size, faces, counts and accuracies without learning
     train/00000.tar ...             the training pairs, shuffled by the seed
     unseen_face_development/        all characters of one face that is not in `train`
     unseen_face_test/               the same of another face
@@ -27,6 +27,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from neuclip.data.demo.fonts import Face, Glyph, draw_face, find_faces
 from neuclip.data.demo.splits import (
@@ -37,6 +38,7 @@ from neuclip.data.demo.splits import (
     DemoSample,
     class_names,
     divide,
+    floors,
     random_number,
     templates,
 )
@@ -50,8 +52,8 @@ _REPLACE = "remove the folder (`neuclip data demo` does so with --overwrite)"
 _SHARD_SAMPLES = 5000
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-Counts = dict[str, dict[str, int]]
-"""The counts of each split in `demo.json`."""
+Facts = dict[str, dict[str, Any]]
+"""The counts of each split in `demo.json`, and its accuracy without learning."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class DemoSummary:
         path: the folder.
         pairs: number of samples by split.
         classes: number of distinct names by split.
+        floors: top-1 accuracy without learning, of the splits where outlines can tell.
         faces: names of the faces, including the unseen ones.
         reused: whether the folder was complete before, with the same settings.
         seconds: duration of the build in seconds.
@@ -70,6 +73,7 @@ class DemoSummary:
     path: Path
     pairs: dict[str, int]
     classes: dict[str, int]
+    floors: dict[str, float]
     faces: tuple[str, ...]
     reused: bool
     seconds: float
@@ -164,11 +168,13 @@ def _build(
         if settings.characters is not None:
             unseen = min(unseen, settings.characters // 8)
         splits = divide(glyphs, unseen, settings.seed)
-        counts = _write(out, splits, settings, report)
+        report("comparing outlines", 0, 1)
+        counts = _write(out, splits, floors(splits), settings, report)
     return DemoSummary(
         path=out,
         pairs={split: counts[split]["pairs"] for split in SPLITS},
         classes={split: counts[split]["classes"] for split in SPLITS},
+        floors={split: floor for split in SPLITS if (floor := counts[split].get("floor_top1"))},
         faces=tuple(settings.faces),
         reused=reused,
         seconds=time.perf_counter() - started,
@@ -179,8 +185,8 @@ def _is_demo(out: Path) -> bool:
     return (out / "demo.json").is_file()
 
 
-def _existing_counts(out: Path, settings: _Settings) -> Counts | None:
-    """Counts of the complete demo data in `out`; None if there are none yet."""
+def _existing_counts(out: Path, settings: _Settings) -> Facts | None:
+    """Facts of the complete demo data in `out`; None if there are none yet."""
     if not _is_demo(out):
         if out.exists() and not (out.is_dir() and not any(out.iterdir())):
             raise UserError(f"{out} exists and is not demo data: choose another folder")
@@ -222,11 +228,15 @@ def _draw_all(faces: Sequence[Face], settings: _Settings, progress: Progress) ->
 
 
 def _write(
-    out: Path, splits: dict[str, list[DemoSample]], settings: _Settings, progress: Progress
-) -> Counts:
+    out: Path,
+    splits: dict[str, list[DemoSample]],
+    floor: dict[str, float | None],
+    settings: _Settings,
+    progress: Progress,
+) -> Facts:
     pairs = sum(map(len, splits.values()))
     trained = {sample.glyph.name for sample in splits["train"]}
-    counts: Counts = {}
+    counts: Facts = {}
     shards: dict[str, int] = {}
     try:
         with folder_when_complete(out) as folder:
@@ -241,6 +251,8 @@ def _write(
                     "names_not_in_train": len(names - trained),
                     "pictures_in_train": sum(sample.picture_in_train for sample in samples),
                 }
+                if split in floor:
+                    counts[split]["floor_top1"] = floor[split]
             description = {
                 "settings": asdict(settings),
                 "unseen_faces": UNSEEN_FACES,

@@ -5,11 +5,17 @@ report (`test`). Names that share an image (Latin A, Greek Alpha) stay together.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
 from neuclip.data.demo.fonts import Glyph, names_by_shared_image
+from neuclip.data.outlines import floor_top1, outline
 
 CAPTIONS = ("{c}, {style}", "{c} in {style}", "{style} {c}", "the character {c} in {style} type")
 UNSEEN_FACES = {"development": "DejaVu Serif", "test": "DejaVu Serif Bold"}
@@ -102,6 +108,32 @@ def _unseen_names(
                 names.update(usable)
                 break
     return unseen
+
+
+def floors(splits: Mapping[str, Sequence[DemoSample]]) -> dict[str, float | None]:
+    """Top-1 accuracy without learning on each evaluation split: see `floor_top1`.
+
+    The outlines leave out place and size, so a comma and an apostrophe look alike.
+
+    Args:
+        splits: as from `divide`.
+    """
+    glyphs: list[Glyph] = []
+    members: dict[str, range] = {}
+    for split, samples in splits.items():
+        members[split] = range(len(glyphs), len(glyphs) + len(samples))
+        glyphs += (sample.glyph for sample in samples)
+    outlines = np.stack([_outline(glyph) for glyph in glyphs])
+    train = members.pop("train")
+    return {
+        split: floor_top1(own, train, outlines, lambda at: glyphs[at].name)
+        for split, own in members.items()
+    }
+
+
+def _outline(glyph: Glyph) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(glyph.png)) as image:
+        return outline(np.asarray(image.convert("RGB")), (255, 255, 255))
 
 
 def class_names(glyphs: Iterable[Glyph]) -> list[str]:

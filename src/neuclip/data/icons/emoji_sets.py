@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuclip.data.icons.held_out import floor_top1, held_out_concepts, unlike
+from neuclip.data.icons.held_out import held_out_concepts, unlike
 from neuclip.data.icons.icon_collection import COLLECTION
 from neuclip.data.icons.npm_packages import NpmPackage
 from neuclip.data.icons.pair_folder import Pair, PairSplit, chance, check_free, write_pairs
@@ -33,6 +33,7 @@ from neuclip.data.icons.picture_set import (
     licence_of,
 )
 from neuclip.data.icons.rendering import check_renderer
+from neuclip.data.outlines import floor_top1
 from neuclip.data.progress import Progress
 from neuclip.errors import UserError
 

@@ -3,8 +3,8 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from neuclip.data.icons.outlines import Outlines, nearest
 from neuclip.data.icons.pair_folder import chance
+from neuclip.data.outlines import Outlines, nearest
 
 
 def held_out_concepts(
@@ -87,32 +87,3 @@ def unlike(
     """
     best, _ = nearest(outlines[list(members)], outlines[list(train)])
     return [member for member, value in zip(members, best, strict=True) if value < limit]
-
-
-def floor_top1(
-    members: Sequence[int],
-    train: Sequence[int],
-    outlines: Outlines,
-    concept: Callable[[int], str],
-) -> float | None:
-    """Top-1 accuracy without learning: the concept of the most similar training picture.
-
-    Args:
-        members: positions of the pictures to classify, over their own concepts.
-        train: positions of the training pictures.
-        outlines: of all pictures.
-        concept: of a picture.
-
-    Returns:
-        None if no training picture shows one of the concepts.
-    """
-    classes = {concept(member) for member in members}
-    known = [at for at in train if concept(at) in classes]
-    if not known:
-        return None
-    _, place = nearest(outlines[list(members)], outlines[known])
-    right = [
-        concept(member) == concept(known[found])
-        for member, found in zip(members, place.tolist(), strict=True)
-    ]
-    return round(sum(right) / len(right), 4)

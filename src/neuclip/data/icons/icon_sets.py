@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuclip.data.icons.held_out import few_of_each, floor_top1, held_out_concepts, unlike
+from neuclip.data.icons.held_out import few_of_each, held_out_concepts, unlike
 from neuclip.data.icons.icon_collection import (
     COLLECTION,
     TAGGED,
@@ -39,6 +39,7 @@ from neuclip.data.icons.picture_set import (
 )
 from neuclip.data.icons.rendering import check_renderer
 from neuclip.data.icons.set_names import concept_of, split_words
+from neuclip.data.outlines import floor_top1
 from neuclip.data.progress import Progress
 
 TEMPLATES = (

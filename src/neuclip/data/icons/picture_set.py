@@ -7,9 +7,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from neuclip.data.icons.outlines import Outlines, distinct
 from neuclip.data.icons.pair_folder import chance
 from neuclip.data.icons.rendering import Failure, Look, Svg, draw_all
+from neuclip.data.outlines import Outlines, distinct
 from neuclip.data.progress import Progress
 
 IconSet = Mapping[str, Any]

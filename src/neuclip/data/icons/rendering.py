@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from neuclip.data.icons.outlines import SIDE, Outlines, outline
+from neuclip.data.outlines import SIDE, Outlines, outline
 from neuclip.data.progress import Progress
 from neuclip.errors import UserError
 from neuclip.interrupts import end_with_parent

@@ -246,6 +246,10 @@ def test_data_of_all_characters(five_faces_dir, faces):
         assert counts[split]["names_not_in_train"] == len(names[split] - names["train"])
         known = sum(s["png"] in pictures["train"] for s in samples)
         assert counts[split]["pictures_in_train"] == known
+    floors = {split: facts.get("floor_top1") for split, facts in counts.items()}
+    assert floors.pop("train") is None
+    assert all(0.1 < floors.pop(f"unseen_face_{part}") < 1 for part in ("development", "test"))
+    assert set(floors.values()) == {None}  # no training picture shows their names
     # Latin A and Greek Alpha share a picture: they are on the same side.
     pair = {"latin capital letter a", "greek capital letter alpha"}
     assert sum(pair <= names[split] for split in ("train", *CHARACTERS)) == 1
@@ -338,6 +342,7 @@ def test_a_build_reports_progress(tmp_path, monkeypatch, faces):
     build_demo(tmp_path / "demo", size=16, progress=lambda *step: said.append(step))
     assert [what for what, _, _ in said] == [
         *(f"drawing {face.name}" for face in few),
+        "comparing outlines",
         *(f"writing {split}" for split in SPLITS),
     ]
     assert all(0 <= done <= total for _, done, total in said)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from neuclip.data.icons.outlines import distinct, nearest, outline
+from neuclip.data.outlines import distinct, floor_top1, nearest, outline
 
 WHITE = (255, 255, 255)
 
@@ -55,3 +55,11 @@ def test_no_others():
 def test_distinct_keeps_the_first_of_each_kind():
     outlines = np.stack([drawn("disc"), drawn("disc", side=20), drawn("box"), drawn("disc")])
     assert distinct([[1, 0, 2], [3]], outlines, 0.95) == [1, 2, 3]
+
+
+def test_accuracy_without_learning():
+    names = ["disc", "box", "slice", "disc", "box", "disc"]
+    outlines = np.stack([drawn(name, side=20 + 5 * n) for n, name in enumerate(names)])
+    said = [*names[:4], "slice", "ring"]  # the second box and the third disc bear other names
+    found = [floor_top1(own, range(3), outlines, said.__getitem__) for own in ([3], [3, 4], [5])]
+    assert found == [1, 0.5, None]  # no training picture is a ring

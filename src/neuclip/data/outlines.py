@@ -1,6 +1,6 @@
 """Compares drawings by their outlines: without colours, place and size."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,35 @@ def distinct(groups: Iterable[Sequence[int]], outlines: Outlines, limit: float) 
                 chosen.append(number)
         kept += [members[number] for number in chosen]
     return sorted(kept)
+
+
+def floor_top1(
+    members: Sequence[int],
+    train: Sequence[int],
+    outlines: Outlines,
+    concept: Callable[[int], str],
+) -> float | None:
+    """Top-1 accuracy without learning: the concept of the most similar training picture.
+
+    Args:
+        members: positions of the pictures to classify, over their own concepts.
+        train: positions of the training pictures.
+        outlines: of all pictures.
+        concept: of a picture.
+
+    Returns:
+        None if no training picture shows one of the concepts.
+    """
+    classes = {concept(member) for member in members}
+    known = [at for at in train if concept(at) in classes]
+    if not known:
+        return None
+    _, place = nearest(outlines[list(members)], outlines[known])
+    right = [
+        concept(member) == concept(known[found])
+        for member, found in zip(members, place.tolist(), strict=True)
+    ]
+    return round(sum(right) / len(right), 4)
 
 
 def _unit(outlines: Outlines) -> NDArray[np.float32]:
