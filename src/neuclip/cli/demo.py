@@ -12,7 +12,7 @@ from neuclip.cli.eval import Eval, evaluate_own_splits
 from neuclip.cli.options import Switch
 from neuclip.cli.train import parse_train
 from neuclip.config.recipes import recipe_names
-from neuclip.errors import Preempted, quantity
+from neuclip.errors import Preempted, UserError, quantity
 from neuclip.run_folder import RunFolder
 
 
@@ -90,6 +90,11 @@ def demo(command: Demo) -> int:
     data, runs = command.out / "data", command.out / "runs"
     flags = train_flags(command, data, runs)
     config = parse_train(flags).config
+    if config.optim.epochs == 0:
+        raise UserError(
+            "--epochs 0 leaves nothing to evaluate: give 1 or more; `neuclip data demo` builds the "
+            "data alone"
+        )
     print(f"1/4  demo data in {data}", flush=True)
     if command.smoke:
         tiny_demo(data)

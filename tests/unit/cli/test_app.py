@@ -141,6 +141,7 @@ def test_version(capsys):
         ("methods nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
         ("demo --method nueclip", "unknown method 'nueclip'; did you mean 'neuclip'?"),
         ("demo --epochs -1", "--epochs: -1 is out of range; it must be >= 0"),
+        ("demo --epochs 0", "--epochs 0 leaves nothing to evaluate: give 1 or more"),
         ("train --lr -1", "--lr: -1 is out of range; it must be > 0"),
         ("report", "at least one run folder"),
         ("eval no-such-run --batch-size 0", "--batch-size: 0 is out of range; it must be >= 1"),
