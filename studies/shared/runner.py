@@ -211,7 +211,11 @@ def exit_code(action: Callable[[], object], *, stoppable: bool = False) -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     try:
         action()
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # the reader left (`plan | head`), and the flush at exit would fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0

@@ -2,8 +2,11 @@
 
 import argparse
 import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from studies.shared import runner as runner_module
@@ -100,3 +103,18 @@ def test_the_time_of_interrupted_runs_adds_up(tmp_path):
         time.sleep(0.05)
     assert watch.spent["seconds"] > 0.1
     assert json.loads(path.read_text()) == watch.spent
+
+
+def test_a_reader_that_leaves_ends_the_command():
+    code = (
+        "import sys; from studies.shared.runner import exit_code\n"
+        "sys.exit(exit_code(lambda: [print('a line') for _ in range(100_000)]))"
+    )
+    root = Path(__file__).parents[3]  # where the commands run
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"a line\n"
+        process.stdout.close()
+        assert process.wait(60) == 141
+        assert process.stderr.read() == b""
