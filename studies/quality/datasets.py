@@ -41,11 +41,11 @@ class DataSet:
 
 
 EMOJI = DataSet(
-    "emoji", "pairs.json", ("unseen_vendor", "unseen_emoji"), 11_500, "icon-small", 8, 2,
+    "emoji", "pairs.json", ("unseen_vendor", "unseen_emoji"), 11_500, "icon-tiny", 8, 2,
     "neuclip data emoji PACKAGES --out DIR",
 )  # fmt: skip
 ICONS = DataSet(
-    "icons", "pairs.json", ("unseen_style", "unseen_concept"), 139_000, "icon-small", 2, 1,
+    "icons", "pairs.json", ("unseen_style", "unseen_concept"), 139_000, "icon-tiny", 2, 1,
     "neuclip data icons PACKAGES --out DIR",
 )  # fmt: skip
 GLYPHS = DataSet(

@@ -56,6 +56,7 @@ class Suspect:
 
 
 POOL = RECIPES["neuclip_pool"]
+QUEUE = RECIPES["infonce_queue"]
 MASK: Section = {"false_negatives": "mask"}
 CONCEPTS: Section = {**MASK, "label_key": "concept"}
 TOKENS: Section = {"token_weight": 1.0}
@@ -82,6 +83,11 @@ def _temperature(value: float) -> Recipe:
 def _of_data(share: float) -> Callable[[DataSet], int]:
     """Embeddings: a share of the training pairs."""
     return lambda data: round(share * data.about)
+
+
+def _steps(share: float) -> Callable[[DataSet], int]:
+    """Steps: a share of the run."""
+    return lambda data: round(share * data.passes * data.about / BATCH)
 
 
 def _passes(share: float) -> Callable[[DataSet], float]:
@@ -138,6 +144,9 @@ SUSPECTS = (
     # The words of the captions.
     _suspect("token weight 1", "tokens", sections={"supervision": TOKENS}),
     _suspect("token weight 1", "tokens", RECIPES["openclip"], {"supervision": TOKENS}),
+    # The queue of InfoNCE, whose recipe collapses (added after its first run).
+    _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
+    _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
     # What is expected to fail.
     _suspect(
         "constant temperature 0.07", "constant", _temperature(0.07),

@@ -1,5 +1,6 @@
 """The plan of the study: recipes, cells, their order, and what searches choose."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from studies.quality.cell import Cell
 from studies.quality.datasets import DATA_SETS
 from studies.quality.plan import (
     FIVE_SEEDS,
+    MAIN,
     ORDER,
     START,
     Line,
@@ -62,12 +64,13 @@ def test_rates_and_warm_up_follow_the_pairs_in_a_step():
     assert (accumulated.data.batch_size, accumulated.data.accum_freq) == (64, 4)
 
 
-def test_the_order_starts_with_all_methods_on_emoji_then_the_main_ones_on_icons():
+def test_the_order_starts_with_all_methods_on_emoji_then_seeds_then_the_main_ones_on_icons():
     cells = plan({})
     assert [found.label for found in cells[:10]] == list(METHODS)
     assert {(found.data_set, found.batch, found.seed) for found in cells[:10]} == {("emoji", 64, 0)}
-    assert {found.data_set for found in cells[10:14]} == {"icons"}
-    assert {found.label for found in cells[10:14]} < set(FIVE_SEEDS)
+    assert [(found.seed, found.label) for found in cells[10:18]] == list(product((1, 2), MAIN))
+    assert {(found.data_set, found.seed) for found in cells[18:22]} == {("icons", 0)}
+    assert [found.label for found in cells[18:22]] == list(MAIN)
 
 
 @pytest.mark.parametrize("data", DATA_SETS)

@@ -44,7 +44,7 @@ def test_a_logit_bias_is_made_when_asked_for():
     assert clip.towers.logit_bias.item() == -10.0
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "glyph-tiny", "icon-small"])
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "glyph-tiny", "icon-small", "icon-tiny"])
 def test_models_exist_by_name(name):
     assert name in model_names()
 
