@@ -11,10 +11,15 @@ from matplotlib.figure import Figure
 from studies.quality.cell import BATCH
 from studies.quality.compare import accuracy, best_other
 from studies.quality.datasets import DATA_SETS, DataSet
+from studies.quality.development_report import (
+    RECIPES_TITLE,
+    SUSPECTS_TITLE,
+    recipes_table,
+    suspects_table,
+)
 from studies.quality.plan import ACCUMULATED, CHOOSING_ONLY, ORDER, SECTIONS, Rows, part
 from studies.quality.recipes import METHODS, RECIPES
 from studies.quality.rows import DEVELOPMENT, TEST, results_file
-from studies.quality.suspects_report import SUSPECTS_TITLE, suspects_table
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent, save_figure, write_between
 
@@ -60,8 +65,12 @@ def tables(rows: Rows, tested: Rows) -> str:
         table = section_table(section, rows, tested)
         if table:
             parts.append(f"### {title}\n\n{table}")
-    if table := suspects_table(rows):
-        parts.append(f"### {SUSPECTS_TITLE}\n\n{table}")
+    for title, table in (
+        (RECIPES_TITLE, recipes_table(rows)),
+        (SUSPECTS_TITLE, suspects_table(rows)),
+    ):
+        if table:
+            parts.append(f"### {title}\n\n{table}")
     return "\n\n".join([*parts, missing(rows, tested)])
 
 
@@ -110,9 +119,10 @@ def evaluated(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str
     beside = part("untuned", data.name, rows).evaluated
     if section == "untuned":
         cells = [cell for cell in cells if cell.batch == BATCH]
-    if section == "memory":  # beside larger steps the step that the memory holds
+    known = any(cell.name in tested for cell in cells)
+    if section == "memory" and known:  # beside larger steps the step that the memory holds
         cells += [cell for cell in beside if cell.batch == BATCH and cell.label in ACCUMULATED]
-    if section == "published" and cells:  # beside what it has to beat
+    if section == "published" and known:  # beside what it has to beat
         batches = {cell.batch for cell in cells}
         cells += [cell for cell in beside if cell.label == RIVAL and cell.batch in batches]
     found = [tested[cell.name] for cell in cells if cell.name in tested]
@@ -230,7 +240,10 @@ def accuracy_over_seconds(rows: Rows, tested: Rows) -> Figure | None:
     lines: Lines = {}
     for data in DATA_SETS:
         recipes = [cell for cell in part("untuned", data, rows).evaluated if cell.batch == BATCH]
-        cells = [*recipes, *part("memory", data, rows).evaluated]
+        larger = part("memory", data, rows).evaluated
+        if not any(cell.name in tested for cell in larger):
+            continue
+        cells = [*recipes, *larger]
         known = [
             cell for cell in cells if cell.name in tested and cell.lr == RECIPES[cell.label].lr
         ]
@@ -263,9 +276,10 @@ def error_over_ratio(rows: Rows) -> Figure | None:
             ratio = sum(end["mse"] for end in ends) / sum(end["minibatch_mse"] for end in ends)
             at = rows[group[0].name]["pairs"] / group[0].pairs_per_step
             points.setdefault(group[0].label, []).append((at, ratio))
+    ratios = {at for each in points.values() for at, _ in each}
     lines = {"all data": {method: sorted(each) for method, each in points.items()}}
     label = "MSE of the log-normalizer over the batch's"
-    return _panels(lines if points else {}, "n / B", label, log_x=True, log_y=True)
+    return _panels(lines if len(ratios) > 1 else {}, "n / B", label, log_x=True, log_y=True)
 
 
 def _by(cells: Iterable[Any], key: Any) -> dict[Any, list[Any]]:

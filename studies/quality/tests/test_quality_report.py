@@ -16,6 +16,7 @@ from studies.quality.report import (
     accuracy_over_batch,
     accuracy_over_seconds,
     error_over_ratio,
+    figures,
     report,
     tables,
 )
@@ -72,6 +73,7 @@ def test_the_table_has_mean_spread_seeds_difference_and_floor():
     )
     assert "| emoji | `openclip` | 1 | 30.0 | -10.0 (`neuclip_pool`) |" in text
     assert "| emoji | nearest training picture |  | 21.5 |  | - |  |" in text
+    assert "A memory of 64 pairs" not in text  # none of its runs is evaluated
     assert "- untuned, emoji: 7 of " in text
     assert "- tuned, icons: 0 of 60 runs trained, and what its search decides; 0 of 0" in text
 
@@ -134,7 +136,9 @@ def test_steps_at_other_rates_are_methods_of_their_own():
 
 def test_figures_over_batch_and_ratio():
     rows, tested = made()
-    assert accuracy_over_batch(rows, tested) is None  # one batch is no line
+    drawn = figures(rows, tested)  # of one batch, and no larger step
+    assert set(drawn) == {"accuracy_over_batch", "accuracy_over_seconds", "error_over_ratio"}
+    assert set(drawn.values()) == {None}
     more = made(256)
     rows, tested = rows | more[0], tested | more[1]
     figure = accuracy_over_batch(rows, tested)
@@ -148,7 +152,7 @@ def test_figures_over_batch_and_ratio():
 
 
 def test_a_report_writes_tables_and_figures(tmp_path, capsys):
-    rows, tested = made()
+    rows, tested = (one | other for one, other in zip(made(), made(256), strict=True))
     for name, each in ((DEVELOPMENT, rows), (TEST, tested)):
         text = "".join(json.dumps(row) + "\n" for row in each.values())
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -156,7 +160,7 @@ def test_a_report_writes_tables_and_figures(tmp_path, capsys):
     report(args)
     assert "| emoji | `neuclip_pool` | 3 |" in capsys.readouterr().out
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {"quality_error_over_ratio.svg", "quality_accuracy_over_seconds.svg"}
+    assert drawn == {"quality_error_over_ratio.svg", "quality_accuracy_over_batch.svg"}
 
 
 def test_nothing_is_reported_before_the_first_run():

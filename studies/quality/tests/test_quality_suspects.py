@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from quality_rows import row_of, rows_of
 from studies.quality.cell import Cell
+from studies.quality.development_report import n_eff, recipes_table, suspects_table
 from studies.quality.plan import ORDER, Line, cells_of, part, plan
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import tables
 from studies.quality.suspects import SUSPECTS
-from studies.quality.suspects_report import n_eff, suspects_table
 from studies.quality.variants import register_variants
 
 from neuclip.catalogue import registry
@@ -35,7 +35,7 @@ def config(found: Cell) -> RunConfig:
     return found.config(Path("train"), [Path("a"), Path("b")], Path("logs"), 11_545)
 
 
-EARLIER = """{"data_set": "emoji", "model": "icon-small", "label": "neuclip_pool",
+EARLIER = """{"data_set": "emoji", "model": "icon-tiny", "label": "neuclip_pool",
  "note": "lr0.001-rho6.5", "method": {"name": "neuclip_pool", "gamma": 0.4, "rho": 6.5},
  "lr": 0.001, "batch": 64, "accum": 1, "passes": 8, "evaluated_every": 2, "seed": 0,
  "precision": "fp32"}"""
@@ -45,7 +45,7 @@ SETTINGS = {
     "name": "emoji_neuclip_pool_lr0.001-rho6.5_b64_s0", "seed": 0, "resume": "auto",
     "device": "cpu",
     "method": {"name": "neuclip_pool", "gamma": 0.4, "rho": 6.5},
-    "model": {"name": "icon-small", "precision": "fp32"},
+    "model": {"name": "icon-tiny", "precision": "fp32"},
     "data": {"train_data": "train", "batch_size": 64, "accum_freq": 1, "workers": 0},
     "optim": {
         "epochs": 8, "lr": 1e-3, "warmup": 200, "wd": 0.1, "lr_tau": 1e-3,
@@ -83,8 +83,9 @@ def test_sections_are_laid_over_the_cells_own_and_survive_a_row():
 
 def test_the_first_suspects_come_after_the_recipes_on_emoji_and_icons():
     cells = plan({})
-    assert {each.data_set for each in cells[10:14]} == {"icons"}
-    mine = cells[14 : 14 + len(SUSPECTS)]
+    first = cells.index(SUSPECTS[0].cell("emoji"))
+    assert {(each.data_set, each.seed) for each in cells[first - 4 : first]} == {("icons", 0)}
+    mine = cells[first : first + len(SUSPECTS)]
     assert mine == [suspect.cell("emoji") for suspect in SUSPECTS]
     later = part("suspects", "emoji", {}).cells
     assert {each.seed for each in later} == {0, 1, 2}
@@ -165,6 +166,17 @@ def test_the_table_has_differences_to_the_recipe_and_the_end_of_the_normalizer()
     )
     failed = {**rows, mine.name: {**rows[mine.name], "failed": "not finite"}}
     assert "| gamma 0.2 | 0 (1 failed) | - | - | - | - | - | - | - |" in suspects_table(failed)
+
+
+def test_the_recipes_have_a_table_of_their_own():
+    assert recipes_table({}) == ""
+    rows = rows_of([cell(RECIPES["openclip"], "emoji", seed=seed) for seed in (0, 1)], 0.2)
+    larger = cell(RECIPES["openclip"], "emoji", batch=256)
+    rows[larger.name] = row_of(larger, 0.9)
+    line = (
+        "| emoji | `openclip` | 2 | 20.0 ± 0.0 | 20.0 ± 0.0 | 0.0300 ± 0.0000 | - | 0.167 ± 0.000 |"
+    )
+    assert recipes_table(rows).splitlines()[2:] == [line]
 
 
 def test_rows_without_a_divergence_have_no_effective_number():

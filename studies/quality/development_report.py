@@ -1,4 +1,4 @@
-"""The table of the suspects: development splits, and what became of the normalizer."""
+"""Tables of development splits, and what became of the normalizer: recipes, and suspects."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,18 +7,42 @@ from typing import Any
 from studies.quality.cell import BATCH, Cell
 from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
-from studies.quality.plan import ORDER, SUSPECTED
-from studies.quality.recipes import RECIPES, cell
+from studies.quality.plan import ORDER, SUSPECTED, part
+from studies.quality.recipes import METHODS, RECIPES, cell
 from studies.quality.suspects import SUSPECTS
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent
 
 Row = Mapping[str, Any]
 SUSPECTS_TITLE = "Suspects: recipes with one change each, on the development splits, batch 64"
-HEADER = (
-    "data", "method", "change", "seeds", "unseen style or vendor", "to the recipe",
-    "unseen concept or emoji", "to the recipe", "temperature", "n_eff", "error",
+RECIPES_TITLE = "The recipes on the development splits, batch 64"
+_STATE = ("temperature", "n_eff", "error")
+_HEADER = (
+    "data", "method", "seeds", "unseen style, vendor or face",
+    "unseen concept, emoji or character", *_STATE,
 )  # fmt: skip
+_SUSPECTS_HEADER = (
+    "data", "method", "change", "seeds", "unseen style or vendor", "to the recipe",
+    "unseen concept or emoji", "to the recipe", *_STATE,
+)  # fmt: skip
+
+
+def recipes_table(rows: Mapping[str, Row]) -> str:
+    """The recipes at batch 64 that have run; empty if none has. See `suspects_table`.
+
+    Args:
+        rows: the development rows by cell.
+    """
+    body: list[Sequence[str]] = []
+    for data in DATA_SETS.values():
+        cells = [each for each in part("untuned", data.name, rows).cells if each.batch == BATCH]
+        for method in METHODS:
+            mine = _known([each for each in cells if each.label == method], rows)
+            if mine:
+                splits = data.split_names("development")
+                scores = [percent(_scores(mine, split).values()) for split in splits]
+                body.append((data.name, f"`{method}`", _seeds(mine), *scores, *_state(mine)))
+    return markdown(_HEADER, body)
 
 
 def suspects_table(rows: Mapping[str, Row]) -> str:
@@ -34,7 +58,7 @@ def suspects_table(rows: Mapping[str, Row]) -> str:
     for data in DATA_SETS.values():
         for method in SUSPECTED:
             body += _of_method(data, method, rows)
-    return markdown(HEADER, body)
+    return markdown(_SUSPECTS_HEADER, body)
 
 
 def n_eff(row: Row) -> float | None:
@@ -63,22 +87,28 @@ def _of_method(data: DataSet, method: str, rows: Mapping[str, Row]) -> Iterator[
     splits = data.split_names("development")
     base = {split: _scores(recipe, split) for split in splits}
     for change, mine in [("none: the recipe", recipe), *found]:
-        trained = [row for row in mine if not row.get("failed")]
-        failed = len(mine) - len(trained)
         columns: list[str] = []
         for split in splits:
             scores = _scores(mine, split)
             against = None if mine is recipe else difference(scores, base[split])
             columns.append(percent(scores.values()))
             columns.append("-" if against is None else in_points(against))
-        yield (
-            data.name, f"`{method}`", change,
-            str(len(trained)) + (f" ({failed} failed)" if failed else ""),
-            *columns,
-            number((row["errors"][-1]["temperature"] for row in trained), "{:.4f}"),
-            number((n_eff(row) for row in trained), "{:.0f}"),
-            number((_error(row) for row in trained), "{:.3f}"),
-        )  # fmt: skip
+        yield (data.name, f"`{method}`", change, _seeds(mine), *columns, *_state(mine))
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    failed = sum(bool(row.get("failed")) for row in rows)
+    return str(len(rows) - failed) + (f" ({failed} failed)" if failed else "")
+
+
+def _state(rows: Sequence[Row]) -> tuple[str, str, str]:
+    """Temperature, n_eff and error at the end of the runs that did not fail."""
+    trained = [row for row in rows if not row.get("failed")]
+    return (
+        number((row["errors"][-1]["temperature"] for row in trained), "{:.4f}"),
+        number((n_eff(row) for row in trained), "{:.0f}"),
+        number((_error(row) for row in trained), "{:.3f}"),
+    )
 
 
 def _known(cells: Sequence[Cell], rows: Mapping[str, Row]) -> list[Row]:
