@@ -24,8 +24,8 @@ class ModelConfig(Section):
         default="ViT-B-32",
         description="an open_clip model; a JSON file in the form of its model_configs; hf-hub: and "
         "the name of a repository on the hub, or local-dir: and the path of one on disk, also for "
-        "its weights; or glyph-tiny, for the demo data, or icon-small and icon-tiny, for icons of 64 "
-        "pixels",
+        "its weights; or glyph-tiny, for the demo data, or icon-small and icon-tiny, for icons of "
+        "64 pixels",
     )
     precision: Precision = Field(
         default="auto",
