@@ -170,14 +170,16 @@ def temperature_at_its_bound(history: History) -> Iterable[WarningSign]:
 def collapsed(history: History) -> Iterable[WarningSign]:
     """All images, or all texts, have nearly the same embedding."""
     records = _settled(history)
+    remedy = "Start again with a lower --lr or a longer --warmup"
+    if hasattr(history.config.method, "queue_size"):
+        remedy += ", or with a smaller --queue-size: the queue outweighs the batch"
     for side in ("image", "text"):
         values = [_number(record, f"{side}_cosine") for record in records]
         if len(values) >= RECORDS and min(values) > COLLAPSED:
             yield WarningSign(
                 "collapsed",
                 f"any two {side}s of a batch have a cosine of {values[-1]:.3f} in the mean: the "
-                f"{side} embeddings have collapsed. Start again with a lower --lr or a longer "
-                "--warmup",
+                f"{side} embeddings have collapsed. {remedy}",
                 side,
             )
 

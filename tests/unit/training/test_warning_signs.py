@@ -129,6 +129,13 @@ def test_a_method_may_have_other_bounds_of_the_temperature():
     assert found(steps(temperature=0.5), method="moco") == [(300, "temperature_at_bound")]
 
 
+@pytest.mark.parametrize("method", ["infonce_queue", "moco", "openclip"])
+def test_a_smaller_queue_is_a_remedy_of_what_has_a_queue(method):
+    ((_, sign),) = signs_of(steps(image_cosine=0.99), WarningSigns(config(method=method)))
+    assert sign.name == "collapsed"
+    assert ("--queue-size" in sign.text) == (method != "openclip")
+
+
 def test_other_methods_are_stuck_where_g_is_one():
     assert found(steps(batch_log_inner=0.2), method="neuclip_pool") == [(300, "nothing_learned")]
     assert found(steps(loss=CHANCE, batch_log_inner=-3.0), method="neuclip_pool") == []
