@@ -171,8 +171,8 @@ def collapsed(history: History) -> Iterable[WarningSign]:
     """All images, or all texts, have nearly the same embedding."""
     records = _settled(history)
     remedy = "Start again with a lower --lr or a longer --warmup"
-    if hasattr(history.config.method, "queue_size"):
-        remedy += ", or with a smaller --queue-size: the queue outweighs the batch"
+    if hasattr(history.config.method, "queue_warm_up"):
+        remedy += ", or a longer --queue-warm-up; the queue of --method moco moves slowly"
     for side in ("image", "text"):
         values = [_number(record, f"{side}_cosine") for record in records]
         if len(values) >= RECORDS and min(values) > COLLAPSED:

@@ -130,10 +130,10 @@ def test_a_method_may_have_other_bounds_of_the_temperature():
 
 
 @pytest.mark.parametrize("method", ["infonce_queue", "moco", "openclip"])
-def test_a_smaller_queue_is_a_remedy_of_what_has_a_queue(method):
+def test_the_warm_up_of_a_queue_is_a_remedy_where_there_is_one(method):
     ((_, sign),) = signs_of(steps(image_cosine=0.99), WarningSigns(config(method=method)))
     assert sign.name == "collapsed"
-    assert ("--queue-size" in sign.text) == (method != "openclip")
+    assert ("--queue-warm-up" in sign.text) == (method == "infonce_queue")
 
 
 def test_other_methods_are_stuck_where_g_is_one():
