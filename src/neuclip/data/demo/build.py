@@ -174,7 +174,11 @@ def _build(
         path=out,
         pairs={split: counts[split]["pairs"] for split in SPLITS},
         classes={split: counts[split]["classes"] for split in SPLITS},
-        floors={split: floor for split in SPLITS if (floor := counts[split].get("floor_top1"))},
+        floors={
+            split: floor
+            for split in SPLITS
+            if (floor := counts[split].get("floor_top1")) is not None
+        },
         faces=tuple(settings.faces),
         reused=reused,
         seconds=time.perf_counter() - started,
