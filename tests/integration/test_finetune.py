@@ -110,11 +110,16 @@ def test_a_run_records_what_it_derived_and_continues_without_its_starting_weight
     folder, flags = shop
     first = folder / "logs" / "first"
     flags = [*flags, "--epochs", "4", "--stop-epochs", "2", "--name", "kept"]
+    flags += ["--temperature", "0.03"]
     assert main(["finetune", *flags]) == 0
     run = folder / "logs" / "kept"
     log = (run / "out.log").read_text()
     assert "derived (neuclip finetune --dry-run says why): " in log
     assert "warm start done: 10 batches of 16 pairs, towers unchanged; rho " in log
+    said = "temperature starts at 0.03; that of the weights is 0.07"
+    assert said in capsys.readouterr().err
+    steps = [r["temperature"] for r in read_records(run / "metrics.jsonl") if "temperature" in r]
+    assert steps[0] == pytest.approx(0.03, rel=1e-3)
     before = read_yaml(run / "config.yaml")
     assert before["derive"] is None
     assert before["optim"]["lr"] == 2.5e-6

@@ -1,7 +1,8 @@
 """Initial weights from files: of the full model, or of one tower."""
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -104,19 +105,19 @@ class StartingWeights:
             check_size(self.model.shown, self.model.weights, found, own)
         return found
 
-    def load(self, clip: Clip, *, learns_temperature: bool) -> None:
+    def load(self, clip: Clip, *, kept: Collection[str] = ()) -> None:
         """Loads the weights into the towers; a tower's own file overrides the model's.
 
         Args:
             clip: the model, with random weights.
-            learns_temperature: whether to take over the temperature of the model's file; a method
-                with another kind of temperature keeps its own.
+            kept: of `logit_scale` and `logit_bias`, those that stay as they are in `clip`: the user
+                set them, or the method has temperatures of another kind.
 
         Raises:
             UserError: the weights are of another architecture.
         """
         if self.model is not None:
-            _load_model(clip, self.model, learns_temperature=learns_temperature)
+            _load_model(clip, self.model, kept)
         if self.image is not None:
             _load_tower(clip, "image", self.image)
         if self.text is not None:
@@ -213,15 +214,18 @@ def _open(file: str | None, model: str) -> Checkpoint | None:
     return open_checkpoint(CheckpointChoice(Path(file), ema=False), model=model)
 
 
-def _load_model(clip: Clip, checkpoint: Checkpoint, *, learns_temperature: bool) -> None:
+def _load_model(clip: Clip, checkpoint: Checkpoint, kept: Collection[str]) -> None:
     weights, live = dict(checkpoint.weights), clip.towers.state_dict()
     scale, bias = "logit_scale", "logit_bias"
     if bias in live and bias not in weights:
         # A sigmoid's temperature and bias belong together: both from the file, or both its own.
         log.info("%s has no %s: temperature and bias start as the method's", checkpoint.shown, bias)
         weights |= {scale: live[scale], bias: live[bias]}
-    elif not learns_temperature:
-        weights[scale] = live[scale]
+    if scale in kept and scale in weights:
+        now, then = (f"{math.exp(-float(each[scale])):.4g}" for each in (live, weights))
+        if now != then:
+            log.info("temperature starts at %s; that of the weights is %s", now, then)
+    weights |= {name: live[name] for name in kept if name in live}
     if bias not in live:
         weights.pop(bias, None)
     _load(clip, weights, checkpoint)

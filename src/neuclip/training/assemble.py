@@ -221,14 +221,14 @@ def _recorded_config(asked: RunConfig, run: Components) -> RunConfig:
     return asked.model_copy(update={"data": data, **resolved})
 
 
+_SCALARS = {"temperature": "logit_scale", "logit_bias": "logit_bias"}
+"""Settings of a method, and the parameters that start with them."""
+
+
 def _build_clip(config: RunConfig, device: torch.device, starting: StartingWeights) -> Clip:
     """Builds the model with equal weights on all ranks, then seeds each rank differently."""
     torch.manual_seed(config.seed)
-    init = {
-        key: value
-        for key, value in config.method.model_dump().items()
-        if key in {"temperature", "logit_bias"}
-    }
+    init = {key: value for key, value in config.method.model_dump().items() if key in _SCALARS}
     clip = build_clip(
         starting.architecture(),
         choose_precision(config.model.precision, device),
@@ -242,6 +242,15 @@ def _build_clip(config: RunConfig, device: torch.device, starting: StartingWeigh
     return clip if augmentation is None else augmented(clip, augmentation.given())
 
 
+def _own_scalars(config: RunConfig, *, learns_temperature: bool) -> set[str]:
+    """The scalars of the model that do not follow starting weights: those that the user set.
+
+    A method with temperatures of another kind keeps its own, too.
+    """
+    given = {name for key, name in _SCALARS.items() if key in config.method.model_fields_set}
+    return given if learns_temperature else given | {"logit_scale"}
+
+
 def _prepare_towers(
     config: RunConfig, clip: Clip, starting: StartingWeights, *, learns_temperature: bool
 ) -> Teacher | None:
@@ -250,7 +259,7 @@ def _prepare_towers(
     Returns:
         The teacher of distillation, if there is one.
     """
-    starting.load(clip, learns_temperature=learns_temperature)
+    starting.load(clip, kept=_own_scalars(config, learns_temperature=learns_temperature))
     teacher = Teacher.of(config, clip, starting, _logit_scale(clip).device)
     if not learns_temperature:
         _logit_scale(clip).requires_grad_(False)

@@ -79,7 +79,7 @@ def start(**settings):
     starting = read_starting_weights(ModelConfig(**settings))
     torch.manual_seed(5)
     clip = build_clip(starting.architecture(), "fp32", CPU)
-    starting.load(clip, learns_temperature=True)
+    starting.load(clip)
     return clip
 
 

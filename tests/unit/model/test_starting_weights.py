@@ -27,21 +27,24 @@ def other():
     return clip.towers.state_dict()
 
 
-def begin(path, *, learns_temperature=True, init=None, **settings):
+def begin(path, *, kept=(), init=None, **settings):
     clip = tiny(init=init)
     before = {name: value.clone() for name, value in clip.towers.state_dict().items()}
     config = ModelConfig(**{name: str(path) for name in settings})
-    read_starting_weights(config).load(clip, learns_temperature=learns_temperature)
+    read_starting_weights(config).load(clip, kept=kept)
     return before, clip.towers.state_dict()
 
 
-def test_the_whole_model(other, tmp_path):
+def test_the_whole_model(other, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "neuclip")
     storage.save(tmp_path / "a.pt", {"state_dict": {f"module.{k}": v for k, v in other.items()}})
     before, after = begin(tmp_path / "a.pt", pretrained=True)
     assert all(torch.equal(value, other[name]) for name, value in after.items())
-    before, after = begin(tmp_path / "a.pt", pretrained=True, learns_temperature=False)
+    assert "temperature" not in caplog.text
+    before, after = begin(tmp_path / "a.pt", pretrained=True, kept={"logit_scale", "logit_bias"})
     assert torch.equal(after["logit_scale"], before["logit_scale"])
     assert torch.equal(after["visual.proj"], other["visual.proj"])
+    assert "temperature starts at 0.07; that of the weights is 0.04979" in caplog.text
 
 
 def test_a_bias_that_the_file_lacks_is_the_methods(other, tmp_path):
@@ -51,6 +54,11 @@ def test_a_bias_that_the_file_lacks_is_the_methods(other, tmp_path):
     storage.save(tmp_path / "b.pt", {"state_dict": {**other, "logit_bias": torch.zeros(())}})
     _, after = begin(tmp_path / "b.pt", pretrained=True)
     assert "logit_bias" not in after
+    init = {"temperature": 0.1, "logit_bias": -10.0}
+    _, after = begin(tmp_path / "b.pt", pretrained=True, init=init)
+    assert (after["logit_bias"].item(), after["logit_scale"].item()) == (0.0, 3.0)
+    _, after = begin(tmp_path / "b.pt", pretrained=True, init=init, kept={"logit_bias"})
+    assert (after["logit_bias"].item(), after["logit_scale"].item()) == (-10.0, 3.0)
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])
@@ -93,7 +101,7 @@ def test_a_repository_as_the_model_gives_its_weights(other, tmp_path, caplog):
     assert starting.begins_trained == (True, True)
     init = {"temperature": 0.1, "logit_bias": -10.0}  # a sigmoid loss: both belong together
     clip = build_clip(starting.architecture(), "fp32", torch.device("cpu"), init)
-    starting.load(clip, learns_temperature=True)
+    starting.load(clip)
     after = clip.towers.state_dict()
     assert torch.equal(after["visual.proj"], other["visual.proj"])
     assert after["logit_bias"].item() == -10.0

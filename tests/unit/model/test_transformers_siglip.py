@@ -92,7 +92,7 @@ def test_the_same_embeddings_as_open_clip(folder, tmp_path, size, length):
     )
     torch.manual_seed(5)
     clip = build_clip(starting.architecture(), "fp32", CPU)
-    starting.load(clip, learns_temperature=True)
+    starting.load(clip)
     plain = load_pretrained(CheckpointChoice(folder), "cpu").checkpoint.weights
     config = find_architecture(name).config
     (tmp_path / "theirs").mkdir()
