@@ -67,7 +67,7 @@ def test_with_validation_data_the_metric_of_the_best_epoch_is_named(shop, capsys
     shown = " ".join(capsys.readouterr().out.split())
     assert "--best-metric auto the best epoch is kept" in shown
     assert "best epoch by pairs.csv/mean_recall@1" in shown
-    assert "over 5 for Lion" in shown
+    assert "over 10 for Lion" in shown
     assert main([*line, "--opt", "sgd", "--dry-run"]) == 2
     assert "--opt sgd: give --lr and --wd" in capsys.readouterr().err
 

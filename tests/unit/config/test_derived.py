@@ -123,17 +123,17 @@ def test_lora_takes_ten_times_the_rate_and_the_same_in_every_layer():
     assert plain.keys() - lora.keys() == {"image_layer_decay", "text_layer_decay"}
 
 
-def test_lion_moves_by_a_fifth_of_adamws_rate_with_the_same_decay_a_step():
+def test_lion_moves_by_a_tenth_of_adamws_rate_with_the_same_decay_a_step():
     plain, lora = {}, {"lora_rank": 4}
     for adaptation in (plain, lora):
         adamw = found(settings(adaptation=adaptation))
         _, derived = derive(settings(optim={"opt": "lion"}, adaptation=adaptation), facts())
         lion = {one.key: one.value for one in derived}
-        assert lion["lr"] == pytest.approx(adamw["lr"] / 5)
+        assert lion["lr"] == pytest.approx(adamw["lr"] / 10)
         assert lion["lr"] * lion["wd"] == pytest.approx(adamw["lr"] * adamw["wd"])
         reasons = {one.key: one.reason for one in derived}
-        assert reasons["lr"].endswith("; over 5 for Lion")
-        assert reasons["wd"].endswith("; times 5 for Lion, whose rate is smaller")
+        assert reasons["lr"].endswith("; over 10 for Lion")
+        assert reasons["wd"].endswith("; times 10 for Lion, whose rate is smaller")
 
 
 @pytest.mark.parametrize(
