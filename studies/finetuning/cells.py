@@ -21,6 +21,11 @@ WARM = 32
 """Batches of a warm start."""
 MORE = ("--glofnd-alpha 0.01", "--distill-start 1")
 """Remedies of one option: false negatives by similarity, and what stays near the weights."""
+MIXED = ("neuclip_pool", "openclip")
+BLENDED = ((2_500, 50, 32, RATE), (10_000, 50, 32, RATE))
+"""Pairs, duplicates, batch and rate of the runs whose weights are mixed with the starting ones."""
+LION = "--opt lion --wd 1"
+"""Lion with ten times the decay, at a tenth of the rate, as `neuclip finetune` sets it."""
 EPOCHS = {1_000: 8, 2_500: 4, 5_000: 3, 10_000: 2}
 
 
@@ -91,7 +96,12 @@ def plan() -> Iterator[Cell]:
 
 def stages() -> Iterator[Cell]:
     """The cells of all stages; equal runs of different stages occur in each."""
-    # 1. How fast, and which temperature rule: half of the pairs are duplicates, one seed.
+    for stage in (_rates, _remedies, _few_pairs, _batches, _more_pairs, _optimisers):
+        yield from stage()
+
+
+def _rates() -> Iterator[Cell]:
+    """How fast, and which temperature rule: half of the pairs are duplicates, one seed."""
     for method, lr in product(("openclip", "neuclip_pool"), RATES):
         base = Cell("rate", method, lr=lr)
         yield base
@@ -99,8 +109,11 @@ def stages() -> Iterator[Cell]:
             yield _usual(base)
     for method, lr in product(("siglip", "fastclip_v3", "neuclip"), RATES):
         yield _usual(Cell("rate", method, lr=lr))
-    # 2. What each remedy is worth, one at a time and together.
-    for seed, method in product(SEEDS, ("neuclip_pool", "openclip")):
+
+
+def _remedies() -> Iterator[Cell]:
+    """What each remedy is worth, one at a time and together."""
+    for seed, method in product(SEEDS, MIXED):
         base = _usual(Cell("remedies", method, 2_500, lr=RATE, seed=seed))
         yield base
         yield replace(base, mask=True)
@@ -108,24 +121,44 @@ def stages() -> Iterator[Cell]:
         yield replace(base, rho="", warm=0 if base.warm else WARM)
         for more in MORE:
             yield replace(base, more=more)
-    # 3. All methods, few pairs, over duplicates, with and without the mask.
-    for seed, duplicates, method, mask in product(SEEDS, DUPLICATES, METHODS, (False, True)):
-        base = Cell("methods", method, 1_000, duplicates, lr=RATE, mask=mask, seed=seed)
-        yield _usual(base)
-    # 4. Batch sizes and more pairs.
+
+
+def _few_pairs() -> Iterator[Cell]:
+    """All methods over duplicates, with the mask where most pairs share their caption.
+
+    Where none does, the mask leaves nothing out: one seed shows what rounding alone changes.
+    """
+    for seed, duplicates, method in product(SEEDS, DUPLICATES, METHODS):
+        base = _usual(Cell("methods", method, 1_000, duplicates, lr=RATE, seed=seed))
+        yield base
+        if duplicates == 90 or (duplicates, seed) == (0, 0):
+            yield replace(base, mask=True)
+
+
+def _batches() -> Iterator[Cell]:
     for seed, batch, method in product(SEEDS, (16, 64), METHODS):
         yield _usual(Cell("batch", method, 1_000, batch=batch, lr=RATE, seed=seed))
-    for seed, duplicates, method in product(SEEDS, DUPLICATES, METHODS):
+
+
+def _more_pairs() -> Iterator[Cell]:
+    """All methods on more pairs, and the mask where a pool holds most of them."""
+    for duplicates, seed, method in product((50, 0, 90), SEEDS, METHODS):
         yield _usual(Cell("methods", method, 10_000, duplicates, lr=RATE, seed=seed))
+    for seed, method in product(SEEDS, MIXED):
+        yield _usual(Cell("methods", method, 10_000, 90, lr=RATE, mask=True, seed=seed))
+
+
+def _optimisers() -> Iterator[Cell]:
+    for seed, method in product(SEEDS, MIXED):
+        yield _usual(Cell("optimiser", method, 10_000, lr=RATE, seed=seed))
+        yield _usual(Cell("optimiser", method, 10_000, lr=RATE / 10, seed=seed, more=LION))
 
 
 def is_blended(cell: Cell) -> bool:
     """Whether mixes of this run's weights with the starting weights are evaluated."""
-    return (
-        cell.stage == "remedies"
-        and _usual(cell) == cell
-        and not (cell.mask or cell.apart or cell.more or (cell.warm and not cell.rho))
-    )
+    setting = (cell.pairs, cell.duplicates, cell.batch, cell.lr)
+    plain = Cell("", cell.method, *setting, seed=cell.seed)
+    return cell.method in MIXED and setting in BLENDED and replace(cell, stage="") == _usual(plain)
 
 
 def _usual(cell: Cell) -> Cell:

@@ -25,9 +25,14 @@ import sys
 import tarfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
+from neuclip.model.base_weights import hash_weights
+from neuclip.model.checkpoint_choice import CheckpointChoice
+from neuclip.model.load import load_pretrained
 from studies.finetuning.cells import EPOCHS, Cell, is_blended, plan
 
 HERE = Path(__file__).parent
@@ -51,6 +56,7 @@ def arguments() -> argparse.Namespace:
         command.add_argument("--out", type=Path, required=True, help="folder for runs and results")
     run.add_argument("--match", nargs="+", default=["*"], metavar="GLOB", help="only these cells")
     run.add_argument("--limit", type=int, help="stop after this number of runs")
+    run.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     for command in (run, blends):
         command.add_argument("--emoji", type=Path, required=True, help="of `neuclip data emoji`")
     report = commands.add_parser("report", help="print the tables")
@@ -109,26 +115,53 @@ def start(args: argparse.Namespace) -> None:
     )
 
 
+def start_digest(folder: Path) -> str:
+    """The SHA-256 of the starting weights."""
+    weights = load_pretrained(CheckpointChoice(folder / "start"), "cpu").checkpoint.weights
+    return hash_weights(weights)
+
+
 def run(args: argparse.Namespace) -> None:
-    results = args.out / RUNS
-    started = 0
     (args.out / "cells").mkdir(exist_ok=True)
-    for cell in plan():
-        wanted = any(fnmatch.fnmatchcase(cell.name, glob) for glob in args.match)
-        if not wanted or cell.name in read_rows(results):
-            continue
-        if args.limit is not None and started == args.limit:
-            return
-        started += 1
-        row = run_cell(args, cell)
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{time.strftime('%H:%M:%S')} {cell.name}: {row['development']}", flush=True)
+    done = read_rows(args.out / RUNS)
+    cells = [
+        cell
+        for cell in plan()
+        if cell.name not in done
+        and any(fnmatch.fnmatchcase(cell.name, glob) for glob in args.match)
+    ][: args.limit]
+    with ThreadPoolExecutor(args.parallel) as pool:
+        for row in as_each_ends(pool, args, cells):
+            with (args.out / RUNS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{time.strftime('%H:%M:%S')} {row['cell']}: {row['development']}", flush=True)
 
 
-def run_cell(args: argparse.Namespace, cell: Cell) -> dict:
-    """Trains and evaluates one cell."""
-    table = write_pairs(args.emoji, args.out / "pairs", cell)
+def as_each_ends(
+    pool: ThreadPoolExecutor, args: argparse.Namespace, cells: Iterable[Cell]
+) -> Iterator[dict]:
+    """The rows of the cells as their runs end; a failed run lets none begin after it."""
+    start = start_digest(args.out)
+    runs = [
+        pool.submit(run_cell, args, cell, write_pairs(args.emoji, args.out / "pairs", cell), start)
+        for cell in cells
+    ]
+    try:
+        for ended in as_completed(runs):
+            yield ended.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_cell(args: argparse.Namespace, cell: Cell, table: Path, start: str) -> dict:
+    """Trains and evaluates one cell.
+
+    Args:
+        args: of the command.
+        cell: the run.
+        table: csv of its pairs.
+        start: digest of the starting weights.
+    """
     log = args.out / "cells" / f"{cell.name}.log"
     splits = [
         args.emoji / f"{split}_{part}" for part in ("development", "test") for split in SPLITS
@@ -158,6 +191,7 @@ def run_cell(args: argparse.Namespace, cell: Cell) -> dict:
     return {
         "cell": cell.name,
         **asdict(cell),
+        "start": start,
         "development": {split: found[f"{split}_development"] for split in SPLITS},
         "test": {split: found[f"{split}_test"] for split in SPLITS},
         "known": {KNOWN: found[KNOWN]},

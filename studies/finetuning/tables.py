@@ -5,16 +5,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from studies.finetuning.cells import RATE, has_rho, plan, stages
+from studies.finetuning.cells import LION, RATE, has_rho, plan, stages
 from studies.shared.compare import difference, in_points
 
 Row = Mapping[str, Any]
+Compared = dict[tuple[str, ...], tuple[list[Row], list[Row]]]
+"""Rows of two kinds of runs, by what the table says of them."""
 
 CHOICES = (
     ("Rates and temperature", "rate", ("method", "lr", "rho")),
     ("Remedies", "remedies", ("method", "rho", "mask", "apart", "warm", "more")),
     ("Methods", "methods", ("pairs", "duplicates", "method", "mask")),
     ("Batch", "batch", ("batch", "method")),
+    ("Optimiser", "optimiser", ("method", "lr", "more")),
 )
 """Title, stage, and what varies in it."""
 
@@ -34,53 +37,72 @@ def tables(rows: Mapping[str, Row]) -> str:
         ran = [row for name, row in rows.items() if name in names]
         found.append(_table(title, ran, keys, "development"))
     tested = [row for row in rows.values() if _plain(row)]
-    found.append(_table("Test splits", tested, ("pairs", "duplicates", "method", "mask"), "test"))
-    found += [_against_infonce(tested), _masked(tested)]
+    usual = [row for row in tested if row["batch"] == 32]
+    found.append(_table("Test splits", usual, ("pairs", "duplicates", "method", "mask"), "test"))
+    found += [_against_infonce(tested), _masked(tested), _lion(list(rows.values()))]
     return "\n\n".join(filter(None, found))
 
 
 def _against_infonce(rows: Sequence[Row]) -> str:
-    """Each method without mask less `openclip`, at equal pairs, duplicates and seeds."""
-    runs = _by_method([row for row in rows if not row["mask"]])
-    others = {method: mine for method, mine in runs.items() if method != "openclip"}
-    compared = {method: (mine, runs.get("openclip", [])) for method, mine in others.items()}
-    return _differences("Less openclip, paired runs", compared)
+    """Each method without mask less `openclip`: by pairs and batch, and all batches of 32."""
+    without = [row for row in rows if not row["mask"]]
+    compared: Compared = {}
+    for method in sorted({row["method"] for row in without} - {"openclip"}):
+        mine = [row for row in without if row["method"] == method]
+        infonce = [row for row in without if row["method"] == "openclip"]
+        for pairs, batch in sorted({(row["pairs"], row["batch"]) for row in mine}):
+            setting = {"pairs": pairs, "batch": batch}
+            compared[method, f"{pairs:,}", str(batch)] = _of(mine, setting), _of(infonce, setting)
+        usual = {"batch": 32}
+        compared[method, "all", "32"] = _of(mine, usual), _of(infonce, usual)
+    return _differences("Less openclip, paired runs", ("method", "pairs", "batch"), compared)
 
 
 def _masked(rows: Sequence[Row]) -> str:
-    """Each method with the mask less the same without, at equal pairs, duplicates and seeds."""
-    shared = [row for row in rows if row["duplicates"]]
-    masked = _by_method([row for row in shared if row["mask"]])
-    without = _by_method([row for row in shared if not row["mask"]])
-    compared = {method: (mine, without.get(method, [])) for method, mine in masked.items()}
-    return _differences("Mask less no mask, paired runs", compared)
+    """Each method with the mask less the same without, by pairs and where captions are shared."""
+    compared: Compared = {}
+    masked = {(row["method"], row["pairs"], row["duplicates"]) for row in rows if row["mask"]}
+    for method, pairs, duplicates in sorted(masked):
+        setting = {"method": method, "pairs": pairs, "duplicates": duplicates, "batch": 32}
+        mine, without = (_of(rows, {**setting, "mask": mask}) for mask in (True, False))
+        compared[method, f"{pairs:,}", str(duplicates)] = mine, without
+    return _differences("Mask less no mask, paired runs", ("method", "pairs", "shared"), compared)
 
 
-def _by_method(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        found[row["method"]].append(row)
-    return found
+def _lion(rows: Sequence[Row]) -> str:
+    """Lion less AdamW, of runs that differ in nothing else but rate and decay."""
+    lion = [row for row in rows if row.get("more") == LION]
+    compared: Compared = {}
+    for method, pairs in sorted({(row["method"], row["pairs"]) for row in lion}):
+        setting = {"method": method, "pairs": pairs}
+        adamw = _of([row for row in rows if _plain(row)], {**setting, "mask": False})
+        compared[method, f"{pairs:,}"] = _of(lion, setting), adamw
+    return _differences("Lion less AdamW, paired runs", ("method", "pairs"), compared)
 
 
-def _differences(title: str, compared: Mapping[str, tuple[list[Row], list[Row]]]) -> str:
+def _of(rows: Sequence[Row], setting: Mapping[str, Any]) -> list[Row]:
+    return [row for row in rows if all(row[key] == value for key, value in setting.items())]
+
+
+def _differences(title: str, head: Sequence[str], compared: Compared) -> str:
     """Mean differences in points with 95 % intervals, of the mean over the emoji, and of icons."""
     lines = []
-    for method, sides in sorted(compared.items()):
+    for key, sides in compared.items():
         found = [
             difference(*({_pair_of(row): _mean(row, part) for row in side} for side in sides))
             for part in ("development", "test", "known")
         ]
         if found[0] is not None:
-            cells = [method, str(found[0].seeds), *(in_points(each) for each in found if each)]
+            cells = [*key, str(found[0].seeds), *(in_points(each) for each in found if each)]
             lines.append(f"| {' | '.join(cells)} |")
-    head = ["| method | pairs of runs | development | test | icons |", "| --- " * 5 + "|"]
-    return "\n".join([f"## {title}", "", *head, *lines]) if lines else ""
+    columns = [*head, "pairs of runs", "development", "test", "icons"]
+    top = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    return "\n".join([f"## {title}", "", *top, *lines]) if lines else ""
 
 
-def _pair_of(row: Row) -> tuple[int, int, int]:
-    """What two compared runs share."""
-    return row["pairs"], row["duplicates"], row["seed"]
+def _pair_of(row: Row) -> tuple[int | str, ...]:
+    """What two compared runs share; runs of other starting weights are not compared."""
+    return row["pairs"], row["duplicates"], row["batch"], row["seed"], row.get("start", "")
 
 
 def _mean(row: Row, part: str) -> float:
@@ -88,10 +110,10 @@ def _mean(row: Row, part: str) -> float:
 
 
 def _plain(row: Row) -> bool:
-    """Whether a run has no remedy but the mask, and the usual batch."""
+    """Whether a run has no remedy but the mask."""
     usual = row["rho"] == "auto" or not (row["warm"] or has_rho(row["method"]))
     remedy = row["apart"] or row.get("more")
-    return usual and row["lr"] == RATE and row["batch"] == 32 and not remedy
+    return usual and row["lr"] == RATE and not remedy
 
 
 def blend_table(rows: Sequence[Row]) -> str:

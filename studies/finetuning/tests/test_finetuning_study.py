@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import tarfile
+from argparse import Namespace
 from dataclasses import asdict, replace
 
 import pytest
-from studies.finetuning.cells import EPOCHS, RATE, Cell, plan, stages
+from studies.finetuning import finetune
+from studies.finetuning.cells import EPOCHS, LION, RATE, Cell, plan, stages
 from studies.finetuning.finetune import accuracies, mixes, read_rows, write_pairs
 from studies.finetuning.tables import blend_table, tables
 
@@ -120,5 +122,55 @@ def test_differences_are_of_equal_pairs_duplicates_and_seeds():
     said = tables({cell.name: row(cell, *figure) for cell, *figure in figures})
     infonce, mask = said.split("## Less openclip")[1].split("## Mask less")
     # Student's t with one degree of freedom: 15 +- 12.706 * 7.071 / sqrt(2).
-    assert "| neuclip_pool | 2 | +15.0 ± 63.5 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in infonce
-    assert "| neuclip_pool | 1 | +30.0 | +0.0 | +0.0 |" in mask
+    assert "| neuclip_pool | 1,000 | 32 | 2 | +15.0 ± 63.5 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in infonce
+    assert "| neuclip_pool | all | 32 | 2 | +15.0 ± 63.5 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in infonce
+    assert "| neuclip_pool | 1,000 | 90 | 1 | +30.0 | +0.0 | +0.0 |" in mask
+
+
+def test_runs_of_other_batches_or_starting_weights_are_not_compared():
+    base = Cell("batch", "openclip", 1_000, batch=16, lr=RATE)
+    pool = replace(base, method="neuclip_pool", rho="auto", warm=32)
+    rows = [row(base, 0.1), row(pool, 0.2), row(replace(pool, batch=64), 0.3)]
+    said = tables({each["cell"]: each for each in rows})
+    infonce = said.split("## Less openclip")[1]
+    assert "| neuclip_pool | 1,000 | 16 | 1 | +10.0 | +0.0 | +0.0 |" in infonce
+    assert "| 64 |" not in infonce
+    assert "| all |" not in infonce
+    rows[1]["start"] = "other weights"
+    assert "## Less openclip" not in tables({each["cell"]: each for each in rows})
+
+
+def test_lion_is_compared_with_adamw_at_its_own_rate():
+    adamw = Cell("optimiser", "openclip", 10_000, lr=RATE)
+    lion = replace(adamw, lr=RATE / 10, more=LION)
+    said = tables({cell.name: row(cell, value) for cell, value in ((adamw, 0.1), (lion, 0.3))})
+    assert "| openclip | 10,000 | 1 | +20.0 | +0.0 | +0.0 |" in said.split("## Lion less")[1]
+    choices = said.split("## Optimiser")[1]
+    assert "| openclip | 0.001 | - | 1 | 10.0 | 25.0 | 0.0200 |" in choices
+    assert "| openclip | 0.0001 | --opt lion --wd 1 | 1 | 30.0 | 25.0 | 0.0200 |" in choices
+
+
+def test_done_runs_are_not_repeated_and_a_failure_ends_the_command(tmp_path, monkeypatch):
+    names = [cell.name for cell in plan()]
+    started = []
+
+    def run_cell(args, cell, table, start):
+        started.append(cell.name)
+        if cell.name == names[4]:
+            raise SystemExit("failed")
+        return {"cell": cell.name, "start": start, "development": {}}
+
+    monkeypatch.setattr(finetune, "run_cell", run_cell)
+    monkeypatch.setattr(finetune, "write_pairs", lambda *args: tmp_path)
+    monkeypatch.setattr(finetune, "start_digest", lambda folder: "digest")
+    args = Namespace(out=tmp_path, emoji=tmp_path, match=["*"], limit=2, parallel=2)
+    finetune.run(args)
+    finetune.run(args)
+    assert sorted(started) == sorted(names[:4])
+    rows = read_rows(tmp_path / "finetuning.jsonl")
+    assert {row["start"] for row in rows.values()} == {"digest"}
+    args.limit, args.parallel = None, 1
+    with pytest.raises(SystemExit, match="failed"):
+        finetune.run(args)
+    assert started[4:] in ([names[4]], names[4:6])  # the next may have begun
+    assert list(read_rows(tmp_path / "finetuning.jsonl")) == list(rows)
