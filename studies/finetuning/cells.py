@@ -17,6 +17,9 @@ DUPLICATES = (0, 50, 90)
 RATES = (3e-4, 1e-3)
 RATE = 1e-3
 """The rate of the stages after the first."""
+STARTS = ("start", "sharp")
+"""The starting weights: `start` ends at a temperature of about 0.06; `sharp` goes on from it at
+0.01, the temperature of most published weights."""
 WARM = 32
 """Batches of a warm start."""
 MORE = ("--glofnd-alpha 0.01", "--distill-start 1")
@@ -46,6 +49,7 @@ class Cell:
         apart: whether batches hold no duplicates.
         more: further options of `neuclip train`, in one string.
         seed: of the run and of the pairs chosen.
+        weights: name of the starting weights, of `STARTS`.
     """
 
     stage: str
@@ -60,6 +64,7 @@ class Cell:
     apart: bool = False
     more: str = ""
     seed: int = 0
+    weights: str = "start"
 
     @property
     def name(self) -> str:
@@ -76,6 +81,7 @@ class Cell:
             "apart" if self.apart else "",
             self.more.replace("--", "").replace(" ", ""),
             f"seed{self.seed}",
+            self.weights if self.weights != "start" else "",
         ]
         return "_".join(filter(None, parts))
 
@@ -96,7 +102,7 @@ def plan() -> Iterator[Cell]:
 
 def stages() -> Iterator[Cell]:
     """The cells of all stages; equal runs of different stages occur in each."""
-    for stage in (_rates, _remedies, _few_pairs, _batches, _more_pairs, _optimisers):
+    for stage in (_rates, _remedies, _few_pairs, _batches, _sharp, _more_pairs, _optimisers):
         yield from stage()
 
 
@@ -138,6 +144,15 @@ def _few_pairs() -> Iterator[Cell]:
 def _batches() -> Iterator[Cell]:
     for seed, batch, method in product(SEEDS, (16, 64), METHODS):
         yield _usual(Cell("batch", method, 1_000, batch=batch, lr=RATE, seed=seed))
+
+
+def _sharp() -> Iterator[Cell]:
+    """Weights of temperature 0.01: rho measured in the warm start, or the method's default."""
+    for seed, method in product(SEEDS, ("neuclip_pool", "fastclip_v3", "openclip")):
+        base = _usual(Cell("sharp", method, 2_500, lr=RATE, seed=seed, weights="sharp"))
+        yield base
+        if base.rho:
+            yield replace(base, rho="")
 
 
 def _more_pairs() -> Iterator[Cell]:

@@ -7,11 +7,12 @@
     python -m studies.finetuning.finetune blend --icons icons --emoji emoji --out study
     python -m studies.finetuning.finetune report
 
-`start` trains the starting weights. `run` can be killed at any time and goes on where it stopped.
-Each finished run adds a line to `study/results.jsonl`: accuracies on the development splits, on the
-icons, and on the test splits, which the report shows in its last table only. `blend` mixes the
-models of the stage `blends` with the starting weights, and adds a line per mix to
-`study/blends.jsonl`. The files of both, in `results/`, are what `report` reads.
+`start` trains both kinds of starting weights. `run` can be killed at any time and goes on where it
+stopped; `--parallel 2` with `OMP_NUM_THREADS=1` trains two cells at a time. Each finished run adds
+a line to `study/finetuning.jsonl`: accuracies on the development splits, on the icons, and on the
+test splits, which the report shows in tables of their own. `blend` mixes finished models with the
+starting weights, and adds a line per mix to `study/blends.jsonl`. The files of both, in `results/`,
+are what `report` reads.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import sys
 import tarfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +40,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 RUNS, BLENDS = "finetuning.jsonl", "blends.jsonl"
 ALPHAS = "0,0.25,0.5,0.75,1"
-START = ("--method", "openclip", "--epochs", "2", "--lr", "1e-3", "--warmup", "200")
 SPLITS = ("unseen_vendor", "unseen_emoji")
 KNOWN = "unseen_style_development"
 """The split of the icons that shows what a run forgets."""
@@ -106,19 +106,25 @@ def neuclip(*words: object, log: Path) -> None:
 
 def start(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
-    neuclip(
-        *("train", "--train-data", args.icons / "train", "--model", "icon-small"),
-        *("--batch-size", 128, "--workers", 1, "--precision", "fp32", *START),
-        *("--logs", args.out, "--name", "start", "--resume", "auto", "--save-every-steps", 100),
-        *("--val-data", args.icons / KNOWN, "--val-frequency", 1),
-        log=args.out / "start.log",
-    )
+    more = ("--temperature", 0.01, "--pretrained", args.out / "start")
+    recipes = {
+        "start": ("--epochs", 2, "--lr", "1e-3"),
+        "sharp": ("--epochs", 1, "--lr", "3e-4", *more),
+    }
+    for name, recipe in recipes.items():
+        neuclip(
+            *("train", "--train-data", args.icons / "train", "--model", "icon-small"),
+            *("--method", "openclip", "--batch-size", 128, "--warmup", 200, "--workers", 1),
+            *("--precision", "fp32", "--logs", args.out, "--name", name, *recipe),
+            *("--resume", "auto", "--save-every-steps", 100),
+            *("--val-data", args.icons / KNOWN, "--val-frequency", 1),
+            log=args.out / f"{name}.log",
+        )
 
 
-def start_digest(folder: Path) -> str:
-    """The SHA-256 of the starting weights."""
-    weights = load_pretrained(CheckpointChoice(folder / "start"), "cpu").checkpoint.weights
-    return hash_weights(weights)
+def start_digest(run: Path) -> str:
+    """The SHA-256 of the starting weights of a run."""
+    return hash_weights(load_pretrained(CheckpointChoice(run), "cpu").checkpoint.weights)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -138,14 +144,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def as_each_ends(
-    pool: ThreadPoolExecutor, args: argparse.Namespace, cells: Iterable[Cell]
+    pool: ThreadPoolExecutor, args: argparse.Namespace, cells: Sequence[Cell]
 ) -> Iterator[dict]:
     """The rows of the cells as their runs end; a failed run lets none begin after it."""
-    start = start_digest(args.out)
-    runs = [
-        pool.submit(run_cell, args, cell, write_pairs(args.emoji, args.out / "pairs", cell), start)
-        for cell in cells
-    ]
+    starts = {name: start_digest(args.out / name) for name in {cell.weights for cell in cells}}
+    runs = []
+    for cell in cells:
+        table = write_pairs(args.emoji, args.out / "pairs", cell)
+        runs.append(pool.submit(run_cell, args, cell, table, starts[cell.weights]))
     try:
         for ended in as_completed(runs):
             yield ended.result()
@@ -172,7 +178,7 @@ def run_cell(args: argparse.Namespace, cell: Cell, table: Path, start: str) -> d
     before = time.perf_counter()
     neuclip(
         *("train", "--train-data", table, "--model", "icon-small", "--precision", "fp32"),
-        *("--pretrained", args.out / "start", "--method", cell.method, "--seed", cell.seed),
+        *("--pretrained", args.out / cell.weights, "--method", cell.method, "--seed", cell.seed),
         *("--epochs", epochs, "--batch-size", cell.batch, "--lr", cell.lr, "--wd", 0.1),
         *("--warmup", max(1, steps // 20), "--workers", 0, "--logs", args.out / "cells"),
         *("--name", cell.name, "--resume", "auto", "--save-frequency", 0),
@@ -222,7 +228,7 @@ def blend_cell(args: argparse.Namespace, cell: Cell, part: str) -> list[dict[str
     log = args.out / "cells" / f"{cell.name}.blend_{part}.log"
     log.unlink(missing_ok=True)
     neuclip(
-        *("blend", args.out / "start", args.out / "cells" / cell.name, "--alphas", ALPHAS),
+        *("blend", args.out / cell.weights, args.out / "cells" / cell.name, "--alphas", ALPHAS),
         *("--val-data", "::".join(str(args.emoji / f"{split}_{part}") for split in SPLITS)),
         *("--canary", args.icons / KNOWN, "--workers", 0),
         *("--figure", args.out / "cells" / f"{cell.name}.png"),

@@ -17,6 +17,7 @@ CHOICES = (
     ("Remedies", "remedies", ("method", "rho", "mask", "apart", "warm", "more")),
     ("Methods", "methods", ("pairs", "duplicates", "method", "mask")),
     ("Batch", "batch", ("batch", "method")),
+    ("Weights of temperature 0.01", "sharp", ("method", "rho")),
     ("Optimiser", "optimiser", ("method", "lr", "more")),
 )
 """Title, stage, and what varies in it."""
@@ -110,9 +111,9 @@ def _mean(row: Row, part: str) -> float:
 
 
 def _plain(row: Row) -> bool:
-    """Whether a run has no remedy but the mask."""
+    """Whether a run from the usual starting weights has no remedy but the mask."""
     usual = row["rho"] == "auto" or not (row["warm"] or has_rho(row["method"]))
-    remedy = row["apart"] or row.get("more")
+    remedy = row["apart"] or row.get("more") or row.get("weights", "start") != "start"
     return usual and row["lr"] == RATE and not remedy
 
 

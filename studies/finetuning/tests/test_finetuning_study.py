@@ -29,7 +29,7 @@ def test_the_name_tells_every_setting():
     others = {
         "method": "siglip", "pairs": 1_000, "duplicates": 0, "batch": 16, "lr": 2e-3,
         "rho": "auto", "warm": 1, "mask": True, "apart": True, "seed": 1,
-        "more": "--glofnd-alpha 0.01",
+        "more": "--glofnd-alpha 0.01", "weights": "sharp",
     }  # fmt: skip
     names = {replace(cell, **{key: value}).name for key, value in others.items()}
     assert len(names | {cell.name}) == len(others) + 1
@@ -162,13 +162,13 @@ def test_done_runs_are_not_repeated_and_a_failure_ends_the_command(tmp_path, mon
 
     monkeypatch.setattr(finetune, "run_cell", run_cell)
     monkeypatch.setattr(finetune, "write_pairs", lambda *args: tmp_path)
-    monkeypatch.setattr(finetune, "start_digest", lambda folder: "digest")
+    monkeypatch.setattr(finetune, "start_digest", lambda run: run.name)
     args = Namespace(out=tmp_path, emoji=tmp_path, match=["*"], limit=2, parallel=2)
     finetune.run(args)
     finetune.run(args)
     assert sorted(started) == sorted(names[:4])
     rows = read_rows(tmp_path / "finetuning.jsonl")
-    assert {row["start"] for row in rows.values()} == {"digest"}
+    assert {row["start"] for row in rows.values()} == {"start"}
     args.limit, args.parallel = None, 1
     with pytest.raises(SystemExit, match="failed"):
         finetune.run(args)
