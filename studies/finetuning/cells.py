@@ -27,8 +27,8 @@ MORE = ("--glofnd-alpha 0.01", "--distill-start 1")
 MIXED = ("neuclip_pool", "openclip")
 BLENDED = ((2_500, 50, 32, RATE), (10_000, 50, 32, RATE))
 """Pairs, duplicates, batch and rate of the runs whose weights are mixed with the starting ones."""
-LION = "--opt lion --wd 0.5"
-"""Lion with five times the decay; its rate is a fifth. `neuclip finetune` sets both so."""
+LION = {2e-4: "--opt lion --wd 0.5", 1e-4: "--opt lion --wd 1", 3e-5: "--opt lion --wd 3"}
+"""Rates of Lion, a fifth to a thirtieth of AdamW's, with as much decay a step as AdamW's."""
 EPOCHS = {1_000: 8, 2_500: 4, 5_000: 3, 10_000: 2}
 
 
@@ -102,7 +102,7 @@ def plan() -> Iterator[Cell]:
 
 def stages() -> Iterator[Cell]:
     """The cells of all stages; equal runs of different stages occur in each."""
-    for stage in (_rates, _remedies, _few_pairs, _batches, _sharp, _more_pairs, _optimisers):
+    for stage in (_rates, _remedies, _few_pairs, _batches, _sharp, _optimisers, _more_pairs):
         yield from stage()
 
 
@@ -164,9 +164,11 @@ def _more_pairs() -> Iterator[Cell]:
 
 
 def _optimisers() -> Iterator[Cell]:
-    for seed, method in product(SEEDS, MIXED):
-        yield _usual(Cell("optimiser", method, 10_000, lr=RATE, seed=seed))
-        yield _usual(Cell("optimiser", method, 10_000, lr=RATE / 5, seed=seed, more=LION))
+    for method in MIXED:
+        for seed in SEEDS:
+            yield _usual(Cell("optimiser", method, 10_000, lr=RATE, seed=seed))
+    for (lr, lion), seed, method in product(LION.items(), SEEDS, MIXED):
+        yield _usual(Cell("optimiser", method, 10_000, lr=lr, seed=seed, more=lion))
 
 
 def is_blended(cell: Cell) -> bool:

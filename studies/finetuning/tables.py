@@ -72,13 +72,13 @@ def _masked(rows: Sequence[Row]) -> str:
 
 def _lion(rows: Sequence[Row]) -> str:
     """Lion less AdamW, of runs that differ in nothing else but rate and decay."""
-    lion = [row for row in rows if row.get("more") == LION]
+    lion = [row for row in rows if row.get("more") in LION.values()]
     compared: Compared = {}
-    for method, pairs in sorted({(row["method"], row["pairs"]) for row in lion}):
+    for method, pairs, lr in sorted({(row["method"], row["pairs"], row["lr"]) for row in lion}):
         setting = {"method": method, "pairs": pairs}
         adamw = _of([row for row in rows if _plain(row)], {**setting, "mask": False})
-        compared[method, f"{pairs:,}"] = _of(lion, setting), adamw
-    return _differences("Lion less AdamW, paired runs", ("method", "pairs"), compared)
+        compared[method, f"{pairs:,}", f"{lr:g}"] = _of(lion, {**setting, "lr": lr}), adamw
+    return _differences("Lion less AdamW, paired runs", ("method", "pairs", "lr"), compared)
 
 
 def _of(rows: Sequence[Row], setting: Mapping[str, Any]) -> list[Row]:

@@ -142,9 +142,11 @@ def test_runs_of_other_batches_or_starting_weights_are_not_compared():
 
 def test_lion_is_compared_with_adamw_at_its_own_rate():
     adamw = Cell("optimiser", "openclip", 10_000, lr=RATE)
-    lion = replace(adamw, lr=RATE / 5, more=LION)
+    lion = replace(adamw, lr=2e-4, more=LION[2e-4])
     said = tables({cell.name: row(cell, value) for cell, value in ((adamw, 0.1), (lion, 0.3))})
-    assert "| openclip | 10,000 | 1 | +20.0 | +0.0 | +0.0 |" in said.split("## Lion less")[1]
+    assert (
+        "| openclip | 10,000 | 0.0002 | 1 | +20.0 | +0.0 | +0.0 |" in said.split("## Lion less")[1]
+    )
     choices = said.split("## Optimiser")[1]
     assert "| openclip | 0.001 | - | 1 | 10.0 | 25.0 | 0.0200 |" in choices
     assert "| openclip | 0.0002 | --opt lion --wd 0.5 | 1 | 30.0 | 25.0 | 0.0200 |" in choices
