@@ -54,11 +54,13 @@ def arguments() -> argparse.Namespace:
     for command in (start, run, blends):
         command.add_argument("--icons", type=Path, required=True, help="of `neuclip data icons`")
         command.add_argument("--out", type=Path, required=True, help="folder for runs and results")
-    run.add_argument("--match", nargs="+", default=["*"], metavar="GLOB", help="only these cells")
     run.add_argument("--limit", type=int, help="stop after this number of runs")
     run.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     for command in (run, blends):
         command.add_argument("--emoji", type=Path, required=True, help="of `neuclip data emoji`")
+        command.add_argument(
+            "--match", nargs="+", default=["*"], metavar="GLOB", help="only these cells"
+        )
     report = commands.add_parser("report", help="print the tables")
     report.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args()
@@ -122,6 +124,11 @@ def start(args: argparse.Namespace) -> None:
         )
 
 
+def matching(globs: Sequence[str]) -> list[Cell]:
+    """The cells of the plan that one of the patterns names."""
+    return [cell for cell in plan() if any(fnmatch.fnmatchcase(cell.name, glob) for glob in globs)]
+
+
 def start_digest(run: Path) -> str:
     """The SHA-256 of the starting weights of a run."""
     return hash_weights(load_pretrained(CheckpointChoice(run), "cpu").checkpoint.weights)
@@ -130,12 +137,7 @@ def start_digest(run: Path) -> str:
 def run(args: argparse.Namespace) -> None:
     (args.out / "cells").mkdir(exist_ok=True)
     done = read_rows(args.out / RUNS)
-    cells = [
-        cell
-        for cell in plan()
-        if cell.name not in done
-        and any(fnmatch.fnmatchcase(cell.name, glob) for glob in args.match)
-    ][: args.limit]
+    cells = [cell for cell in matching(args.match) if cell.name not in done][: args.limit]
     with ThreadPoolExecutor(args.parallel) as pool:
         for row in as_each_ends(pool, args, cells):
             with (args.out / RUNS).open("a", encoding="utf-8") as file:
@@ -211,7 +213,9 @@ def blend(args: argparse.Namespace) -> None:
     """Evaluates mixes of the starting weights and the tuned ones: development splits, then test."""
     results = args.out / BLENDS
     done = {row["cell"] for row in read_lines(results)}
-    for cell in (cell for cell in plan() if is_blended(cell) and cell.name not in done):
+    for cell in matching(args.match):
+        if not is_blended(cell) or cell.name in done:
+            continue
         if cell.name not in read_rows(args.out / RUNS):
             continue
         rows = [

@@ -40,23 +40,22 @@ def tables(rows: Mapping[str, Row]) -> str:
     tested = [row for row in rows.values() if _plain(row)]
     usual = [row for row in tested if row["batch"] == 32]
     found.append(_table("Test splits", usual, ("pairs", "duplicates", "method", "mask"), "test"))
-    found += [_against_infonce(tested), _masked(tested), _lion(list(rows.values()))]
+    found += [_less(method, tested) for method in ("openclip", "neuclip_pool")]
+    found += [_masked(tested), _lion(list(rows.values()))]
     return "\n\n".join(filter(None, found))
 
 
-def _against_infonce(rows: Sequence[Row]) -> str:
-    """Each method without mask less `openclip`: by pairs and batch, and all batches of 32."""
+def _less(base: str, rows: Sequence[Row]) -> str:
+    """Each method without mask less one of them: by pairs and batch, and all."""
     without = [row for row in rows if not row["mask"]]
     compared: Compared = {}
-    for method in sorted({row["method"] for row in without} - {"openclip"}):
-        mine = [row for row in without if row["method"] == method]
-        infonce = [row for row in without if row["method"] == "openclip"]
-        for pairs, batch in sorted({(row["pairs"], row["batch"]) for row in mine}):
-            setting = {"pairs": pairs, "batch": batch}
-            compared[method, f"{pairs:,}", str(batch)] = _of(mine, setting), _of(infonce, setting)
-        usual = {"batch": 32}
-        compared[method, "all", "32"] = _of(mine, usual), _of(infonce, usual)
-    return _differences("Less openclip, paired runs", ("method", "pairs", "batch"), compared)
+    for method in sorted({row["method"] for row in without} - {base}):
+        both = [[row for row in without if row["method"] == name] for name in (method, base)]
+        for pairs, batch in sorted({(row["pairs"], row["batch"]) for row in both[0]}):
+            mine, other = (_of(side, {"pairs": pairs, "batch": batch}) for side in both)
+            compared[method, f"{pairs:,}", str(batch)] = mine, other
+        compared[method, "all", "all"] = both[0], both[1]
+    return _differences(f"Less {base}, paired runs", ("method", "pairs", "batch"), compared)
 
 
 def _masked(rows: Sequence[Row]) -> str:
@@ -125,19 +124,19 @@ def blend_table(rows: Sequence[Row]) -> str:
     """
     if not rows:
         return ""
-    groups: dict[tuple[str, float], list[Row]] = defaultdict(list)
+    groups: dict[tuple[int, str, float], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row["method"], row["alpha"]].append(row)
+        groups[row["pairs"], row["method"], row["alpha"]].append(row)
     lines = ["", "## Mixes with the starting weights", ""]
-    lines += ["| method | alpha | seeds | development | test | icons |", "| --- " * 6 + "|"]
-    for (method, alpha), members in sorted(groups.items()):
+    lines += ["| pairs | method | alpha | seeds | development | test | icons |", "| --- " * 7 + "|"]
+    for (pairs, method, alpha), members in sorted(groups.items()):
         parts = [
             [row["emoji"] for row in members if row["part"] == part]
             for part in ("development", "test")
         ]
         known = [row["icons"] for row in members if row["part"] == "development"]
         spreads = " | ".join(map(_spread, [*parts, known]))
-        lines.append(f"| {method} | {alpha:g} | {len(known)} | {spreads} |")
+        lines.append(f"| {pairs} | {method} | {alpha:g} | {len(known)} | {spreads} |")
     return "\n".join(lines)
 
 

@@ -84,9 +84,11 @@ def test_mixes_are_read_as_they_are_printed(capsys):
     assert mixes(printed) == [pytest.approx(row) for row in found]
     assert blend_table([]) == ""
     rows = [
-        {"method": "openclip", "part": p, **mix} for mix in found for p in ("development", "test")
+        {"pairs": 2500, "method": "openclip", "part": p, **mix}
+        for mix in found
+        for p in ("development", "test")
     ]
-    assert "| openclip | 0.25 | 1 | 12.3 | 12.3 | 40.0 |" in blend_table(rows)
+    assert "| 2500 | openclip | 0.25 | 1 | 12.3 | 12.3 | 40.0 |" in blend_table(rows)
 
 
 @pytest.mark.parametrize(("duplicates", "shared"), [(0, 0), (50, 4), (90, 7)])
@@ -123,7 +125,7 @@ def test_differences_are_of_equal_pairs_duplicates_and_seeds():
     infonce, mask = said.split("## Less openclip")[1].split("## Mask less")
     # Student's t with one degree of freedom: 15 +- 12.706 * 7.071 / sqrt(2).
     assert "| neuclip_pool | 1,000 | 32 | 2 | +15.0 ± 63.5 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in infonce
-    assert "| neuclip_pool | all | 32 | 2 | +15.0 ± 63.5 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in infonce
+    assert "| neuclip_pool | all | all | 2 | +15.0 ± 63.5 | +0.0 ± 0.0 | +0.0 ± 0.0 |" in infonce
     assert "| neuclip_pool | 1,000 | 90 | 1 | +30.0 | +0.0 | +0.0 |" in mask
 
 
@@ -135,7 +137,9 @@ def test_runs_of_other_batches_or_starting_weights_are_not_compared():
     infonce = said.split("## Less openclip")[1]
     assert "| neuclip_pool | 1,000 | 16 | 1 | +10.0 | +0.0 | +0.0 |" in infonce
     assert "| 64 |" not in infonce
-    assert "| all |" not in infonce
+    assert "| neuclip_pool | all | all | 1 | +10.0 |" in infonce
+    backwards = infonce.split("## Less neuclip_pool")[1]
+    assert "| openclip | 1,000 | 16 | 1 | -10.0 | +0.0 | +0.0 |" in backwards
     rows[1]["start"] = "other weights"
     assert "## Less openclip" not in tables({each["cell"]: each for each in rows})
 
