@@ -79,6 +79,7 @@ def test_with_validation_data_the_metric_of_the_best_epoch_is_named(shop, capsys
         (["--canary", "nowhere.csv"], "nowhere.csv: no such file or folder"),
         (["--best-metric", "val/acc1"], "--best-metric val/acc1 is not a metric of this run"),
         (["--force-image-size", "30"], "the nearest sizes are"),
+        (["--model", "glyph-tiny"], "does not fit glyph-tiny"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(shop, flags, words, capsys):

@@ -14,12 +14,19 @@ from neuclip.parallel.launch import launch_environment
 
 def show_derived(command: TrainCommand) -> int:
     """Prints the settings that are derived, and the `neuclip train` line that gives them all."""
-    from neuclip.training.finetuning import check_evaluation, complete, trained_weights
+    from neuclip.model.starting_weights import StartingWeightsReader
+    from neuclip.training.finetuning import (
+        check_evaluation,
+        check_weights,
+        complete,
+        trained_weights,
+    )
     from neuclip.training.training_data import TrainingData
 
     data = TrainingData(command.config, str(command.config.data.train_data))
+    weights = StartingWeightsReader()
     try:
-        config, derived = complete(command.config, data)
+        config, derived = complete(command.config, data, weights)
         launch = launch_environment()
         resolved = resolve(config, launch.world_size)
         if launch.rank:
@@ -30,6 +37,7 @@ def show_derived(command: TrainCommand) -> int:
     if not derived:
         terminal.print_plain(f"{config.name} is continued: its settings stay as it recorded them")
         return 0
+    check_weights(config, weights)
     trained = trained_weights(config).text  # an error stands alone, not below the table
     terminal.print_reasons(
         (flag_of(d.section, d.key), " ".join(d.words), d.reason) for d in derived

@@ -38,9 +38,11 @@ def check_patches(name: str, vision: Mapping[str, Any], size: int | tuple[int, i
     above = [-(-side // part) * part for side, part in pairs]
     shown = [each[:1] if isinstance(size, int) else each for each in (sides, below, above)]
     asked, *fitting = (" ".join(map(str, each)) for each in shown)
+    nearest = list(dict.fromkeys(fitting))
+    words = "the nearest size is" if len(nearest) == 1 else "the nearest sizes are"
     raise UserError(
         f"--force-image-size {asked}: {name} divides images into patches of {patch[0]} x "
-        f"{patch[1]} pixels; the nearest sizes are {' and '.join(dict.fromkeys(fitting))}"
+        f"{patch[1]} pixels; {words} {' and '.join(nearest)}"
     )
 
 

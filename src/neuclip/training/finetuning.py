@@ -16,7 +16,7 @@ from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 from neuclip.evaluation.held_out import HeldOut
 from neuclip.model.architecture import Architecture, find_architecture
-from neuclip.model.clip import towers_without_values
+from neuclip.model.clip import build_clip, towers_without_values
 from neuclip.model.device import choose_device, choose_precision
 from neuclip.model.lora import Trained, add_updates, count_trained
 from neuclip.model.mismatch import models_of
@@ -108,6 +108,20 @@ def check_evaluation(config: RunConfig, data: TrainingData) -> EvaluationPlan:
         label_key = config.data.label_key
         split = HeldOut(data.source, everything, share, 0, label_key=label_key).split
     return open_plan(config, split, starts_trained=True)
+
+
+def check_weights(config: RunConfig, weights: StartingWeightsReader) -> None:
+    """Loads the starting weights into towers, as the run does, for its errors and messages.
+
+    Args:
+        config: the full settings.
+        weights: has read the weights.
+
+    Raises:
+        UserError: they are of another architecture; names what differs and which model fits.
+    """
+    starting = weights.take(config.model)
+    starting.load(build_clip(starting.architecture(), "fp32", torch.device("cpu")))
 
 
 def _facts(config: RunConfig, data: TrainingData, weights: StartingWeightsReader) -> Facts:

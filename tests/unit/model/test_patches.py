@@ -29,7 +29,7 @@ def test_the_grid_of_a_model(name, expected):
         ("ViT-L-14", (224, 100), "size 224 100: ViT-L-14 .* are 224 98 and 224 112$"),
         ("ViT-B-16-SigLIP", 250, "are 240 and 256$"),
         ("RN50", 200, "are 192 and 224$"),
-        ("ViT-B-32", 10, "the nearest sizes are 32$"),
+        ("ViT-B-32", 10, "the nearest size is 32$"),
     ],
 )
 def test_sizes_that_patches_do_not_cover(name, size, words):
