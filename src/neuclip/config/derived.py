@@ -226,7 +226,8 @@ def _crops(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _temperature(config: RunConfig, facts: Facts) -> Finding:
-    if facts.temperature is None:
+    sigmoid = "logit_bias" in type(config.method).model_fields  # its two scalars belong together
+    if facts.temperature is None or sigmoid:
         return None
     lowest = getattr(config.method, "temperature_min", 0.0)
     value = float(f"{min(1.0, max(facts.temperature, lowest)):.6g}")
