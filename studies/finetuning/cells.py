@@ -17,9 +17,6 @@ DUPLICATES = (0, 50, 90)
 RATES = (3e-4, 1e-3)
 RATE = 1e-3
 """The rate of the stages after the first."""
-STARTS = ("start", "sharp")
-"""The starting weights: `start` ends at a temperature of about 0.06; `sharp` goes on from it at
-0.01, the temperature of most published weights."""
 WARM = 32
 """Batches of a warm start."""
 MORE = ("--glofnd-alpha 0.01", "--distill-start 1")
@@ -49,7 +46,8 @@ class Cell:
         apart: whether batches hold no duplicates.
         more: further options of `neuclip train`, in one string.
         seed: of the run and of the pairs chosen.
-        weights: name of the starting weights, of `STARTS`.
+        weights: name of the starting weights: `start` ends at a temperature of about 0.06; `sharp`
+            goes on from it at 0.01, the temperature of most published weights.
     """
 
     stage: str

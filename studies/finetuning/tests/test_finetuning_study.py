@@ -6,10 +6,11 @@ import json
 import tarfile
 from argparse import Namespace
 from dataclasses import asdict, replace
+from itertools import product
 
 import pytest
 from studies.finetuning import finetune
-from studies.finetuning.cells import EPOCHS, LION, RATE, Cell, plan, stages
+from studies.finetuning.cells import EPOCHS, LION, RATE, Cell, is_blended, plan, stages
 from studies.finetuning.finetune import accuracies, mixes, read_rows, write_pairs
 from studies.finetuning.tables import blend_table, tables
 
@@ -22,6 +23,16 @@ def test_equal_runs_occur_once_and_every_stage_is_there():
     assert len({cell.name for cell in cells}) == len(cells)
     assert {cell.name for cell in cells} == {cell.name for cell in stages()}
     assert all(cell.pairs in EPOCHS for cell in cells)
+
+
+def test_mixed_are_the_usual_runs_of_two_methods_at_half_shared_captions():
+    mixed = [cell for cell in plan() if is_blended(cell)]
+    assert sorted((cell.pairs, cell.method, cell.seed) for cell in mixed) == sorted(
+        product((2_500, 10_000), ("neuclip_pool", "openclip"), (0, 1, 2))
+    )
+    assert all((cell.duplicates, cell.lr, cell.weights) == (50, RATE, "start") for cell in mixed)
+    assert not any(cell.mask or cell.apart or cell.more for cell in mixed)
+    assert all(cell.rho == ("auto" if cell.method == "neuclip_pool" else "") for cell in mixed)
 
 
 def test_the_name_tells_every_setting():
