@@ -80,6 +80,8 @@ def test_with_validation_data_the_metric_of_the_best_epoch_is_named(shop, capsys
         (["--best-metric", "val/acc1"], "--best-metric val/acc1 is not a metric of this run"),
         (["--force-image-size", "30"], "the nearest sizes are"),
         (["--model", "glyph-tiny"], "does not fit glyph-tiny"),
+        (["--batch-size", "64", "--val-split", "none"], "60 samples is less than one global batch"),
+        (["--batch-size", "58"], "--val-split 0.333 leaves 40 samples to train on, less than a"),
     ],
 )
 def test_a_dry_run_refuses_what_the_run_would_refuse(shop, flags, words, capsys):

@@ -17,6 +17,7 @@ def show_derived(command: TrainCommand) -> int:
     from neuclip.model.starting_weights import StartingWeightsReader
     from neuclip.training.finetuning import (
         check_evaluation,
+        check_length,
         check_weights,
         complete,
         trained_weights,
@@ -31,7 +32,10 @@ def show_derived(command: TrainCommand) -> int:
         resolved = resolve(config, launch.world_size)
         if launch.rank:
             return 0
-        best = check_evaluation(resolved, data).best if derived else None
+        best = None
+        if derived:
+            check_length(resolved, data)
+            best = check_evaluation(resolved, data).best
     finally:
         data.close()
     if not derived:

@@ -61,6 +61,24 @@ def describe_step(config: RunConfig, processes: int) -> str:
     return f"{data.global_batch_size} = {factors(data.batch_size, data.accum_freq, processes)}"
 
 
+def check_epoch(samples: int, global_batch: int, factors: str) -> None:
+    """Checks that an epoch has a step.
+
+    Args:
+        samples: in an epoch.
+        global_batch: pairs in a step over all ranks.
+        factors: of the global batch, in words.
+
+    Raises:
+        UserError: an epoch has fewer samples than one global batch.
+    """
+    if samples < global_batch:
+        raise UserError(
+            f"an epoch of {quantity(samples, 'sample')} is less than one global batch of "
+            f"{global_batch} ({factors}): lower --batch-size, or add data"
+        )
+
+
 def factors(batch_size: int, accum_freq: int, processes: int) -> str:
     """The factors of a step's batch, in words."""
     parts = f" x {accum_freq} micro-batches" if accum_freq > 1 else ""

@@ -225,7 +225,7 @@ class EvaluationConfig(Section):
         gt=0,
         lt=1,
         description="share of the training data that is held out and evaluated as the split val; "
-        "samples of equal captions, images or labels stay on one side",
+        "samples of equal captions, images or labels stay on one side; none: nothing is held out",
     )
     val_frequency: int = Field(
         default=1,

@@ -66,7 +66,8 @@ def _problem(problem: ErrorDetails, called: Place, method: str) -> str:
     if grouped and len(path) > 2 and (parts := section_of(fields[key])):
         where, fields, key = f"{where} {inside[0]}", parts.model_fields, inside[0]
     if key in fields and kind.startswith(("greater_than", "less_than")):
-        return f"{where}: {_shown(value)} is out of range; it must be {bounds(fields[key])}"
+        right = bounds(fields[key]) + (", or none" if type(None) in _kinds(fields[key]) else "")
+        return f"{where}: {_shown(value)} is out of range; it must be {right}"
     if kind == "extra_forbidden":
         return f"{where}: no such key; {nearest(key, list(fields))}"
     if kind == "unknown_method":
@@ -87,8 +88,12 @@ def _shown(value: object) -> str:
 
 def section_of(field: FieldInfo) -> type[Section] | None:
     """The section that a setting holds, or none if it holds a plain value."""
-    kinds = (field.annotation, *get_args(field.annotation))
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
+    return next((k for k in _kinds(field) if isinstance(k, type) and issubclass(k, Section)), None)
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    """What a setting's value may be: its annotation, and the parts of a union."""
+    return field.annotation, *get_args(field.annotation)
 
 
 def _fields(section: str, method: str) -> Mapping[str, FieldInfo]:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from neuclip.config.batch_size import factors
+from neuclip.config.batch_size import check_epoch, factors
 from neuclip.data.batch import (
     Batch,
     BatchReader,
@@ -132,11 +132,7 @@ class TrainLoader:
         if distinct is not None:
             self.order_digest += distinct.digest
         self._requests = _TrainRequests(order, settings, source.expect)
-        if len(self._requests) == 0:
-            raise UserError(
-                f"an epoch of {quantity(length, 'sample')} is less than one global batch of "
-                f"{global_batch} ({settings.factors}): lower --batch-size, or add data"
-            )
+        check_epoch(length, global_batch, settings.factors)
         self.description = describe_epoch(source.layout, length, global_batch)
         if distinct is not None:
             self.description += f"; {describe_distinct(order, distinct)}"

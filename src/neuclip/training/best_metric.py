@@ -93,9 +93,14 @@ class BestMetric:
         if self.start is None:
             return text
         text += f" (starting weights: {self.start:.4g})"
-        if not self._is_better(self.value, self.start):
+        if not self.improves:
             text += "; training did not improve on the starting weights"
         return text
+
+    @property
+    def improves(self) -> bool:
+        """Whether the best epoch is better than the starting weights, if those were evaluated."""
+        return self.value is not None and self._is_better(self.value, self.start)
 
     def _is_better(self, value: float, other: float | None) -> bool:
         if other is None:

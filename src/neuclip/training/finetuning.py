@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuclip.config.batch_size import check_epoch, factors
 from neuclip.config.derived import Derived, Facts, derive, kept
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
@@ -108,6 +109,28 @@ def check_evaluation(config: RunConfig, data: TrainingData) -> EvaluationPlan:
         label_key = config.data.label_key
         split = HeldOut(data.source, everything, share, 0, label_key=label_key).split
     return open_plan(config, split, starts_trained=True)
+
+
+def check_length(config: RunConfig, data: TrainingData) -> None:
+    """Checks that an epoch has a step, before the run.
+
+    Reads no image, unless a share is held out of so few pairs that the rest may not make a batch.
+
+    Args:
+        config: the full settings, resolved.
+        data: the training data.
+
+    Raises:
+        UserError: an epoch has fewer samples than one global batch.
+    """
+    index, settings = data.source, config.data
+    batch = settings.global_batch_size or settings.batch_size
+    held_out = round((config.evaluation.val_split or 0) * len(index))
+    if len(index) - held_out < batch:
+        index, _ = data.divided(config)
+    processes = launch_environment().world_size
+    parts = factors(settings.batch_size, settings.accum_freq, processes)
+    check_epoch(settings.train_num_samples or index.layout.visits, batch, parts)
 
 
 def check_weights(config: RunConfig, weights: StartingWeightsReader) -> None:

@@ -245,7 +245,10 @@ class Trainer:
         assert self.state.saved_at is not None  # the end of an epoch saves first
         self._saver.keep_best(self.state.saved_at, run.folder.checkpoints)
         if collectives.is_main():
-            log.info("%s is the best so far: kept as %s", run.plan.best.name, run.folder.best)
+            but = "" if run.plan.best.improves else ", not better than the starting weights"
+            log.info(
+                "%s is the best so far%s: kept as %s", run.plan.best.name, but, run.folder.best
+            )
 
     def _check_best(self) -> None:
         """In a resumed run, finds the best checkpoint again if it is not the one of its state."""
