@@ -4,17 +4,21 @@ import csv
 import io
 import json
 import tarfile
-from argparse import Namespace
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import islice, product
 
 import pytest
-from studies.finetuning import finetune
+from studies.finetuning import finetune, measure
 from studies.finetuning.cells import EPOCHS, LION, RATE, Cell, is_blended, plan, stages
-from studies.finetuning.finetune import accuracies, mixes, read_rows, write_pairs
+from studies.finetuning.finetune import mixes, read_rows
+from studies.finetuning.measure import accuracies, train_flags
+from studies.finetuning.pairs import write_pairs
+from studies.finetuning.splits import KNOWN, SPLITS
 from studies.finetuning.tables import blend_table, tables
 
 from neuclip.cli.terminal import print_mixes
+from neuclip.cli.train import parse_train
+from neuclip.errors import UserError
 from neuclip.evaluation.blend_choice import Mix
 
 
@@ -167,27 +171,69 @@ def test_lion_is_compared_with_adamw_at_its_own_rate():
     assert "| openclip | 0.0002 | --opt lion --wd 0.5 | 1 | 30.0 | 25.0 | 0.0200 |" in choices
 
 
-def test_done_runs_are_not_repeated_and_a_failure_ends_the_command(tmp_path, monkeypatch):
-    names = [cell.name for cell in plan()]
-    started = []
+TOLD = {
+    "pairs": "pairs.csv", "emoji": "emoji", "icons": "icons", "weights": "start", "start": "abc",
+}  # fmt: skip
 
-    def run_cell(args, cell, table, start):
-        started.append(cell.name)
-        if cell.name == names[4]:
-            raise SystemExit("failed")
-        return {"cell": cell.name, "start": start, "development": {}}
 
-    monkeypatch.setattr(finetune, "run_cell", run_cell)
-    monkeypatch.setattr(finetune, "write_pairs", lambda *args: tmp_path)
-    monkeypatch.setattr(finetune, "start_digest", lambda run: run.name)
-    args = Namespace(out=tmp_path, emoji=tmp_path, match=["*"], limit=2, parallel=2)
-    finetune.run(args)
-    finetune.run(args)
-    assert sorted(started) == sorted(names[:4])
-    rows = read_rows(tmp_path / "finetuning.jsonl")
-    assert {row["start"] for row in rows.values()} == {"start"}
-    args.limit, args.parallel = None, 1
-    with pytest.raises(SystemExit, match="failed"):
-        finetune.run(args)
-    assert started[4:] in ([names[4]], names[4:6])  # the next may have begun
-    assert list(read_rows(tmp_path / "finetuning.jsonl")) == list(rows)
+def test_the_flags_of_a_cell_are_those_of_the_program():
+    cell = Cell("remedies", "neuclip_pool", 1_000, lr=RATE, rho="auto", warm=32, mask=True, seed=2)
+    config = parse_train(train_flags(cell, {**TOLD, "runs": "runs"})).config
+    assert (config.name, config.output.logs, config.seed) == (cell.name, "runs", 2)
+    assert (config.method.rho, config.optim.warm_start_steps) == ("auto", 32)
+    assert (config.data.false_negatives, config.data.no_duplicates) == ("mask", False)
+    assert config.optim.epochs == config.evaluation.val_frequency == EPOCHS[1_000]
+    splits = config.evaluation.val_data.split("::")
+    assert splits[:2] == ["emoji/unseen_vendor_development", "emoji/unseen_emoji_development"]
+    assert splits[-1] == "icons/unseen_style_development"
+    more = replace(cell, apart=True, more="--opt lion --wd 0.5")
+    config = parse_train(train_flags(more, {**TOLD, "runs": "runs"})).config
+    assert (config.optim.opt, config.optim.wd, config.data.no_duplicates) == ("lion", 0.5, True)
+
+
+def test_a_row_has_the_last_accuracies_and_a_failed_run_has_none(tmp_path, monkeypatch):
+    cell = Cell("rate", "openclip", 1_000)
+    told = {**TOLD, "runs": str(tmp_path), "cell": asdict(cell)}
+    splits = [f"{split}_{part}" for split in SPLITS for part in ("development", "test")]
+
+    def train_run(config, run):
+        run.mkdir()
+        records = []
+        for step, value in enumerate((0.1, 0.2)):
+            records.append({"kind": "step", "step": step, "temperature": 0.07 - value / 10})
+            records += [
+                {"kind": "eval", "step": step, "split": split, "metrics": {"acc1": value}}
+                for split in (*splits, KNOWN)
+            ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+
+    monkeypatch.setattr(measure, "train_run", train_run)
+    row = measure.tune_cell(told, tmp_path)
+    assert row["development"] == row["test"] == dict.fromkeys(SPLITS, 0.2)
+    assert (row["temperature"], row["start"]) == (pytest.approx(0.05), "abc")
+    assert {"seconds", "cpu_seconds"} <= row.keys()
+    monkeypatch.setattr(measure, "train_run", lambda config, run: "the loss is not finite")
+    with pytest.raises(UserError, match="not finite"):
+        measure.tune_cell(told, tmp_path)
+
+
+def test_the_runner_tells_a_cell_its_pairs_and_its_weights(tmp_path, monkeypatch):
+    digests = []
+    monkeypatch.setattr(finetune, "start_digest", lambda run: digests.append(run) or run.name)
+    monkeypatch.setattr(finetune, "write_pairs", lambda emoji, folder, cell: folder / "pairs.csv")
+    folders = ["--icons", "i", "--emoji", "e", "--out", str(tmp_path)]
+    runner = finetune.runner(finetune.arguments(["run", *folders]))
+    sharp = [runner.study.facts(replace(cell, weights="sharp")) for cell in islice(plan(), 2)]
+    assert [told["start"] for told in sharp] == ["sharp", "sharp"]
+    assert digests == [tmp_path / "sharp"]
+    assert sharp[0]["pairs"] == str(tmp_path / "pairs" / "pairs.csv")
+    assert runner.study.plan({}) == list(plan())
+
+
+def test_rows_without_a_digest_are_reported_and_not_continued(tmp_path):
+    old = {"cell": "a", "seconds": 1}
+    (tmp_path / "finetuning.jsonl").write_text(json.dumps(old) + "\n")
+    assert read_rows(tmp_path / "finetuning.jsonl") == {"a": old}
+    folders = ["--icons", "i", "--emoji", "e", "--out", str(tmp_path)]
+    with pytest.raises(UserError, match="which kept no digest; choose another --out"):
+        finetune.runner(finetune.arguments(["run", *folders])).results.read()
