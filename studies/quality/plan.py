@@ -27,7 +27,7 @@ TWO_SEEDS = tuple(method for method in METHODS if method not in FIVE_SEEDS)
 ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
 SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
-SECTIONS = ("untuned", "tuned", "memory", "published", "suspects")
+SECTIONS = ("untuned", "longer", "tuned", "memory", "published", "suspects")
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,17 @@ class Line:
     """A line of the order: cells of one section on one data set.
 
     Attributes:
-        section: `untuned`: the recipes; `tuned`: each method's grid at seed 0, and its best point
-            at other seeds; `memory`: steps of more pairs than the memory holds (64), by
-            accumulation; `published`: a search over the settings of `neuclip` at seed 0, and its
-            best at other seeds; `suspects`: the recipes with one change each.
+        section: `untuned`: the recipes; `longer`: the recipes for more passes; `tuned`: each
+            method's grid at seed 0, and its best point at other seeds; `memory`: steps of more
+            pairs than the memory holds (64), by accumulation; `published`: a search over the
+            settings of `neuclip` at seed 0, and its best at other seeds; `suspects`: the recipes
+            with one change each.
         data: name of the data set.
         batch: pairs in a step.
         methods: in order.
         seeds: in order; all methods at the first seed come first.
         rate: factor on the learning rates of the recipes (`memory`).
+        longer: factor on the passes of the data set (`longer`).
     """
 
     section: str
@@ -52,6 +54,7 @@ class Line:
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     rate: float = 1.0
+    longer: int = 1
 
 
 ORDER = (
@@ -63,6 +66,7 @@ ORDER = (
     Line("untuned", "icons", 64, MAIN, (0,)),
     Line("untuned", "glyphs", 64, MAIN, (0,)),
     Line("memory", "emoji", 256, ACCUMULATED, (0,)),
+    Line("longer", "emoji", 64, MAIN, (0,), longer=3),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
@@ -145,8 +149,8 @@ class Part:
 
     Attributes:
         cells: its runs.
-        evaluated: those for the test splits: all of `untuned` and `memory`; of a search, what it
-            chose, at all seeds; none of `suspects`.
+        evaluated: those for the test splits: all of `untuned`, `longer` and `memory`; of a
+            search, what it chose, at all seeds; none of `suspects`.
         decided: whether `cells` are all.
     """
 
@@ -205,6 +209,16 @@ def _untuned(line: Line, rows: Rows) -> Iterator[Cell]:
         yield cell(RECIPES[method], line.data, batch=line.batch, seed=seed)
 
 
+def _longer(line: Line, rows: Rows) -> Iterator[Cell]:
+    for found in _untuned(line, rows):
+        yield replace(
+            found,
+            note=f"{found.note}-x{line.longer}",
+            passes=line.longer * found.passes,
+            evaluated_every=line.longer * found.evaluated_every,
+        )
+
+
 def _memory(line: Line, rows: Rows) -> Iterator[Cell]:
     accum = line.batch // BATCH
     for seed, method in product(line.seeds, line.methods):
@@ -229,6 +243,7 @@ def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
 
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "untuned": _untuned,
+    "longer": _longer,
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,

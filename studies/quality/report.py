@@ -28,6 +28,7 @@ WRITER = "studies/quality/run.py"
 RESULTS = Path(__file__).parent / "results"
 SETTINGS = {
     "untuned": "One recipe per method, batch 64",
+    "longer": "Longer runs, batch 64",
     "tuned": "The best point of each method's grid, batch 64",
     "memory": "A memory of 64 pairs: steps of 64, 256 and 1,024 pairs",
     "published": "The published form after its search",
@@ -103,7 +104,8 @@ def dates(rows: Rows) -> str:
 def section_table(section: str, rows: Rows, tested: Rows) -> str:
     """Accuracy on the test splits: data sets by methods, with the difference to the best other.
 
-    Cells of a section at several batches or rates are methods of their own: `openclip, 256`.
+    Cells of a section at several batches, rates or lengths are methods of their own: `openclip,
+    256`.
     """
     body: list[Sequence[str]] = []
     for data in DATA_SETS.values():
@@ -122,6 +124,9 @@ def evaluated(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str
     known = any(cell.name in tested for cell in cells)
     if section == "memory" and known:  # beside larger steps the step that the memory holds
         cells += [cell for cell in beside if cell.batch == BATCH and cell.label in ACCUMULATED]
+    if section == "longer" and known:  # beside longer runs those of the usual length
+        methods = {cell.label for cell in cells}
+        cells += [cell for cell in beside if cell.batch == BATCH and cell.label in methods]
     if section == "published" and known:  # beside what it has to beat
         batches = {cell.batch for cell in cells}
         cells += [cell for cell in beside if cell.label == RIVAL and cell.batch in batches]
@@ -136,12 +141,15 @@ def _title(section: str, row: Row) -> str:
     title = f"`{row['label']}`"
     if section in {"memory", "published"}:
         title += f", {row['batch'] * row['accum']:,}"
+    if section == "longer":
+        title += f", {row['passes']} passes"
     rate = row["lr"] / RECIPES[row["label"]].lr
     return f"{title}, {rate:g} of the rate" if section == "memory" and rate != 1 else title
 
 
-def _place(row: Row) -> tuple[int, int, float, int]:
-    return METHODS.index(row["label"]), row["batch"] * row["accum"], -row["lr"], row["seed"]
+def _place(row: Row) -> tuple[int, int, int, float, int]:
+    step = row["batch"] * row["accum"]
+    return METHODS.index(row["label"]), row["passes"], step, -row["lr"], row["seed"]
 
 
 def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[Sequence[str]]:

@@ -151,7 +151,9 @@ def title(line: Line) -> str:
     count = len(line.methods)
     methods = f"{count} methods" if count > 1 else line.methods[0]
     rate = "" if line.rate == 1 else f", {line.rate:g} of the rate"
-    return f"{line.section}, {line.data}, batch {line.batch}{rate}, {methods}, seeds {seeds}"
+    longer = "" if line.longer == 1 else f", {line.longer} times the passes"
+    changes = f"{rate}{longer}"
+    return f"{line.section}, {line.data}, batch {line.batch}{changes}, {methods}, seeds {seeds}"
 
 
 def state(row: Mapping[str, Any] | None) -> str:

@@ -153,3 +153,13 @@ def test_accumulation_keeps_the_memory():
     cells = part("memory", "icons", {}).cells
     assert {(found.batch, found.accum) for found in cells} == {(64, 4), (64, 16)}
     assert {found.label for found in cells} == {"openclip", "fastclip_v3", "neuclip_pool"}
+
+
+def test_a_longer_run_has_more_passes_and_the_same_rate():
+    (found,) = cells_of(Line("longer", "emoji", 64, ("openclip",), (0,), longer=3), {})
+    short = cell(RECIPES["openclip"], "emoji")
+    assert (found.passes, found.evaluated_every) == (24, 6)
+    assert found.name == "emoji_openclip_lr0.002-temperature0.015-x3_b64_s0"
+    longer, usual = config(found).optim, config(short).optim
+    assert longer.epochs == 3 * usual.epochs
+    assert (longer.lr, longer.warmup) == (usual.lr, usual.warmup)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from quality_rows import row_of, row_on_test_of, rows_of
 from studies.quality.compare import best_other
-from studies.quality.plan import part
+from studies.quality.plan import Line, cells_of, part
+from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import (
     NOTHING,
     RESULTS,
@@ -18,6 +19,7 @@ from studies.quality.report import (
     error_over_ratio,
     figures,
     report,
+    section_table,
     tables,
 )
 from studies.quality.rows import DEVELOPMENT, TEST, results_file
@@ -116,6 +118,18 @@ def test_larger_steps_stand_beside_the_step_that_the_memory_holds():
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert list(drawn["openclip"].get_xdata()) == [720.0, 1500.0]
     assert list(drawn["openclip"].get_ydata()) == pytest.approx([35.0, 65.0])
+
+
+def test_longer_runs_stand_beside_those_of_the_usual_length():
+    short = cell(RECIPES["openclip"], "emoji")
+    (longer,) = cells_of(Line("longer", "emoji", 64, ("openclip",), (0,), longer=3), {})
+    cells = [short, cell(RECIPES["moco"], "emoji"), longer]
+    tested = {c.name: row_on_test_of(c, 0.1 * place) for place, c in enumerate(cells, start=1)}
+    table = section_table("longer", rows_of(cells), tested)
+    assert "| emoji | `openclip`, 8 passes | 1 | 10.0 |" in table
+    assert "| emoji | `openclip`, 24 passes | 1 | 30.0 |" in table
+    assert "moco" not in table
+    assert "passes" not in section_table("untuned", rows_of(cells), tested)
 
 
 def test_steps_at_other_rates_are_methods_of_their_own():
