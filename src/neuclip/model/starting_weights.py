@@ -117,6 +117,8 @@ class StartingWeights:
             UserError: the weights are of another architecture.
         """
         if self.model is not None:
+            if self.resumed is None:  # else the checkpoint decides
+                _say_temperature(clip, self.model, kept)
             _load_model(clip, self.model, kept)
         if self.image is not None:
             _load_tower(clip, "image", self.image)
@@ -214,17 +216,24 @@ def _open(file: str | None, model: str) -> Checkpoint | None:
     return open_checkpoint(CheckpointChoice(Path(file), ema=False), model=model)
 
 
+def _say_temperature(clip: Clip, checkpoint: Checkpoint, kept: Collection[str]) -> None:
+    """Logs where the temperature of a run starts, if not at that of its starting weights."""
+    weights, live = checkpoint.weights, clip.towers.state_dict()
+    scale, bias = "logit_scale", "logit_bias"
+    if bias in live and bias not in weights:
+        log.info("%s has no %s: temperature and bias start as the method's", checkpoint.shown, bias)
+    elif scale in kept and scale in weights:
+        now, then = (f"{math.exp(-float(each[scale])):.4g}" for each in (live, weights))
+        if now != then:
+            log.info("temperature starts at %s; that of the weights is %s", now, then)
+
+
 def _load_model(clip: Clip, checkpoint: Checkpoint, kept: Collection[str]) -> None:
     weights, live = dict(checkpoint.weights), clip.towers.state_dict()
     scale, bias = "logit_scale", "logit_bias"
     if bias in live and bias not in weights:
         # A sigmoid's temperature and bias belong together: both from the file, or both its own.
-        log.info("%s has no %s: temperature and bias start as the method's", checkpoint.shown, bias)
         weights |= {scale: live[scale], bias: live[bias]}
-    if scale in kept and scale in weights:
-        now, then = (f"{math.exp(-float(each[scale])):.4g}" for each in (live, weights))
-        if now != then:
-            log.info("temperature starts at %s; that of the weights is %s", now, then)
     weights |= {name: live[name] for name in kept if name in live}
     if bias not in live:
         weights.pop(bias, None)

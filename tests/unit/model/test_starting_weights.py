@@ -1,5 +1,6 @@
 import json
 import logging
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -8,6 +9,7 @@ import torch
 from neuclip.checkpoint import storage
 from neuclip.config.sections import ModelConfig
 from neuclip.errors import UserError
+from neuclip.model.architecture import find_architecture
 from neuclip.model.clip import build_clip
 from neuclip.model.starting_weights import read_starting_weights
 from tiny_models import RESNET, VIT, tiny
@@ -45,6 +47,18 @@ def test_the_whole_model(other, tmp_path, caplog):
     assert torch.equal(after["logit_scale"], before["logit_scale"])
     assert torch.equal(after["visual.proj"], other["visual.proj"])
     assert "temperature starts at 0.07; that of the weights is 0.04979" in caplog.text
+
+
+def test_a_resumed_run_says_nothing_of_the_temperature_that_its_checkpoint_decides(
+    other, tmp_path, caplog
+):
+    caplog.set_level(logging.INFO, "neuclip")
+    storage.save(tmp_path / "a.pt", {"state_dict": other})
+    starting = read_starting_weights(ModelConfig(pretrained=str(tmp_path / "a.pt")))
+    for resumed in (None, find_architecture("ViT-B-32")):
+        caplog.clear()
+        replace(starting, resumed=resumed).load(tiny(), kept={"logit_scale"})
+        assert ("temperature starts" in caplog.text) == (resumed is None)
 
 
 def test_a_bias_that_the_file_lacks_is_the_methods(other, tmp_path):
