@@ -8,7 +8,7 @@ other: the held-out share, the batch, the length of the run, then what is counte
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from neuclip.catalogue.fields import Section
 from neuclip.catalogue.method_settings import GlobalContrastiveSettings
@@ -91,6 +91,7 @@ def in_short(derived: Iterable[Derived]) -> str:
     )
 
 
+Number = TypeVar("Number", int, float)
 Finding = tuple[Any, str] | None
 """A value and its reason; none: the rule does not apply."""
 Rule = Callable[[RunConfig, Facts], Finding]
@@ -154,18 +155,17 @@ def _batch_size(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _epochs(config: RunConfig, facts: Facts) -> Finding:
-    low, high = EPOCH_RANGE
     pairs = _training_pairs(config, facts)
-    epochs = min(high, max(low, round(EPOCHS_AT_ONE / math.sqrt(pairs))))
-    return epochs, f"{EPOCHS_AT_ONE:,} / root of {pairs:,} pairs"
+    epochs, bound = _bounded(round(EPOCHS_AT_ONE / math.sqrt(pairs)), EPOCH_RANGE)
+    return epochs, f"{EPOCHS_AT_ONE:,} / root of {pairs:,} pairs{bound}"
 
 
 def _lr(config: RunConfig, facts: Facts) -> Finding:
     _check_known(config)
     batch = _global_batch(config, facts)
-    low, high = LR_RANGE
-    rate = min(high, max(low, REFERENCE_LR * math.sqrt(batch / REFERENCE_BATCH)))
+    rate, bound = _bounded(REFERENCE_LR * math.sqrt(batch / REFERENCE_BATCH), LR_RANGE)
     reason = f"{REFERENCE_LR:g} at batch {REFERENCE_BATCH}, by the root of the batch ({batch})"
+    reason += bound
     if config.adaptation.lora_rank is not None:
         rate *= LORA_LR
         reason += f"; times {LORA_LR} for LoRA"
@@ -181,9 +181,8 @@ def _warmup(config: RunConfig, facts: Facts) -> Finding:
 
 
 def _warm_start(config: RunConfig, facts: Facts) -> Finding:
-    low, high = WARM_START_RANGE
-    steps = min(high, max(low, _steps(config, facts) // 10))
-    return steps, "a tenth of the run: moments and state settle"
+    steps, bound = _bounded(_steps(config, facts) // 10, WARM_START_RANGE)
+    return steps, f"a tenth of the run{bound}: moments and state settle"
 
 
 def _wd(config: RunConfig, facts: Facts) -> Finding:
@@ -245,8 +244,9 @@ def _val_split(config: RunConfig, facts: Facts) -> Finding:
     evaluation = config.evaluation
     if evaluation.val_data or evaluation.zero_shot or facts.pairs < 2 * HELD_OUT_PAIRS:
         return None
-    share = min(0.5, max(HELD_OUT, HELD_OUT_PAIRS / facts.pairs))
-    return round(share, 3), "no validation data were given"
+    few = HELD_OUT_PAIRS / facts.pairs
+    bound = f": {HELD_OUT_PAIRS} pairs at least" if few > HELD_OUT else ""
+    return round(max(HELD_OUT, few), 3), f"no validation data were given{bound}"
 
 
 def _best_metric(config: RunConfig, facts: Facts) -> Finding:
@@ -261,6 +261,14 @@ def _best_metric(config: RunConfig, facts: Facts) -> Finding:
 def _log_every(config: RunConfig, facts: Facts) -> Finding:
     every = min(50, max(1, _steps(config, facts) // 20))
     return every, "20 records or more"
+
+
+def _bounded(value: Number, bounds: tuple[Number, Number]) -> tuple[Number, str]:
+    """A value within bounds, and the bound that decided, in words."""
+    low, high = bounds
+    if value < low:
+        return low, f", at least {low:g}"
+    return (high, f", at most {high:g}") if value > high else (value, "")
 
 
 def _global_batch(config: RunConfig, facts: Facts) -> int:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuclip.config.batch_size import describe_step, share_batch
+from neuclip.config.batch_size import check_epoch, describe_step, share_batch
 from neuclip.config.run_config import RunConfig
 from neuclip.errors import UserError
 
@@ -77,3 +77,9 @@ def test_shares_are_equal_and_small(share, processes, most):
     assert micro * count * processes == whole == total
     assert micro >= 2
     assert micro <= most or all(2 * share % size for size in range(2, most + 1))
+
+
+def test_an_epoch_has_at_least_a_step():
+    check_epoch(64, 64, "64 x 1 process")
+    with pytest.raises(UserError, match=r"63 samples is less than .* 64 \(64 x 1 process\)"):
+        check_epoch(63, 64, "64 x 1 process")

@@ -196,6 +196,24 @@ def test_what_is_derived_is_complete_valid_and_says_why():
     assert next(d for d in by_memory if d.key == "batch_size").reason.startswith("what memory")
 
 
+@pytest.mark.parametrize(
+    ("values", "bounds"),
+    [
+        ({"pairs": 50}, {"epochs": "of 30 pairs, at most 20", "warm_start_steps": ", at least 10:",
+                         "val_split": "given: 20 pairs at least"}),
+        ({"pairs": 2_000_000, "processes": 64},
+         {"lr": "batch (16384), at most 3e-05"}),
+        ({"pairs": 100_000, "pairs_in_memory": 70}, {"warm_start_steps": "run, at most 100:"}),
+    ],
+)  # fmt: skip
+def test_a_bound_that_decided_is_named(values, bounds):
+    _, derived = derive(settings(), facts(**values))
+    reasons = {one.key: one.reason for one in derived}
+    assert all(words in reasons[key] for key, words in bounds.items())
+    _, usual = derive(settings(), facts())
+    assert not any("at least 1" in one.reason or "at most" in one.reason for one in usual)
+
+
 def test_a_continued_run_keeps_what_it_recorded():
     before, _ = derive(settings(), facts())
     now = settings(optim={"epochs": 30})
