@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import pytest
 from quality_rows import row_of, rows_of
 from studies.quality.cell import Cell
+from studies.quality.datasets import DATA_SETS
 from studies.quality.development_report import n_eff, recipes_table, suspects_table
-from studies.quality.plan import ORDER, Line, cells_of, part, plan
+from studies.quality.plan import MAIN, ORDER, Line, cells_of, part, plan
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import tables
 from studies.quality.suspects import SUSPECTS
@@ -81,10 +83,11 @@ def test_sections_are_laid_over_the_cells_own_and_survive_a_row():
     assert (data.false_negatives, data.label_key, data.batch_size) == ("mask", "concept", 64)
 
 
-def test_the_first_suspects_come_after_the_recipes_on_emoji_and_icons():
+def test_the_first_suspects_come_after_the_main_recipes_on_all_data():
     cells = plan({})
     first = cells.index(SUSPECTS[0].cell("emoji"))
-    assert {(each.data_set, each.seed) for each in cells[first - 4 : first]} == {("icons", 0)}
+    main = {cell(RECIPES[method], data).name for method, data in product(MAIN, DATA_SETS)}
+    assert main <= {each.name for each in cells[:first]}
     mine = cells[first : first + len(SUSPECTS)]
     assert mine == [suspect.cell("emoji") for suspect in SUSPECTS]
     later = part("suspects", "emoji", {}).cells
