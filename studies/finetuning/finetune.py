@@ -23,7 +23,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from studies.finetuning.splits import KNOWN, emoji_splits
 from studies.shared.cell_process import run_cell
 from studies.shared.code_digest import MODELS, TRAINING, code_digest
 from studies.shared.results_file import ResultsFile
-from studies.shared.runner import Runner, Study, add_runner_flags, exit_code
+from studies.shared.runner import Runner, Study, add_runner_flags, exit_code, matches
 
 HERE = Path(__file__).parent
 MODULE = "studies.finetuning.finetune"
@@ -154,8 +153,8 @@ def blend(args: argparse.Namespace) -> None:
     mixed = {row["cell"] for row in read_lines(results)}
     tuned = read_rows(args.out / RUNS)
     for cell in plan():
-        wanted = not args.match or any(fnmatchcase(cell.name, glob) for glob in args.match)
-        if wanted and is_blended(cell) and cell.name in tuned.keys() - mixed:
+        ready = is_blended(cell) and cell.name in tuned.keys() - mixed
+        if ready and matches(cell.name, args.match):
             rows = [
                 {"cell": cell.name, **asdict(cell), "part": part, **mix}
                 for part in ("development", "test")

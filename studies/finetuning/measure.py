@@ -35,7 +35,7 @@ def tune_cell(told: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         failed = train_run(parse_train(train_flags(cell, told)).config, run)
     if failed is not None:
         raise UserError(failed)
-    records = list(read_records(run / "metrics.jsonl"))
+    records = read_records(run / "metrics.jsonl")
     found = accuracies(records)
     temperatures = [row["temperature"] for row in records if "temperature" in row]
     return {

@@ -74,6 +74,11 @@ def add_same_code(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def matches(name: str, globs: Sequence[str] | None) -> bool:
+    """Whether `--match` chooses a cell; without patterns it chooses all."""
+    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
 class Runner:
     """Starts a few cells at a time and collects their rows.
 
@@ -114,8 +119,7 @@ class Runner:
         return bool(waiting) and not self._limited()
 
     def _wanted(self, cell: AnyCell) -> bool:
-        globs = self.args.match
-        return not globs or any(fnmatchcase(cell.name, glob) for glob in globs)
+        return matches(cell.name, self.args.match)
 
     def _limited(self) -> bool:
         return self.args.limit is not None and self.started >= self.args.limit
