@@ -2,13 +2,15 @@
 
 import json
 import math
+import statistics
 from types import SimpleNamespace
 
 import pytest
 import torch
 from quality_rows import row_of, row_on_test_of, rows_of
-from studies.quality.compare import best_other
-from studies.quality.plan import Line, cells_of, part
+from studies.quality.compare import accuracy, best_other
+from studies.quality.datasets import EMOJI, ICONS
+from studies.quality.plan import MAIN, Line, cells_of, part
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import (
     NOTHING,
@@ -17,6 +19,7 @@ from studies.quality.report import (
     accuracy_over_batch,
     accuracy_over_seconds,
     error_over_ratio,
+    evaluated,
     figures,
     report,
     section_table,
@@ -187,3 +190,18 @@ def test_the_page_shows_the_committed_results():
     content = page.read_text(encoding="utf-8")
     written = between_markers(content, text + "\n", page, WRITER, "the study")
     assert written == content, "write the report again"
+
+
+@pytest.mark.parametrize(("page", "unit"), [("README.md", " %"), ("docs/study.md", "")])
+def test_the_tables_of_other_pages_show_the_committed_results(page, unit):
+    content = (RESULTS.parents[2] / page).read_text(encoding="utf-8")
+    rows = results_file(RESULTS / DEVELOPMENT).read()
+    tested = results_file(RESULTS / TEST).read()
+    for method in MAIN:
+        shown = []
+        for data in (EMOJI, ICONS):
+            mine = evaluated("untuned", data, rows, tested)[f"`{method}`"]
+            for split in data.split_names("test"):
+                mean = statistics.mean(accuracy(row, split) for row in mine)
+                shown.append(f"{100 * mean:.1f}{unit}")
+        assert f"| `{method}` | {' | '.join(shown)} |" in content

@@ -45,7 +45,9 @@ def test_the_starting_weights_are_a_reference_and_not_a_checkpoint():
     assert follow(best, [0.9, 0.5], first=0) == [False, True]
     assert "starting weights: 0.9" in best.summary()
     assert "did not improve" in best.summary()
+    assert not best.improves
     best.update(0.95, 20, 2)
+    assert best.improves
     assert "did not improve" not in best.summary()
 
 
