@@ -35,6 +35,8 @@ SETTINGS = {
 }
 RIVAL = "fastclip_v3"
 """What the published form is compared with."""
+OF_THE_BATCH = ("rgcl_batch", "openclip")
+"""Their normalizers are the batch's, so that the ratio of errors is 1 on all data."""
 COLOURS = {method: f"C{place}" for place, method in enumerate(METHODS)}
 NOTHING = "Nothing has been run."
 
@@ -270,13 +272,14 @@ def accuracy_over_seconds(rows: Rows, tested: Rows) -> Figure | None:
 def error_over_ratio(rows: Rows) -> Figure | None:
     """The error of the log-normalizers at the end of a run over n / B, relative to the batch's.
 
-    Of the recipes on all data sets and batches, mean over seeds.
+    Of the recipes on all data sets and batches, mean over seeds. The methods of the batch share a
+    line at 1.
     """
     points: dict[str, list[Point]] = {}
     for data in DATA_SETS:
         cells = [
             cell for cell in part("untuned", data, rows).cells
-            if rows.get(cell.name, {}).get("errors")
+            if cell.label not in OF_THE_BATCH and rows.get(cell.name, {}).get("errors")
             and rows[cell.name]["errors"][-1].get("mse") is not None
         ]  # fmt: skip
         for group in _by(cells, lambda cell: (cell.label, cell.batch)).values():
@@ -287,7 +290,20 @@ def error_over_ratio(rows: Rows) -> Figure | None:
     ratios = {at for each in points.values() for at, _ in each}
     lines = {"all data": {method: sorted(each) for method, each in points.items()}}
     label = "MSE of the log-normalizer over the batch's"
-    return _panels(lines if len(ratios) > 1 else {}, "n / B", label, log_x=True, log_y=True)
+    figure = _panels(lines if len(ratios) > 1 else {}, "n / B", label, log_x=True, log_y=True)
+    if figure is not None:
+        (panel,) = figure.axes
+        panel.axhline(1.0, color="grey", linestyle="--", linewidth=1)
+        named = " and ".join(OF_THE_BATCH)
+        panel.annotate(
+            named,
+            (0.5, 1.0),
+            xycoords=("axes fraction", "data"),
+            ha="center",
+            va="bottom",
+            fontsize=8,
+        )
+    return figure
 
 
 def _by(cells: Iterable[Any], key: Any) -> dict[Any, list[Any]]:
