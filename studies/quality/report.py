@@ -20,6 +20,7 @@ from studies.quality.development_report import (
 from studies.quality.plan import ACCUMULATED, CHOOSING_ONLY, ORDER, SECTIONS, Rows, part
 from studies.quality.recipes import METHODS, RECIPES
 from studies.quality.rows import DEVELOPMENT, TEST, results_file
+from studies.quality.summary import BLOCK, summary
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent, save_figure, write_between
 
@@ -54,6 +55,8 @@ def report(args: argparse.Namespace) -> None:
         print(text)
     else:
         write_between(args.document, text + "\n", WRITER, "the study")
+    for page in args.summaries:
+        write_between(page, summary(rows, tested) + "\n", WRITER, BLOCK)
     if args.figures is not None and rows:
         for name, figure in figures(rows, tested).items():
             save_figure(figure, args.figures / f"quality_{name}.svg", dates(rows))

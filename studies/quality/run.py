@@ -51,6 +51,10 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--results", type=Path, default=HERE / "results", help="folder of the rows; none: committed"
     )
     report.add_argument("--document", type=Path, help="write the tables between its markers")
+    report.add_argument(
+        "--summaries", type=Path, nargs="+", default=[], metavar="PAGE",
+        help="write the table of the main methods between the markers of these pages",
+    )  # fmt: skip
     report.add_argument("--figures", type=Path, help="folder for the figures")
     cell = commands.add_parser("cell", help="train one cell (used by `run`)")
     cell.add_argument("spec", type=Path)

@@ -1,0 +1,66 @@
+"""The table that other pages quote: the main methods on the test splits, a line per split."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from studies.quality.cell import BATCH, Cell
+from studies.quality.compare import accuracy
+from studies.quality.datasets import DATA_SETS, DataSet
+from studies.quality.plan import MAIN, Rows, part
+from studies.shared.tables import markdown, number, percent
+
+BLOCK = "the main methods"
+SECTIONS = ("untuned", "longer")
+"""Those with the recipes at batch 64, the second with more passes."""
+
+
+def summary(rows: Rows, tested: Rows) -> str:
+    """Top-1 in percent on the test splits, batch 64; mean and standard deviation over seeds.
+
+    Args:
+        rows: the development rows by cell.
+        tested: the test rows by cell.
+    """
+    header = ("data", "split", "seeds", *(f"`{method}`" for method in MAIN), "outlines")
+    body = [
+        line
+        for data in DATA_SETS.values()
+        for section in SECTIONS
+        for line in _lines(data, part(section, data.name, rows).evaluated, tested)
+    ]
+    return markdown(header, body)
+
+
+def _lines(data: DataSet, cells: list[Cell], tested: Rows) -> list[tuple[str, ...]]:
+    """A line per split, over the runs that did not fail; none without such a run."""
+    known = [cell for cell in cells if cell.batch == BATCH and cell.label in MAIN]
+    mine = [tested[cell.name] for cell in known if cell.name in tested]
+    mine = [row for row in mine if "failed" not in row]
+    if not mine:
+        return []
+    title = f"{data.name}, {mine[0]['passes']} passes"
+    counts = Counter(row["label"] for row in mine).values()
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return [
+        (
+            title,
+            split.replace("_", " "),
+            seeds,
+            *(_score(mine, method, on_test) for method in MAIN),
+            number([_floor(mine, on_test)], "{:.1f}"),
+        )
+        for split, on_test in zip(data.splits, data.split_names("test"), strict=True)
+    ]
+
+
+def _score(mine: list[Mapping[str, Any]], method: str, split: str) -> str:
+    """A method's accuracy on a split; "-" without a run."""
+    return percent(accuracy(row, split) for row in mine if row["label"] == method)
+
+
+def _floor(mine: list[Mapping[str, Any]], split: str) -> float | None:
+    """The accuracy without learning, in percent; None if unknown."""
+    evaluations = [each for row in mine for each in row["evaluations"]]
+    floors = {each["split"]: each["floor_top1"] for each in evaluations}
+    return None if floors.get(split) is None else 100 * floors[split]

@@ -1,0 +1,36 @@
+"""The table that other pages quote."""
+
+from dataclasses import replace
+
+from quality_rows import row_on_test_of, rows_of
+from studies.quality.datasets import DATA_SETS
+from studies.quality.plan import Line, cells_of
+from studies.quality.summary import summary
+
+RECIPES = Line("untuned", "emoji", 64, ("neuclip_pool", "rgcl_batch", "openclip", "moco"), (0, 1))
+LONGER = Line("longer", "emoji", 64, ("neuclip_pool",), (0,), longer=3)
+LARGER = replace(RECIPES, batch=256, seeds=(0,))
+
+
+def test_a_line_per_split_with_the_mean_over_seeds():
+    """The rows on the second split are a tenth better; a larger batch and `moco` are left out."""
+    cells = [cell for line in (RECIPES, LONGER, LARGER) for cell in cells_of(line, {})]
+    tested = {cell.name: row_on_test_of(cell, 0.4 + 0.02 * cell.seed) for cell in cells}
+    by_run = {(cell.label, cell.seed): cell.name for cell in cells_of(RECIPES, {})}
+    tested[by_run["rgcl_batch", 1]]["failed"] = "loss is NaN"
+    del tested[by_run["openclip", 1]]
+    head, _, *lines = summary(rows_of(cells), tested).splitlines()
+    assert head.split(" | ")[3:] == [
+        "`neuclip_pool`", "`rgcl_batch`", "`fastclip_v3`", "`openclip`", "outlines |"
+    ]  # fmt: skip
+    assert lines == [
+        "| emoji, 8 passes | unseen vendor | 1 to 2 | 41.0 ± 1.4 | 40.0 | - | 40.0 | 21.5 |",
+        "| emoji, 8 passes | unseen emoji | 1 to 2 | 51.0 ± 1.4 | 50.0 | - | 50.0 | - |",
+        "| emoji, 24 passes | unseen vendor | 1 | 40.0 | - | - | - | 21.5 |",
+        "| emoji, 24 passes | unseen emoji | 1 | 50.0 | - | - | - | - |",
+    ]
+    assert set(DATA_SETS) == {"emoji", "icons", "glyphs"}
+
+
+def test_nothing_is_shown_before_the_first_run():
+    assert summary({}, {}) == ""
