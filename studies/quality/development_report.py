@@ -7,7 +7,7 @@ from typing import Any
 from studies.quality.cell import BATCH, Cell
 from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
-from studies.quality.plan import ORDER, SUSPECTED, part
+from studies.quality.plan import ORDER, SUSPECTED, lengthened, part
 from studies.quality.recipes import METHODS, RECIPES, cell
 from studies.quality.suspects import SUSPECTS
 from studies.shared.compare import Scores, difference, in_points
@@ -56,8 +56,12 @@ def suspects_table(rows: Mapping[str, Row]) -> str:
     """
     body: list[Sequence[str]] = []
     for data in DATA_SETS.values():
-        for method in SUSPECTED:
-            body += _of_method(data, method, rows)
+        lines = [line for line in ORDER if (line.section, line.data) == ("suspects", data.name)]
+        for longer in sorted({line.longer for line in lines}):
+            for method in SUSPECTED:
+                mine = [line for line in lines if line.longer == longer and method in line.methods]
+                seeds = sorted({seed for line in mine for seed in line.seeds})
+                body += _of_method(data, longer, method, seeds, rows)
     return markdown(_SUSPECTS_HEADER, body)
 
 
@@ -71,19 +75,24 @@ def n_eff(row: Row) -> float | None:
     return None if divergence is None else (row["pairs"] - 1) * math.exp(-divergence)
 
 
-def _of_method(data: DataSet, method: str, rows: Mapping[str, Row]) -> Iterator[Sequence[str]]:
-    """The lines of a method on a data set: the recipe, then its suspects."""
-    lines = [line for line in ORDER if (line.section, line.data) == ("suspects", data.name)]
-    seeds = sorted({seed for line in lines for seed in line.seeds if method in line.methods})
+def _of_method(
+    data: DataSet, longer: int, method: str, seeds: Sequence[int], rows: Mapping[str, Row]
+) -> Iterator[Sequence[str]]:
+    """The lines of a method on a data set at one length: the recipe, then its suspects."""
     suspects = [
-        (suspect.change, [suspect.cell(data.name, seed) for seed in seeds])
+        (
+            suspect.change,
+            [lengthened(suspect.cell(data.name, seed, longer), longer) for seed in seeds],
+        )
         for suspect in SUSPECTS
         if suspect.method == method
     ]
     found = [(change, mine) for change, cells in suspects if (mine := _known(cells, rows))]
     if not found:
         return
-    recipe = _known([cell(RECIPES[method], data.name, batch=BATCH, seed=s) for s in seeds], rows)
+    recipes = [cell(RECIPES[method], data.name, batch=BATCH, seed=seed) for seed in seeds]
+    recipe = _known([lengthened(each, longer) for each in recipes], rows)
+    title = data.name if longer == 1 else f"{data.name}, {longer * data.passes} passes"
     splits = data.split_names("development")
     base = {split: _scores(recipe, split) for split in splits}
     for change, mine in [("none: the recipe", recipe), *found]:
@@ -93,7 +102,7 @@ def _of_method(data: DataSet, method: str, rows: Mapping[str, Row]) -> Iterator[
             against = None if mine is recipe else difference(scores, base[split])
             columns.append(percent(scores.values()))
             columns.append("-" if against is None else in_points(against))
-        yield (data.name, f"`{method}`", change, _seeds(mine), *columns, *_state(mine))
+        yield (title, f"`{method}`", change, _seeds(mine), *columns, *_state(mine))
 
 
 def _seeds(rows: Sequence[Row]) -> str:

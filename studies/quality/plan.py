@@ -45,7 +45,7 @@ class Line:
         methods: in order.
         seeds: in order; all methods at the first seed come first.
         rate: factor on the learning rates of the recipes (`memory`).
-        longer: factor on the passes of the data set (`longer`).
+        longer: factor on the passes of the data set (`longer`, `suspects`).
     """
 
     section: str
@@ -69,6 +69,7 @@ ORDER = (
     Line("longer", "emoji", 64, ("neuclip_pool", "rgcl_batch", "openclip"), (0,), longer=3),
     Line("longer", "emoji", 64, ("fastclip_v3",), (0,), longer=3),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
+    Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
@@ -141,7 +142,24 @@ def plan(rows: Rows, order: Sequence[Line] = ORDER) -> list[Cell]:
 
 def cells_of(line: Line, rows: Rows) -> list[Cell]:
     """The cells of a line, as far as the rows so far decide them."""
-    return list(_SECTIONS[line.section](line, rows))
+    return [lengthened(found, line.longer) for found in _SECTIONS[line.section](line, rows)]
+
+
+def lengthened(short: Cell, factor: int) -> Cell:
+    """A run with more passes, evaluated as often.
+
+    Args:
+        short: the run.
+        factor: on its passes; 1: the run itself.
+    """
+    if factor == 1:
+        return short
+    return replace(
+        short,
+        note=f"{short.note}-x{factor}",
+        passes=factor * short.passes,
+        evaluated_every=factor * short.evaluated_every,
+    )
 
 
 @dataclass(frozen=True)
@@ -210,16 +228,6 @@ def _untuned(line: Line, rows: Rows) -> Iterator[Cell]:
         yield cell(RECIPES[method], line.data, batch=line.batch, seed=seed)
 
 
-def _longer(line: Line, rows: Rows) -> Iterator[Cell]:
-    for found in _untuned(line, rows):
-        yield replace(
-            found,
-            note=f"{found.note}-x{line.longer}",
-            passes=line.longer * found.passes,
-            evaluated_every=line.longer * found.evaluated_every,
-        )
-
-
 def _memory(line: Line, rows: Rows) -> Iterator[Cell]:
     accum = line.batch // BATCH
     for seed, method in product(line.seeds, line.methods):
@@ -239,12 +247,12 @@ def _searched(line: Line, rows: Rows) -> Iterator[Cell]:
 def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
     mine = [suspect for suspect in SUSPECTS if suspect.method in line.methods]
     for seed, suspect in product(line.seeds, mine):
-        yield suspect.cell(line.data, seed)
+        yield suspect.cell(line.data, seed, line.longer)
 
 
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "untuned": _untuned,
-    "longer": _longer,
+    "longer": _untuned,
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,

@@ -40,10 +40,17 @@ class Suspect:
         """The method whose recipe it changes."""
         return self.recipe.method
 
-    def cell(self, data: str, seed: int = 0) -> Cell:
-        """The run on a data set, at batch 64."""
+    def cell(self, data: str, seed: int = 0, longer: int = 1) -> Cell:
+        """The run on a data set, at batch 64.
+
+        Args:
+            data: name of the data set.
+            seed: of the run.
+            longer: factor on the passes that shares of the run are of; `plan.lengthened` makes
+                the run longer.
+        """
         found = cell(self.recipe, data, batch=BATCH, seed=seed)
-        about = DATA_SETS[data]
+        about = replace(DATA_SETS[data], passes=longer * DATA_SETS[data].passes)
         changed = {
             key: value(about) if callable(value) else value for key, value in self.settings.items()
         }

@@ -127,6 +127,7 @@ def test_sizes_and_lengths_follow_the_data():
     assert [each["gradient_size"] for each in shares] == [589, 7117]
     half = [by_label["gamma-half"].cell(data).method for data in ("emoji", "icons")]
     assert [each["gamma_decay_epochs"] for each in half] == [4, 1]
+    assert by_label["gamma-half"].cell("emoji", longer=3).method["gamma_decay_epochs"] == 12
 
 
 def test_half_of_the_rate_at_1024_pairs_for_all_three_methods():
@@ -164,11 +165,24 @@ def test_the_table_has_differences_to_the_recipe_and_the_end_of_the_normalizer()
         "| 0.0329 | 17 | 0.167 |" in table
     )
     assert "### Suspects: " in tables(rows, {})
-    assert f"- suspects, emoji: 1 of {3 * len(SUSPECTS)} runs trained; for choosing" in tables(
-        rows, {}
-    )
+    longer = sum(suspect.method == "neuclip_pool" for suspect in SUSPECTS)
+    count = 3 * len(SUSPECTS) + longer
+    assert f"- suspects, emoji: 1 of {count} runs trained; for choosing" in tables(rows, {})
     failed = {**rows, mine.name: {**rows[mine.name], "failed": "not finite"}}
     assert "| gamma 0.2 | 0 (1 failed) | - | - | - | - | - | - | - |" in suspects_table(failed)
+
+
+def test_longer_suspects_are_compared_with_the_longer_recipe():
+    (recipe,) = cells_of(Line("longer", "emoji", 64, ("neuclip_pool",), (0,), longer=3), {})
+    line = Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3)
+    gamma = next(found for found in cells_of(line, {}) if "gamma0.2" in found.note)
+    assert gamma.name == "emoji_neuclip_pool_lr0.001-rho6.5-gamma0.2-x3_b64_s0"
+    short = cell(RECIPES["neuclip_pool"], "emoji")
+    rows = rows_of([short], 0.5) | rows_of([recipe], 0.25) | rows_of([gamma], 0.3)
+    table = suspects_table(rows)
+    assert "| emoji, 24 passes | `neuclip_pool` | none: the recipe | 1 | 25.0 | - |" in table
+    assert "| emoji, 24 passes | `neuclip_pool` | gamma 0.2 | 1 | 30.0 | +5.0 |" in table
+    assert "50.0" not in table  # of the short run no suspect has run
 
 
 def test_the_recipes_have_a_table_of_their_own():
