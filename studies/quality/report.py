@@ -158,7 +158,10 @@ def _place(row: Row) -> tuple[int, int, int, float, int]:
 
 
 def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[Sequence[str]]:
-    """The lines of a data set: the methods, then what needs no learning."""
+    """The lines of a data set: the methods, then what needs no learning.
+
+    A method is compared with those of as many passes.
+    """
     if not by_method:
         return
     splits = data.split_names("test")
@@ -167,12 +170,14 @@ def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[
         method: [row for row in mine if "failed" not in row] for method, mine in by_method.items()
     }
     scores = {split: _scores(by_method, split) for split in splits}
+    passes = {method: mine[0]["passes"] for method, mine in by_method.items() if mine}
     for method, mine in by_method.items():
         seeds = str(len(mine)) + (f" ({failed[method]} failed)" if failed[method] else "")
         columns: list[str] = []
         for split in splits:
             columns.append(percent(scores[split][method].values()))
-            columns.append(_against(method, scores[split]))
+            peers = [other for other, each in passes.items() if each == passes.get(method)]
+            columns.append(_against(method, {other: scores[split][other] for other in peers}))
         yield (data.name, method, seeds, *columns)
     evaluations = [
         each for mine in by_method.values() for row in mine for each in row["evaluations"]
@@ -191,7 +196,7 @@ def _scores(by_method: Mapping[str, Sequence[Row]], split: str) -> dict[str, Sco
 
 def _against(method: str, scores: Mapping[str, Scores]) -> str:
     """The difference to the best other method in points, with its 95 % interval."""
-    other = best_other(method, scores) if scores[method] else None
+    other = best_other(method, scores) if scores.get(method) else None
     found = None if other is None else difference(scores[method], scores[other])
     return "-" if found is None else f"{in_points(found)} ({other})"
 

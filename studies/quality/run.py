@@ -56,6 +56,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="write the table of the main methods between the markers of these pages",
     )  # fmt: skip
     report.add_argument("--figures", type=Path, help="folder for the figures")
+    concepts = commands.add_parser(
+        "concepts", help="how much of the softmax falls on pairs of the anchor's own concept"
+    )
+    add_data_flags(concepts)
+    concepts.add_argument("--out", type=Path, required=True, help="folder of the results")
+    concepts.add_argument("--match", nargs="+", metavar="GLOB", help="only cells with such a name")
     cell = commands.add_parser("cell", help="train one cell (used by `run`)")
     cell.add_argument("spec", type=Path)
     return parser.parse_args(words)
@@ -130,6 +136,13 @@ def evaluate(args: argparse.Namespace) -> None:
     final(args, opened(args))
 
 
+def show_concepts(args: argparse.Namespace) -> None:
+    """The command `concepts`."""
+    from studies.quality.concepts import concepts
+
+    concepts(args, opened(args))
+
+
 def show_report(args: argparse.Namespace) -> None:
     """The command `report`."""
     from studies.quality.report import report
@@ -177,6 +190,7 @@ def main(words: list[str] | None = None) -> int:
         "cell": partial(run_cell, getattr(args, "spec", None), measure),
         "plan": partial(show_plan, args),
         "final": partial(evaluate, args),
+        "concepts": partial(show_concepts, args),
         "report": partial(show_report, args),
     }
     return exit_code(commands[args.command], stoppable=args.command == "run")

@@ -123,12 +123,12 @@ def test_larger_steps_stand_beside_the_step_that_the_memory_holds():
 
 def test_longer_runs_stand_beside_those_of_the_usual_length():
     short = cell(RECIPES["openclip"], "emoji")
-    (longer,) = cells_of(Line("longer", "emoji", 64, ("openclip",), (0,), longer=3), {})
-    cells = [short, cell(RECIPES["moco"], "emoji"), longer]
+    line = Line("longer", "emoji", 64, ("openclip", "neuclip_pool"), (0,), longer=3)
+    cells = [short, cell(RECIPES["moco"], "emoji"), *cells_of(line, {})]
     tested = {c.name: row_on_test_of(c, 0.1 * place) for place, c in enumerate(cells, start=1)}
     table = section_table("longer", rows_of(cells), tested)
-    assert "| emoji | `openclip`, 8 passes | 1 | 10.0 |" in table
-    assert "| emoji | `openclip`, 24 passes | 1 | 30.0 |" in table
+    assert "| emoji | `openclip`, 8 passes | 1 | 10.0 | - |" in table  # alone at its length
+    assert "| emoji | `openclip`, 24 passes | 1 | 30.0 | -10.0 (`neuclip_pool`, 24" in table
     assert "moco" not in table
     assert "passes" not in section_table("untuned", rows_of(cells), tested)
 

@@ -1,0 +1,130 @@
+"""How much of the softmax over negatives falls on pairs of the anchor's own concept or caption.
+
+Those pairs are false negatives, unless their captions differ in what the picture shows: those of
+the glyphs name the style. The weights are measured at the end of a run, over all training
+pairs, on the weights that it left in `study/weights`.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neuclip.config.data_sections import ReadingConfig
+from neuclip.data.groups import GroupKind, Groups, read_groups
+from neuclip.data.opening import open_source
+from neuclip.errors import UserError
+from neuclip.evaluation.embed import encode_split, start_reading
+from neuclip.evaluation.interfaces import EvaluationSettings
+from neuclip.model.checkpoint_choice import CheckpointChoice
+from neuclip.model.load import load_pretrained
+from studies.quality.cell import Cell
+from studies.quality.datasets import DataFolder
+from studies.quality.plan import plan
+from studies.quality.rows import DEVELOPMENT, results_file, weights_of
+from studies.shared.runner import matches
+from studies.shared.tables import markdown
+
+LABEL_KEYS = {"emoji": "concept", "icons": "concept", "glyphs": "name"}
+"""Where a data set has what a picture shows."""
+KINDS: Mapping[str, GroupKind] = {"concept": "label", "caption": "caption"}
+ANCHORS, ROWS = 4096, 64
+
+
+@dataclass(frozen=True)
+class Share:
+    """The pairs of an anchor's own kind.
+
+    Attributes:
+        others: pairs that share it with an anchor, mean over anchors.
+        weight: their part of the softmax, mean over anchors: of image anchors, of text anchors.
+    """
+
+    others: float
+    weight: tuple[float, float]
+
+
+def share_of(features: Tensor, ids: Tensor, scale: float, anchors: int = ANCHORS) -> Share:
+    """The weight of the pairs that share an anchor's id, in the softmax over all but its own pair.
+
+    Args:
+        features: images, texts: [2, n, d].
+        ids: of the pairs, [n]; 0: shares nothing.
+        scale: 1 / temperature.
+        anchors: number of anchors, a random part of the pairs.
+    """
+    counts, weights = [], []
+    order = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(0))
+    for side in (0, 1):
+        for rows in order[:anchors].split(ROWS):
+            logits = (features[side, rows] @ features[1 - side].T).double() * scale
+            logits[torch.arange(len(rows)), rows] = -torch.inf
+            same = (ids[rows, None] == ids) & (ids != 0)
+            same[torch.arange(len(rows)), rows] = False
+            weights.append((logits.softmax(1) * same).sum(1))
+            counts.append(same.sum(1).double())
+    by_side = torch.cat(weights).view(2, -1).mean(1)
+    return Share(float(torch.cat(counts).mean()), (float(by_side[0]), float(by_side[1])))
+
+
+def ids_of(groups: Groups, kind: GroupKind) -> Tensor:
+    """The id of every sample, 0 for none: [n]. The samples have one caption and one concept."""
+    found = torch.zeros(groups.samples, dtype=torch.int64)
+    members = groups.by_kind[kind]
+    found[torch.from_numpy(members.samples)] = torch.from_numpy(members.ids)
+    return found
+
+
+def shares(cell: Cell, weights: Path, train: Path) -> dict[str, Share]:
+    """The pairs of the anchors' own concept, and of their own caption.
+
+    Args:
+        cell: the run.
+        weights: its final weights.
+        train: folder of the training data.
+    """
+    loaded = load_pretrained(CheckpointChoice(weights, arch=cell.model), "cpu")
+    reading = ReadingConfig(label_key=LABEL_KEYS[cell.data_set])
+    source = open_source(str(train), reading)
+    groups = read_groups(source, reading, tuple(KINDS.values()))
+    encoded = encode_split(
+        loaded.encoder, start_reading(loaded.encoder, source, EvaluationSettings(workers=0))
+    )
+    features = torch.stack([encoded.image_features, encoded.text_features])
+    scale = loaded.clip.logit_scale
+    ids = {name: ids_of(groups, kind)[encoded.sample_ids] for name, kind in KINDS.items()}
+    return {name: share_of(features, mine, scale) for name, mine in ids.items()}
+
+
+def concepts(args: argparse.Namespace, folders: Mapping[str, DataFolder]) -> None:
+    """The command `concepts`: prints the shares of the runs whose weights are there.
+
+    Args:
+        args: of the command.
+        folders: the data given, by data set.
+
+    Raises:
+        UserError: no weights are there.
+    """
+    torch.set_num_threads(1)
+    rows = results_file(args.out / DEVELOPMENT).read()
+    cells = [
+        cell
+        for cell in plan(rows)
+        if cell.data_set in folders
+        and matches(cell.name, args.match)
+        and weights_of(args.out, cell).is_file()
+    ]
+    if not cells:
+        raise UserError(f"{args.out / 'weights'} has no weights of these data and this --match")
+    body = []
+    for cell in cells:
+        train = folders[cell.data_set].path / "train"
+        for name, share in shares(cell, weights_of(args.out, cell), train).items():
+            parts = (f"{100 * part:.1f} %" for part in share.weight)
+            body.append((f"`{cell.name}`", name, f"{share.others:.1f}", *parts))
+    header = ("run", "shared", "other pairs", "weight, image anchors", "weight, text anchors")
+    print(markdown(header, body))

@@ -1,0 +1,35 @@
+"""The weight of the softmax on pairs of the anchor's own concept."""
+
+import math
+
+import pytest
+import torch
+from studies.quality.concepts import LABEL_KEYS, share_of
+from studies.quality.datasets import DATA_SETS
+
+
+def test_the_share_against_a_double_loop():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
+    features = torch.nn.functional.normalize(features, dim=2)
+    ids, scale = [3, 3, 0, 0, -8, 3, 5], 4.0
+    expected, others = [], []
+    for side in (0, 1):
+        total = 0.0
+        for anchor in range(7):
+            weights = [
+                math.exp(scale * float(features[side, anchor] @ features[1 - side, other]))
+                if other != anchor else 0.0
+                for other in range(7)
+            ]  # fmt: skip
+            mine = [o for o in range(7) if o != anchor and ids[o] == ids[anchor] != 0]
+            total += sum(weights[o] for o in mine) / sum(weights)
+            others.append(len(mine))
+        expected.append(total / 7)
+    found = share_of(features, torch.tensor(ids), scale)
+    assert found.weight == pytest.approx(expected)
+    assert found.others == pytest.approx(sum(others) / len(others))
+
+
+def test_every_data_set_says_what_a_picture_shows():
+    assert set(LABEL_KEYS) == set(DATA_SETS)
