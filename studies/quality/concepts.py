@@ -1,13 +1,13 @@
 """How much of the softmax over negatives falls on pairs of the anchor's own concept or caption.
 
 Those pairs are false negatives, unless their captions differ in what the picture shows: those of
-the glyphs name the style. The weights are measured at the end of a run, over all training
-pairs, on the weights that it left in `study/weights`.
+the glyphs name the style. The share is measured with the weights that a run left in
+`study/weights`, over all training pairs.
 """
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -23,9 +23,11 @@ from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_pretrained
 from studies.quality.cell import Cell
 from studies.quality.datasets import DataFolder
-from studies.quality.plan import plan
-from studies.quality.rows import DEVELOPMENT, results_file, weights_of
-from studies.shared.runner import matches
+from studies.quality.measure import weights_digest
+from studies.quality.plan import Rows, plan
+from studies.quality.rows import CONCEPTS, DEVELOPMENT, present_code, results_file, weights_of
+from studies.shared.cell_process import facts
+from studies.shared.runner import matches, say
 from studies.shared.tables import markdown
 
 LABEL_KEYS = {"emoji": "concept", "icons": "concept", "glyphs": "name"}
@@ -100,31 +102,51 @@ def shares(cell: Cell, weights: Path, train: Path) -> dict[str, Share]:
 
 
 def concepts(args: argparse.Namespace, folders: Mapping[str, DataFolder]) -> None:
-    """The command `concepts`: prints the shares of the runs whose weights are there.
+    """The command `concepts`: appends a row for each run whose weights are there; rows stay.
 
     Args:
         args: of the command.
         folders: the data given, by data set.
 
     Raises:
-        UserError: no weights are there.
+        UserError: no weights are there, they are not those of the development row, or rows are of
+            other code or data.
     """
     torch.set_num_threads(1)
-    rows = results_file(args.out / DEVELOPMENT).read()
+    code = present_code()
+    rows = results_file(args.out / DEVELOPMENT, code, folders, args.same_code).read()
+    measured = results_file(args.out / CONCEPTS, code, folders, args.same_code)
     cells = [
         cell
         for cell in plan(rows)
         if cell.data_set in folders
+        and cell.name in rows
         and matches(cell.name, args.match)
         and weights_of(args.out, cell).is_file()
     ]
     if not cells:
         raise UserError(f"{args.out / 'weights'} has no weights of these data and this --match")
-    body = []
-    for cell in cells:
-        train = folders[cell.data_set].path / "train"
-        for name, share in shares(cell, weights_of(args.out, cell), train).items():
-            parts = (f"{100 * part:.1f} %" for part in share.weight)
-            body.append((f"`{cell.name}`", name, f"{share.others:.1f}", *parts))
+    for cell in (cell for cell in cells if cell.name not in measured.read()):
+        path, folder = weights_of(args.out, cell), folders[cell.data_set]
+        if weights_digest(path) != rows[cell.name]["weights"]:
+            raise UserError(f"{path} holds other weights than those of its row in {DEVELOPMENT}")
+        found = shares(cell, path, folder.path / "train")
+        row = {**asdict(cell), "cell": cell.name, "data": folder.digest, **facts()}
+        row |= {"weights": rows[cell.name]["weights"]}
+        measured.append({**row, "shares": {name: asdict(each) for name, each in found.items()}})
+        say(f"measured {cell.name}")
+
+
+def concepts_table(rows: Rows) -> str:
+    """The shares by run; empty if none was measured.
+
+    Args:
+        rows: of the command, by cell.
+    """
+    body: list[Sequence[str]] = []
+    for row in rows.values():
+        for kind, share in row["shares"].items():
+            parts = (f"{100 * part:.0f} %" for part in share["weight"])
+            body.append((f"`{row['cell']}`", kind, f"{share['others']:.1f}", *parts))
     header = ("run", "shared", "other pairs", "weight, image anchors", "weight, text anchors")
-    print(markdown(header, body))
+    return markdown(header, body)

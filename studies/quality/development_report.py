@@ -1,14 +1,16 @@
 """Tables of development splits, and what became of the normalizer: recipes, and suspects."""
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
-from studies.quality.plan import ORDER, SUSPECTED, lengthened, part
-from studies.quality.recipes import METHODS, RECIPES, cell
+from studies.quality.plan import ORDER, SUSPECTED, part
+from studies.quality.recipes import METHODS, RECIPES, cell, lengthened
 from studies.quality.suspects import SUSPECTS
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent
@@ -19,7 +21,7 @@ RECIPES_TITLE = "The recipes on the development splits, batch 64"
 _STATE = ("temperature", "n_eff", "error")
 _HEADER = (
     "data", "method", "seeds", "unseen style, vendor or face",
-    "unseen concept, emoji or character", *_STATE,
+    "unseen concept, emoji or character", *_STATE, "loss",
 )  # fmt: skip
 _SUSPECTS_HEADER = (
     "data", "method", "change", "seeds", "unseen style or vendor", "to the recipe",
@@ -34,14 +36,16 @@ def recipes_table(rows: Mapping[str, Row]) -> str:
         rows: the development rows by cell.
     """
     body: list[Sequence[str]] = []
-    for data in DATA_SETS.values():
-        cells = [each for each in part("untuned", data.name, rows).cells if each.batch == BATCH]
+    for data, section in product(DATA_SETS.values(), ("untuned", "longer")):
+        cells = [each for each in part(section, data.name, rows).cells if each.batch == BATCH]
         for method in METHODS:
             mine = _known([each for each in cells if each.label == method], rows)
             if mine:
+                title = _title(data, mine[0]["passes"])
                 splits = data.split_names("development")
                 scores = [percent(_scores(mine, split).values()) for split in splits]
-                body.append((data.name, f"`{method}`", _seeds(mine), *scores, *_state(mine)))
+                state = (*_state(mine), number(map(_last_loss, mine)))
+                body.append((title, f"`{method}`", _seeds(mine), *scores, *state))
     return markdown(_HEADER, body)
 
 
@@ -80,10 +84,7 @@ def _of_method(
 ) -> Iterator[Sequence[str]]:
     """The lines of a method on a data set at one length: the recipe, then its suspects."""
     suspects = [
-        (
-            suspect.change,
-            [lengthened(suspect.cell(data.name, seed, longer), longer) for seed in seeds],
-        )
+        (suspect.change, [suspect.cell(data.name, seed, longer) for seed in seeds])
         for suspect in SUSPECTS
         if suspect.method == method
     ]
@@ -92,7 +93,6 @@ def _of_method(
         return
     recipes = [cell(RECIPES[method], data.name, batch=BATCH, seed=seed) for seed in seeds]
     recipe = _known([lengthened(each, longer) for each in recipes], rows)
-    title = data.name if longer == 1 else f"{data.name}, {longer * data.passes} passes"
     splits = data.split_names("development")
     base = {split: _scores(recipe, split) for split in splits}
     for change, mine in [("none: the recipe", recipe), *found]:
@@ -102,7 +102,21 @@ def _of_method(
             against = None if mine is recipe else difference(scores, base[split])
             columns.append(percent(scores.values()))
             columns.append("-" if against is None else in_points(against))
+        title = _title(data, longer * data.passes)
         yield (title, f"`{method}`", change, _seeds(mine), *columns, *_state(mine))
+
+
+def _title(data: DataSet, passes: int) -> str:
+    """The data set, with the passes if they are not the usual ones."""
+    return data.name if passes == data.passes else f"{data.name}, {passes} passes"
+
+
+def _last_loss(row: Row) -> float | None:
+    """The mean training loss over the last twentieth of a run's records; None if it failed."""
+    if row.get("failed"):
+        return None
+    records = [each["loss"] for each in row["training"] if "loss" in each]
+    return statistics.mean(records[-max(1, len(records) // 20) :]) if records else None
 
 
 def _seeds(rows: Sequence[Row]) -> str:

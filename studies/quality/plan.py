@@ -14,7 +14,7 @@ from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS
-from studies.quality.recipes import METHODS, RECIPES, cell, grid
+from studies.quality.recipes import METHODS, RECIPES, cell, grid, lengthened
 from studies.quality.suspects import SUSPECTS
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -66,8 +66,7 @@ ORDER = (
     Line("untuned", "icons", 64, MAIN, (0,)),
     Line("untuned", "glyphs", 64, MAIN, (0,)),
     Line("memory", "emoji", 256, ACCUMULATED, (0,)),
-    Line("longer", "emoji", 64, ("neuclip_pool", "rgcl_batch", "openclip"), (0,), longer=3),
-    Line("longer", "emoji", 64, ("fastclip_v3",), (0,), longer=3),
+    Line("longer", "emoji", 64, MAIN, (0,), longer=3),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
@@ -142,24 +141,7 @@ def plan(rows: Rows, order: Sequence[Line] = ORDER) -> list[Cell]:
 
 def cells_of(line: Line, rows: Rows) -> list[Cell]:
     """The cells of a line, as far as the rows so far decide them."""
-    return [lengthened(found, line.longer) for found in _SECTIONS[line.section](line, rows)]
-
-
-def lengthened(short: Cell, factor: int) -> Cell:
-    """A run with more passes, evaluated as often.
-
-    Args:
-        short: the run.
-        factor: on its passes; 1: the run itself.
-    """
-    if factor == 1:
-        return short
-    return replace(
-        short,
-        note=f"{short.note}-x{factor}",
-        passes=factor * short.passes,
-        evaluated_every=factor * short.evaluated_every,
-    )
+    return list(_SECTIONS[line.section](line, rows))
 
 
 @dataclass(frozen=True)
@@ -223,9 +205,10 @@ def best(cells: Sequence[Cell], rows: Rows) -> Cell | None:
 # --- the sections -------------------------------------------------------------------------------
 
 
-def _untuned(line: Line, rows: Rows) -> Iterator[Cell]:
+def _recipes(line: Line, rows: Rows) -> Iterator[Cell]:
     for seed, method in product(line.seeds, line.methods):
-        yield cell(RECIPES[method], line.data, batch=line.batch, seed=seed)
+        found = cell(RECIPES[method], line.data, batch=line.batch, seed=seed)
+        yield lengthened(found, line.longer)
 
 
 def _memory(line: Line, rows: Rows) -> Iterator[Cell]:
@@ -251,8 +234,8 @@ def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
 
 
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
-    "untuned": _untuned,
-    "longer": _untuned,
+    "untuned": _recipes,
+    "longer": _recipes,
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,

@@ -127,3 +127,20 @@ def cell(recipe: Recipe, data: str, *, batch: int = 64, accum: int = 1, seed: in
         evaluated_every=found.evaluated_every,
         seed=seed,
     )
+
+
+def lengthened(short: Cell, factor: int) -> Cell:
+    """A run with more passes, evaluated as often.
+
+    Args:
+        short: the run.
+        factor: on its passes; 1: the run itself.
+    """
+    if factor == 1:
+        return short
+    return replace(
+        short,
+        note=f"{short.note}-x{factor}",
+        passes=factor * short.passes,
+        evaluated_every=factor * short.evaluated_every,
+    )

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from studies.quality.cell import BATCH
 from studies.quality.compare import accuracy, best_other
+from studies.quality.concepts import concepts_table
 from studies.quality.datasets import DATA_SETS, DataSet
 from studies.quality.development_report import (
     RECIPES_TITLE,
@@ -19,7 +20,7 @@ from studies.quality.development_report import (
 )
 from studies.quality.plan import ACCUMULATED, CHOOSING_ONLY, ORDER, SECTIONS, Rows, part
 from studies.quality.recipes import METHODS, RECIPES
-from studies.quality.rows import DEVELOPMENT, TEST, results_file
+from studies.quality.rows import CONCEPTS, DEVELOPMENT, TEST, results_file
 from studies.quality.summary import BLOCK, summary
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent, save_figure, write_between
@@ -34,6 +35,7 @@ SETTINGS = {
     "memory": "A memory of 64 pairs: steps of 64, 256 and 1,024 pairs",
     "published": "The published form after its search",
 }
+CONCEPTS_TITLE = "The part of the softmax on pairs of the anchor's own concept or caption"
 RIVAL = "fastclip_v3"
 """What the published form is compared with."""
 OF_THE_BATCH = ("rgcl_batch", "openclip")
@@ -50,7 +52,7 @@ def report(args: argparse.Namespace) -> None:
     """
     rows = results_file(args.results / DEVELOPMENT).read()
     tested = results_file(args.results / TEST).read()
-    text = tables(rows, tested)
+    text = tables(rows, tested, results_file(args.results / CONCEPTS).read())
     if args.document is None:
         print(text)
     else:
@@ -62,8 +64,14 @@ def report(args: argparse.Namespace) -> None:
             save_figure(figure, args.figures / f"quality_{name}.svg", dates(rows))
 
 
-def tables(rows: Rows, tested: Rows) -> str:
-    """All tables as markdown, with what is missing."""
+def tables(rows: Rows, tested: Rows, measured: Rows | None = None) -> str:
+    """All tables as markdown, with what is missing.
+
+    Args:
+        rows: the development rows by cell.
+        tested: the test rows by cell.
+        measured: the rows of the command `concepts` by cell.
+    """
     if not rows:
         return NOTHING
     parts = [_facts(rows, tested)]
@@ -74,6 +82,7 @@ def tables(rows: Rows, tested: Rows) -> str:
     for title, table in (
         (RECIPES_TITLE, recipes_table(rows)),
         (SUSPECTS_TITLE, suspects_table(rows)),
+        (CONCEPTS_TITLE, concepts_table(measured or {})),
     ):
         if table:
             parts.append(f"### {title}\n\n{table}")

@@ -11,7 +11,7 @@ from studies.shared.results_file import ResultsFile
 
 FORMAT = 3
 ENTRIES = (*TRAINING, "studies.quality.measure")
-DEVELOPMENT, TEST = "development.jsonl", "test.jsonl"
+DEVELOPMENT, TEST, CONCEPTS = "development.jsonl", "test.jsonl", "concepts.jsonl"
 
 
 def present_code() -> str:

@@ -62,6 +62,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add_data_flags(concepts)
     concepts.add_argument("--out", type=Path, required=True, help="folder of the results")
     concepts.add_argument("--match", nargs="+", metavar="GLOB", help="only cells with such a name")
+    add_same_code(concepts)
     cell = commands.add_parser("cell", help="train one cell (used by `run`)")
     cell.add_argument("spec", type=Path)
     return parser.parse_args(words)

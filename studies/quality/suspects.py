@@ -10,7 +10,7 @@ from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS, GLYPHS, DataSet
-from studies.quality.recipes import RECIPES, Recipe, cell
+from studies.quality.recipes import RECIPES, Recipe, cell, lengthened
 
 Value = object
 """Of a setting; a function of the data set where it follows from the data."""
@@ -46,20 +46,20 @@ class Suspect:
         Args:
             data: name of the data set.
             seed: of the run.
-            longer: factor on the passes that shares of the run are of; `plan.lengthened` makes
-                the run longer.
+            longer: factor on the passes of the data set.
         """
         found = cell(self.recipe, data, batch=BATCH, seed=seed)
         about = replace(DATA_SETS[data], passes=longer * DATA_SETS[data].passes)
         changed = {
             key: value(about) if callable(value) else value for key, value in self.settings.items()
         }
-        return replace(
+        changed_cell = replace(
             found,
             note="-".join(filter(None, (found.note, self.label))),
             method={**found.method, **changed},
             sections=self.sections,
         )
+        return lengthened(changed_cell, longer)
 
 
 POOL = RECIPES["neuclip_pool"]

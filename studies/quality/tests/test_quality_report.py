@@ -22,7 +22,7 @@ from studies.quality.report import (
     section_table,
     tables,
 )
-from studies.quality.rows import DEVELOPMENT, TEST, results_file
+from studies.quality.rows import CONCEPTS, DEVELOPMENT, TEST, results_file
 from studies.quality.summary import BLOCK, summary
 from studies.shared.compare import QUANTILES, difference
 from studies.shared.tables import between_markers
@@ -187,7 +187,8 @@ def test_nothing_is_reported_before_the_first_run():
 
 def test_the_page_shows_the_committed_results():
     page = RESULTS.parent / "README.md"
-    text = tables(results_file(RESULTS / DEVELOPMENT).read(), results_file(RESULTS / TEST).read())
+    files = (DEVELOPMENT, TEST, CONCEPTS)
+    text = tables(*(results_file(RESULTS / name).read() for name in files))
     content = page.read_text(encoding="utf-8")
     written = between_markers(content, text + "\n", page, WRITER, "the study")
     assert written == content, "write the report again"

@@ -1,6 +1,8 @@
 """From the plan to test rows: a run of two cells on small data, and what each command refuses."""
 
 import json
+import tarfile
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,10 +11,11 @@ from quality_rows import rows_of
 from studies.default.data import data_digest
 from studies.quality import final as final_module
 from studies.quality import run as run_module
+from studies.quality.concepts import concepts_table
 from studies.quality.datasets import DATA_SETS, EMOJI, GLYPHS, DataFolder
 from studies.quality.measure import evaluate_weights
 from studies.quality.plan import Line, cells_of
-from studies.quality.rows import DEVELOPMENT, TEST, weights_of
+from studies.quality.rows import CONCEPTS, DEVELOPMENT, TEST, weights_of
 from studies.shared import runner as runner_module
 
 from neuclip.errors import UserError
@@ -69,6 +72,31 @@ def test_a_cell_is_trained_and_evaluated(demo_dir, tmp_path, capsys):
     assert len(lines(out / TEST)) == 1
     assert run_module.main(["plan", "--out", str(out)]) == 0
     assert f"done   {cell.name}" in capsys.readouterr().out
+
+    concepts = ["concepts", *data, "--out", str(out)]
+    for _ in range(2):  # nothing is measured twice
+        assert run_module.main(concepts) == 0
+    (measured,) = lines(out / CONCEPTS)
+    counts = Counter(names_of(demo_dir / "train"))
+    others = sum(count * (count - 1) for count in counts.values()) / counts.total()
+    assert measured["shares"]["concept"]["others"] == pytest.approx(others)
+    assert all(0 < part < 1 for part in measured["shares"]["concept"]["weight"])
+    assert cell.name in concepts_table({cell.name: measured})
+    (out / CONCEPTS).unlink()
+    (changed,) = lines(out / DEVELOPMENT)
+    (out / DEVELOPMENT).write_text(json.dumps({**changed, "weights": "others"}) + "\n")
+    assert run_module.main(concepts) == 1
+    assert "holds other weights than those of its row" in capsys.readouterr().err
+
+
+def names_of(folder) -> list[str]:
+    """The characters of the pairs in a folder of shards."""
+    found = []
+    for path in folder.glob("*.tar"):
+        with tarfile.open(path) as shard:
+            members = [member for member in shard if member.name.endswith(".json")]
+            found += [json.load(shard.extractfile(member))["name"] for member in members]
+    return found
 
 
 # --- what is refused ----------------------------------------------------------------------------

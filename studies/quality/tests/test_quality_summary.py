@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from quality_rows import row_on_test_of, rows_of
-from studies.quality.datasets import DATA_SETS
 from studies.quality.plan import Line, cells_of
 from studies.quality.summary import summary
 
@@ -29,7 +28,6 @@ def test_a_line_per_split_with_the_mean_over_seeds():
         "| emoji, 24 passes | unseen vendor | 1 | 40.0 | - | - | - | 21.5 |",
         "| emoji, 24 passes | unseen emoji | 1 | 50.0 | - | - | - | - |",
     ]
-    assert set(DATA_SETS) == {"emoji", "icons", "glyphs"}
 
 
 def test_nothing_is_shown_before_the_first_run():

@@ -190,10 +190,14 @@ def test_the_recipes_have_a_table_of_their_own():
     rows = rows_of([cell(RECIPES["openclip"], "emoji", seed=seed) for seed in (0, 1)], 0.2)
     larger = cell(RECIPES["openclip"], "emoji", batch=256)
     rows[larger.name] = row_of(larger, 0.9)
-    line = (
-        "| emoji | `openclip` | 2 | 20.0 ± 0.0 | 20.0 ± 0.0 | 0.0300 ± 0.0000 | - | 0.167 ± 0.000 |"
-    )
-    assert recipes_table(rows).splitlines()[2:] == [line]
+    (longer,) = cells_of(Line("longer", "emoji", 64, ("openclip",), (0,), longer=3), {})
+    losses = [{"loss": 4.0}] * 38 + [{"loss": 0.25}, {"loss": 0.75}]  # a twentieth: two of 40
+    rows[longer.name] = row_of(longer, 0.4, training=losses)
+    assert recipes_table(rows).splitlines()[2:] == [
+        "| emoji | `openclip` | 2 | 20.0 ± 0.0 | 20.0 ± 0.0 | 0.0300 ± 0.0000 | - "
+        "| 0.167 ± 0.000 | - |",
+        "| emoji, 24 passes | `openclip` | 1 | 40.0 | 40.0 | 0.0300 | - | 0.167 | 0.50 |",
+    ]
 
 
 def test_rows_without_a_divergence_have_no_effective_number():
