@@ -22,7 +22,7 @@ from neuclip.evaluation.interfaces import EvaluationSettings
 from neuclip.model.checkpoint_choice import CheckpointChoice
 from neuclip.model.load import load_pretrained
 from studies.quality.cell import Cell
-from studies.quality.datasets import DataFolder
+from studies.quality.datasets import DATA_SETS, DataFolder
 from studies.quality.measure import weights_digest
 from studies.quality.plan import Rows, plan
 from studies.quality.rows import CONCEPTS, DEVELOPMENT, present_code, results_file, weights_of
@@ -30,8 +30,6 @@ from studies.shared.cell_process import facts
 from studies.shared.runner import matches, say
 from studies.shared.tables import markdown
 
-LABEL_KEYS = {"emoji": "concept", "icons": "concept", "glyphs": "name"}
-"""Where a data set has what a picture shows."""
 KINDS: Mapping[str, GroupKind] = {"concept": "label", "caption": "caption"}
 ANCHORS, ROWS = 4096, 64
 
@@ -89,7 +87,7 @@ def shares(cell: Cell, weights: Path, train: Path) -> dict[str, Share]:
         train: folder of the training data.
     """
     loaded = load_pretrained(CheckpointChoice(weights, arch=cell.model), "cpu")
-    reading = ReadingConfig(label_key=LABEL_KEYS[cell.data_set])
+    reading = ReadingConfig(label_key=DATA_SETS[cell.data_set].concept_key)
     source = open_source(str(train), reading)
     groups = read_groups(source, reading, tuple(KINDS.values()))
     encoded = encode_split(

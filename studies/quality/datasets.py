@@ -23,6 +23,7 @@ class DataSet:
         model: the architecture that is trained.
         passes: over the training pairs, in a run.
         evaluated_every: passes between two evaluations on the development splits.
+        concept_key: the key that has what a picture shows, in the `.json` of a sample.
         build: the command that makes it.
     """
 
@@ -33,6 +34,7 @@ class DataSet:
     model: str
     passes: int
     evaluated_every: int
+    concept_key: str
     build: str
 
     def split_names(self, part: str) -> list[str]:
@@ -42,15 +44,15 @@ class DataSet:
 
 EMOJI = DataSet(
     "emoji", "pairs.json", ("unseen_vendor", "unseen_emoji"), 11_500, "icon-tiny", 8, 2,
-    "neuclip data emoji PACKAGES --out DIR",
+    "concept", "neuclip data emoji PACKAGES --out DIR",
 )  # fmt: skip
 ICONS = DataSet(
     "icons", "pairs.json", ("unseen_style", "unseen_concept"), 139_000, "icon-tiny", 2, 1,
-    "neuclip data icons PACKAGES --out DIR",
+    "concept", "neuclip data icons PACKAGES --out DIR",
 )  # fmt: skip
 GLYPHS = DataSet(
     "glyphs", "demo.json", ("unseen_face", "unseen_character"), 40_000, "glyph-tiny", 12, 3,
-    "neuclip data demo --out DIR",
+    "name", "neuclip data demo --out DIR",
 )  # fmt: skip
 DATA_SETS = {data.name: data for data in (GLYPHS, ICONS, EMOJI)}
 

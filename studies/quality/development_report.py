@@ -24,8 +24,8 @@ _HEADER = (
     "unseen concept, emoji or character", *_STATE, "loss",
 )  # fmt: skip
 _SUSPECTS_HEADER = (
-    "data", "method", "change", "seeds", "unseen style or vendor", "to the recipe",
-    "unseen concept or emoji", "to the recipe", *_STATE,
+    "data", "method", "change", "seeds", "unseen style, vendor or face", "to the recipe",
+    "unseen concept, emoji or character", "to the recipe", *_STATE,
 )  # fmt: skip
 
 

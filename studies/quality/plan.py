@@ -46,6 +46,7 @@ class Line:
         seeds: in order; all methods at the first seed come first.
         rate: factor on the learning rates of the recipes (`memory`).
         longer: factor on the passes of the data set (`longer`, `suspects`).
+        labels: of suspects, those that run; none: all.
     """
 
     section: str
@@ -55,6 +56,7 @@ class Line:
     seeds: tuple[int, ...]
     rate: float = 1.0
     longer: int = 1
+    labels: tuple[str, ...] = ()
 
 
 ORDER = (
@@ -69,6 +71,10 @@ ORDER = (
     Line("longer", "emoji", 64, MAIN, (0,), longer=3),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
+    Line(
+        "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
+        labels=("names", "names-mask"),
+    ),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
@@ -124,7 +130,7 @@ ORDER = (
             ((FIVE_SEEDS, (0, 1, 2, 3, 4)), (TWO_SEEDS, (0, 1))),
         )
     ),
-)
+)  # fmt: skip
 """The order of the runs. A cell that occurs in several lines trains at the first."""
 
 
@@ -228,7 +234,11 @@ def _searched(line: Line, rows: Rows) -> Iterator[Cell]:
 
 
 def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
-    mine = [suspect for suspect in SUSPECTS if suspect.method in line.methods]
+    mine = [
+        suspect
+        for suspect in SUSPECTS
+        if suspect.method in line.methods and (not line.labels or suspect.label in line.labels)
+    ]
     for seed, suspect in product(line.seeds, mine):
         yield suspect.cell(line.data, seed, line.longer)
 

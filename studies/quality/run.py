@@ -170,7 +170,8 @@ def title(line: Line) -> str:
     methods = f"{count} methods" if count > 1 else line.methods[0]
     rate = "" if line.rate == 1 else f", {line.rate:g} of the rate"
     longer = "" if line.longer == 1 else f", {line.longer} times the passes"
-    changes = f"{rate}{longer}"
+    labels = "".join(f", {label}" for label in line.labels)
+    changes = f"{rate}{longer}{labels}"
     return f"{line.section}, {line.data}, batch {line.batch}{changes}, {methods}, seeds {seeds}"
 
 

@@ -14,7 +14,7 @@ from studies.quality.recipes import RECIPES, Recipe, cell, lengthened
 
 Value = object
 """Of a setting; a function of the data set where it follows from the data."""
-Section = Mapping[str, Any]
+Section = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,35 @@ class Suspect:
         """
         found = cell(self.recipe, data, batch=BATCH, seed=seed)
         about = replace(DATA_SETS[data], passes=longer * DATA_SETS[data].passes)
-        changed = {
-            key: value(about) if callable(value) else value for key, value in self.settings.items()
-        }
+        sections = {name: _values(section, about) for name, section in self.sections.items()}
         changed_cell = replace(
             found,
             note="-".join(filter(None, (found.note, self.label))),
-            method={**found.method, **changed},
-            sections=self.sections,
+            method={**found.method, **_values(self.settings, about)},
+            sections=sections,
         )
         return lengthened(changed_cell, longer)
+
+
+def _values(settings: Section, data: DataSet) -> dict[str, Any]:
+    """The settings for a data set."""
+    return {key: value(data) if callable(value) else value for key, value in settings.items()}
+
+
+def _concept_key(data: DataSet) -> str:
+    return data.concept_key
 
 
 POOL = RECIPES["neuclip_pool"]
 QUEUE = RECIPES["infonce_queue"]
 MASK: Section = {"false_negatives": "mask"}
-CONCEPTS: Section = {**MASK, "label_key": "concept"}
+CONCEPTS: Section = {**MASK, "label_key": _concept_key}
 TOKENS: Section = {"token_weight": 1.0}
+NAMED: Mapping[str, Section] = {
+    "data": {"caption_key": _concept_key},
+    "evaluation": {"val_templates": "{c}"},
+}
+"""Captions that say what a picture shows and nothing else, and prompts of that form."""
 
 
 def _suspect(
@@ -154,6 +166,13 @@ SUSPECTS = (
     # The queue of InfoNCE, whose recipe collapses (added after its first run).
     _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
+    # The data: what becomes of the lead where captions do not tell similar pictures apart.
+    _suspect("captions name the concept alone", "names", sections=NAMED),
+    _suspect("captions name the concept alone", "names", RECIPES["rgcl_batch"], NAMED),
+    _suspect(
+        "captions name the concept alone, equal captions masked", "names-mask",
+        sections={**NAMED, "data": {**NAMED["data"], **MASK}},
+    ),
     # What is expected to fail.
     _suspect(
         "constant temperature 0.07", "constant", _temperature(0.07),

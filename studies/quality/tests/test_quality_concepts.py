@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from studies.quality.concepts import LABEL_KEYS, share_of
-from studies.quality.datasets import DATA_SETS
+from studies.quality.concepts import share_of
 
 
 def test_the_share_against_a_double_loop():
@@ -29,7 +28,3 @@ def test_the_share_against_a_double_loop():
     found = share_of(features, torch.tensor(ids), scale)
     assert found.weight == pytest.approx(expected)
     assert found.others == pytest.approx(sum(others) / len(others))
-
-
-def test_every_data_set_says_what_a_picture_shows():
-    assert set(LABEL_KEYS) == set(DATA_SETS)

@@ -120,6 +120,15 @@ def test_rhos_are_points_of_the_grid_and_train_once():
     assert {f"emoji_neuclip_pool_lr0.001-rho{rho}_b64_s0" for rho in ("5", "3.5")} <= grid & mine
 
 
+def test_captions_of_the_concept_alone_follow_the_data():
+    named = [suspect for suspect in SUSPECTS if suspect.label.startswith("names")]
+    assert part("suspects", "glyphs", {}).cells == [suspect.cell("glyphs") for suspect in named]
+    for suspect, (data, key) in product(named, (("glyphs", "name"), ("emoji", "concept"))):
+        found = config(suspect.cell(data))
+        assert (found.data.caption_key, found.evaluation.val_templates) == (key, "{c}")
+        assert (found.data.false_negatives == "mask") == ("mask" in suspect.label)
+
+
 def test_sizes_and_lengths_follow_the_data():
     by_label = {suspect.label: suspect for suspect in SUSPECTS}
     shares = [by_label["glyph-shares"].cell(data).method for data in ("emoji", "icons")]
