@@ -4,7 +4,7 @@ The README has what was expected of each, written before it ran. They choose on 
 splits; no test split evaluates them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,6 +79,24 @@ NAMED: Mapping[str, Section] = {
     "evaluation": {"val_templates": "{c}"},
 }
 """Captions that say what a picture shows and nothing else, and prompts of that form."""
+SETS: Mapping[str, Sequence[str]] = {
+    "emoji": (
+        "emojione", "emojione-monotone", "emojione-v1", "fluent-emoji", "fluent-emoji-flat",
+        "fluent-emoji-high-contrast", "noto", "noto-v1", "twemoji",
+    ),
+}  # fmt: skip
+"""The sets in `train`, where prompts name them."""
+
+
+def _prompts_by_set(data: DataSet) -> str:
+    return "::".join(f"{name}:{{c}}" for name in SETS.get(data.name, ())) or "{c}"
+
+
+SET_NAMED: Mapping[str, Section] = {
+    "data": {"caption_key": "name"},
+    "evaluation": {"val_templates": _prompts_by_set},
+}
+"""Captions such as `noto:grinning-face`, and prompts of that form for all sets."""
 
 
 def _suspect(
@@ -173,6 +191,8 @@ SUSPECTS = (
         "captions name the concept alone, equal captions masked", "names-mask",
         sections={**NAMED, "data": {**NAMED["data"], **MASK}},
     ),
+    _suspect("captions name set and emoji", "set-names", sections=SET_NAMED),
+    _suspect("captions name set and emoji", "set-names", RECIPES["rgcl_batch"], SET_NAMED),
     # What is expected to fail.
     _suspect(
         "constant temperature 0.07", "constant", _temperature(0.07),

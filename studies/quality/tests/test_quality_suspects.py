@@ -20,6 +20,8 @@ from neuclip.catalogue import registry
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
+from neuclip.data.icons.emoji_sets import _UNSEEN_VENDORS, _VENDORS
+from neuclip.evaluation.class_names import prompts_of
 
 EMOJI = Line("suspects", "emoji", 64, ("neuclip_pool",), (0,))
 
@@ -129,6 +131,13 @@ def test_captions_of_the_concept_alone_follow_the_data():
         assert (found.data.false_negatives == "mask") == ("mask" in suspect.label)
 
 
+def test_prompts_name_every_set_that_training_has():
+    emoji = next(s for s in SUSPECTS if s.label == "set-names").cell("emoji", longer=3)
+    prompts = config(emoji).evaluation.val_templates
+    trained = set(_VENDORS) - {name for names in _UNSEEN_VENDORS.values() for name in names}
+    assert prompts_of(prompts) == [f"{name}:{{c}}" for name in sorted(trained)]
+
+
 def test_sizes_and_lengths_follow_the_data():
     by_label = {suspect.label: suspect for suspect in SUSPECTS}
     shares = [by_label["glyph-shares"].cell(data).method for data in ("emoji", "icons")]
@@ -174,8 +183,8 @@ def test_the_table_has_differences_to_the_recipe_and_the_end_of_the_normalizer()
         "| 0.0329 | 17 | 0.167 |" in table
     )
     assert "### Suspects: " in tables(rows, {})
-    longer = sum(suspect.method == "neuclip_pool" for suspect in SUSPECTS)
-    count = 3 * len(SUSPECTS) + longer
+    count = len(part("suspects", "emoji", {}).cells)
+    assert count > 3 * len(SUSPECTS)  # three seeds, and the longer runs
     assert f"- suspects, emoji: 1 of {count} runs trained; for choosing" in tables(rows, {})
     failed = {**rows, mine.name: {**rows[mine.name], "failed": "not finite"}}
     assert "| gamma 0.2 | 0 (1 failed) | - | - | - | - | - | - | - |" in suspects_table(failed)
