@@ -9,7 +9,7 @@ from typing import Any
 from studies.quality.cell import BATCH, Cell
 from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
-from studies.quality.plan import ORDER, SUSPECTED, part
+from studies.quality.plan import MAIN, ORDER, SUSPECTED, part
 from studies.quality.recipes import METHODS, RECIPES, cell, lengthened
 from studies.quality.suspects import SUSPECTS
 from studies.shared.compare import Scores, difference, in_points
@@ -18,10 +18,15 @@ from studies.shared.tables import markdown, number, percent
 Row = Mapping[str, Any]
 SUSPECTS_TITLE = "Suspects: recipes with one change each, on the development splits, batch 64"
 RECIPES_TITLE = "The recipes on the development splits, batch 64"
+CURVES_TITLE = "The main methods during the run, on the development splits, batch 64"
 _STATE = ("temperature", "n_eff", "error")
 _HEADER = (
     "data", "method", "seeds", "unseen style, vendor or face",
     "unseen concept, emoji or character", *_STATE, "loss",
+)  # fmt: skip
+_CURVES_HEADER = (
+    "data", "method", "seeds", "after passes", "unseen style, vendor or face",
+    "unseen concept, emoji or character",
 )  # fmt: skip
 _SUSPECTS_HEADER = (
     "data", "method", "change", "seeds", "unseen style, vendor or face", "to the recipe",
@@ -47,6 +52,40 @@ def recipes_table(rows: Mapping[str, Row]) -> str:
                 state = (*_state(mine), number(map(_last_loss, mine)))
                 body.append((title, f"`{method}`", _seeds(mine), *scores, *state))
     return markdown(_HEADER, body)
+
+
+def curves_table(rows: Mapping[str, Row]) -> str:
+    """The accuracy of the main methods at each evaluation of the run; empty if none has run.
+
+    Args:
+        rows: the development rows by cell.
+    """
+    body: list[Sequence[str]] = []
+    for data, section in product(DATA_SETS.values(), ("untuned", "longer")):
+        cells = [each for each in part(section, data.name, rows).cells if each.batch == BATCH]
+        for method in MAIN:
+            mine = _known([each for each in cells if each.label == method], rows)
+            curves = [curve(row) for row in mine if not row.get("failed")]
+            if curves:
+                columns = [
+                    ", ".join(
+                        f"{100 * statistics.mean(each[passes][split] for each in curves):.1f}"
+                        for passes in curves[0]
+                    )
+                    for split in data.split_names("development")
+                ]
+                passes = ", ".join(f"{each:g}" for each in curves[0])
+                title = _title(data, mine[0]["passes"])
+                body.append((title, f"`{method}`", str(len(curves)), passes, *columns))
+    return markdown(_CURVES_HEADER, body)
+
+
+def curve(row: Row) -> dict[float, dict[str, float]]:
+    """Top-1 by passes and split."""
+    found: dict[float, dict[str, float]] = {}
+    for each in row["evaluations"]:
+        found.setdefault(each["epoch"], {})[each["split"]] = each["acc1"]
+    return found
 
 
 def suspects_table(rows: Mapping[str, Row]) -> str:

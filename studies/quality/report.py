@@ -13,8 +13,10 @@ from studies.quality.compare import accuracy, best_other
 from studies.quality.concepts import concepts_table
 from studies.quality.datasets import DATA_SETS, DataSet
 from studies.quality.development_report import (
+    CURVES_TITLE,
     RECIPES_TITLE,
     SUSPECTS_TITLE,
+    curves_table,
     recipes_table,
     suspects_table,
 )
@@ -81,6 +83,7 @@ def tables(rows: Rows, tested: Rows, measured: Rows | None = None) -> str:
             parts.append(f"### {title}\n\n{table}")
     for title, table in (
         (RECIPES_TITLE, recipes_table(rows)),
+        (CURVES_TITLE, curves_table(rows)),
         (SUSPECTS_TITLE, suspects_table(rows)),
         (CONCEPTS_TITLE, concepts_table(measured or {})),
     ):

@@ -9,7 +9,12 @@ import pytest
 from quality_rows import row_of, rows_of
 from studies.quality.cell import Cell
 from studies.quality.datasets import DATA_SETS
-from studies.quality.development_report import n_eff, recipes_table, suspects_table
+from studies.quality.development_report import (
+    curves_table,
+    n_eff,
+    recipes_table,
+    suspects_table,
+)
 from studies.quality.plan import MAIN, ORDER, Line, cells_of, part, plan
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import tables
@@ -215,6 +220,21 @@ def test_the_recipes_have_a_table_of_their_own():
         "| emoji | `openclip` | 2 | 20.0 ± 0.0 | 20.0 ± 0.0 | 0.0300 ± 0.0000 | - "
         "| 0.167 ± 0.000 | - |",
         "| emoji, 24 passes | `openclip` | 1 | 40.0 | 40.0 | 0.0300 | - | 0.167 | 0.50 |",
+    ]
+
+
+def test_the_curves_are_means_over_seeds_at_each_evaluation():
+    assert curves_table({}) == ""
+    splits = DATA_SETS["icons"].split_names("development")
+    rows = {}
+    for seed, (one, two) in enumerate([(0.1, 0.2), (0.3, 0.4)]):
+        found = cell(RECIPES["openclip"], "icons", seed=seed)
+        scores = product(((1.0, one), (2.0, two)), splits)
+        evaluations = [{"epoch": e, "split": split, "acc1": acc1} for (e, acc1), split in scores]
+        rows[found.name] = row_of(found, evaluations=evaluations)
+    queue = cell(RECIPES["infonce_queue"], "icons")  # not one of the main methods
+    assert curves_table(rows | rows_of([queue])).splitlines()[2:] == [
+        "| icons | `openclip` | 2 | 1, 2 | 20.0, 30.0 | 20.0, 30.0 |"
     ]
 
 
