@@ -69,6 +69,7 @@ ORDER = (
     Line("untuned", "glyphs", 64, MAIN, (0,)),
     Line("memory", "emoji", 256, ACCUMULATED, (0,)),
     Line("longer", "emoji", 64, MAIN, (0,), longer=3),
+    Line("longer", "icons", 64, MAIN, (0,), longer=3),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line("suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3, labels=("set-names",)),
