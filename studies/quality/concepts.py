@@ -78,6 +78,12 @@ def ids_of(groups: Groups, kind: GroupKind) -> Tensor:
     return found
 
 
+def reading_of(cell: Cell) -> ReadingConfig:
+    """What a run reads of a sample, with what the picture shows as its label."""
+    caption_key = cell.sections.get("data", {}).get("caption_key")
+    return ReadingConfig(label_key=DATA_SETS[cell.data_set].concept_key, caption_key=caption_key)
+
+
 def shares(cell: Cell, weights: Path, train: Path) -> dict[str, Share]:
     """The pairs of the anchors' own concept, and of their own caption.
 
@@ -87,7 +93,7 @@ def shares(cell: Cell, weights: Path, train: Path) -> dict[str, Share]:
         train: folder of the training data.
     """
     loaded = load_pretrained(CheckpointChoice(weights, arch=cell.model), "cpu")
-    reading = ReadingConfig(label_key=DATA_SETS[cell.data_set].concept_key)
+    reading = reading_of(cell)
     source = open_source(str(train), reading)
     groups = read_groups(source, reading, tuple(KINDS.values()))
     encoded = encode_split(

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
-from studies.quality.concepts import share_of
+from studies.quality.concepts import reading_of, share_of
+from studies.quality.recipes import RECIPES, cell
+from studies.quality.suspects import SUSPECTS
 
 
 def test_the_share_against_a_double_loop():
@@ -28,3 +30,10 @@ def test_the_share_against_a_double_loop():
     found = share_of(features, torch.tensor(ids), scale)
     assert found.weight == pytest.approx(expected)
     assert found.others == pytest.approx(sum(others) / len(others))
+
+
+def test_the_captions_are_those_that_the_run_trained_on():
+    named = next(s for s in SUSPECTS if s.label == "names").cell("glyphs")
+    recipe = cell(RECIPES["neuclip_pool"], "glyphs")
+    assert [reading_of(each).caption_key for each in (recipe, named)] == [None, "name"]
+    assert [reading_of(each).label_key for each in (recipe, named)] == ["name", "name"]
