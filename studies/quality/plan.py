@@ -72,7 +72,7 @@ ORDER = (
     Line("longer", "icons", 64, MAIN, (0,), longer=3),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
-    Line("suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3, labels=("set-names",)),
+    Line("suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3, labels=("names", "set-names")),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
         labels=("names", "names-mask"),
