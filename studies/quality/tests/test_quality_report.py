@@ -15,7 +15,8 @@ from studies.quality.report import (
     RESULTS,
     WRITER,
     accuracy_over_batch,
-    accuracy_over_seconds,
+    accuracy_over_time,
+    costs,
     error_over_ratio,
     figures,
     report,
@@ -110,14 +111,14 @@ def test_larger_steps_stand_beside_the_step_that_the_memory_holds():
     rows, tested = made()
     larger = part("memory", "emoji", rows).cells[0]
     assert (larger.label, larger.accum) == ("openclip", 4)
-    rows[larger.name] = row_of(larger, cpu_seconds=1500.0)
+    rows[larger.name] = row_of(larger)
     tested[larger.name] = row_on_test_of(larger, 0.6)
     table = tables(rows, tested).split("### A memory of 64 pairs")[1]
     assert "| emoji | `openclip`, 64 | 1 | 30.0 | -30.0 (`openclip`, 256) |" in table
     assert "| emoji | `openclip`, 256 | 1 | 60.0 | +19.0" in table or "+20.0" in table
-    figure = accuracy_over_seconds(rows, tested)
+    figure = accuracy_over_time(rows, tested)
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
-    assert list(drawn["openclip"].get_xdata()) == [720.0, 1500.0]
+    assert list(drawn["openclip"].get_xdata()) == [1.0, costs()["openclip"][256]]
     assert list(drawn["openclip"].get_ydata()) == pytest.approx([35.0, 65.0])
 
 
@@ -144,7 +145,7 @@ def test_steps_at_other_rates_are_methods_of_their_own():
     table = tables(rows, tested).split("### A memory of 64 pairs")[1]
     assert "| emoji | `openclip`, 1,024 | 1 | 10.0 | -40.0 (`openclip`, 1,024, 0.5 of" in table
     assert "| emoji | `openclip`, 1,024, 0.5 of the rate | 1 | 50.0 | +" in table
-    figure = accuracy_over_seconds(rows, tested)
+    figure = accuracy_over_time(rows, tested)
     drawn = {line.get_label(): line for line in figure.axes[0].get_lines()}
     assert list(drawn["openclip"].get_ydata()) == pytest.approx([35.0, 15.0])
 
@@ -152,7 +153,7 @@ def test_steps_at_other_rates_are_methods_of_their_own():
 def test_figures_over_batch_and_ratio():
     rows, tested = made()
     drawn = figures(rows, tested)  # of one batch, and no larger step
-    assert set(drawn) == {"accuracy_over_batch", "accuracy_over_seconds", "error_over_ratio"}
+    assert set(drawn) == {"accuracy_over_batch", "accuracy_over_time", "error_over_ratio"}
     assert set(drawn.values()) == {None}
     more = made(256)
     rows, tested = rows | more[0], tested | more[1]
