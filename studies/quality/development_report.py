@@ -41,16 +41,13 @@ def recipes_table(rows: Mapping[str, Row]) -> str:
         rows: the development rows by cell.
     """
     body: list[Sequence[str]] = []
-    for data, section in product(DATA_SETS.values(), ("untuned", "longer")):
-        cells = [each for each in part(section, data.name, rows).cells if each.batch == BATCH]
-        for method in METHODS:
-            mine = _known([each for each in cells if each.label == method], rows)
-            if mine:
-                title = _title(data, mine[0]["passes"])
-                splits = data.split_names("development")
-                scores = [percent(_scores(mine, split).values()) for split in splits]
-                state = (*_state(mine), number(map(_last_loss, mine)))
-                body.append((title, f"`{method}`", _seeds(mine), *scores, *state))
+    for data, method, mine in _recipe_runs(METHODS, rows):
+        scores = [
+            percent(_scores(mine, split).values()) for split in data.split_names("development")
+        ]
+        state = (*_state(mine), number(map(_last_loss, mine)))
+        title = _title(data, mine[0]["passes"])
+        body.append((title, f"`{method}`", _seeds(mine), *scores, *state))
     return markdown(_HEADER, body)
 
 
@@ -61,23 +58,32 @@ def curves_table(rows: Mapping[str, Row]) -> str:
         rows: the development rows by cell.
     """
     body: list[Sequence[str]] = []
+    for data, method, mine in _recipe_runs(MAIN, rows):
+        curves = [curve(row) for row in mine if not row.get("failed")]
+        if curves:
+            columns = [
+                ", ".join(
+                    f"{100 * statistics.mean(each[passes][split] for each in curves):.1f}"
+                    for passes in curves[0]
+                )
+                for split in data.split_names("development")
+            ]
+            passes = ", ".join(f"{each:g}" for each in curves[0])
+            title = _title(data, mine[0]["passes"])
+            body.append((title, f"`{method}`", str(len(curves)), passes, *columns))
+    return markdown(_CURVES_HEADER, body)
+
+
+def _recipe_runs(
+    methods: Sequence[str], rows: Mapping[str, Row]
+) -> Iterator[tuple[DataSet, str, list[Row]]]:
+    """The runs of each recipe at batch 64, by data set and length, where there are any."""
     for data, section in product(DATA_SETS.values(), ("untuned", "longer")):
         cells = [each for each in part(section, data.name, rows).cells if each.batch == BATCH]
-        for method in MAIN:
+        for method in methods:
             mine = _known([each for each in cells if each.label == method], rows)
-            curves = [curve(row) for row in mine if not row.get("failed")]
-            if curves:
-                columns = [
-                    ", ".join(
-                        f"{100 * statistics.mean(each[passes][split] for each in curves):.1f}"
-                        for passes in curves[0]
-                    )
-                    for split in data.split_names("development")
-                ]
-                passes = ", ".join(f"{each:g}" for each in curves[0])
-                title = _title(data, mine[0]["passes"])
-                body.append((title, f"`{method}`", str(len(curves)), passes, *columns))
-    return markdown(_CURVES_HEADER, body)
+            if mine:
+                yield data, method, mine
 
 
 def curve(row: Row) -> dict[float, dict[str, float]]:
