@@ -3,6 +3,7 @@
 Imports torch only when an evaluation starts.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,6 +167,33 @@ def recorded_reading(recorded: DataConfig, given: Mapping[str, Any]) -> DataConf
     return recorded.model_copy(update={"allow_pipe": False, **given})
 
 
+def unrepeated(command: Eval, recorded: RunConfig) -> str:
+    """Names flags of training that decide captions and prompts and were not given again.
+
+    Empty if there are none. Accuracy depends on the form of the prompts: a model that was trained
+    on bare names is worse with sentences.
+
+    Args:
+        command: of an evaluation whose splits are given.
+        recorded: the settings of training.
+    """
+    captions = ("caption_key", "caption_key_probs", "caption_keys")
+    trained = {key: getattr(recorded.data, key) for key in captions if key not in command.reading}
+    if command.val_templates is None:
+        trained["val_templates"] = recorded.evaluation.val_templates
+    flags: list[str] = []
+    for key, value in trained.items():
+        if value is not None:
+            values = value if isinstance(value, tuple) else (value,)
+            flags += [f"--{key.replace('_', '-')}", *map(str, values)]
+    if not flags:
+        return ""
+    return (
+        f"training evaluated with {shlex.join(flags)}, and this evaluation does not: give these "
+        "flags too if the numbers shall be comparable"
+    )
+
+
 class _Opened(NamedTuple):
     """Splits, the data of `--probe-data`, and a line for each split without probes."""
 
@@ -254,6 +282,8 @@ def evaluate_own_splits(command: Eval, run: Path) -> OwnResults:
         if main:
             names = ", ".join(split.name for split in data.splits)
             _announce(checkpoint.shown, checkpoint.averaged, names, data.unprobed)
+            if command.val_data and config is not None and (said := unrepeated(command, config)):
+                terminal.say(said)
         probe = command.probe_settings()
         probes = None if probe is None else Probes(restored.encoder, settings, probe, data.shared)
         done = evaluate_sets(model, data.splits, settings, results, probes=probes)

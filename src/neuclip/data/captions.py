@@ -85,6 +85,8 @@ class CaptionRule:
     def _in_record(self, record: Mapping[str, object]) -> WeightedCaptions:
         """The captions under the keys of a `.json` file; raises `Unusable`."""
         present = [key for key in self.json_keys if record.get(key) is not None]
+        if not present and not self.required:
+            return NO_CAPTIONS
         if not present:
             names = " or ".join(map(repr, self.json_keys))
             raise Unusable("caption_missing", f"the .json has no {names}")

@@ -229,11 +229,14 @@ def open_split(
         )
     classnames, templates = ([], []) if kind == "retrieval" else read_classes(side)
     published = (data != folder or side != folder or kind is not None) and any(data.glob("*.tar"))
-    if published or (classnames and any(data.glob("*.tar"))):
-        rule = CaptionRule(lines=published, required=not classnames)
+    if classnames and not published and any(data.glob("*.tar")):
+        index = _labelled_shards(data, reading or ReadingConfig(), progress)
+        return EvaluationSplit(name, index, classnames, templates)
+    if published:
+        rule = CaptionRule(lines=True, required=not classnames)
         index = build_index(expand_patterns(str(data)), captions=rule, progress=progress)
         source = index if classnames else _with_captions(part, index, purpose)
-        split = EvaluationSplit(name, source, classnames, templates, published)
+        split = EvaluationSplit(name, source, classnames, templates, published=True)
         return replace(split, training=_training_part(split, side, data, progress, purpose))
     source, label_key = _open(str(data), reading, progress, purpose)
     named = _by_labels(name, source, label_key, side, progress, purpose)
@@ -246,6 +249,22 @@ def open_split(
         return EvaluationSplit(name, *found)
     source = source if classnames else _with_captions(part, source, purpose)
     return EvaluationSplit(name, source, classnames, templates)
+
+
+def _labelled_shards(data: Path, reading: ReadingConfig, progress: Progress | None) -> Source:
+    """Shards with class names beside them. Captions are optional.
+
+    They come from the keys of `--caption-key` or `--caption-keys`, or from the `.txt` files if the
+    first samples have none there: the flags of a run are for its training data first.
+    """
+    opened = partial(build_index, expand_patterns(str(data)), progress=progress)
+    rule = CaptionRule.of(reading, required=False)
+    index = opened(captions=rule)
+    if not rule.json_keys or any(index.first_captions()):
+        return index
+    keys = " or ".join(map(repr, rule.json_keys))
+    _log.info("%s: captions from the .txt files: no caption under %s in the .json", data, keys)
+    return opened(captions=CaptionRule(required=False))
 
 
 def _training_part(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from command_lines import DATA, command, parse, refusal
 from neuclip.catalogue.registry import METHODS
-from neuclip.cli.eval import recorded_reading
+from neuclip.cli.eval import Eval, recorded_reading, unrepeated
 from neuclip.cli.flag_table import table
 from neuclip.cli.train import flag_names, parse_train
 from neuclip.config.run_config import RunConfig
@@ -457,6 +457,24 @@ def test_a_file_alone_does_not_allow_commands(tmp_path):
     assert "allow_pipe" in refusal(f"--config {path} --config {path.with_name('b.yaml')}")
     assert parse_train(["--config", str(path), "--allow-pipe"]).config.data.allow_pipe
     assert not parse_train(["--config", str(path), "--no-allow-pipe"]).config.data.allow_pipe
+
+
+def test_an_evaluation_names_the_prompts_and_captions_of_training_that_it_does_not_repeat():
+    recorded = parse_train(
+        shlex.split(
+            "--train-data a --caption-key 'concept;name' --caption-key-probs 0.5 0.5 --val-data b "
+            "--val-templates {c}"
+        )
+    ).config
+    said = unrepeated(Eval(), recorded)
+    assert said.startswith(
+        "training evaluated with --caption-key 'concept;name' --caption-key-probs 0.5 0.5 "
+        "--val-templates '{c}', and this evaluation does not"
+    )
+    captions = {"caption_key": "name", "caption_key_probs": None}
+    assert "caption" not in unrepeated(Eval(reading=captions), recorded).partition(",")[0]
+    assert unrepeated(Eval(reading=captions, val_templates="a {c}"), recorded) == ""
+    assert unrepeated(Eval(), parse_train(["--train-data", "a"]).config) == ""
 
 
 def test_a_checkpoint_does_not_allow_commands():

@@ -95,6 +95,10 @@ def test_absent_keys_are_named():
     assert error.value.kind == "caption_missing"
 
 
+def test_an_absent_key_is_no_caption_where_none_is_required():
+    assert CaptionRule(("a", "b"), required=False).read(b'{"c": "C"}') == ()
+
+
 @pytest.mark.parametrize("content", [b"{", b"[" * 200_000])
 def test_broken_json_is_a_corrupt_caption(content):
     with pytest.raises(Unusable) as error:

@@ -1,6 +1,7 @@
 """Small stand-ins: an encoder of fixed random projections, and encoded splits made by hand."""
 
 import io
+import json
 import logging
 import tarfile
 import zlib
@@ -94,14 +95,16 @@ def make_split():
 
 
 def _write_split(folder, samples, classnames=None, templates=None):
-    """Writes one shard of (key, color or bytes, caption, class); the files are DataComp's."""
+    """Writes one shard of (key, color or bytes, caption, class[, record]); DataComp's files."""
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "00000.tar", "w") as shard:
-        for key, color, caption, class_index in samples:
+        for key, color, caption, class_index, *records in samples:
             content = color if isinstance(color, bytes) else _png(color)
             parts = {"png": content, "txt": caption.encode()}
             if class_index is not None:
                 parts["cls"] = str(class_index).encode()
+            for record in records:
+                parts["json"] = json.dumps(record).encode()
             for extension, data in parts.items():
                 member = tarfile.TarInfo(f"{key}.{extension}")
                 member.size = len(data)

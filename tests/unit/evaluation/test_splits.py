@@ -1,5 +1,6 @@
 import pytest
 
+from neuclip.config.data_sections import ReadingConfig
 from neuclip.errors import UserError
 from neuclip.evaluation.splits import open_split
 
@@ -23,6 +24,34 @@ def test_names_may_have_dos_line_ends_and_letters_of_any_script(tmp_path, write_
     folder = write_split(tmp_path / "s", SAMPLES, ["x"], ["{c}"])
     (folder / "classnames.txt").write_bytes("\u00e9t\u00e9\r\nb\r\n".encode())
     assert open_split(folder).classnames == ["\u00e9t\u00e9", "b"]
+
+
+def captions(split):
+    return [split.index.read(position).captions for position in range(len(split.index))]
+
+
+def test_captions_of_a_split_with_classes_come_from_the_caption_key(tmp_path, write_split, log):
+    log.set_level("INFO", "neuclip")
+    records = [{"short": "red"}, {"long": "a blue picture"}]
+    samples = [
+        (f"00{place}", (1, 2, 3), f"text {place}", 0, record)
+        for place, record in enumerate(records)
+    ]
+    folder = write_split(tmp_path / "s", samples, ["x"], ["{c}"])
+    assert captions(open_split(folder)) == [("text 0",), ("text 1",)]
+    # A sample without the key has no caption; its class is evaluated.
+    assert captions(open_split(folder, reading=ReadingConfig(caption_key="short"))) == [
+        ("red",),
+        (),
+    ]
+    both = ReadingConfig(caption_keys="short=0,long=1")
+    assert captions(open_split(folder, reading=both)) == [("red",), ("a blue picture",)]
+    assert "captions from" not in log.text
+    other = open_split(folder, reading=ReadingConfig(caption_key="llava;blip"))
+    assert captions(other) == [("text 0",), ("text 1",)]
+    assert "captions from the .txt files: no caption under 'llava' or 'blip'" in log.text
+    plain = write_split(tmp_path / "t", SAMPLES, ["x"], ["{c}"])
+    assert captions(open_split(plain, reading=both)) == [("a caption",)]
 
 
 def test_no_such_folder(tmp_path):
