@@ -1,5 +1,8 @@
 """How much of the softmax over negatives falls on pairs of the anchor's own concept or caption.
 
+It also says how well the training pairs are fitted: for how many anchors the most similar item of
+the other modality, their own among them, is one of their own kind.
+
 Those pairs are false negatives, unless their captions differ in what the picture shows: those of
 the glyphs name the style. The share is measured with the weights that a run left in
 `study/weights`, over all training pairs.
@@ -41,10 +44,12 @@ class Share:
     Attributes:
         others: pairs that share it with an anchor, mean over anchors.
         weight: their part of the softmax, mean over anchors: of image anchors, of text anchors.
+        first: anchors whose most similar item is of their kind or their own: as weights.
     """
 
     others: float
     weight: tuple[float, float]
+    first: tuple[float, float]
 
 
 def share_of(features: Tensor, ids: Tensor, scale: float, anchors: int = ANCHORS) -> Share:
@@ -56,18 +61,26 @@ def share_of(features: Tensor, ids: Tensor, scale: float, anchors: int = ANCHORS
         scale: 1 / temperature.
         anchors: number of anchors, a random part of the pairs.
     """
-    counts, weights = [], []
+    counts, weights, firsts = [], [], []
     order = torch.randperm(features.shape[1], generator=torch.Generator().manual_seed(0))
     for side in (0, 1):
         for rows in order[:anchors].split(ROWS):
             logits = (features[side, rows] @ features[1 - side].T).double() * scale
+            nearest = logits.argmax(1)
             logits[torch.arange(len(rows)), rows] = -torch.inf
             same = (ids[rows, None] == ids) & (ids != 0)
             same[torch.arange(len(rows)), rows] = False
             weights.append((logits.softmax(1) * same).sum(1))
             counts.append(same.sum(1).double())
-    by_side = torch.cat(weights).view(2, -1).mean(1)
-    return Share(float(torch.cat(counts).mean()), (float(by_side[0]), float(by_side[1])))
+            mine = (nearest == rows) | same[torch.arange(len(rows)), nearest]
+            firsts.append(mine.double())
+    return Share(float(torch.cat(counts).mean()), _by_side(weights), _by_side(firsts))
+
+
+def _by_side(parts: Sequence[Tensor]) -> tuple[float, float]:
+    """The means over anchors, of image and of text anchors."""
+    image, text = torch.cat(list(parts)).view(2, -1).mean(1)
+    return float(image), float(text)
 
 
 def ids_of(groups: Groups, kind: GroupKind) -> Tensor:
@@ -150,7 +163,11 @@ def concepts_table(rows: Rows) -> str:
     body: list[Sequence[str]] = []
     for row in rows.values():
         for kind, share in row["shares"].items():
-            parts = (f"{100 * part:.0f} %" for part in share["weight"])
+            parts = [f"{100 * part:.0f} %" for part in share["weight"]]
+            parts += [f"{100 * part:.1f} %" for part in share.get("first", ())] or ["-", "-"]
             body.append((f"`{row['cell']}`", kind, f"{share['others']:.1f}", *parts))
-    header = ("run", "shared", "other pairs", "weight, image anchors", "weight, text anchors")
+    header = (
+        "run", "shared", "other pairs", "weight, image anchors", "weight, text anchors",
+        "nearest text", "nearest image",
+    )  # fmt: skip
     return markdown(header, body)

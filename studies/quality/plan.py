@@ -14,7 +14,7 @@ from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS
-from studies.quality.recipes import METHODS, RECIPES, cell, grid, lengthened
+from studies.quality.recipes import METHODS, RECIPES, augmented, cell, grid, lengthened
 from studies.quality.suspects import SUSPECTS
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -27,7 +27,7 @@ TWO_SEEDS = tuple(method for method in METHODS if method not in FIVE_SEEDS)
 ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
 SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
-SECTIONS = ("untuned", "longer", "tuned", "memory", "published", "suspects")
+SECTIONS = ("untuned", "longer", "augmented", "tuned", "memory", "published", "suspects")
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class Line:
     """A line of the order: cells of one section on one data set.
 
     Attributes:
-        section: `untuned`: the recipes; `longer`: the recipes for more passes; `tuned`: each
-            method's grid at seed 0, and its best point at other seeds; `memory`: steps of more
-            pairs than the memory holds (64), by accumulation; `published`: a search over the
-            settings of `neuclip` at seed 0, and its best at other seeds; `suspects`: the recipes
-            with one change each.
+        section: `untuned`: the recipes; `longer`: the recipes for more passes; `augmented`: the
+            same with random changes of the images; `tuned`: each method's grid at seed 0, and its
+            best point at other seeds; `memory`: steps of more pairs than the memory holds (64), by
+            accumulation; `published`: a search over the settings of `neuclip` at seed 0, and its
+            best at other seeds; `suspects`: the recipes with one change each.
         data: name of the data set.
         batch: pairs in a step.
         methods: in order.
         seeds: in order; all methods at the first seed come first.
         rate: factor on the learning rates of the recipes (`memory`).
-        longer: factor on the passes of the data set (`longer`, `suspects`).
+        longer: factor on the passes of the data set (`longer`, `augmented`, `suspects`).
         labels: of suspects, those that run; none: all.
     """
 
@@ -70,6 +70,9 @@ ORDER = (
     Line("memory", "emoji", 256, ACCUMULATED, (0,)),
     Line("longer", "emoji", 64, MAIN, (0,), longer=3),
     Line("longer", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3),
+    Line("augmented", "emoji", 64, MAIN, (0,), longer=3),
+    Line("longer", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (1,), longer=3),
+    Line("augmented", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line("suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3, labels=("names", "set-names")),
@@ -159,8 +162,8 @@ class Part:
 
     Attributes:
         cells: its runs.
-        evaluated: those for the test splits: all of `untuned`, `longer` and `memory`; of a
-            search, what it chose, at all seeds; none of `suspects`.
+        evaluated: those for the test splits: of a search, what it chose, at all seeds; none of
+            `suspects`; all of the other sections.
         decided: whether `cells` are all.
     """
 
@@ -220,6 +223,12 @@ def _recipes(line: Line, rows: Rows) -> Iterator[Cell]:
         yield lengthened(found, line.longer)
 
 
+def _augmented(line: Line, rows: Rows) -> Iterator[Cell]:
+    for seed, method in product(line.seeds, line.methods):
+        found = augmented(cell(RECIPES[method], line.data, batch=line.batch, seed=seed))
+        yield lengthened(found, line.longer)
+
+
 def _memory(line: Line, rows: Rows) -> Iterator[Cell]:
     accum = line.batch // BATCH
     for seed, method in product(line.seeds, line.methods):
@@ -249,6 +258,7 @@ def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "untuned": _recipes,
     "longer": _recipes,
+    "augmented": _augmented,
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,
