@@ -46,7 +46,7 @@ def recipes_table(rows: Mapping[str, Row]) -> str:
             percent(_scores(mine, split).values()) for split in data.split_names("development")
         ]
         state = (*_state(mine), number(map(_last_loss, mine)))
-        title = _title(data, mine[0]["passes"])
+        title = _title(data, mine[0]["passes"], augmented=is_augmented(mine[0]))
         body.append((title, f"`{method}`", _seeds(mine), *scores, *state))
     return markdown(_HEADER, body)
 
@@ -69,7 +69,7 @@ def curves_table(rows: Mapping[str, Row]) -> str:
                 for split in data.split_names("development")
             ]
             passes = ", ".join(f"{each:g}" for each in curves[0])
-            title = _title(data, mine[0]["passes"])
+            title = _title(data, mine[0]["passes"], augmented=is_augmented(mine[0]))
             body.append((title, f"`{method}`", str(len(curves)), passes, *columns))
     return markdown(_CURVES_HEADER, body)
 
@@ -78,7 +78,7 @@ def _recipe_runs(
     methods: Sequence[str], rows: Mapping[str, Row]
 ) -> Iterator[tuple[DataSet, str, list[Row]]]:
     """The runs of each recipe at batch 64, by data set and length, where there are any."""
-    for data, section in product(DATA_SETS.values(), ("untuned", "longer")):
+    for data, section in product(DATA_SETS.values(), ("untuned", "longer", "augmented")):
         cells = [each for each in part(section, data.name, rows).cells if each.batch == BATCH]
         for method in methods:
             mine = _known([each for each in cells if each.label == method], rows)
@@ -151,9 +151,15 @@ def _of_method(
         yield (title, f"`{method}`", change, _seeds(mine), *columns, *_state(mine))
 
 
-def _title(data: DataSet, passes: int) -> str:
-    """The data set, with the passes if they are not the usual ones."""
-    return data.name if passes == data.passes else f"{data.name}, {passes} passes"
+def is_augmented(row: Row) -> bool:
+    """Whether the training images of a run were changed at random."""
+    return "aug_cfg" in row["sections"].get("data", {})
+
+
+def _title(data: DataSet, passes: int, *, augmented: bool = False) -> str:
+    """The data set, with the passes if they are not the usual ones, and augmentation."""
+    title = data.name if passes == data.passes else f"{data.name}, {passes} passes"
+    return f"{title}, augmented" if augmented else title
 
 
 def _last_loss(row: Row) -> float | None:

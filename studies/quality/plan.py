@@ -70,12 +70,15 @@ ORDER = (
     Line("memory", "emoji", 256, ACCUMULATED, (0,)),
     Line("longer", "emoji", 64, MAIN, (0,), longer=3),
     Line("longer", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3),
-    Line("augmented", "emoji", 64, MAIN, (0,), longer=3),
+    Line("augmented", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3),
     Line("longer", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (1,), longer=3),
     Line("augmented", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
-    Line("suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3, labels=("names", "set-names")),
+    Line(
+        "suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3,
+        labels=("names", "names-crops", "set-names"),
+    ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
         labels=("names", "names-mask"),
@@ -84,6 +87,7 @@ ORDER = (
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
     Line("longer", "icons", 64, MAIN, (0,), longer=3),
+    Line("augmented", "emoji", 64, MAIN, (0,), longer=3),
     # 2. A memory of 64 pairs: larger steps by accumulation.
     Line("memory", "icons", 256, ACCUMULATED, (0,)),
     Line("memory", "emoji", 1024, ACCUMULATED, (0,)),

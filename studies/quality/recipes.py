@@ -98,8 +98,8 @@ GRIDS: dict[str, tuple[float, float, float]] = {
 
 
 AUGMENTATION: Mapping[str, Any] = {
-    "scale": (0.6, 1.0),
-    "color_jitter": (0.32, 0.32, 0.32, 0.08),
+    "scale": [0.6, 1.0],
+    "color_jitter": [0.32, 0.32, 0.32, 0.08],
     "color_jitter_prob": 0.8,
     "gray_scale_prob": 0.2,
 }

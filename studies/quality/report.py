@@ -18,6 +18,7 @@ from studies.quality.development_report import (
     RECIPES_TITLE,
     SUSPECTS_TITLE,
     curves_table,
+    is_augmented,
     recipes_table,
     suspects_table,
 )
@@ -36,6 +37,7 @@ COSTS = Path(__file__).parents[2] / "benchmarks/results/accumulation_icon-tiny_b
 SETTINGS = {
     "untuned": "One recipe per method, batch 64",
     "longer": "Longer runs, batch 64",
+    "augmented": "Augmented images, batch 64",
     "tuned": "The best point of each method's grid, batch 64",
     "memory": "A memory of 64 pairs: steps of 64, 256 and 1,024 pairs",
     "published": "The published form after its search",
@@ -147,6 +149,13 @@ def evaluated(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str
     if section == "longer" and known:  # beside longer runs those of the usual length
         methods = {cell.label for cell in cells}
         cells += [cell for cell in beside if cell.batch == BATCH and cell.label in methods]
+    if section == "augmented" and known:  # beside the same runs without
+        plain = part("longer", data.name, rows).evaluated + beside
+        augmented = {(cell.label, cell.batch, cell.passes, cell.seed) for cell in cells}
+        cells += [
+            cell for cell in plain
+            if (cell.label, cell.batch, cell.passes, cell.seed) in augmented
+        ]  # fmt: skip
     if section == "published" and known:  # beside what it has to beat
         batches = {cell.batch for cell in cells}
         cells += [cell for cell in beside if cell.label == RIVAL and cell.batch in batches]
@@ -161,21 +170,24 @@ def _title(section: str, row: Row) -> str:
     title = f"`{row['label']}`"
     if section in {"memory", "published"}:
         title += f", {row['batch'] * row['accum']:,}"
-    if section == "longer":
+    if section in {"longer", "augmented"}:
         title += f", {row['passes']} passes"
+    if is_augmented(row):
+        title += ", augmented"
     rate = row["lr"] / RECIPES[row["label"]].lr
     return f"{title}, {rate:g} of the rate" if section == "memory" and rate != 1 else title
 
 
-def _place(row: Row) -> tuple[int, int, int, float, int]:
+def _place(row: Row) -> tuple[int, int, bool, int, float, int]:
     step = row["batch"] * row["accum"]
-    return METHODS.index(row["label"]), row["passes"], step, -row["lr"], row["seed"]
+    place = METHODS.index(row["label"])
+    return place, row["passes"], is_augmented(row), step, -row["lr"], row["seed"]
 
 
 def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[Sequence[str]]:
     """The lines of a data set: the methods, then what needs no learning.
 
-    A method is compared with those of as many passes.
+    A method is compared with those of as many passes, augmented or not as it is.
     """
     if not by_method:
         return
@@ -185,13 +197,16 @@ def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[
         method: [row for row in mine if "failed" not in row] for method, mine in by_method.items()
     }
     scores = {split: _scores(by_method, split) for split in splits}
-    passes = {method: mine[0]["passes"] for method, mine in by_method.items() if mine}
+    lengths = {
+        method: (mine[0]["passes"], is_augmented(mine[0]))
+        for method, mine in by_method.items() if mine
+    }  # fmt: skip
     for method, mine in by_method.items():
         seeds = str(len(mine)) + (f" ({failed[method]} failed)" if failed[method] else "")
         columns: list[str] = []
         for split in splits:
             columns.append(percent(scores[split][method].values()))
-            peers = [other for other, each in passes.items() if each == passes.get(method)]
+            peers = [other for other, each in lengths.items() if each == lengths.get(method)]
             columns.append(_against(method, {other: scores[split][other] for other in peers}))
         yield (data.name, method, seeds, *columns)
     evaluations = [

@@ -10,7 +10,7 @@ from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS, GLYPHS, DataSet
-from studies.quality.recipes import RECIPES, Recipe, cell, lengthened
+from studies.quality.recipes import AUGMENTATION, RECIPES, Recipe, cell, lengthened
 
 Value = object
 """Of a setting; a function of the data set where it follows from the data."""
@@ -79,6 +79,11 @@ NAMED: Mapping[str, Section] = {
     "evaluation": {"val_templates": "{c}"},
 }
 """Captions that say what a picture shows and nothing else, and prompts of that form."""
+CROPPED: Mapping[str, Section] = {
+    **NAMED,
+    "data": {**NAMED["data"], "aug_cfg": {"scale": AUGMENTATION["scale"]}},
+}
+"""The same, and crops of the images, whose colours stay."""
 SETS: Mapping[str, Sequence[str]] = {
     "emoji": (
         "emojione", "emojione-monotone", "emojione-v1", "fluent-emoji", "fluent-emoji-flat",
@@ -190,6 +195,10 @@ SUSPECTS = (
     _suspect(
         "captions name the concept alone, equal captions masked", "names-mask",
         sections={**NAMED, "data": {**NAMED["data"], **MASK}},
+    ),
+    _suspect("captions name the concept alone, crops", "names-crops", sections=CROPPED),
+    _suspect(
+        "captions name the concept alone, crops", "names-crops", RECIPES["rgcl_batch"], CROPPED
     ),
     _suspect("captions name set and emoji", "set-names", sections=SET_NAMED),
     _suspect("captions name set and emoji", "set-names", RECIPES["rgcl_batch"], SET_NAMED),

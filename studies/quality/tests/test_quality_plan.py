@@ -1,5 +1,6 @@
 """The plan of the study: recipes, cells, their order, and what searches choose."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -153,6 +154,17 @@ def test_accumulation_keeps_the_memory():
     cells = part("memory", "icons", {}).cells
     assert {(found.batch, found.accum) for found in cells} == {(64, 4), (64, 16)}
     assert {found.label for found in cells} == {"openclip", "fastclip_v3", "neuclip_pool"}
+
+
+def test_augmentation_changes_the_images_alone():
+    line = Line("augmented", "emoji", 64, ("rgcl_batch",), (0,), longer=3)
+    (found,) = cells_of(line, {})
+    assert found.name == "emoji_rgcl_batch_lr0.001-rho2-augmented-x3_b64_s0"
+    (plain,) = cells_of(replace(line, section="longer"), {})
+    assert replace(found, note=plain.note, sections={}) == plain
+    read = config(found).data.aug_cfg
+    assert (read.scale, read.gray_scale_prob, read.color_jitter_prob) == ((0.6, 1.0), 0.2, 0.8)
+    assert config(plain).data.aug_cfg is None
 
 
 def test_a_longer_run_has_more_passes_and_the_same_rate():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from quality_rows import row_of, row_on_test_of, rows_of
 from studies.quality.compare import best_other
+from studies.quality.development_report import recipes_table
 from studies.quality.plan import Line, cells_of, part
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import (
@@ -132,6 +133,24 @@ def test_longer_runs_stand_beside_those_of_the_usual_length():
     assert "| emoji | `openclip`, 24 passes | 1 | 30.0 | -10.0 (`neuclip_pool`, 24" in table
     assert "moco" not in table
     assert "passes" not in section_table("untuned", rows_of(cells), tested)
+
+
+def test_augmented_runs_stand_beside_the_same_without():
+    lines = [
+        Line(section, "emoji", 64, ("openclip", "rgcl_batch"), (0,), longer=3)
+        for section in ("longer", "augmented")
+    ]
+    cells = [cell(RECIPES["openclip"], "emoji"), *(c for line in lines for c in cells_of(line, {}))]
+    tested = {c.name: row_on_test_of(c, 0.1 * place) for place, c in enumerate(cells, start=1)}
+    table = section_table("augmented", rows_of(cells), tested)
+    assert "| emoji | `openclip`, 24 passes | 1 | 20.0 | -10.0 (`rgcl_batch`, 24 passes)" in table
+    assert (
+        "| emoji | `openclip`, 24 passes, augmented | 1 | 40.0 | -10.0 "
+        "(`rgcl_batch`, 24 passes, augmented)"
+    ) in table
+    assert "8 passes" not in table
+    assert "augmented" not in section_table("longer", rows_of(cells), tested)
+    assert "| emoji, 24 passes, augmented | `openclip` |" in recipes_table(rows_of(cells))
 
 
 def test_steps_at_other_rates_are_methods_of_their_own():

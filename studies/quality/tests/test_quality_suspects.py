@@ -77,10 +77,10 @@ def test_cells_of_earlier_rows_train_with_the_same_settings():
     assert config(found) == validate(SETTINGS, found.name)
 
 
-def test_only_suspects_change_other_sections():
+def test_only_suspects_and_augmented_runs_change_other_sections():
     for line in ORDER:
         for found in cells_of(line, {}):
-            assert not found.sections or line.section == "suspects"
+            assert not found.sections or line.section in {"suspects", "augmented"}
 
 
 def test_sections_are_laid_over_the_cells_own_and_survive_a_row():
@@ -129,11 +129,13 @@ def test_rhos_are_points_of_the_grid_and_train_once():
 
 def test_captions_of_the_concept_alone_follow_the_data():
     named = [suspect for suspect in SUSPECTS if suspect.label.startswith("names")]
-    assert part("suspects", "glyphs", {}).cells == [suspect.cell("glyphs") for suspect in named]
+    masked = [suspect for suspect in named if suspect.label in {"names", "names-mask"}]
+    assert part("suspects", "glyphs", {}).cells == [suspect.cell("glyphs") for suspect in masked]
     for suspect, (data, key) in product(named, (("glyphs", "name"), ("emoji", "concept"))):
         found = config(suspect.cell(data))
         assert (found.data.caption_key, found.evaluation.val_templates) == (key, "{c}")
         assert (found.data.false_negatives == "mask") == ("mask" in suspect.label)
+        assert (found.data.aug_cfg is not None) == ("crops" in suspect.label)
 
 
 def test_prompts_name_every_set_that_training_has():
