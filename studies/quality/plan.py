@@ -83,6 +83,7 @@ ORDER = (
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
         labels=("names", "names-mask"),
     ),
+    Line("suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), labels=("names",)),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
