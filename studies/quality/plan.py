@@ -73,6 +73,7 @@ ORDER = (
     Line("augmented", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3),
     Line("longer", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (1,), longer=3),
     Line("augmented", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
+    Line("untuned", "emoji", 256, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line(
