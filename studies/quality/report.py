@@ -36,6 +36,7 @@ COSTS = Path(__file__).parents[2] / "benchmarks/results/accumulation_icon-tiny_b
 """What `benchmarks/accumulation.py` wrote."""
 SETTINGS = {
     "untuned": "One recipe per method, batch 64",
+    "batches": "One recipe per method, other batches beside 64",
     "longer": "Longer runs, batch 64",
     "augmented": "Augmented images, batch 64",
     "tuned": "The best point of each method's grid, batch 64",
@@ -138,11 +139,17 @@ def section_table(section: str, rows: Rows, tested: Rows) -> str:
 
 
 def evaluated(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str, list[Row]]:
-    """The test rows of a section on a data set by method, in the order of methods."""
+    """The test rows of a section on a data set by method, in the order of methods.
+
+    `batches` are the cells of `untuned` whose method has run at other batches than 64, too.
+    """
     cells = part(section, data.name, rows).evaluated
     beside = part("untuned", data.name, rows).evaluated
     if section == "untuned":
         cells = [cell for cell in cells if cell.batch == BATCH]
+    if section == "batches":
+        others = {cell.label for cell in beside if cell.batch != BATCH and cell.name in tested}
+        cells = [cell for cell in beside if cell.label in others]
     known = any(cell.name in tested for cell in cells)
     if section == "memory" and known:  # beside larger steps the step that the memory holds
         cells += [cell for cell in beside if cell.batch == BATCH and cell.label in ACCUMULATED]
@@ -168,7 +175,7 @@ def evaluated(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str
 
 def _title(section: str, row: Row) -> str:
     title = f"`{row['label']}`"
-    if section in {"memory", "published"}:
+    if section in {"memory", "published", "batches"}:
         title += f", {row['batch'] * row['accum']:,}"
     if section in {"longer", "augmented"}:
         title += f", {row['passes']} passes"

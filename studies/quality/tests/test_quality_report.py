@@ -135,6 +135,18 @@ def test_longer_runs_stand_beside_those_of_the_usual_length():
     assert "passes" not in section_table("untuned", rows_of(cells), tested)
 
 
+def test_other_batches_stand_beside_the_usual_one():
+    larger = cell(RECIPES["openclip"], "emoji", batch=256)
+    cells = [cell(RECIPES[method], "emoji") for method in ("openclip", "rgcl_batch")]
+    tested = {c.name: row_on_test_of(c, 0.2) for c in cells}
+    assert section_table("batches", rows_of(cells), tested) == ""
+    tested[larger.name] = row_on_test_of(larger, 0.3)
+    table = section_table("batches", rows_of([*cells, larger]), tested)
+    assert "| emoji | `openclip`, 64 | 1 | 20.0 | -10.0 (`openclip`, 256)" in table
+    assert "| emoji | `openclip`, 256 | 1 | 30.0 | +10.0 (`openclip`, 64)" in table
+    assert "rgcl_batch" not in table
+
+
 def test_augmented_runs_stand_beside_the_same_without():
     lines = [
         Line(section, "emoji", 64, ("openclip", "rgcl_batch"), (0,), longer=3)
