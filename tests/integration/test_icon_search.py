@@ -52,7 +52,15 @@ def test_the_steps_of_the_example(tmp_path, monkeypatch, capsys):
     assert set(evaluated) == {"unseen_style_development", "unseen_concept_development"}
     capsys.readouterr()
     done(test, *on_cpu)
-    assert "unseen_style_test" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "unseen_style_test" in said.out
+    # The line evaluates as training did, and without its flags the command says what differs.
+    assert "training evaluated with" not in said.err
+    done(
+        ["neuclip", "eval", "out/logs/icons", "--val-data", "out/icons/unseen_style_test"], *on_cpu
+    )
+    said = capsys.readouterr().err
+    assert "training evaluated with --caption-key concept --val-templates '{c}', and" in said
 
     def interrupted(server):
         raise KeyboardInterrupt

@@ -178,7 +178,9 @@ def unrepeated(command: Eval, recorded: RunConfig) -> str:
         recorded: the settings of training.
     """
     captions = ("caption_key", "caption_key_probs", "caption_keys")
-    trained = {key: getattr(recorded.data, key) for key in captions if key not in command.reading}
+    trained: dict[str, Any] = {}
+    if command.reading.keys().isdisjoint(captions):  # each excludes or needs another
+        trained = {key: getattr(recorded.data, key) for key in captions}
     if command.val_templates is None:
         trained["val_templates"] = recorded.evaluation.val_templates
     flags: list[str] = []

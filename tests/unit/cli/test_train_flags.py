@@ -471,9 +471,10 @@ def test_an_evaluation_names_the_prompts_and_captions_of_training_that_it_does_n
         "training evaluated with --caption-key 'concept;name' --caption-key-probs 0.5 0.5 "
         "--val-templates '{c}', and this evaluation does not"
     )
-    captions = {"caption_key": "name", "caption_key_probs": None}
-    assert "caption" not in unrepeated(Eval(reading=captions), recorded).partition(",")[0]
-    assert unrepeated(Eval(reading=captions, val_templates="a {c}"), recorded) == ""
+    for captions in ({"caption_key": "name"}, {"caption_keys": "name=1"}):
+        said = unrepeated(Eval(reading=captions), recorded)
+        assert said.startswith("training evaluated with --val-templates '{c}', and")
+        assert unrepeated(Eval(reading=captions, val_templates="a {c}"), recorded) == ""
     assert unrepeated(Eval(), parse_train(["--train-data", "a"]).config) == ""
 
 
