@@ -1,11 +1,11 @@
 """How much of the softmax over negatives falls on pairs of the anchor's own concept or caption.
 
-It also says how well the training pairs are fitted: for how many anchors the most similar item of
-the other modality, their own among them, is one of their own kind.
-
 Those pairs are false negatives, unless their captions differ in what the picture shows: those of
 the glyphs name the style. The share is measured with the weights that a run left in
 `study/weights`, over all training pairs.
+
+The command also says how well the training pairs are fitted: for how many anchors the most similar
+item of the other modality is their own, or one of their own kind.
 """
 
 import argparse
