@@ -85,6 +85,9 @@ ORDER = (
         labels=("names", "names-mask"),
     ),
     Line("suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), labels=("names",)),
+    Line(
+        "suspects", "icons", 64, ("neuclip_pool",), (0,), labels=("bound0.03", "bound0.03-names"),
+    ),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),

@@ -152,6 +152,11 @@ SUSPECTS = (
         "constant temperature 0.03", "constant", _temperature(0.03),
         name="pool_constant_temperature",
     ),
+    _suspect("temperature of 0.03 or more", "bound0.03", name="pool_bounded_temperature"),
+    _suspect(
+        "temperature of 0.03 or more, captions name the concept alone", "bound0.03-names",
+        sections=NAMED, name="pool_bounded_temperature",
+    ),
     # Pairs that are no negatives.
     _suspect("equal concepts masked", "mask-concept", sections={"data": CONCEPTS}),
     _suspect("equal captions masked", "mask", sections={"data": MASK}),
