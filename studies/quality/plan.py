@@ -88,6 +88,7 @@ ORDER = (
     Line(
         "suspects", "icons", 64, ("neuclip_pool",), (0,), labels=("bound0.03", "bound0.03-names"),
     ),
+    Line("suspects", "icons", 64, ("neuclip_pool",), (1, 2), labels=("bound0.03",)),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
