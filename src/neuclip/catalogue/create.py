@@ -92,7 +92,7 @@ def build_loss(settings: MethodSettings, run: RunFacts) -> "PairLoss":
 
     _check_result(info, "build", loss, PairLoss)
     loss.takes = info.takes
-    low, high = resolved.TEMPERATURE_BOUNDS
+    low, high = resolved.temperature_bounds
     loss.logit_scale_bounds = (1 / high, 1 / low)
     if isinstance(resolved, ThresholdSettings):
         add_thresholds(loss, resolved, run)

@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Literal
 from neuclip.catalogue.cost import pool
 from neuclip.catalogue.fields import setting
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
-from neuclip.catalogue.method_settings import MethodSettings, ThresholdSettings
+from neuclip.catalogue.method_settings import (
+    LearnedTemperatureSettings,
+    MethodSettings,
+    ThresholdSettings,
+)
 from neuclip.catalogue.neuclip import default_pool_size
 from neuclip.errors import UserError, quantity
 from neuclip.method.choices import BATCH_OPTIONS
@@ -45,7 +49,7 @@ def with_queue_size(
     return settings.model_copy(update={"queue_size": size})
 
 
-class QueueInfoNCESettings(ThresholdSettings, QueueSettings):
+class QueueInfoNCESettings(ThresholdSettings, QueueSettings, LearnedTemperatureSettings):
     """InfoNCE over the batch and a queue of past embeddings."""
 
     name: Literal["infonce_queue"] = "infonce_queue"

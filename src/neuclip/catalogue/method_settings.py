@@ -3,7 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section, setting
@@ -42,6 +48,11 @@ class MethodSettings(Section):
         return False
 
     @property
+    def temperature_bounds(self) -> tuple[float, float]:
+        """Within which the trainer keeps the one temperature that is learned."""
+        return self.TEMPERATURE_BOUNDS
+
+    @property
     def method(self) -> str:
         """The name that selects the method."""
         return str(self.model_dump()["name"])
@@ -69,6 +80,34 @@ class MethodSettings(Section):
             has nothing of that kind.
         """
         return None
+
+
+class LearnedTemperatureSettings(MethodSettings):
+    """One temperature for all pairs, which is learned."""
+
+    temperature_min: float = setting(
+        MethodSettings.TEMPERATURE_BOUNDS[0],
+        "lower bound of the temperature; 0.01 is that of open_clip",
+        gt=0,
+        le=1,
+    )
+
+    @field_validator("temperature_min")
+    @classmethod
+    def _not_above_the_start(cls, value: float, info: ValidationInfo) -> float:
+        start = info.data.get("temperature", value)  # missing: it is wrong itself
+        if value > start:
+            raise PydanticCustomError(
+                "temperature_min",
+                "must be at most the temperature at the start, {start}",
+                {"start": f"{start:g}"},
+            )
+        return value
+
+    @property
+    def temperature_bounds(self) -> tuple[float, float]:
+        """The lower bound is a setting."""
+        return self.temperature_min, self.TEMPERATURE_BOUNDS[1]
 
 
 class ThresholdSettings(MethodSettings):
@@ -148,7 +187,7 @@ def first_visits_only(method: str, epochs: float) -> str | None:
     )
 
 
-class GlobalTemperatureSettings(MethodSettings):
+class GlobalTemperatureSettings(LearnedTemperatureSettings):
     """One learnable temperature for all pairs in the robust global contrastive objective."""
 
     temperature_gradient: TemperatureGradient = setting(

@@ -4,14 +4,17 @@ from typing import TYPE_CHECKING, Literal
 
 from neuclip.catalogue.cost import softmax_loss
 from neuclip.catalogue.method_info import MethodInfo, RunFacts
-from neuclip.catalogue.method_settings import LearnedThresholdSettings
+from neuclip.catalogue.method_settings import (
+    LearnedTemperatureSettings,
+    LearnedThresholdSettings,
+)
 from neuclip.method.choices import BATCH_OPTIONS
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
 
 
-class OpenCLIPSettings(LearnedThresholdSettings):
+class OpenCLIPSettings(LearnedThresholdSettings, LearnedTemperatureSettings):
     """Mini-batch InfoNCE, as open_clip's ClipLoss."""
 
     name: Literal["openclip"] = "openclip"

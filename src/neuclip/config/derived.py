@@ -230,7 +230,8 @@ def _temperature(config: RunConfig, facts: Facts) -> Finding:
         return None
     lowest = getattr(config.method, "temperature_min", 0.0)
     value = float(f"{min(1.0, max(facts.temperature, lowest)):.6g}")
-    return value, "that of the weights"
+    reason = "that of the weights" if lowest <= facts.temperature else "temperature_min"
+    return value, reason
 
 
 def _rho(config: RunConfig, facts: Facts) -> Finding:

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from neuclip.catalogue.method_settings import (
+    GlobalContrastiveSettings,
+    LearnedTemperatureSettings,
+    MethodSettings,
+)
 from neuclip.config.run_config import RunConfig
 from neuclip.evaluation.metric_names import MAIN_METRICS
 from neuclip.run_folder import is_canary
@@ -29,6 +34,8 @@ STUCK = 0.98
 """Fraction of ln B above which a mini-batch loss counts as that of random embeddings."""
 COLLAPSED = 0.98
 """Mean cosine of two embeddings of one side from which they count as the same."""
+HIGHER_BOUND = 0.03
+"""Lower bound of the temperature that the study of quality tried instead of open_clip's."""
 ALIKE = 0.5
 """Fraction of pairs with a caption that is not theirs alone from which a warning is due."""
 
@@ -154,17 +161,33 @@ def temperature_at_its_bound(history: History) -> Iterable[WarningSign]:
     records = _settled(history)
     if len(records) < RECORDS:
         return
+    method = history.config.method
     start = _number(history.train[0], "temperature")
-    remedies = ("a lower --rho", "a higher --rho")
-    bounds = history.config.method.TEMPERATURE_BOUNDS
-    for bound, remedy in zip(bounds, remedies, strict=True):
+    low, high = method.temperature_bounds
+    chosen = low > method.TEMPERATURE_BOUNDS[0]  # by the user, to be met
+    for bound in (high,) if chosen else (low, high):
         reached = all(abs(_number(record, "temperature") / bound - 1) < 1e-3 for record in records)
         if reached and abs(start / bound - 1) > 0.05:
             yield WarningSign(
                 "temperature_at_bound",
-                f"the temperature ran from {start:.3g} to its bound, {bound:g}: {remedy} or a "
-                "lower --lr-tau holds it (given weights: --rho auto with --warm-start-steps)",
+                f"the temperature ran from {start:.3g} to its bound, {bound:g}: "
+                + _holding_it(method, min(start, HIGHER_BOUND) if bound == low else None),
             )
+
+
+def _holding_it(method: MethodSettings, higher_bound: float | None) -> str:
+    """What holds the temperature: a higher lower bound, where it fell to the lower one."""
+    remedies = ["a lower --lr-tau"]
+    if higher_bound is not None and isinstance(method, LearnedTemperatureSettings):
+        remedies.insert(0, f"--temperature-min {higher_bound:.3g}")
+    if not isinstance(method, GlobalContrastiveSettings):
+        return f"{' or '.join(remedies)} holds it"
+    remedies.append(f"a {'higher' if higher_bound is None else 'lower'} --rho")
+    *others, last = remedies
+    return (
+        f"{', '.join(others)} or {last} holds it "
+        "(given weights: --rho auto with --warm-start-steps)"
+    )
 
 
 def collapsed(history: History) -> Iterable[WarningSign]:

@@ -96,18 +96,27 @@ def test_a_setting_that_is_given_is_never_derived():
 @pytest.mark.parametrize(
     ("method", "temperature", "rho"),
     [
-        ("neuclip_pool", 0.005, "auto"),
-        ("neuclip", 0.005, "auto"),
-        ("fastclip_v3", 0.005, "auto"),
-        ("fastclip_v2", 0.01, None),  # not below its lowest temperature
-        ("openclip", 0.005, None),
+        ("neuclip_pool", 0.02, "auto"),
+        ("neuclip", 0.02, "auto"),
+        ("fastclip_v3", 0.02, "auto"),
+        ("fastclip_v2", 0.02, None),
+        ("openclip", 0.02, None),
         ("siglip", None, None),  # its own, with its bias
     ],
 )
 def test_the_temperature_is_kept(method, temperature, rho):
-    values = found(settings(method={"name": method}), temperature=0.005)
+    values = found(settings(method={"name": method}), temperature=0.02)
     assert values.get("temperature") == temperature
     assert values.get("rho") == rho
+
+
+@pytest.mark.parametrize("method", ["neuclip_pool", "fastclip_v2", "openclip"])
+def test_the_temperature_is_not_below_the_methods_lowest(method):
+    _, derived = derive(settings(method={"name": method}), facts(temperature=0.005))
+    (one,) = [one for one in derived if one.key == "temperature"]
+    assert (one.value, one.reason) == (0.01, "temperature_min")
+    given = settings(method={"name": "neuclip_pool", "temperature_min": 0.004})
+    assert found(given, temperature=0.005)["temperature"] == 0.005
 
 
 def test_weights_without_a_temperature_leave_the_methods_own():

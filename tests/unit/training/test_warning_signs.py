@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from neuclip.catalogue.registry import method_info
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
 from neuclip.training.sameness import equal_captions, mean_cosines
@@ -93,8 +94,9 @@ def steps(count=4, first=200, **values):
     return [start] + [{**start, "step": first + 50 * number, **values} for number in range(count)]
 
 
-def config(method="openclip", **data):
-    tree = {"method": {"name": method}, "optim": {"warmup": 120}}
+def config(method="openclip", *, temperature_min=None, **data):
+    given = {} if temperature_min is None else {"temperature_min": temperature_min}
+    tree = {"method": {"name": method, **given}, "optim": {"warmup": 120}}
     return validate({**tree, "data": {"global_batch_size": 8, **data}}, "here")
 
 
@@ -127,6 +129,30 @@ def test_signs_of_the_run_itself_need_three_records_after_the_warm_up(values, si
 def test_a_method_may_have_other_bounds_of_the_temperature():
     assert found(steps(temperature=0.01), method="moco") == []
     assert found(steps(temperature=0.5), method="moco") == [(300, "temperature_at_bound")]
+
+
+@pytest.mark.parametrize(
+    ("method", "temperature", "remedy"),
+    [
+        ("neuclip_pool", 0.01, "--temperature-min 0.03, a lower --lr-tau or a lower --rho holds"),
+        ("neuclip_pool", 1.0, "a lower --lr-tau or a higher --rho holds"),
+        ("openclip", 0.01, "--temperature-min 0.03 or a lower --lr-tau holds"),
+        ("openclip", 1.0, ": a lower --lr-tau holds"),
+        ("siglip", 0.01, ": a lower --lr-tau holds"),
+    ],
+)
+def test_remedies_against_a_bound_are_settings_of_the_method(method, temperature, remedy):
+    records = steps(temperature=temperature)
+    ((_, sign),) = signs_of(records, WarningSigns(config(method=method)))
+    assert remedy in sign.text
+    for flag in ("--rho", "--temperature-min"):
+        setting = flag[2:].replace("-", "_")
+        assert flag not in sign.text or setting in method_info(method).settings.model_fields
+
+
+def test_a_bound_that_the_user_chose_is_no_sign():
+    watch = WarningSigns(config(method="neuclip_pool", temperature_min=0.03))
+    assert signs_of(steps(temperature=0.03), watch) == []
 
 
 @pytest.mark.parametrize("method", ["infonce_queue", "moco", "openclip"])
