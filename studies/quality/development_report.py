@@ -10,7 +10,7 @@ from studies.quality.cell import BATCH, Cell
 from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
 from studies.quality.plan import MAIN, ORDER, SUSPECTED, part
-from studies.quality.recipes import METHODS, RECIPES, cell, lengthened
+from studies.quality.recipes import BOUNDED, CHANGES, METHODS, RECIPES, cell, lengthened
 from studies.quality.suspects import SUSPECTS
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent
@@ -19,6 +19,8 @@ Row = Mapping[str, Any]
 SUSPECTS_TITLE = "Suspects: recipes with one change each, on the development splits, batch 64"
 RECIPES_TITLE = "The recipes on the development splits, batch 64"
 CURVES_TITLE = "The main methods during the run, on the development splits, batch 64"
+RECIPE_SECTIONS = ("untuned", "longer", *CHANGES)
+"""Sections whose runs are the recipes, perhaps longer or changed."""
 _STATE = ("temperature", "n_eff", "error")
 _HEADER = (
     "data", "method", "seeds", "unseen style, vendor or face",
@@ -46,7 +48,7 @@ def recipes_table(rows: Mapping[str, Row]) -> str:
             percent(_scores(mine, split).values()) for split in data.split_names("development")
         ]
         state = (*_state(mine), number(map(_last_loss, mine)))
-        title = _title(data, mine[0]["passes"], augmented=is_augmented(mine[0]))
+        title = _title(data, mine[0]["passes"]) + change_of(mine[0])
         body.append((title, f"`{method}`", _seeds(mine), *scores, *state))
     return markdown(_HEADER, body)
 
@@ -69,7 +71,7 @@ def curves_table(rows: Mapping[str, Row]) -> str:
                 for split in data.split_names("development")
             ]
             passes = ", ".join(f"{each:g}" for each in curves[0])
-            title = _title(data, mine[0]["passes"], augmented=is_augmented(mine[0]))
+            title = _title(data, mine[0]["passes"]) + change_of(mine[0])
             body.append((title, f"`{method}`", str(len(curves)), passes, *columns))
     return markdown(_CURVES_HEADER, body)
 
@@ -78,7 +80,7 @@ def _recipe_runs(
     methods: Sequence[str], rows: Mapping[str, Row]
 ) -> Iterator[tuple[DataSet, str, list[Row]]]:
     """The runs of each recipe at batch 64, by data set and length, where there are any."""
-    for data, section in product(DATA_SETS.values(), ("untuned", "longer", "augmented")):
+    for data, section in product(DATA_SETS.values(), RECIPE_SECTIONS):
         cells = [each for each in part(section, data.name, rows).cells if each.batch == BATCH]
         for method in methods:
             mine = _known([each for each in cells if each.label == method], rows)
@@ -151,15 +153,20 @@ def _of_method(
         yield (title, f"`{method}`", change, _seeds(mine), *columns, *_state(mine))
 
 
+def change_of(row: Row) -> str:
+    """What a section of `CHANGES` changed in the run of a recipe, for titles; empty: nothing."""
+    augmented = ", augmented" if is_augmented(row) else ""
+    return f"{augmented}, temperature of 0.03 or more" if BOUNDED in row["note"] else augmented
+
+
 def is_augmented(row: Row) -> bool:
     """Whether the training images of a run were changed at random."""
     return "aug_cfg" in row["sections"].get("data", {})
 
 
-def _title(data: DataSet, passes: int, *, augmented: bool = False) -> str:
-    """The data set, with the passes if they are not the usual ones, and augmentation."""
-    title = data.name if passes == data.passes else f"{data.name}, {passes} passes"
-    return f"{title}, augmented" if augmented else title
+def _title(data: DataSet, passes: int) -> str:
+    """The data set, with the passes if they are not the usual ones."""
+    return data.name if passes == data.passes else f"{data.name}, {passes} passes"
 
 
 def _last_loss(row: Row) -> float | None:

@@ -14,7 +14,15 @@ from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS
-from studies.quality.recipes import METHODS, RECIPES, augmented, cell, grid, lengthened
+from studies.quality.recipes import (
+    BOUNDED,
+    CHANGES,
+    METHODS,
+    RECIPES,
+    cell,
+    grid,
+    lengthened,
+)
 from studies.quality.suspects import SUSPECTS
 
 Rows = Mapping[str, Mapping[str, Any]]
@@ -27,7 +35,9 @@ TWO_SEEDS = tuple(method for method in METHODS if method not in FIVE_SEEDS)
 ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
 SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
-SECTIONS = ("untuned", "longer", "augmented", "tuned", "memory", "published", "suspects")
+SECTIONS = (
+    "untuned", "longer", "augmented", "bounded", "tuned", "memory", "published", "suspects",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class Line:
 
     Attributes:
         section: `untuned`: the recipes; `longer`: the recipes for more passes; `augmented`: the
-            same with random changes of the images; `tuned`: each method's grid at seed 0, and its
+            same with random changes of the images; `bounded`: the same with a higher lower bound of
+            the temperature; `tuned`: each method's grid at seed 0, and its
             best point at other seeds; `memory`: steps of more pairs than the memory holds (64), by
             accumulation; `published`: a search over the settings of `neuclip` at seed 0, and its
             best at other seeds; `suspects`: the recipes with one change each.
@@ -45,7 +56,8 @@ class Line:
         methods: in order.
         seeds: in order; all methods at the first seed come first.
         rate: factor on the learning rates of the recipes (`memory`).
-        longer: factor on the passes of the data set (`longer`, `augmented`, `suspects`).
+        longer: factor on the passes of the data set (`longer`, `augmented`, `bounded`,
+            `suspects`).
         labels: of suspects, those that run; none: all.
     """
 
@@ -85,10 +97,10 @@ ORDER = (
         labels=("names", "names-mask"),
     ),
     Line("suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), labels=("names",)),
-    Line(
-        "suspects", "icons", 64, ("neuclip_pool",), (0,), labels=("bound0.03", "bound0.03-names"),
-    ),
-    Line("suspects", "icons", 64, ("neuclip_pool",), (1, 2), labels=("bound0.03",)),
+    Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-names",)),
+    Line("bounded", "icons", 64, ("neuclip_pool",), (0, 1, 2)),
+    Line("untuned", "icons", 64, ("rgcl_batch",), (1, 2)),
+    Line("bounded", "icons", 64, ("neuclip_pool",), (0,), longer=3),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
@@ -230,12 +242,8 @@ def best(cells: Sequence[Cell], rows: Rows) -> Cell | None:
 def _recipes(line: Line, rows: Rows) -> Iterator[Cell]:
     for seed, method in product(line.seeds, line.methods):
         found = cell(RECIPES[method], line.data, batch=line.batch, seed=seed)
-        yield lengthened(found, line.longer)
-
-
-def _augmented(line: Line, rows: Rows) -> Iterator[Cell]:
-    for seed, method in product(line.seeds, line.methods):
-        found = augmented(cell(RECIPES[method], line.data, batch=line.batch, seed=seed))
+        if (change := CHANGES.get(line.section)) is not None:
+            found = change(found)
         yield lengthened(found, line.longer)
 
 
@@ -268,7 +276,8 @@ def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "untuned": _recipes,
     "longer": _recipes,
-    "augmented": _augmented,
+    "augmented": _recipes,
+    "bounded": _recipes,
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,

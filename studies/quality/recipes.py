@@ -8,7 +8,7 @@ runs). What depends on the batch, such as the size of a pool, is the catalogue's
 three temperatures or rhos, those of the study of the default.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -107,6 +107,12 @@ AUGMENTATION: Mapping[str, Any] = {
 down to 40 % of the image, which cuts off the accent of a letter and the badge of an icon."""
 
 
+LOWEST_TEMPERATURE = 0.03
+"""A little below the lowest of `neuclip_pool` on glyphs and emoji, 0.033."""
+BOUNDED = f"bound{LOWEST_TEMPERATURE:g}"
+"""Marks runs with that bound in the names of cells."""
+
+
 def grid(method: str) -> list[Recipe]:
     """The recipes that the tuned section tries."""
     recipe = RECIPES[method]
@@ -148,6 +154,23 @@ def augmented(plain: Cell) -> Cell:
     return replace(
         plain, note=f"{plain.note}-augmented", sections={"data": {"aug_cfg": dict(AUGMENTATION)}}
     )
+
+
+def bounded(plain: Cell) -> Cell:
+    """A run whose temperature stays at `LOWEST_TEMPERATURE` or above.
+
+    Args:
+        plain: the run, which keeps it at 0.01 or above.
+    """
+    return replace(
+        plain,
+        note=f"{plain.note}-{BOUNDED}",
+        method={**plain.method, "temperature_min": LOWEST_TEMPERATURE},
+    )
+
+
+CHANGES: Mapping[str, Callable[[Cell], Cell]] = {"augmented": augmented, "bounded": bounded}
+"""What sections of the plan change in the runs of recipes."""
 
 
 def lengthened(short: Cell, factor: int) -> Cell:

@@ -17,6 +17,7 @@ from studies.quality.development_report import (
     CURVES_TITLE,
     RECIPES_TITLE,
     SUSPECTS_TITLE,
+    change_of,
     curves_table,
     is_augmented,
     recipes_table,
@@ -39,6 +40,7 @@ SETTINGS = {
     "batches": "One recipe per method, other batches beside 64",
     "longer": "Longer runs, batch 64",
     "augmented": "Augmented images, batch 64",
+    "bounded": "Temperature of 0.03 or more, batch 64",
     "tuned": "The best point of each method's grid, batch 64",
     "memory": "A memory of 64 pairs: steps of 64, 256 and 1,024 pairs",
     "published": "The published form after its search",
@@ -163,6 +165,11 @@ def evaluated(section: str, data: DataSet, rows: Rows, tested: Rows) -> dict[str
             cell for cell in plain
             if (cell.label, cell.batch, cell.passes, cell.seed) in augmented
         ]  # fmt: skip
+    if section == "bounded" and known:  # beside all methods without, at these lengths and seeds
+        plain = part("longer", data.name, rows).evaluated + beside
+        tried = [cell for cell in cells if cell.name in tested]
+        bounded = {(cell.batch, cell.passes, cell.seed) for cell in tried}
+        cells += [cell for cell in plain if (cell.batch, cell.passes, cell.seed) in bounded]
     if section == "published" and known:  # beside what it has to beat
         batches = {cell.batch for cell in cells}
         cells += [cell for cell in beside if cell.label == RIVAL and cell.batch in batches]
@@ -177,18 +184,17 @@ def _title(section: str, row: Row) -> str:
     title = f"`{row['label']}`"
     if section in {"memory", "published", "batches"}:
         title += f", {row['batch'] * row['accum']:,}"
-    if section in {"longer", "augmented"}:
+    if section in {"longer", "augmented", "bounded"}:
         title += f", {row['passes']} passes"
-    if is_augmented(row):
-        title += ", augmented"
+    title += change_of(row)
     rate = row["lr"] / RECIPES[row["label"]].lr
     return f"{title}, {rate:g} of the rate" if section == "memory" and rate != 1 else title
 
 
-def _place(row: Row) -> tuple[int, int, bool, int, float, int]:
+def _place(row: Row) -> tuple[int, int, str, int, float, int]:
     step = row["batch"] * row["accum"]
     place = METHODS.index(row["label"])
-    return place, row["passes"], is_augmented(row), step, -row["lr"], row["seed"]
+    return place, row["passes"], change_of(row), step, -row["lr"], row["seed"]
 
 
 def _of_data(data: DataSet, by_method: Mapping[str, Sequence[Row]]) -> Iterable[Sequence[str]]:

@@ -10,7 +10,15 @@ from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS, GLYPHS, DataSet
-from studies.quality.recipes import AUGMENTATION, RECIPES, Recipe, cell, lengthened
+from studies.quality.recipes import (
+    AUGMENTATION,
+    BOUNDED,
+    LOWEST_TEMPERATURE,
+    RECIPES,
+    Recipe,
+    cell,
+    lengthened,
+)
 
 Value = object
 """Of a setting; a function of the data set where it follows from the data."""
@@ -152,10 +160,9 @@ SUSPECTS = (
         "constant temperature 0.03", "constant", _temperature(0.03),
         name="pool_constant_temperature",
     ),
-    _suspect("temperature of 0.03 or more", "bound0.03", name="pool_bounded_temperature"),
     _suspect(
-        "temperature of 0.03 or more, captions name the concept alone", "bound0.03-names",
-        sections=NAMED, name="pool_bounded_temperature",
+        "temperature of 0.03 or more, captions name the concept alone", f"{BOUNDED}-names",
+        sections=NAMED, temperature_min=LOWEST_TEMPERATURE,
     ),
     # Pairs that are no negatives.
     _suspect("equal concepts masked", "mask-concept", sections={"data": CONCEPTS}),

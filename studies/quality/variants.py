@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.pool import PoolNormalizer
 from neuclip.method.normalizers.prototype_network import NetworkOutput
 from neuclip.method.notation import Anchors, Pairs
-from studies.shared.pool_variants import register_pool_variant
+from studies.shared.pool_variants import MakeLoss, register_pool_variant
 
 
 class ConstantTemperature(GlobalContrastiveLoss):
@@ -95,19 +94,16 @@ class VarianceGamma(PoolNormalizer):
         return {**found, "gamma": self._gamma} if found else found
 
 
-LOWEST_TEMPERATURE = 0.03
-"""A little below the lowest of the recipe on glyphs and emoji, 0.033. The trainer's own is 0.01."""
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "pool_bounded_temperature": {"lowest_temperature": LOWEST_TEMPERATURE},
-    "pool_constant_temperature": {"loss": ConstantTemperature},
-    "pool_infonce_temperature": {"loss": InfoNCETemperature},
-    "pool_momentum": {"normalizer": MomentumPool, "loss": MomentumLoss},
-    "pool_variance_gamma": {"normalizer": VarianceGamma},
+VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
+    "pool_constant_temperature": (PoolNormalizer, ConstantTemperature),
+    "pool_infonce_temperature": (PoolNormalizer, InfoNCETemperature),
+    "pool_momentum": (MomentumPool, MomentumLoss),
+    "pool_variance_gamma": (VarianceGamma, GlobalContrastiveLoss),
 }
-"""What each variant changes, by method name: arguments of `register_pool_variant`."""
+"""Normalizer and loss of each variant, by method name."""
 
 
 def register_variants() -> None:
     """Adds the variants to the catalogue of this process."""
-    for name, changes in VARIANTS.items():
-        register_pool_variant(name, **changes)
+    for name, parts in VARIANTS.items():
+        register_pool_variant(name, *parts)

@@ -21,7 +21,6 @@ def register_pool_variant(
     name: str,
     normalizer: type[PoolNormalizer] = PoolNormalizer,
     loss: MakeLoss = GlobalContrastiveLoss,
-    lowest_temperature: float | None = None,
 ) -> None:
     """Adds a variant to the catalogue: it has the settings and the defaults of `neuclip_pool`.
 
@@ -29,7 +28,6 @@ def register_pool_variant(
         name: of the variant.
         normalizer: takes the place of the pool's.
         loss: takes the place of the pool's.
-        lowest_temperature: below which the trainer keeps no temperature; none: as ever.
     """
 
     def build(settings: NeuCLIPPoolSettings, run: RunFacts) -> PairLoss:
@@ -43,12 +41,9 @@ def register_pool_variant(
         )
 
     pool = method_info("neuclip_pool")
-    settings = create_model(name, __base__=NeuCLIPPoolSettings, name=(Literal[name], name))
-    if lowest_temperature is not None:
-        settings.TEMPERATURE_BOUNDS = (lowest_temperature, settings.TEMPERATURE_BOUNDS[1])
     register(
         MethodInfo(
-            settings=settings,
+            settings=create_model(name, __base__=NeuCLIPPoolSettings, name=(Literal[name], name)),
             build=build,
             resolve=pool.resolve,
             summary=f"neuclip_pool with {normalizer.__name__} and {loss.__name__}",

@@ -167,6 +167,17 @@ def test_augmentation_changes_the_images_alone():
     assert config(plain).data.aug_cfg is None
 
 
+def test_a_bound_of_the_temperature_changes_nothing_else():
+    line = Line("bounded", "icons", 64, ("neuclip_pool",), (1,))
+    (found,) = cells_of(line, {})
+    assert found.name == "icons_neuclip_pool_lr0.001-rho6.5-bound0.03_b64_s1"
+    (plain,) = cells_of(replace(line, section="untuned"), {})
+    assert replace(found, note=plain.note, method=plain.method) == plain
+    read, before = config(found).method, config(plain).method
+    assert read.temperature_bounds == (0.03, 1.0)
+    assert read.model_copy(update={"temperature_min": 0.01}) == before
+
+
 def test_a_longer_run_has_more_passes_and_the_same_rate():
     (found,) = cells_of(Line("longer", "emoji", 64, ("openclip",), (0,), longer=3), {})
     short = cell(RECIPES["openclip"], "emoji")

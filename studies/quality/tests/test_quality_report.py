@@ -165,6 +165,29 @@ def test_augmented_runs_stand_beside_the_same_without():
     assert "| emoji, 24 passes, augmented | `openclip` |" in recipes_table(rows_of(cells))
 
 
+def test_bounded_runs_stand_beside_all_methods_without():
+    lines = [
+        Line("untuned", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0, 1, 2)),
+        Line("longer", "icons", 64, ("rgcl_batch",), (0,), longer=3),
+        Line("bounded", "icons", 64, ("neuclip_pool",), (0, 1)),
+    ]
+    cells = [c for line in lines for c in cells_of(line, {})]
+    scores = {"neuclip_pool": 0.2, "rgcl_batch": 0.3}
+    tested = {
+        c.name: row_on_test_of(c, 0.4 if "bound" in c.note else scores[c.label]) for c in cells
+    }
+    table = section_table("bounded", rows_of(cells), tested)
+    assert "| icons | `neuclip_pool`, 2 passes | 2 | 20.0 ± 0.0 | **-20.0 ± 0.0** (`neuclip_p" in table
+    assert (
+        "| icons | `neuclip_pool`, 2 passes, temperature of 0.03 or more | 2 | 40.0 ± 0.0 "
+        "| **+10.0 ± 0.0** (`rgcl_batch`, 2 passes) |"
+    ) in table
+    assert "6 passes" not in table
+    assert section_table("untuned", rows_of(cells), tested).count("0.03") == 0
+    table = recipes_table(rows_of(cells))
+    assert "| icons, temperature of 0.03 or more | `neuclip_pool` | 2 |" in table
+
+
 def test_steps_at_other_rates_are_methods_of_their_own():
     rows, tested = made()
     cells = part("memory", "emoji", rows).cells

@@ -60,14 +60,6 @@ def test_suspects_need_these_variants():
     assert named == set(VARIANTS)
 
 
-def test_the_bounded_temperature_is_the_pools_loss_within_other_bounds():
-    found, pool = last_step("pool_bounded_temperature"), last_step("neuclip_pool")
-    assert [torch.equal(*pair) for pair in zip(found[:2], pool[:2], strict=True)] == [True, True]
-    assert found[2] == pool[2]
-    assert found[3].logit_scale_bounds == pytest.approx((1.0, 1 / 0.03))
-    assert pool[3].logit_scale_bounds == pytest.approx((1.0, 100.0))
-
-
 def test_a_constant_temperature_has_no_gradient_and_the_towers_that_of_the_pool():
     pool, variant = last_step("neuclip_pool"), last_step("pool_constant_temperature")
     assert torch.equal(pool[0], variant[0])
