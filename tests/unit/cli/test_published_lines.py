@@ -81,6 +81,7 @@ def test_neuclip_line_shows_every_value():
     assert config.method.model_dump() == {
         "name": "neuclip",
         "temperature": 0.07,
+        "temperature_min": 0.01,
         "rho": 11.0,
         "epsilon": 1e-6,
         "temperature_gradient": "fastclip",
