@@ -101,6 +101,7 @@ ORDER = (
     Line("bounded", "icons", 64, ("neuclip_pool",), (0, 1, 2)),
     Line("untuned", "icons", 64, ("rgcl_batch",), (1, 2)),
     Line("bounded", "icons", 64, ("neuclip_pool",), (0,), longer=3),
+    Line("bounded", "icons", 64, ("fastclip_v3",), (0,)),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),

@@ -7,12 +7,14 @@ from typing import Any
 from studies.quality.cell import BATCH, Cell
 from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
+from studies.quality.development_report import change_of
 from studies.quality.plan import MAIN, Rows, part
 from studies.shared.tables import markdown, number, percent
 
+Row = Mapping[str, Any]
 BLOCK = "the main methods"
-SECTIONS = ("untuned", "longer")
-"""Those with the recipes at batch 64, the second with more passes."""
+SECTIONS = ("untuned", "longer", "bounded")
+"""Those with the recipes at batch 64: the second with more passes, the third with a bound."""
 
 
 def summary(rows: Rows, tested: Rows) -> str:
@@ -27,19 +29,24 @@ def summary(rows: Rows, tested: Rows) -> str:
         line
         for data in DATA_SETS.values()
         for section in SECTIONS
-        for line in _lines(data, part(section, data.name, rows).evaluated, tested)
+        for mine in _by_length(part(section, data.name, rows).evaluated, tested)
+        for line in _lines(data, mine)
     ]
     return markdown(header, body)
 
 
-def _lines(data: DataSet, cells: list[Cell], tested: Rows) -> list[tuple[str, ...]]:
-    """A line per split, over the runs that did not fail; none without such a run."""
+def _by_length(cells: list[Cell], tested: Rows) -> list[list[Row]]:
+    """The runs that did not fail, of the main methods at batch 64, by their passes."""
     known = [cell for cell in cells if cell.batch == BATCH and cell.label in MAIN]
     mine = [tested[cell.name] for cell in known if cell.name in tested]
     mine = [row for row in mine if "failed" not in row]
-    if not mine:
-        return []
-    title = f"{data.name}, {mine[0]['passes']} passes"
+    lengths = sorted({row["passes"] for row in mine})
+    return [[row for row in mine if row["passes"] == passes] for passes in lengths]
+
+
+def _lines(data: DataSet, mine: list[Row]) -> list[tuple[str, ...]]:
+    """A line per split."""
+    title = f"{data.name}, {mine[0]['passes']} passes{change_of(mine[0])}"
     counts = Counter(row["label"] for row in mine).values()
     seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     return [
@@ -54,12 +61,12 @@ def _lines(data: DataSet, cells: list[Cell], tested: Rows) -> list[tuple[str, ..
     ]
 
 
-def _score(mine: list[Mapping[str, Any]], method: str, split: str) -> str:
+def _score(mine: list[Row], method: str, split: str) -> str:
     """A method's accuracy on a split; "-" without a run."""
     return percent(accuracy(row, split) for row in mine if row["label"] == method)
 
 
-def _floor(mine: list[Mapping[str, Any]], split: str) -> float | None:
+def _floor(mine: list[Row], split: str) -> float | None:
     """The accuracy without learning, in percent; None if unknown."""
     evaluations = [each for row in mine for each in row["evaluations"]]
     floors = {each["split"]: each["floor_top1"] for each in evaluations}

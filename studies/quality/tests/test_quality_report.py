@@ -177,7 +177,7 @@ def test_bounded_runs_stand_beside_all_methods_without():
         c.name: row_on_test_of(c, 0.4 if "bound" in c.note else scores[c.label]) for c in cells
     }
     table = section_table("bounded", rows_of(cells), tested)
-    assert "| icons | `neuclip_pool`, 2 passes | 2 | 20.0 ± 0.0 | **-20.0 ± 0.0** (`neuclip_p" in table
+    assert "| icons | `neuclip_pool`, 2 passes | 2 | 20.0 ± 0.0 | **-20.0 ± 0.0** (" in table
     assert (
         "| icons | `neuclip_pool`, 2 passes, temperature of 0.03 or more | 2 | 40.0 ± 0.0 "
         "| **+10.0 ± 0.0** (`rgcl_batch`, 2 passes) |"
