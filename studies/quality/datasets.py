@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,21 @@ GLYPHS = DataSet(
     "glyphs", "demo.json", ("unseen_face", "unseen_character"), 40_000, "glyph-tiny", 12, 3,
     "name", "neuclip data demo --out DIR",
 )  # fmt: skip
-DATA_SETS = {data.name: data for data in (GLYPHS, ICONS, EMOJI)}
+MAIN_SETS = ("glyphs", "icons", "emoji")
+"""The data sets that all methods run on."""
+
+
+def _of_equal_size(whole: DataSet) -> DataSet:
+    """The part of a data set that `equal_size` writes, for as many pairs as `longer` on emoji."""
+    return replace(
+        whole, name=f"{whole.name}7", about=11_550, passes=24, evaluated_every=6,
+        build=f"python -m studies.quality.equal_size DIR --of {whole.name} --out DIR",
+    )  # fmt: skip
+
+
+EQUAL_SIZE = {whole.name: _of_equal_size(whole) for whole in (GLYPHS, ICONS)}
+"""By the data set of which they are a part."""
+DATA_SETS = {data.name: data for data in (GLYPHS, ICONS, EMOJI, *EQUAL_SIZE.values())}
 
 
 @dataclass(frozen=True)

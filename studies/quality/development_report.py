@@ -10,7 +10,15 @@ from studies.quality.cell import BATCH, Cell
 from studies.quality.compare import accuracy
 from studies.quality.datasets import DATA_SETS, DataSet
 from studies.quality.plan import MAIN, ORDER, SUSPECTED, part
-from studies.quality.recipes import BOUNDED, CHANGES, METHODS, RECIPES, cell, lengthened
+from studies.quality.recipes import (
+    BOUNDED,
+    CHANGES,
+    METHODS,
+    NAMED,
+    RECIPES,
+    cell,
+    lengthened,
+)
 from studies.quality.suspects import SUSPECTS
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent
@@ -156,7 +164,9 @@ def _of_method(
 def change_of(row: Row) -> str:
     """What a section of `CHANGES` changed in the run of a recipe, for titles; empty: nothing."""
     augmented = ", augmented" if is_augmented(row) else ""
-    return f"{augmented}, temperature of 0.03 or more" if BOUNDED in row["note"] else augmented
+    bounded = ", temperature of 0.03 or more" if BOUNDED in row["note"] else ""
+    named = ", bare names" if NAMED in row["note"].split("-") else ""
+    return augmented + bounded + named
 
 
 def is_augmented(row: Row) -> bool:

@@ -36,7 +36,8 @@ ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
 SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
 SECTIONS = (
-    "untuned", "longer", "augmented", "bounded", "tuned", "memory", "published", "suspects",
+    "untuned", "longer", "augmented", "bounded", "equal", "tuned", "memory", "published",
+    "suspects",
 )  # fmt: skip
 
 
@@ -47,10 +48,11 @@ class Line:
     Attributes:
         section: `untuned`: the recipes; `longer`: the recipes for more passes; `augmented`: the
             same with random changes of the images; `bounded`: the same with a higher lower bound of
-            the temperature; `tuned`: each method's grid at seed 0, and its
-            best point at other seeds; `memory`: steps of more pairs than the memory holds (64), by
-            accumulation; `published`: a search over the settings of `neuclip` at seed 0, and its
-            best at other seeds; `suspects`: the recipes with one change each.
+            the temperature; `equal`: bare names as captions on data of equal size; `tuned`: each
+            method's grid at seed 0, and its best point at other seeds; `memory`: steps of more
+            pairs than the memory holds (64), by accumulation; `published`: a search over the
+            settings of `neuclip` at seed 0, and its best at other seeds; `suspects`: the recipes
+            with one change each.
         data: name of the data set.
         batch: pairs in a step.
         methods: in order.
@@ -98,6 +100,9 @@ ORDER = (
     ),
     Line("suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), labels=("names",)),
     Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-names",)),
+    Line("equal", "glyphs7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
+    Line("equal", "icons7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
+    Line("equal", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3),
     Line("bounded", "icons", 64, ("neuclip_pool",), (0, 1, 2)),
     Line("untuned", "icons", 64, ("rgcl_batch",), (1, 2)),
     Line("bounded", "icons", 64, ("neuclip_pool",), (0,), longer=3),
@@ -279,6 +284,7 @@ _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "longer": _recipes,
     "augmented": _recipes,
     "bounded": _recipes,
+    "equal": _recipes,
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,

@@ -113,6 +113,10 @@ BOUNDED = f"bound{LOWEST_TEMPERATURE:g}"
 """Marks runs with that bound in the names of cells."""
 
 
+NAMED = "names"
+"""Marks runs with bare names in the names of cells."""
+
+
 def grid(method: str) -> list[Recipe]:
     """The recipes that the tuned section tries."""
     recipe = RECIPES[method]
@@ -169,7 +173,24 @@ def bounded(plain: Cell) -> Cell:
     )
 
 
-CHANGES: Mapping[str, Callable[[Cell], Cell]] = {"augmented": augmented, "bounded": bounded}
+def named(plain: Cell) -> Cell:
+    """A run whose captions and prompts are what a picture shows, and nothing else.
+
+    Args:
+        plain: the run, with the captions of the data.
+    """
+    sections = {
+        "data": {"caption_key": DATA_SETS[plain.data_set].concept_key},
+        "evaluation": {"val_templates": "{c}"},
+    }
+    return replace(plain, note=f"{plain.note}-{NAMED}", sections=sections)
+
+
+CHANGES: Mapping[str, Callable[[Cell], Cell]] = {
+    "augmented": augmented,
+    "bounded": bounded,
+    "equal": named,
+}
 """What sections of the plan change in the runs of recipes."""
 
 

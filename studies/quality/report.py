@@ -41,6 +41,7 @@ SETTINGS = {
     "longer": "Longer runs, batch 64",
     "augmented": "Augmented images, batch 64",
     "bounded": "Temperature of 0.03 or more, batch 64",
+    "equal": "Data of equal size with bare names as captions, 24 passes, batch 64",
     "tuned": "The best point of each method's grid, batch 64",
     "memory": "A memory of 64 pairs: steps of 64, 256 and 1,024 pairs",
     "published": "The published form after its search",
