@@ -14,13 +14,16 @@ from itertools import product
 from typing import Any
 
 from studies.quality.cell import Cell
-from studies.quality.datasets import DATA_SETS
+from studies.quality.datasets import DATA_SETS, DataSet
 
 METHODS = (
     "neuclip_pool", "rgcl_batch", "fastclip_v3", "openclip", "neuclip",
     "infonce_queue", "moco", "siglip", "scent", "sogclr",
 )  # fmt: skip
 RATES = (1e-3, 2e-3)
+Value = object
+"""Of a setting; a function of the data set where it follows from the data."""
+Section = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,27 @@ NAMED = "names"
 """Marks runs with bare names in the names of cells."""
 
 
+def _concept_key(data: DataSet) -> str:
+    return data.concept_key
+
+
+BARE_NAMES: Mapping[str, Section] = {
+    "data": {"caption_key": _concept_key},
+    "evaluation": {"val_templates": "{c}"},
+}
+"""Captions that say what a picture shows and nothing else, and prompts of that form."""
+
+
+def values(settings: Section, data: DataSet) -> dict[str, Any]:
+    """The settings for a data set.
+
+    Args:
+        settings: values, or functions of the data set.
+        data: the data set.
+    """
+    return {key: value(data) if callable(value) else value for key, value in settings.items()}
+
+
 def grid(method: str) -> list[Recipe]:
     """The recipes that the tuned section tries."""
     recipe = RECIPES[method]
@@ -179,10 +203,8 @@ def named(plain: Cell) -> Cell:
     Args:
         plain: the run, with the captions of the data.
     """
-    sections = {
-        "data": {"caption_key": DATA_SETS[plain.data_set].concept_key},
-        "evaluation": {"val_templates": "{c}"},
-    }
+    data = DATA_SETS[plain.data_set]
+    sections = {name: values(section, data) for name, section in BARE_NAMES.items()}
     return replace(plain, note=f"{plain.note}-{NAMED}", sections=sections)
 
 

@@ -6,23 +6,23 @@ splits; no test split evaluates them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from studies.quality.cell import BATCH, Cell
 from studies.quality.datasets import DATA_SETS, GLYPHS, DataSet
 from studies.quality.recipes import (
     AUGMENTATION,
+    BARE_NAMES,
     BOUNDED,
     LOWEST_TEMPERATURE,
+    NAMED,
     RECIPES,
     Recipe,
+    Section,
+    Value,
     cell,
     lengthened,
+    values,
 )
-
-Value = object
-"""Of a setting; a function of the data set where it follows from the data."""
-Section = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
@@ -58,38 +58,24 @@ class Suspect:
         """
         found = cell(self.recipe, data, batch=BATCH, seed=seed)
         about = replace(DATA_SETS[data], passes=longer * DATA_SETS[data].passes)
-        sections = {name: _values(section, about) for name, section in self.sections.items()}
+        sections = {name: values(section, about) for name, section in self.sections.items()}
         changed_cell = replace(
             found,
             note="-".join(filter(None, (found.note, self.label))),
-            method={**found.method, **_values(self.settings, about)},
+            method={**found.method, **values(self.settings, about)},
             sections=sections,
         )
         return lengthened(changed_cell, longer)
 
 
-def _values(settings: Section, data: DataSet) -> dict[str, Any]:
-    """The settings for a data set."""
-    return {key: value(data) if callable(value) else value for key, value in settings.items()}
-
-
-def _concept_key(data: DataSet) -> str:
-    return data.concept_key
-
-
 POOL = RECIPES["neuclip_pool"]
 QUEUE = RECIPES["infonce_queue"]
 MASK: Section = {"false_negatives": "mask"}
-CONCEPTS: Section = {**MASK, "label_key": _concept_key}
+CONCEPTS: Section = {**MASK, "label_key": BARE_NAMES["data"]["caption_key"]}
 TOKENS: Section = {"token_weight": 1.0}
-NAMED: Mapping[str, Section] = {
-    "data": {"caption_key": _concept_key},
-    "evaluation": {"val_templates": "{c}"},
-}
-"""Captions that say what a picture shows and nothing else, and prompts of that form."""
 CROPPED: Mapping[str, Section] = {
-    **NAMED,
-    "data": {**NAMED["data"], "aug_cfg": {"scale": AUGMENTATION["scale"]}},
+    **BARE_NAMES,
+    "data": {**BARE_NAMES["data"], "aug_cfg": {"scale": AUGMENTATION["scale"]}},
 }
 """The same, and crops of the images, whose colours stay."""
 SETS: Mapping[str, Sequence[str]] = {
@@ -161,8 +147,8 @@ SUSPECTS = (
         name="pool_constant_temperature",
     ),
     _suspect(
-        "temperature of 0.03 or more, captions name the concept alone", f"{BOUNDED}-names",
-        sections=NAMED, temperature_min=LOWEST_TEMPERATURE,
+        "temperature of 0.03 or more, captions name the concept alone", f"{BOUNDED}-{NAMED}",
+        sections=BARE_NAMES, temperature_min=LOWEST_TEMPERATURE,
     ),
     # Pairs that are no negatives.
     _suspect("equal concepts masked", "mask-concept", sections={"data": CONCEPTS}),
@@ -202,11 +188,11 @@ SUSPECTS = (
     _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
     # The data: what becomes of the lead where captions do not tell similar pictures apart.
-    _suspect("captions name the concept alone", "names", sections=NAMED),
-    _suspect("captions name the concept alone", "names", RECIPES["rgcl_batch"], NAMED),
+    _suspect("captions name the concept alone", "names", sections=BARE_NAMES),
+    _suspect("captions name the concept alone", "names", RECIPES["rgcl_batch"], BARE_NAMES),
     _suspect(
         "captions name the concept alone, equal captions masked", "names-mask",
-        sections={**NAMED, "data": {**NAMED["data"], **MASK}},
+        sections={**BARE_NAMES, "data": {**BARE_NAMES["data"], **MASK}},
     ),
     _suspect("captions name the concept alone, crops", "names-crops", sections=CROPPED),
     _suspect(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from quality_rows import row_of, rows_of
 from studies.quality.cell import Cell
-from studies.quality.datasets import DATA_SETS
+from studies.quality.datasets import MAIN_SETS
 from studies.quality.plan import (
     FIVE_SEEDS,
     MAIN,
@@ -74,7 +74,7 @@ def test_the_order_starts_with_all_methods_on_emoji_then_seeds_then_the_main_one
     assert [found.label for found in cells[18:22]] == list(MAIN)
 
 
-@pytest.mark.parametrize("data", DATA_SETS)
+@pytest.mark.parametrize("data", MAIN_SETS)
 def test_seeds_at_every_batch(data):
     cells = part("untuned", data, {}).cells
     for batch in (32, 64, 128, 256):

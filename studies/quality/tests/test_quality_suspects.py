@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from quality_rows import row_of, rows_of
 from studies.quality.cell import Cell
-from studies.quality.datasets import DATA_SETS
+from studies.quality.datasets import DATA_SETS, MAIN_SETS
 from studies.quality.development_report import (
     curves_table,
     n_eff,
@@ -77,10 +77,10 @@ def test_cells_of_earlier_rows_train_with_the_same_settings():
     assert config(found) == validate(SETTINGS, found.name)
 
 
-def test_only_suspects_and_augmented_runs_change_other_sections():
+def test_only_sections_that_say_so_change_settings_besides_the_methods():
     for line in ORDER:
         for found in cells_of(line, {}):
-            assert not found.sections or line.section in {"suspects", "augmented"}
+            assert not found.sections or line.section in {"suspects", "augmented", "equal"}
 
 
 def test_sections_are_laid_over_the_cells_own_and_survive_a_row():
@@ -93,7 +93,7 @@ def test_sections_are_laid_over_the_cells_own_and_survive_a_row():
 def test_the_first_suspects_come_after_the_main_recipes_on_all_data():
     cells = plan({})
     first = cells.index(SUSPECTS[0].cell("emoji"))
-    main = {cell(RECIPES[method], data).name for method, data in product(MAIN, DATA_SETS)}
+    main = {cell(RECIPES[method], data).name for method, data in product(MAIN, MAIN_SETS)}
     assert main <= {each.name for each in cells[:first]}
     mine = cells[first : first + len(SUSPECTS)]
     assert mine == [suspect.cell("emoji") for suspect in SUSPECTS]
@@ -136,6 +136,12 @@ def test_captions_of_the_concept_alone_follow_the_data():
         assert (found.data.caption_key, found.evaluation.val_templates) == (key, "{c}")
         assert (found.data.false_negatives == "mask") == ("mask" in suspect.label)
         assert (found.data.aug_cfg is not None) == ("crops" in suspect.label)
+
+
+def test_the_longer_emoji_of_equal_size_are_the_suspects_with_bare_names():
+    line = Line("equal", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3)
+    suspects = [each for each in SUSPECTS if each.label == "names"]
+    assert cells_of(line, {}) == [each.cell("emoji", longer=3) for each in suspects]
 
 
 def test_prompts_name_every_set_that_training_has():
