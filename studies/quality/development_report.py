@@ -164,7 +164,7 @@ def _of_method(
 def change_of(row: Row) -> str:
     """What a section of `CHANGES` changed in the run of a recipe, for titles; empty: nothing."""
     augmented = ", augmented" if is_augmented(row) else ""
-    bounded = ", temperature of 0.03 or more" if BOUNDED in row["note"] else ""
+    bounded = ", tau >= 0.03" if BOUNDED in row["note"] else ""
     named = ", bare names" if NAMED in row["note"].split("-") else ""
     return augmented + bounded + named
 

@@ -25,13 +25,12 @@ def summary(rows: Rows, tested: Rows) -> str:
         tested: the test rows by cell.
     """
     header = ("data", "split", "seeds", *(f"`{method}`" for method in MAIN), "outlines")
-    body = [
-        line
-        for data in DATA_SETS.values()
-        for section in SECTIONS
-        for mine in _by_length(part(section, data.name, rows).evaluated, tested)
-        for line in _lines(data, mine)
-    ]
+    body = []
+    for data in DATA_SETS.values():
+        parts = [part(section, data.name, rows).evaluated for section in SECTIONS]
+        groups = [mine for cells in parts for mine in _by_length(cells, tested)]
+        for mine in sorted(groups, key=lambda each: each[0]["passes"]):
+            body += _lines(data, mine)
     return markdown(header, body)
 
 

@@ -179,13 +179,13 @@ def test_bounded_runs_stand_beside_all_methods_without():
     table = section_table("bounded", rows_of(cells), tested)
     assert "| icons | `neuclip_pool`, 2 passes | 2 | 20.0 ± 0.0 | **-20.0 ± 0.0** (" in table
     assert (
-        "| icons | `neuclip_pool`, 2 passes, temperature of 0.03 or more | 2 | 40.0 ± 0.0 "
+        "| icons | `neuclip_pool`, 2 passes, tau >= 0.03 | 2 | 40.0 ± 0.0 "
         "| **+10.0 ± 0.0** (`rgcl_batch`, 2 passes) |"
     ) in table
     assert "6 passes" not in table
     assert section_table("untuned", rows_of(cells), tested).count("0.03") == 0
     table = recipes_table(rows_of(cells))
-    assert "| icons, temperature of 0.03 or more | `neuclip_pool` | 2 |" in table
+    assert "| icons, tau >= 0.03 | `neuclip_pool` | 2 |" in table
 
 
 def test_steps_at_other_rates_are_methods_of_their_own():

@@ -36,7 +36,7 @@ def test_bounded_runs_have_lines_of_their_own_by_length():
     cells = [cell for line in (short, longer) for cell in cells_of(line, {})]
     tested = {cell.name: row_on_test_of(cell, 0.1 * cell.passes) for cell in cells}
     _, _, *lines = summary(rows_of(cells), tested).splitlines()
-    bound = "temperature of 0.03 or more"
+    bound = "tau >= 0.03"
     assert [line.split(" | ")[:4] for line in lines[::2]] == [
         [f"| icons, 2 passes, {bound}", "unseen style", "2", "20.0 ± 0.0"],
         [f"| icons, 6 passes, {bound}", "unseen style", "1", "60.0"],
