@@ -97,7 +97,7 @@ ORDER = (
     ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=("names", "names-mask"),
+        labels=("names", "names-mask", "bound0.05"),
     ),
     Line("suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), labels=("names",)),
     Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-{NAMED}",)),

@@ -150,6 +150,7 @@ SUSPECTS = (
         "temperature of 0.03 or more, captions name the concept alone", f"{BOUNDED}-{NAMED}",
         sections=BARE_NAMES, temperature_min=LOWEST_TEMPERATURE,
     ),
+    _suspect("temperature of 0.05 or more", "bound0.05", temperature_min=0.05),
     # Pairs that are no negatives.
     _suspect("equal concepts masked", "mask-concept", sections={"data": CONCEPTS}),
     _suspect("equal captions masked", "mask", sections={"data": MASK}),
