@@ -58,17 +58,22 @@ MAIN_SETS = ("glyphs", "icons", "emoji")
 """The data sets that all methods run on."""
 
 
-def _of_equal_size(whole: DataSet) -> DataSet:
+def _of_equal_size(whole: DataSet, wrong: float = 0.0) -> DataSet:
     """The part of a data set that `equal_size` writes, for as many pairs as `longer` on emoji."""
+    name, share = (
+        (f"{whole.name}7wrong", f" --wrong {wrong:g}") if wrong else (f"{whole.name}7", "")
+    )
     return replace(
-        whole, name=f"{whole.name}7", about=11_550, passes=24, evaluated_every=6,
-        build=f"python -m studies.quality.equal_size DIR --of {whole.name} --out DIR",
+        whole, name=name, about=11_550, passes=24, evaluated_every=6,
+        build=f"python -m studies.quality.equal_size DIR --of {whole.name}{share} --out DIR",
     )  # fmt: skip
 
 
 EQUAL_SIZE = {whole.name: _of_equal_size(whole) for whole in (GLYPHS, ICONS)}
 """By the data set of which they are a part."""
-DATA_SETS = {data.name: data for data in (GLYPHS, ICONS, EMOJI, *EQUAL_SIZE.values())}
+WRONG = _of_equal_size(GLYPHS, wrong=0.2)
+"""The part of the glyphs, with wrong names in training."""
+DATA_SETS = {data.name: data for data in (GLYPHS, ICONS, EMOJI, *EQUAL_SIZE.values(), WRONG)}
 
 
 @dataclass(frozen=True)

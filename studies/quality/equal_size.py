@@ -5,6 +5,8 @@ The data sets of the study differ in size, in classes and in pictures per class.
 splits keep the classes that training shows; those of unseen classes stay whole. Prompts are names.
 
     python -m studies.quality.equal_size GLYPHS --of glyphs --out DIR
+
+`--wrong 0.2` gives a fifth of the training pictures the name of another class.
 """
 
 import argparse
@@ -37,28 +39,35 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the whole data set")
     parser.add_argument("--of", choices=EQUAL_SIZE, required=True, help="which data set it is")
     parser.add_argument("--out", type=Path, required=True, help="must not exist")
+    parser.add_argument(
+        "--wrong", type=float, default=0.0, help="share of wrong names (default: 0)"
+    )
     args = parser.parse_args(words)
     try:
-        write_part(DataFolder.open(DATA_SETS[args.of], args.folder), args.out)
+        write_part(DataFolder.open(DATA_SETS[args.of], args.folder), args.out, wrong=args.wrong)
     except UserError as error:
         print(f"equal_size: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def write_part(whole: DataFolder, out: Path, classes: int = CLASSES) -> None:
+def write_part(whole: DataFolder, out: Path, classes: int = CLASSES, wrong: float = 0.0) -> None:
     """Writes the part of a data set.
 
     Args:
         whole: the data set.
         out: folder of the part.
         classes: how many.
+        wrong: share of the training pictures that get the name of another class.
 
     Raises:
-        UserError: the folder exists, or training has fewer classes of so many pictures.
+        UserError: the folder exists, the share is none, or training has fewer classes of so many
+            pictures.
     """
     if out.exists():
         raise UserError(f"--out {out} exists: choose another folder")
+    if not 0 <= wrong < 1:
+        raise UserError(f"--wrong {wrong:g} must be a share below 1")
     key = whole.data.concept_key
     by_class: dict[str, list[Sample]] = {}
     for sample in samples(whole.path / "train"):
@@ -73,6 +82,8 @@ def write_part(whole: DataFolder, out: Path, classes: int = CLASSES) -> None:
     chosen = sorted(draw.sample(able, classes))
     training = [each for name in chosen for each in draw.sample(by_class[name], PICTURES)]
     draw.shuffle(training)
+    for place in draw.sample(range(len(training)), round(wrong * len(training))):
+        training[place] = _renamed(training[place], key, chosen, draw)
     out.mkdir(parents=True)
     written = {"train": _write(out / "train", training)}
     first, second = whole.data.splits
@@ -100,6 +111,13 @@ def samples(folder: Path) -> Iterator[Sample]:
                 key, sample[extension] = stem, content.read()
             if sample:
                 yield sample
+
+
+def _renamed(sample: Sample, key: str, names: list[str], draw: random.Random) -> Sample:
+    """The sample under the name of another class; its other captions stay."""
+    facts = json.loads(sample["json"])
+    other = draw.choice([name for name in names if name != facts[key]])
+    return {**sample, "json": json.dumps({**facts, key: other}).encode()}
 
 
 def _split(whole: DataFolder, name: str, out: Path, kept: set[str] | None) -> tuple[int, str]:

@@ -103,6 +103,7 @@ ORDER = (
     Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-{NAMED}",)),
     Line("equal", "glyphs7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("equal", "icons7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
+    Line("equal", "glyphs7wrong", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("equal", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3),
     Line("bounded", "icons", 64, ("neuclip_pool",), (0, 1, 2)),
     Line("untuned", "icons", 64, ("rgcl_batch",), (1, 2)),

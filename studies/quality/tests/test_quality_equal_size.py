@@ -79,6 +79,23 @@ def test_the_seed_decides_the_part_and_its_description_every_byte(whole, tmp_pat
     assert opened.floor("unseen_face_test") is None
 
 
+def test_wrong_names_are_of_other_classes_in_training_alone(whole, tmp_path):
+    for name, wrong in (("right", 0.0), ("wrong", 0.25)):
+        write_part(whole, tmp_path / name, classes=8, wrong=wrong)
+    right, found = (
+        {each["png"]: json.loads(each["json"])["name"] for each in samples(tmp_path / n / "train")}
+        for n in ("right", "wrong")
+    )
+    assert right.keys() == found.keys()
+    assert sum(right[png] != found[png] for png in right) == 8 * PICTURES // 4
+    assert set(found.values()) == set(right.values())
+    for split in ("unseen_face_test", "unseen_character_development"):
+        shards = [(tmp_path / n / split / "00000.tar").read_bytes() for n in ("right", "wrong")]
+        assert shards[0] == shards[1]
+    with pytest.raises(UserError, match=r"--wrong 1 must be a share below 1"):
+        write_part(whole, tmp_path / "all", wrong=1.0)
+
+
 def test_too_few_classes_and_a_folder_that_exists_are_refused(whole, tmp_path, capsys):
     with pytest.raises(UserError, match="10 classes have 7 pictures or more, and 11 are needed"):
         write_part(whole, tmp_path / "part", classes=11)
