@@ -13,6 +13,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from neuclip.catalogue.fields import Section, setting
+from neuclip.errors import UserError
 from neuclip.method.choices import GammaSchedule, ObjectiveScale, TemperatureGradient
 
 RHO_TEXT = (
@@ -51,6 +52,16 @@ class MethodSettings(Section):
     def temperature_bounds(self) -> tuple[float, float]:
         """Within which the trainer keeps the one temperature that is learned."""
         return self.TEMPERATURE_BOUNDS
+
+    def check_weights(self, temperature: float) -> None:
+        """Refuses starting weights that the settings would throw away.
+
+        Args:
+            temperature: at which the run would start.
+
+        Raises:
+            UserError: the settings have a lower bound above it.
+        """
 
     @property
     def method(self) -> str:
@@ -108,6 +119,15 @@ class LearnedTemperatureSettings(MethodSettings):
     def temperature_bounds(self) -> tuple[float, float]:
         """The lower bound is a setting."""
         return self.temperature_min, self.TEMPERATURE_BOUNDS[1]
+
+    def check_weights(self, temperature: float) -> None:
+        """A bound that nobody chose stays silent: open_clip clamps at the same value."""
+        low = self.temperature_min
+        if low > self.TEMPERATURE_BOUNDS[0] and temperature < low * (1 - 1e-3):
+            raise UserError(
+                f"--temperature-min {low:g}: the weights have the temperature {temperature:.4g}. "
+                f"Leave the flag out, or start above it with --temperature {low:g}"
+            )
 
 
 class ThresholdSettings(MethodSettings):

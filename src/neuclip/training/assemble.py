@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from neuclip import console
 from neuclip.catalogue.create import build_loss
 from neuclip.catalogue.method_info import RunFacts
-from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.checkpoint.storage import VerifiedCheckpoint
 from neuclip.config.data_sections import AugmentationConfig, DataConfig
 from neuclip.config.derived import Derived, in_short
@@ -262,7 +261,7 @@ def _prepare_towers(
     """
     starting.load(clip, kept=_own_scalars(config, learns_temperature=learns_temperature))
     if learns_temperature and starting.resumed is None:
-        _check_temperature(config.method, 1 / clip.logit_scale)
+        config.method.check_weights(1 / clip.logit_scale)
     teacher = Teacher.of(config, clip, starting, _logit_scale(clip).device)
     if not learns_temperature:
         _logit_scale(clip).requires_grad_(False)
@@ -274,19 +273,6 @@ def _prepare_towers(
         low = clip.autocast_dtype
         fsdp.shard(clip.towers, units, _logit_scale(clip).device, low_precision=low)
     return teacher
-
-
-def _check_temperature(method: MethodSettings, start: float) -> None:
-    """Refuses a lower bound above the temperature of starting weights, which it would throw away.
-
-    A bound that nobody chose stays silent: open_clip clamps at the same value.
-    """
-    low, _ = method.temperature_bounds
-    if low > method.TEMPERATURE_BOUNDS[0] and start < low * (1 - 1e-3):
-        raise UserError(
-            f"--temperature-min {low:g}: the weights have the temperature {start:.4g}. Leave the "
-            f"flag out, or start above it with --temperature {low:g}"
-        )
 
 
 def _build_optimizer(
