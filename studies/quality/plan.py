@@ -36,6 +36,8 @@ TWO_SEEDS = tuple(method for method in METHODS if method not in FIVE_SEEDS)
 ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
 SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
+BOUNDS = ("bound0.05", "bound0.07", "bound0.09")
+"""Suspects that differ in the lower bound of the temperature alone."""
 SECTIONS = (
     "untuned", "longer", "augmented", "bounded", "equal", "tuned", "memory", "published",
     "suspects",
@@ -97,10 +99,10 @@ ORDER = (
     ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=("names", "names-mask", "bound0.05"),
+        labels=("names", "names-mask", *BOUNDS),
     ),
     Line("suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), labels=("names",)),
-    Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-{NAMED}",)),
+    Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-{NAMED}", *BOUNDS)),
     Line("equal", "glyphs7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("equal", "icons7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("equal", "glyphs7wrong", 64, ("neuclip_pool", "rgcl_batch"), (0,)),

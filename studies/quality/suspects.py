@@ -151,6 +151,10 @@ SUSPECTS = (
         sections=BARE_NAMES, temperature_min=LOWEST_TEMPERATURE,
     ),
     _suspect("temperature of 0.05 or more", "bound0.05", temperature_min=0.05),
+    _suspect("temperature of 0.07 or more", "bound0.07", temperature_min=0.07),
+    _suspect(
+        "temperature of 0.09 or more", "bound0.09", temperature=0.09, temperature_min=0.09,
+    ),
     # Pairs that are no negatives.
     _suspect("equal concepts masked", "mask-concept", sections={"data": CONCEPTS}),
     _suspect("equal captions masked", "mask", sections={"data": MASK}),

@@ -163,7 +163,7 @@ values = st.fixed_dictionaries(
         "--rho": st.floats(0, 100),
         "--epsilon": st.floats(0, 1),
         "--gamma": st.floats(0, 1),
-        "--temperature": st.floats(1e-3, 1),
+        "--temperature": st.floats(0.01, 1),  # not below its lower bound
         "--pool-size": st.integers(1, 10**6),
         "--seed": st.integers(0, 2**31),
         "--epochs": st.integers(0, 100),
