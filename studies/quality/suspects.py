@@ -72,6 +72,7 @@ POOL = RECIPES["neuclip_pool"]
 QUEUE = RECIPES["infonce_queue"]
 MASK: Section = {"false_negatives": "mask"}
 CONCEPTS: Section = {**MASK, "label_key": BARE_NAMES["data"]["caption_key"]}
+MASKED_NAMES: Mapping[str, Section] = {**BARE_NAMES, "data": {**BARE_NAMES["data"], **MASK}}
 TOKENS: Section = {"token_weight": 1.0}
 CROPPED: Mapping[str, Section] = {
     **BARE_NAMES,
@@ -197,7 +198,15 @@ SUSPECTS = (
     _suspect("captions name the concept alone", "names", RECIPES["rgcl_batch"], BARE_NAMES),
     _suspect(
         "captions name the concept alone, equal captions masked", "names-mask",
-        sections={**BARE_NAMES, "data": {**BARE_NAMES["data"], **MASK}},
+        sections=MASKED_NAMES,
+    ),
+    _suspect(
+        "temperature of 0.07 or more, equal concepts masked", "bound0.07-mask-concept",
+        sections={"data": CONCEPTS}, temperature_min=0.07,
+    ),
+    _suspect(
+        "temperature of 0.07 or more, captions name the concept alone, equal captions masked",
+        "bound0.07-names-mask", sections=MASKED_NAMES, temperature_min=0.07,
     ),
     _suspect("captions name the concept alone, crops", "names-crops", sections=CROPPED),
     _suspect(
