@@ -95,13 +95,16 @@ ORDER = (
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line(
         "suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3,
-        labels=("names", "names-crops", "set-names"),
+        labels=("groups16", "names", "names-crops", "set-names"),
     ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=("names", "names-mask", *BOUNDS),
+        labels=("groups16", "names", "names-mask", *BOUNDS),
     ),
-    Line("suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,), labels=("names",)),
+    Line(
+        "suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,),
+        labels=("groups16", "names"),
+    ),
     Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-{NAMED}", *BOUNDS)),
     Line("equal", "glyphs7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("equal", "icons7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),

@@ -193,6 +193,8 @@ SUSPECTS = (
     # The queue of InfoNCE, whose recipe collapses (added after its first run).
     _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
+    # The number of negatives, at the same steps.
+    _suspect("negatives in groups of 16", "groups16", RECIPES["rgcl_batch"], name="rgcl_groups"),
     # The data: what becomes of the lead where captions do not tell similar pictures apart.
     _suspect("captions name the concept alone", "names", sections=BARE_NAMES),
     _suspect("captions name the concept alone", "names", RECIPES["rgcl_batch"], BARE_NAMES),

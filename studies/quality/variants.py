@@ -1,17 +1,25 @@
-"""Variants of `neuclip_pool` that suspects need, for runs of one process, as the study's are."""
+"""Variants of methods that suspects need, for runs of one process, as the study's are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Literal
 
 import torch
+from pydantic import create_model
 from torch import Tensor
 
+from neuclip.catalogue.building import robust_objective
+from neuclip.catalogue.fastclip import RGCLBatchSettings
+from neuclip.catalogue.method_info import RunFacts
+from neuclip.catalogue.registry import method_info, register
 from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss, Objective
 from neuclip.method.losses.infonce import InfoNCELoss
 from neuclip.method.normalizers.global_batch import GlobalBatch
+from neuclip.method.normalizers.minibatch import MinibatchNormalizer
 from neuclip.method.normalizers.pool import PoolNormalizer
 from neuclip.method.normalizers.prototype_network import NetworkOutput
 from neuclip.method.notation import Anchors, Pairs
+from neuclip.parallel.collectives import layout_of
 from studies.shared.pool_variants import MakeLoss, register_pool_variant
 
 
@@ -94,16 +102,58 @@ class VarianceGamma(PoolNormalizer):
         return {**found, "gamma": self._gamma} if found else found
 
 
-VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
+class GroupedBatch(GlobalContrastiveLoss):
+    """The objective of `rgcl_batch` in groups of 16 pairs, in the order of the batch.
+
+    An anchor has the other 15 pairs of its group as negatives. The steps, their pairs and the form
+    of the loss are those of the whole batch.
+    """
+
+    SIZE = 16
+
+    def pair_loss(self, pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor | None) -> Tensor:
+        losses = [
+            super(GroupedBatch, self).pair_loss(group, logit_scale, logit_bias)
+            for group in self._groups(pairs)
+        ]
+        return torch.stack(losses).mean()
+
+    def predict(self, pairs: Pairs, logit_scale: Tensor) -> Tensor:
+        found = [
+            super(GroupedBatch, self).predict(group, logit_scale) for group in self._groups(pairs)
+        ]
+        return torch.cat(found, dim=1)
+
+    def _groups(self, pairs: Pairs) -> Iterator[Pairs]:
+        for features in pairs.features.split(self.SIZE, dim=1):
+            yield Pairs(features, layout_of(features.shape[1]), arithmetic=pairs.arithmetic)
+
+
+def _grouped(settings: RGCLBatchSettings, run: RunFacts) -> GroupedBatch:
+    normalizer = MinibatchNormalizer(settings.epsilon)
+    return GroupedBatch(run.embed_dim, normalizer, robust_objective(settings))
+
+
+GROUPED = "rgcl_groups"
+POOL_VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
     "pool_constant_temperature": (PoolNormalizer, ConstantTemperature),
     "pool_infonce_temperature": (PoolNormalizer, InfoNCETemperature),
     "pool_momentum": (MomentumPool, MomentumLoss),
     "pool_variance_gamma": (VarianceGamma, GlobalContrastiveLoss),
 }
-"""Normalizer and loss of each variant, by method name."""
+"""Normalizer and loss of each variant of `neuclip_pool`, by method name."""
+
+
+VARIANTS = (*POOL_VARIANTS, GROUPED)
+"""Names of all variants."""
 
 
 def register_variants() -> None:
     """Adds the variants to the catalogue of this process."""
-    for name, parts in VARIANTS.items():
+    for name, parts in POOL_VARIANTS.items():
         register_pool_variant(name, *parts)
+    settings = create_model(
+        GROUPED, __base__=RGCLBatchSettings, name=(Literal["rgcl_groups"], GROUPED)
+    )
+    batch = method_info("rgcl_batch")
+    register(replace(batch, settings=settings, build=_grouped, takes=frozenset()))

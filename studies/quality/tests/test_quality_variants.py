@@ -1,11 +1,11 @@
-"""The variants of the pool, against what they are made of."""
+"""The variants, against what they are made of."""
 
 import math
 
 import pytest
 import torch
 from studies.quality.suspects import SUSPECTS
-from studies.quality.variants import VARIANTS, register_variants
+from studies.quality.variants import POOL_VARIANTS, VARIANTS, register_variants
 from torch.nn.functional import normalize
 
 from neuclip.catalogue import registry
@@ -114,8 +114,24 @@ def test_gamma_follows_each_anchors_variance_in_a_naive_loop():
     assert 0.4 < min(gammas) < max(gammas) < 1
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", POOL_VARIANTS)
 def test_gradients_stay_finite_through_the_schedule(name):
     found = last_step(name, seen=12, gamma_schedule="cosine")
     assert torch.isfinite(found[0]).all()
     assert math.isfinite(found[2])
+
+
+def test_groups_are_batches_of_their_own():
+    """Values, gradients and log-normalizers of 40 pairs, of which the last 8 are a group."""
+    generator = torch.Generator().manual_seed(2)
+    features = normalize(torch.randn(2, 40, WIDTH, generator=generator), dim=-1)
+    ids = torch.arange(40)
+    grouped, batch = (create_loss(name, embed_dim=WIDTH) for name in ("rgcl_groups", "rgcl_batch"))
+    by_features, by_scale, value = gradients(grouped, features, ids)
+    parts = [gradients(batch, part, ids[: part.shape[1]]) for part in features.split(16, dim=1)]
+    assert value == pytest.approx(sum(part[2] for part in parts) / 3)
+    torch.testing.assert_close(by_features, torch.cat([part[0] for part in parts], 1) / 3)
+    assert float(by_scale) == pytest.approx(sum(float(part[1]) for part in parts) / 3)
+    found = grouped.predict_log_normalizers(*features, SCALE)
+    alone = [batch.predict_log_normalizers(*part, SCALE) for part in features.split(16, dim=1)]
+    torch.testing.assert_close(found, torch.cat(alone, 1))
