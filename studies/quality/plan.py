@@ -95,7 +95,7 @@ ORDER = (
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line(
         "suspects", "emoji", 64, ("rgcl_batch",), (0,), longer=3,
-        labels=("groups16", "names", "names-crops", "set-names"),
+        labels=("groups16", "groups32", "names", "names-crops", "set-names"),
     ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),

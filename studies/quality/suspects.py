@@ -195,6 +195,19 @@ SUSPECTS = (
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
     # The number of negatives, at the same steps.
     _suspect("negatives in groups of 16", "groups16", RECIPES["rgcl_batch"], name="rgcl_groups"),
+    _suspect(
+        "negatives in groups of 32", "groups32", RECIPES["rgcl_batch"], name="rgcl_groups",
+        group_size=32,
+    ),
+    _suspect("batch in groups of 16", "groups16", name="pool_groups"),
+    _suspect(
+        "batch in groups of 16, temperature of 0.07 or more", "bound0.07-groups16",
+        name="pool_groups", temperature_min=0.07,
+    ),
+    _suspect(
+        "GloFND 1e-3, temperature of 0.07 or more", "bound0.07-glofnd0.001", glofnd_alpha=1e-3,
+        temperature_min=0.07,
+    ),
     # The data: what becomes of the lead where captions do not tell similar pictures apart.
     _suspect("captions name the concept alone", "names", sections=BARE_NAMES),
     _suspect("captions name the concept alone", "names", RECIPES["rgcl_batch"], BARE_NAMES),

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import create_model
 from torch import Tensor
 
 from neuclip.catalogue.building import robust_objective
@@ -18,9 +17,13 @@ from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.minibatch import MinibatchNormalizer
 from neuclip.method.normalizers.pool import PoolNormalizer
 from neuclip.method.normalizers.prototype_network import NetworkOutput
-from neuclip.method.notation import Anchors, Pairs
+from neuclip.method.notation import Anchors, Normalizer, Pairs
 from neuclip.parallel.collectives import layout_of
+from studies.quality.cell import BATCH
 from studies.shared.pool_variants import MakeLoss, register_pool_variant
+
+GROUP = 16
+"""Pairs in a group, a quarter of the batch of 64."""
 
 
 class ConstantTemperature(GlobalContrastiveLoss):
@@ -103,13 +106,17 @@ class VarianceGamma(PoolNormalizer):
 
 
 class GroupedBatch(GlobalContrastiveLoss):
-    """The objective of `rgcl_batch` in groups of 16 pairs, in the order of the batch.
+    """The mean objective of groups of the batch's pairs, in their order.
 
-    An anchor has the other 15 pairs of its group as negatives. The steps, their pairs and the form
-    of the loss are those of the whole batch.
+    Of the batch, an anchor has the other pairs of its group as negatives. The steps, their pairs
+    and the form of the loss are those of the whole batch. A pool takes one group after the other.
     """
 
-    SIZE = 16
+    def __init__(
+        self, embed_dim: int, normalizer: Normalizer, objective: Objective, size: int = GROUP
+    ) -> None:
+        super().__init__(embed_dim, normalizer, objective)
+        self.size = size
 
     def pair_loss(self, pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor | None) -> Tensor:
         losses = [
@@ -125,18 +132,40 @@ class GroupedBatch(GlobalContrastiveLoss):
         return torch.cat(found, dim=1)
 
     def _groups(self, pairs: Pairs) -> Iterator[Pairs]:
-        for features in pairs.features.split(self.SIZE, dim=1):
-            yield Pairs(features, layout_of(features.shape[1]), arithmetic=pairs.arithmetic)
+        for start in range(0, pairs.features.shape[1], self.size):
+            mine = slice(start, start + self.size)
+            features = pairs.features[:, mine]
+            ids = None if pairs.sample_ids is None else pairs.sample_ids[mine]
+            layout = layout_of(features.shape[1])
+            yield Pairs(features, layout, ids, arithmetic=pairs.arithmetic)
 
 
-def _grouped(settings: RGCLBatchSettings, run: RunFacts) -> GroupedBatch:
+class GroupedPool(GroupedBatch):
+    """The same with a pool, whose gamma takes as long as with the whole batch of 64."""
+
+    def __init__(self, embed_dim: int, normalizer: PoolNormalizer, objective: Objective) -> None:
+        super().__init__(embed_dim, normalizer, objective)
+        gamma = normalizer.gamma
+        normalizer.gamma = replace(gamma, end=BATCH // GROUP * gamma.end)
+
+
+class GroupedSettings(RGCLBatchSettings):
+    """Those of `rgcl_batch`, and the size of the groups."""
+
+    name: Literal["rgcl_groups"] = "rgcl_groups"
+    group_size: int = GROUP
+
+
+def _grouped(settings: GroupedSettings, run: RunFacts) -> GroupedBatch:
     normalizer = MinibatchNormalizer(settings.epsilon)
-    return GroupedBatch(run.embed_dim, normalizer, robust_objective(settings))
+    objective = robust_objective(settings)
+    return GroupedBatch(run.embed_dim, normalizer, objective, settings.group_size)
 
 
 GROUPED = "rgcl_groups"
 POOL_VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
     "pool_constant_temperature": (PoolNormalizer, ConstantTemperature),
+    "pool_groups": (PoolNormalizer, GroupedPool),
     "pool_infonce_temperature": (PoolNormalizer, InfoNCETemperature),
     "pool_momentum": (MomentumPool, MomentumLoss),
     "pool_variance_gamma": (VarianceGamma, GlobalContrastiveLoss),
@@ -152,8 +181,5 @@ def register_variants() -> None:
     """Adds the variants to the catalogue of this process."""
     for name, parts in POOL_VARIANTS.items():
         register_pool_variant(name, *parts)
-    settings = create_model(
-        GROUPED, __base__=RGCLBatchSettings, name=(Literal["rgcl_groups"], GROUPED)
-    )
     batch = method_info("rgcl_batch")
-    register(replace(batch, settings=settings, build=_grouped, takes=frozenset()))
+    register(replace(batch, settings=GroupedSettings, build=_grouped, takes=frozenset()))

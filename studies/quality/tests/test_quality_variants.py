@@ -126,7 +126,8 @@ def test_groups_are_batches_of_their_own():
     generator = torch.Generator().manual_seed(2)
     features = normalize(torch.randn(2, 40, WIDTH, generator=generator), dim=-1)
     ids = torch.arange(40)
-    grouped, batch = (create_loss(name, embed_dim=WIDTH) for name in ("rgcl_groups", "rgcl_batch"))
+    batch = create_loss("rgcl_batch", embed_dim=WIDTH)
+    grouped = create_loss("rgcl_groups", embed_dim=WIDTH)
     by_features, by_scale, value = gradients(grouped, features, ids)
     parts = [gradients(batch, part, ids[: part.shape[1]]) for part in features.split(16, dim=1)]
     assert value == pytest.approx(sum(part[2] for part in parts) / 3)
@@ -135,3 +136,23 @@ def test_groups_are_batches_of_their_own():
     found = grouped.predict_log_normalizers(*features, SCALE)
     alone = [batch.predict_log_normalizers(*part, SCALE) for part in features.split(16, dim=1)]
     torch.testing.assert_close(found, torch.cat(alone, 1))
+    halves = create_loss("rgcl_groups", embed_dim=WIDTH, group_size=32)
+    assert halves(*features, SCALE) == pytest.approx(
+        float(sum(batch(*part, SCALE) for part in features.split(32, dim=1))) / 2
+    )
+
+
+def test_a_pool_takes_the_groups_one_after_the_other():
+    generator = torch.Generator().manual_seed(3)
+    plain, grouped = made("neuclip_pool", rho=0.0), made("pool_groups", rho=0.0)
+    for step in range(3):
+        features = normalize(torch.randn(2, 64, WIDTH, generator=generator), dim=-1)
+        ids = torch.arange(64) + 32 * step  # half of the pairs come again
+        alone = [
+            gradients(plain, part, mine)
+            for part, mine in zip(features.split(16, dim=1), ids.split(16), strict=True)
+        ]
+        found = gradients(grouped, features, ids)
+        torch.testing.assert_close(found[0], torch.cat([part[0] for part in alone], 1) / 4)
+        assert found[2] == pytest.approx(sum(part[2] for part in alone) / 4)
+    assert grouped.normalizer.gamma.end == 4 * plain.normalizer.gamma.end
