@@ -70,6 +70,7 @@ class Suspect:
 
 POOL = RECIPES["neuclip_pool"]
 QUEUE = RECIPES["infonce_queue"]
+SOFTER_BATCH = replace(RECIPES["rgcl_batch"], value=1.0)
 MASK: Section = {"false_negatives": "mask"}
 CONCEPTS: Section = {**MASK, "label_key": BARE_NAMES["data"]["caption_key"]}
 MASKED_NAMES: Mapping[str, Section] = {**BARE_NAMES, "data": {**BARE_NAMES["data"], **MASK}}
@@ -195,6 +196,7 @@ SUSPECTS = (
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
     # The number of negatives, at the same steps.
     _suspect("negatives in groups of 16", "groups16", RECIPES["rgcl_batch"], name="rgcl_groups"),
+    _suspect("negatives in groups of 16, rho 1", "groups16", SOFTER_BATCH, name="rgcl_groups"),
     _suspect(
         "negatives in groups of 32", "groups32", RECIPES["rgcl_batch"], name="rgcl_groups",
         group_size=32,
