@@ -194,6 +194,7 @@ SUSPECTS = (
     # The queue of InfoNCE, whose recipe collapses (added after its first run).
     _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
+    _suspect("positives constant in the pool's gradient", "balanced", name="pool_balanced"),
     # The number of negatives, at the same steps.
     _suspect("negatives in groups of 16", "groups16", RECIPES["rgcl_batch"], name="rgcl_groups"),
     _suspect("negatives in groups of 16, rho 1", "groups16", SOFTER_BATCH, name="rgcl_groups"),

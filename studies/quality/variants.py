@@ -71,6 +71,28 @@ class MomentumLoss(GlobalContrastiveLoss):
     key_momentum = 0.995
 
 
+class BalancedPool(PoolNormalizer):
+    """The gradient through the pool moves an anchor only, not the other embedding of its pair.
+
+    An embedding in the pool is a constant: it is pushed by no anchor. But the positive of an anchor
+    is not, and the gradient of s_ii pulls both embeddings of the pair, for either of them as the
+    anchor. So each embedding is pulled twice and pushed once. Here s_ii of a prediction is
+
+        e1_i . constant(e2_i)  for image anchors,  constant(e1_i) . e2_i  for text anchors,
+
+    as in MoCo, whose positives are constants like its negatives. No value changes.
+    """
+
+    def estimate(self, anchors: Anchors) -> Tensor:
+        features = anchors.pairs.features
+        own = (features * features.flip(0).detach()).sum(-1)
+        return super().estimate(replace(anchors, positive=own))
+
+    def _global_batch(self, anchors: Anchors) -> GlobalBatch:
+        one_row = anchors.positive.reshape(-1, anchors.positive.shape[-1])[0]
+        return super()._global_batch(replace(anchors, positive=one_row))
+
+
 class VarianceGamma(PoolNormalizer):
     """Gamma by the variance of each anchor's batch estimate, between gamma and 1.
 
@@ -164,6 +186,7 @@ def _grouped(settings: GroupedSettings, run: RunFacts) -> GroupedBatch:
 
 GROUPED = "rgcl_groups"
 POOL_VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
+    "pool_balanced": (BalancedPool, GlobalContrastiveLoss),
     "pool_constant_temperature": (PoolNormalizer, ConstantTemperature),
     "pool_groups": (PoolNormalizer, GroupedPool),
     "pool_infonce_temperature": (PoolNormalizer, InfoNCETemperature),
