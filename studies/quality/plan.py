@@ -99,7 +99,7 @@ ORDER = (
     ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=("balanced", "groups16", "names", "names-mask", *BOUNDS),
+        labels=("balanced", "two-sided", "groups16", "names", "names-mask", *BOUNDS),
     ),
     Line(
         "suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,),

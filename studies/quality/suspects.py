@@ -195,6 +195,11 @@ SUSPECTS = (
     _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
     _suspect("positives constant in the pool's gradient", "balanced", name="pool_balanced"),
+    _suspect("pool pushes the batch", "two-sided", name="pool_two_sided"),
+    _suspect(
+        "pool pushes the batch, batch in groups of 16, temperature of 0.07 or more",
+        "bound0.07-two-sided-groups16", name="pool_two_sided_groups", temperature_min=0.07,
+    ),
     # The number of negatives, at the same steps.
     _suspect("negatives in groups of 16", "groups16", RECIPES["rgcl_batch"], name="rgcl_groups"),
     _suspect("negatives in groups of 16, rho 1", "groups16", SOFTER_BATCH, name="rgcl_groups"),

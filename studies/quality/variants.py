@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -71,7 +71,24 @@ class MomentumLoss(GlobalContrastiveLoss):
     key_momentum = 0.995
 
 
-class BalancedPool(PoolNormalizer):
+class PoolWithTerm(PoolNormalizer):
+    """A pool whose predictions have the gradient of a further term, and the same values."""
+
+    def estimate(self, anchors: Anchors) -> Tensor:
+        self._term = self.term(anchors) if self.ring.filled else None
+        return super().estimate(anchors)
+
+    def term(self, anchors: Anchors) -> Tensor:
+        """The term of each anchor, [2, batch], before the batch enters the pool."""
+        raise NotImplementedError
+
+    def _mix(self, predicted: Tensor, batch: Tensor, gamma: float) -> Tensor:
+        if self._term is not None:
+            predicted = predicted + (self._term - self._term.detach())
+        return super()._mix(predicted, batch, gamma)
+
+
+class BalancedPool(PoolWithTerm):
     """The gradient through the pool moves an anchor only, not the other embedding of its pair.
 
     An embedding in the pool is a constant: it is pushed by no anchor. But the positive of an anchor
@@ -80,17 +97,55 @@ class BalancedPool(PoolNormalizer):
 
         e1_i . constant(e2_i)  for image anchors,  constant(e1_i) . e2_i  for text anchors,
 
-    as in MoCo, whose positives are constants like its negatives. No value changes.
+    as in MoCo, whose positives are constants like its negatives.
     """
 
-    def estimate(self, anchors: Anchors) -> Tensor:
+    def term(self, anchors: Anchors) -> Tensor:
         features = anchors.pairs.features
         own = (features * features.flip(0).detach()).sum(-1)
-        return super().estimate(replace(anchors, positive=own))
+        return anchors.logit_scale.detach() * (anchors.positive - own)
 
-    def _global_batch(self, anchors: Anchors) -> GlobalBatch:
-        one_row = anchors.positive.reshape(-1, anchors.positive.shape[-1])[0]
-        return super()._global_batch(replace(anchors, positive=one_row))
+
+class TwoSidedPool(PoolWithTerm):
+    """The pool's embeddings are anchors, too: they push the embeddings of the batch away.
+
+    The whole objective moves e1_i as an anchor, and as a negative of every other text anchor k:
+
+        d L / d e1_i  ~  sum_k p1_ik e2_k + sum_k p2_ki e2_k - 2 e2_i
+        p1_ik = exp(s_ik / tau - b1_i),  p2_ki = exp(s_ik / tau - b2_k),  b_k = s_kk / tau + alpha_k
+
+    The recipe has the first sum and the last term from the pool, and the second sum from the batch
+    alone. Here each embedding in the pool keeps its own b_k, of the time when it entered, and p2_ki
+    is normalised over the newest k, since it gets stale.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.register_buffer("log_partition", self.ring.slots.new_zeros(self.ring.slots.shape[:2]))
+
+    def estimate(self, anchors: Anchors) -> Tensor:
+        found = super().estimate(anchors)
+        own = anchors.logit_scale * anchors.positive + found
+        own = own.detach().flip(0)  # texts first, as in the pool
+        batch = own.shape[1]
+        for first, rows in self.ring.shard.window(self.ring.written - batch, batch):
+            self.log_partition[:, rows] = own[:, first : first + rows.stop - rows.start]
+        return found
+
+    def term(self, anchors: Anchors) -> Tensor:
+        """e1_i . sum_k p2_ki e2_k / tau beside the text anchor i, and the same for the images."""
+        pairs, scale = anchors.pairs, anchors.logit_scale.detach()
+        newest = min(self.settings.gradient_size or self.ring.shard.size, self.ring.filled)
+        rows = torch.cat([torch.arange(r.start, r.stop) for r in self.ring.newest(newest)])
+        others = self.ring.slots[:, rows]
+        with torch.no_grad():
+            logits = scale * pairs.features @ others.mT - self.log_partition[:, None, rows]
+            if pairs.sample_ids is not None:
+                assert self.ring.sample_ids is not None
+                again = pairs.sample_ids[:, None] == self.ring.sample_ids[0, rows]
+                logits.masked_fill_(again, -1e30)
+            centre = logits.softmax(-1) @ others
+        return scale * (pairs.features * centre).sum(-1).flip(0)
 
 
 class VarianceGamma(PoolNormalizer):
@@ -191,6 +246,8 @@ POOL_VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
     "pool_groups": (PoolNormalizer, GroupedPool),
     "pool_infonce_temperature": (PoolNormalizer, InfoNCETemperature),
     "pool_momentum": (MomentumPool, MomentumLoss),
+    "pool_two_sided": (TwoSidedPool, GlobalContrastiveLoss),
+    "pool_two_sided_groups": (TwoSidedPool, GroupedPool),
     "pool_variance_gamma": (VarianceGamma, GlobalContrastiveLoss),
 }
 """Normalizer and loss of each variant of `neuclip_pool`, by method name."""

@@ -156,3 +156,60 @@ def test_a_pool_takes_the_groups_one_after_the_other():
         torch.testing.assert_close(found[0], torch.cat([part[0] for part in alone], 1) / 4)
         assert found[2] == pytest.approx(sum(part[2] for part in alone) / 4)
     assert grouped.normalizer.gamma.end == 4 * plain.normalizer.gamma.end
+
+
+def by_loops(kind: str, batches_seen: list[torch.Tensor], gamma: float) -> torch.Tensor:
+    """The gradient of the last batch of neighbouring pairs, in float64; rho and epsilon are 0.
+
+    The pool holds all earlier batches; every batch has pairs of its own.
+    """
+    *earlier, last = [each.double() for each in batches_seen]
+    alphas = [log_normalizers("neuclip_pool", batches_seen[: n + 1], gamma) for n in range(3)]
+    similar = [SCALE * (each[0] * each[1]).sum(-1) for each in earlier]
+    partitions = [
+        torch.cat([own + alpha[side] for own, alpha in zip(similar, alphas, strict=True)])
+        for side in range(2)
+    ]
+    features = last.clone().requires_grad_()
+    constants = torch.cat(earlier, dim=1)
+    total = torch.zeros(())
+    for side, i in [(side, i) for side in range(2) for i in range(BATCH)]:
+        anchor, partner = features[side, i], features[1 - side, i]
+        others, candidates = features[1 - side], constants[1 - side]
+        positive = anchor @ (partner.detach() if kind == "pool_balanced" else partner)
+        predicted = ((candidates @ anchor - positive) * SCALE).exp().mean().log()
+        if kind == "pool_two_sided":  # the partner of the anchor, as a negative of the pool's
+            weights = (SCALE * constants[side] @ partner.detach() - partitions[side]).softmax(0)
+            pushed = SCALE * partner @ (weights @ constants[side])
+            predicted = predicted + pushed - pushed.detach()
+        fresh = sum(
+            ((anchor @ others[j] - anchor @ partner) * SCALE).exp() for j in range(BATCH) if j != i
+        ) / (BATCH - 1)
+        alpha = ((1 - gamma) * predicted.exp() + gamma * fresh.detach()).log()
+        total = total + ((-alpha).exp() * fresh + alpha - 1) / (2 * BATCH * SCALE)
+    total.backward()
+    return features.grad
+
+
+def log_normalizers(kind: str, batches_seen: list[torch.Tensor], gamma: float):
+    """Those of the last batch: of the batch alone where it is the first."""
+    *earlier, last = [each.double() for each in batches_seen]
+    found = []
+    for side in range(2):
+        similar = (last[side] @ last[1 - side].T - (last[0] * last[1]).sum(-1)[:, None]) * SCALE
+        similar.fill_diagonal_(-torch.inf)
+        fresh = similar.exp().sum(1) / (BATCH - 1)
+        if earlier:
+            pool = torch.cat(earlier, dim=1)[1 - side]
+            predicted = ((last[side] @ pool.T - (last[0] * last[1]).sum(-1)[:, None]) * SCALE).exp()
+            fresh = (1 - gamma) * predicted.mean(1) + gamma * fresh
+        found.append(fresh.log())
+    return found
+
+
+@pytest.mark.parametrize("kind", ["neuclip_pool", "pool_balanced", "pool_two_sided"])
+def test_the_gradient_through_the_pool_is_that_of_the_formula(kind):
+    found = last_step(kind, rho=0.0, gamma_schedule="final", epsilon=0.0)
+    expected = by_loops(kind, batches(4), 0.4)
+    torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-6)
+    assert found[2] == pytest.approx(last_step("neuclip_pool", rho=0.0, gamma_schedule="final")[2])
