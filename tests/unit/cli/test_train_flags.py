@@ -211,6 +211,10 @@ def test_yaml_round_trip(tmp_path_factory, flags):
         ("--method scent --gamma inf", "--rate-offset: Input should be a finite number"),
         ("--batch-size 1", "--batch-size: 1 is out of range; it must be >= 2"),
         ("--temperature 0 --method openclip", "--temperature: 0 is out of range; it must be > 0"),
+        (
+            "--temperature 0.005",
+            "--temperature-min: must be at most the temperature at the start, 0.005 (got 0.01)",
+        ),
         ("--lr_min 1", "lr_min 1 is above lr"),
         ("--lr_tau_scheduler step_thresh", "needs lr_tau"),
         ("--epochs 2 --stop_epochs 3", "stop_epochs 3 is beyond the schedule of 2 epochs"),
