@@ -37,7 +37,7 @@ ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
 SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
 BOUNDS = ("bound0.05", "bound0.07", "bound0.09")
-"""Suspects that differ in the lower bound of the temperature alone."""
+"""Suspects with a lower bound of the temperature; 0.09 also starts there, above the usual 0.07."""
 SECTIONS = (
     "untuned", "longer", "augmented", "bounded", "equal", "tuned", "memory", "published",
     "suspects",

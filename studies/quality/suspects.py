@@ -194,6 +194,7 @@ SUSPECTS = (
     # The queue of InfoNCE, whose recipe collapses (added after its first run).
     _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
+    # The gradient through the pool.
     _suspect("positives constant in the pool's gradient", "balanced", name="pool_balanced"),
     _suspect("pool pushes the batch", "two-sided", name="pool_two_sided"),
     _suspect(
