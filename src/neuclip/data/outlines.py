@@ -1,4 +1,8 @@
-"""Compares drawings by their outlines: without colours, place and size."""
+"""Compares drawings by their outlines: without colours, place and size.
+
+The sums are of whole numbers, so they are exact in any order. Which drawing is the nearest, and
+which are too similar, is then the same on every processor.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,7 +17,7 @@ Outlines = NDArray[np.uint8]
 """[drawings, SIDE * SIDE] grey levels; all zeros for a drawing that is empty."""
 
 _LEAST_CONTRAST, _LEAST_PIXELS = 24, 12
-_ROWS, _COLUMNS = 8192, 4096  # of a block of correlations
+_ROWS, _COLUMNS = 8192, 2048  # of a block of correlations
 
 
 def outline(rgb: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -38,22 +42,23 @@ def outline(rgb: NDArray[np.uint8], background: tuple[int, int, int]) -> NDArray
     return np.asarray(small).reshape(-1)
 
 
-def nearest(queries: Outlines, others: Outlines) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The most similar of other drawings for each query.
+def nearest(queries: Outlines, others: Outlines) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The most similar of other drawings for each query, the first of equals.
 
     Returns:
         Pearson correlation with it, and its position; -1 and 0 if there are no others.
     """
-    a, b = _unit(queries), _unit(others)
-    best = np.full(len(a), -1, np.float32)
+    a, a_norm = _centred(queries)
+    best = np.full(len(a), -1.0)
     place = np.zeros(len(a), np.int64)
-    for start in range(0, len(b), _ROWS):
-        part = b[start : start + _ROWS].T
+    for start in range(0, len(others), _ROWS):
+        b, b_norm = _centred(others[start : start + _ROWS])
         for at in range(0, len(a), _COLUMNS):
             rows = slice(at, at + _COLUMNS)
-            found = a[rows] @ part
+            found = a[rows] @ b.T
+            found /= b_norm
             top = found.argmax(1)
-            value = found[np.arange(len(top)), top]
+            value = found[np.arange(len(top)), top] / a_norm[rows]
             better = value > best[rows]
             best[rows][better] = value[better]
             place[rows][better] = start + top[better]
@@ -73,10 +78,11 @@ def distinct(groups: Iterable[Sequence[int]], outlines: Outlines, limit: float) 
     """
     kept: list[int] = []
     for members in groups:
-        vectors = _unit(outlines[list(members)])
+        vectors, norms = _centred(outlines[list(members)])
         chosen: list[int] = []
         for number, vector in enumerate(vectors):
-            if not chosen or (vectors[chosen] @ vector).max() < limit:
+            similar = vectors[chosen] @ vector / (norms[chosen] * norms[number])
+            if not (similar >= limit).any():
                 chosen.append(number)
         kept += [members[number] for number in chosen]
     return sorted(kept)
@@ -111,8 +117,12 @@ def floor_top1(
     return round(sum(right) / len(right), 4)
 
 
-def _unit(outlines: Outlines) -> NDArray[np.float32]:
-    """Outlines as unit vectors without their mean, whose products are correlations."""
-    flat = outlines.astype(np.float32)
-    flat -= flat.mean(1, keepdims=True) if flat.size else 0
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+def _centred(outlines: Outlines) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Outlines without their mean, times their size, and their norms.
+
+    The entries are whole numbers of at most 2^16. A sum of products of two rows is one of at most
+    2^40, which float64 holds exactly. An even outline has norm 1, and so correlation 0.
+    """
+    grey = outlines.astype(np.float64)
+    centred = SIDE * SIDE * grey - grey.sum(1, keepdims=True)
+    return centred, np.sqrt(np.maximum((centred * centred).sum(1), 1))

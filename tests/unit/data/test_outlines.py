@@ -47,6 +47,31 @@ def test_correlation_is_pearsons():
     assert place.tolist() == expected.argmax(1).tolist()
 
 
+def test_the_order_of_the_sums_does_not_count():
+    """As processors differ in that order, ties fell one way or the other (float32 products)."""
+    rng = np.random.default_rng(0)
+    queries, others = (rng.integers(0, 256, (n, 256), dtype=np.uint8) for n in (40, 300))
+    pixels = rng.permutation(256)
+    best, place = nearest(queries, others)
+    shuffled, same_place = nearest(queries[:, pixels], others[:, pixels])
+    assert best.tolist() == shuffled.tolist()
+    assert place.tolist() == same_place.tolist()
+
+
+def test_the_first_of_equals_is_the_nearest(monkeypatch):
+    monkeypatch.setattr("neuclip.data.outlines._ROWS", 2)
+    others = np.stack([drawn("box"), drawn("disc", side=20), drawn("disc"), drawn("disc")])
+    assert nearest(others[3:], others[2:])[1].tolist() == [0]
+    assert nearest(others[2:3], others)[1].tolist() == [2]
+    assert nearest(others[1:2], others[[0, 2, 3, 1, 1]])[1].tolist() == [3]
+
+
+def test_an_even_outline_resembles_none():
+    even = np.full((1, 256), 7, np.uint8)
+    assert nearest(even, np.concatenate([even, drawn("disc")[None]]))[0].tolist() == [0]
+    assert distinct([[0, 1]], np.concatenate([even, even]), 0.95) == [0, 1]
+
+
 def test_no_others():
     best, _ = nearest(drawn("box")[None], np.zeros((0, 256), np.uint8))
     assert best.tolist() == [-1]
