@@ -1,7 +1,7 @@
 """The suspects: one change each to a recipe, where a better normalizer may win or lose.
 
-The README has what was expected of each, written before it ran. They choose on the development
-splits; no test split evaluates them.
+`predictions.md` has what was expected of each, written before it ran. They choose on the
+development splits; no test split evaluates them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
