@@ -20,11 +20,15 @@ from studies.quality.recipes import (
     lengthened,
 )
 from studies.quality.suspects import SUSPECTS
+from studies.quality.variants import GROUP, GROUPED
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent
 
 Row = Mapping[str, Any]
 SUSPECTS_TITLE = "Suspects: recipes with one change each, on the development splits, batch 64"
+NEGATIVES_TITLE = (
+    "Negatives of an anchor at the same steps, `rgcl_batch`, on the development splits"
+)
 RECIPES_TITLE = "The recipes on the development splits, batch 64"
 CURVES_TITLE = "The main methods during the run, on the development splits, batch 64"
 RECIPE_SECTIONS = ("untuned", "longer", *CHANGES)
@@ -37,6 +41,10 @@ _HEADER = (
 _CURVES_HEADER = (
     "data", "method", "seeds", "after passes", "unseen style, vendor or face",
     "unseen concept, emoji or character",
+)  # fmt: skip
+_NEGATIVES_HEADER = (
+    "data", "pairs in a step", "negatives", "seeds", "unseen style, vendor or face",
+    "to the whole batch", "unseen concept, emoji or character", "to the whole batch", *_STATE[:2],
 )  # fmt: skip
 _SUSPECTS_HEADER = (
     "data", "method", "change", "seeds", "unseen style, vendor or face", "to the recipe",
@@ -122,6 +130,43 @@ def suspects_table(rows: Mapping[str, Row]) -> str:
                 seeds = sorted({seed for line in mine for seed in line.seeds})
                 body += _of_method(data, longer, method, seeds, rows)
     return markdown(_SUSPECTS_HEADER, body)
+
+
+def negatives_table(rows: Mapping[str, Row]) -> str:
+    """Runs whose anchors have a group of the batch as negatives, below those with all of it.
+
+    Args:
+        rows: the development rows by cell.
+    """
+    body: list[Sequence[str]] = []
+    for data in DATA_SETS.values():
+        runs = [row for row in rows.values() if row["data_set"] == data.name and _group(row)]
+        for passes, batch in sorted({(row["passes"], row["batch"]) for row in runs}):
+            mine = [row for row in runs if (row["passes"], row["batch"]) == (passes, batch)]
+            names = {row["cell"].replace(f"-groups{_group(row)}", "") for row in mine}
+            whole = [rows[name] for name in sorted(names & rows.keys())]
+            sizes = sorted({_group(row) for row in mine})
+            groups = {size: [row for row in mine if _group(row) == size] for size in sizes}
+            for size, found in [(batch, whole), *sorted(groups.items(), reverse=True)]:
+                columns: list[str] = []
+                for split in data.split_names("development"):
+                    scores, base = _scores(found, split), _scores(whole, split)
+                    against = None if found is whole else difference(scores, base)
+                    columns.append(percent(scores.values()))
+                    columns.append("-" if against is None else in_points(against))
+                title = _title(data, passes)
+                state = _state(found)[:2]
+                body.append((title, str(batch), str(size - 1), _seeds(found), *columns, *state))
+    return markdown(_NEGATIVES_HEADER, body)
+
+
+def _group(row: Row) -> int:
+    """Pairs in a group of the run of the recipe of `rgcl_batch` in groups; 0: another run."""
+    method = row["method"]
+    recipe = RECIPES["rgcl_batch"]
+    if method["name"] != GROUPED or method["rho"] != recipe.value:
+        return 0
+    return int(method.get("group_size", GROUP))
 
 
 def n_eff(row: Row) -> float | None:

@@ -5,6 +5,7 @@ recipe itself trains once. `ORDER` is the order of all runs, and every prefix of
 
 Sections that choose (`tuned`, `published`) do so by the development splits, so their cells follow
 from the rows so far. `suspects` are changes of the recipes: people choose by them what to try next.
+They and `negatives` run on the development splits alone.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from studies.quality.recipes import (
     lengthened,
 )
 from studies.quality.suspects import SUSPECTS
+from studies.quality.variants import GROUPED
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -40,8 +42,10 @@ BOUNDS = ("bound0.05", "bound0.07", "bound0.09")
 """Suspects with a lower bound of the temperature; 0.09 also starts there, above the usual 0.07."""
 SECTIONS = (
     "untuned", "longer", "augmented", "bounded", "equal", "tuned", "memory", "published",
-    "suspects",
+    "negatives", "suspects",
 )  # fmt: skip
+FEWER = 64
+"""Pairs in a group of the section `negatives`: the negatives of an anchor, and itself."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,16 @@ class Line:
             the temperature; `equal`: bare names as captions on data of equal size; `tuned`: each
             method's grid at seed 0, and its best point at other seeds; `memory`: steps of more
             pairs than the memory holds (64), by accumulation; `published`: a search over the
-            settings of `neuclip` at seed 0, and its best at other seeds; `suspects`: the recipes
-            with one change each.
+            settings of `neuclip` at seed 0, and its best at other seeds; `negatives`: steps of a
+            batch whose anchors have all of it as negatives, or groups of 64 alone; `suspects`: the
+            recipes with one change each.
         data: name of the data set.
         batch: pairs in a step.
         methods: in order.
         seeds: in order; all methods at the first seed come first.
         rate: factor on the learning rates of the recipes (`memory`).
         longer: factor on the passes of the data set (`longer`, `augmented`, `bounded`,
-            `suspects`).
+            `negatives`, `suspects`).
         labels: of suspects, those that run; none: all.
     """
 
@@ -110,10 +115,14 @@ ORDER = (
     Line("equal", "icons7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("equal", "glyphs7wrong", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("equal", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (0,), longer=3),
+    Line("negatives", "glyphs", 256, ("rgcl_batch",), (0,)),
+    Line("negatives", "icons", 256, ("rgcl_batch",), (0,)),
+    Line("negatives", "emoji", 256, ("rgcl_batch",), (0,), longer=3),
     Line("bounded", "icons", 64, ("neuclip_pool",), (0, 1, 2)),
     Line("untuned", "icons", 64, ("rgcl_batch",), (1, 2)),
     Line("bounded", "icons", 64, ("neuclip_pool",), (0,), longer=3),
     Line("bounded", "icons", 64, ("fastclip_v3",), (0,)),
+    Line("untuned", "glyphs", 64, ("infonce_queue", "moco"), (0,)),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
@@ -198,7 +207,7 @@ class Part:
     Attributes:
         cells: its runs.
         evaluated: those for the test splits: of a search, what it chose, at all seeds; none of
-            `suspects`; all of the other sections.
+            `negatives` and `suspects`; all of the other sections.
         decided: whether `cells` are all.
     """
 
@@ -286,6 +295,16 @@ def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
         yield suspect.cell(line.data, seed, line.longer)
 
 
+def _negatives(line: Line, rows: Rows) -> Iterator[Cell]:
+    """Runs with all negatives of the batch, and with those of a group of `FEWER`."""
+    for whole in _recipes(line, rows):
+        settings = {"name": GROUPED, "group_size": FEWER}
+        yield whole
+        yield replace(
+            whole, note=f"{whole.note}-groups{FEWER}", method={**whole.method, **settings}
+        )
+
+
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "untuned": _recipes,
     "longer": _recipes,
@@ -295,11 +314,12 @@ _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {
     "tuned": _searched,
     "memory": _memory,
     "published": _searched,
+    "negatives": _negatives,
     "suspects": _suspects,
 }
 SEARCHES = ("tuned", "published")
-CHOOSING_ONLY = ("suspects",)
-"""Sections that people choose by, on the development splits alone."""
+CHOOSING_ONLY = ("negatives", "suspects")
+"""Sections on the development splits alone, which decide what to try next."""
 
 
 def chosen(line: Line, method: str, rows: Rows) -> Cell | None:

@@ -15,11 +15,13 @@ from studies.quality.concepts import concepts_table
 from studies.quality.datasets import DATA_SETS, DataSet
 from studies.quality.development_report import (
     CURVES_TITLE,
+    NEGATIVES_TITLE,
     RECIPES_TITLE,
     SUSPECTS_TITLE,
     change_of,
     curves_table,
     is_augmented,
+    negatives_table,
     recipes_table,
     suspects_table,
 )
@@ -93,6 +95,7 @@ def tables(rows: Rows, tested: Rows, measured: Rows | None = None) -> str:
     for title, table in (
         (RECIPES_TITLE, recipes_table(rows)),
         (CURVES_TITLE, curves_table(rows)),
+        (NEGATIVES_TITLE, negatives_table(rows)),
         (SUSPECTS_TITLE, suspects_table(rows)),
         (CONCEPTS_TITLE, concepts_table(measured or {})),
     ):

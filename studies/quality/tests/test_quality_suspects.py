@@ -12,6 +12,7 @@ from studies.quality.datasets import DATA_SETS, MAIN_SETS
 from studies.quality.development_report import (
     curves_table,
     n_eff,
+    negatives_table,
     recipes_table,
     suspects_table,
 )
@@ -202,6 +203,28 @@ def test_the_table_has_differences_to_the_recipe_and_the_end_of_the_normalizer()
     assert f"- suspects, emoji: 1 of {count} runs trained; for choosing" in tables(rows, {})
     failed = {**rows, mine.name: {**rows[mine.name], "failed": "not finite"}}
     assert "| gamma 0.2 | 0 (1 failed) | - | - | - | - | - | - | - |" in suspects_table(failed)
+
+
+def test_negatives_have_a_table_of_their_own():
+    assert negatives_table({}) == ""
+    by_change = {each.change: each for each in SUSPECTS}
+    recipe = cell(RECIPES["rgcl_batch"], "emoji")
+    rows = rows_of([recipe], 0.5)
+    assert negatives_table(rows) == ""  # no run in groups
+    for size, acc1 in ((16, 0.3), (32, 0.4)):
+        rows |= rows_of([by_change[f"negatives in groups of {size}"].cell("emoji")], acc1)
+    larger = Line("negatives", "emoji", 256, ("rgcl_batch",), (0,))
+    rows |= rows_of(cells_of(larger, {})[1:], 0.6)  # without its whole batch
+    softer = by_change["negatives in groups of 16, rho 1"]  # changes the temperature, too
+    rows |= rows_of([softer.cell("emoji")], 0.9)
+    assert [line.split(" | ")[1:8] for line in negatives_table(rows).splitlines()[2:]] == [
+        ["64", "63", "1", "50.0", "-", "50.0", "-"],
+        ["64", "31", "1", "40.0", "-10.0", "40.0", "-10.0"],
+        ["64", "15", "1", "30.0", "-20.0", "30.0", "-20.0"],
+        ["256", "255", "0", "-", "-", "-", "-"],
+        ["256", "63", "1", "60.0", "-", "60.0", "-"],
+    ]
+    assert "### Negatives of an anchor at the same steps" in tables(rows, {})
 
 
 def test_longer_suspects_are_compared_with_the_longer_recipe():
