@@ -9,21 +9,16 @@ import torch
 from quality_rows import row_of, row_on_test_of, rows_of
 from studies.quality.compare import best_other
 from studies.quality.development_report import recipes_table
-from studies.quality.plan import Line, cells_of, part
-from studies.quality.recipes import RECIPES, cell
-from studies.quality.report import (
-    NOTHING,
-    RESULTS,
-    WRITER,
+from studies.quality.figures import (
     accuracy_over_batch,
     accuracy_over_time,
     costs,
     error_over_ratio,
     figures,
-    report,
-    section_table,
-    tables,
 )
+from studies.quality.plan import Line, cells_of, part
+from studies.quality.recipes import RECIPES, cell
+from studies.quality.report import NOTHING, RESULTS, WRITER, report, section_table, tables
 from studies.quality.rows import CONCEPTS, DEVELOPMENT, TEST, results_file
 from studies.quality.summary import BLOCK, summary
 from studies.shared.compare import QUANTILES, difference
