@@ -17,6 +17,8 @@ COSTS = Path(__file__).parents[2] / "benchmarks/results/accumulation_icon-tiny_b
 """What `benchmarks/accumulation.py` wrote."""
 OF_THE_BATCH = ("rgcl_batch", "openclip")
 """Their normalizers are the batch's, so that the ratio of errors is 1 on all data."""
+HIGHEST = 3.0
+"""Of the axis of errors. What lies above, such as a run that collapsed, is an arrow there."""
 COLOURS = {method: f"C{place}" for place, method in enumerate(METHODS)}
 
 
@@ -104,11 +106,22 @@ def error_over_ratio(rows: Rows) -> Figure | None:
             at = rows[group[0].name]["pairs"] / group[0].pairs_per_step
             points.setdefault(group[0].label, []).append((at, ratio))
     ratios = {at for each in points.values() for at, _ in each}
-    lines = {"all data": {method: sorted(each) for method, each in points.items()}}
+    inside = {
+        method: sorted(point for point in each if point[1] <= HIGHEST)
+        for method, each in points.items()
+    }
+    lines = {"all data": {method: each for method, each in inside.items() if each}}
     label = "MSE of the log-normalizer over the batch's"
     figure = _panels(lines if len(ratios) > 1 else {}, "n / B", label, log_x=True, log_y=True)
     if figure is not None:
         (panel,) = figure.axes
+        for method, each in points.items():
+            for at, ratio in each:
+                if ratio > HIGHEST:
+                    panel.plot(at, HIGHEST, "^", color=COLOURS[method], clip_on=False)
+                    where = {"textcoords": "offset points", "xytext": (6, -11), "fontsize": 8}
+                    panel.annotate(f"{ratio:.0f}", (at, HIGHEST), **where)
+        panel.set_ylim(top=HIGHEST)
         panel.axhline(1.0, color="grey", linestyle="--", linewidth=1)
         named = " and ".join(OF_THE_BATCH)
         panel.annotate(

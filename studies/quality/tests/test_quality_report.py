@@ -10,6 +10,7 @@ from quality_rows import row_of, row_on_test_of, rows_of
 from studies.quality.compare import best_other
 from studies.quality.development_report import recipes_table
 from studies.quality.figures import (
+    HIGHEST,
     accuracy_over_batch,
     accuracy_over_time,
     costs,
@@ -215,6 +216,20 @@ def test_figures_over_batch_and_ratio():
     assert list(drawn["neuclip_pool"].get_xdata()) == [11_545 / 256, 11_545 / 64]
     assert list(drawn["neuclip_pool"].get_ydata()) == pytest.approx([1.5 / 9] * 2)
     assert not {"rgcl_batch", "openclip"} & set(drawn)
+
+
+def test_an_error_above_the_axis_is_an_arrow_with_its_value():
+    cells = [
+        cell(RECIPES[method], "emoji", batch=batch)
+        for method, batch in (("neuclip_pool", 64), ("neuclip_pool", 256), ("infonce_queue", 64))
+    ]
+    collapsed = {"mse": 900.0, "minibatch_mse": 2.0, "temperature": 0.01}
+    rows = rows_of(cells) | {cells[2].name: row_of(cells[2], errors=[collapsed])}
+    (panel,) = error_over_ratio(rows).axes
+    assert panel.get_ylim()[1] == HIGHEST
+    (arrow,) = [line for line in panel.get_lines() if line.get_marker() == "^"]
+    assert (list(arrow.get_xdata()), list(arrow.get_ydata())) == ([11_545 / 64], [HIGHEST])
+    assert "450" in [text.get_text() for text in panel.texts]
 
 
 def test_a_report_writes_tables_and_figures(tmp_path, capsys):
