@@ -96,6 +96,7 @@ ORDER = (
     Line("longer", "emoji", 64, ("neuclip_pool", "rgcl_batch"), (1,), longer=3),
     Line("augmented", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("untuned", "emoji", 256, ("neuclip_pool", "rgcl_batch"), (0,)),
+    Line("untuned", "emoji", 256, ("fastclip_v3", "openclip"), (0,)),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line(
