@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from huggingface_hub import close_session
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OF_THE_LIBRARY = "/api/agent-harnesses"
+"""huggingface_hub may ask for it once a process, without a token. It is no request of ours."""
 
 
 @dataclass
@@ -69,6 +71,9 @@ class Handler(BaseHTTPRequestHandler):
     def route(self):
         fake = self.server.fake
         path = self.path.partition("?")[0]
+        if path == OF_THE_LIBRARY:
+            self.answer(404)
+            return
         fake.requests.append((self.command, path))
         fake.tokens.add(self.headers["Authorization"])
         plain = path.removeprefix("/api").removeprefix("/datasets").removeprefix("/")
