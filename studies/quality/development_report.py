@@ -148,12 +148,7 @@ def negatives_table(rows: Mapping[str, Row]) -> str:
             sizes = sorted({_group(row) for row in mine})
             groups = {size: [row for row in mine if _group(row) == size] for size in sizes}
             for size, found in [(batch, whole), *sorted(groups.items(), reverse=True)]:
-                columns: list[str] = []
-                for split in data.split_names("development"):
-                    scores, base = _scores(found, split), _scores(whole, split)
-                    against = None if found is whole else difference(scores, base)
-                    columns.append(percent(scores.values()))
-                    columns.append("-" if against is None else in_points(against))
+                columns = _compared(data, found, whole)
                 title = _title(data, passes)
                 state = _state(found)[:2]
                 body.append((title, str(batch), str(size - 1), _seeds(found), *columns, *state))
@@ -193,17 +188,20 @@ def _of_method(
         return
     recipes = [cell(RECIPES[method], data.name, batch=BATCH, seed=seed) for seed in seeds]
     recipe = _known([lengthened(each, longer) for each in recipes], rows)
-    splits = data.split_names("development")
-    base = {split: _scores(recipe, split) for split in splits}
     for change, mine in [("none: the recipe", recipe), *found]:
-        columns: list[str] = []
-        for split in splits:
-            scores = _scores(mine, split)
-            against = None if mine is recipe else difference(scores, base[split])
-            columns.append(percent(scores.values()))
-            columns.append("-" if against is None else in_points(against))
+        columns = _compared(data, mine, recipe)
         title = _title(data, longer * data.passes)
         yield (title, f"`{method}`", change, _seeds(mine), *columns, *_state(mine))
+
+
+def _compared(data: DataSet, mine: Sequence[Row], base: Sequence[Row]) -> list[str]:
+    """Top-1 on each split, and the difference to other runs; to themselves there is none."""
+    columns: list[str] = []
+    for split in data.split_names("development"):
+        scores = _scores(mine, split)
+        against = None if mine is base else difference(scores, _scores(base, split))
+        columns += [percent(scores.values()), "-" if against is None else in_points(against)]
+    return columns
 
 
 def change_of(row: Row) -> str:
