@@ -97,6 +97,8 @@ ORDER = (
     Line("augmented", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("untuned", "emoji", 256, ("neuclip_pool", "rgcl_batch"), (0,)),
     Line("untuned", "emoji", 256, ("fastclip_v3", "openclip"), (0,)),
+    Line("untuned", "glyphs", 256, ("rgcl_batch",), (0,)),
+    Line("untuned", "icons", 256, ("rgcl_batch",), (0,)),
     Line("suspects", "emoji", 64, SUSPECTED, (0,)),
     Line("suspects", "emoji", 64, ("neuclip_pool",), (0,), longer=3),
     Line(
