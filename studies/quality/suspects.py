@@ -133,6 +133,10 @@ def _passes(share: float) -> Callable[[DataSet], float]:
     return lambda data: share * data.passes
 
 
+FEW_BATCHES: Mapping[str, Value] = {
+    "pool_size": 4 * BATCH, "gradient": "union", "gamma": 0.2, "gamma_schedule": "final",
+}  # fmt: skip
+"""A queue of four batches: with the batch's own, an anchor has 319 negatives of equal weight."""
 AS_ON_GLYPHS = {"pool_size": 8192 / GLYPHS.about, "gradient_size": 2048 / GLYPHS.about}
 """The pool and the gradient's part of it, as shares of the glyphs, on which they were chosen."""
 
@@ -184,6 +188,17 @@ SUSPECTS = (
     _suspect(
         "union, rho 3.5, equal captions masked", "union-mask", _rho(3.5), {"data": MASK},
         gradient="union",
+    ),
+    _suspect(
+        "union, temperature of 0.07 or more", "bound0.07-union", gradient="union",
+        temperature_min=0.07,
+    ),
+    _suspect(
+        "union of the batch and four before it, rho 2", "union4", _rho(2.0), **FEW_BATCHES,
+    ),
+    _suspect(
+        "union of the batch and four before it, rho 2, positives constant in its gradient",
+        "union4-balanced", _rho(2.0), name="pool_balanced", **FEW_BATCHES,
     ),
     # Mixing by each anchor's variance; embeddings by momentum towers.
     _suspect("gamma by each anchor's variance", "variance-gamma", name="pool_variance_gamma"),
