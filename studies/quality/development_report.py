@@ -1,6 +1,7 @@
 """Tables of development splits, and what became of the normalizer: recipes, and suspects."""
 
 import math
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -143,16 +144,24 @@ def negatives_table(rows: Mapping[str, Row]) -> str:
         runs = [row for row in rows.values() if row["data_set"] == data.name and _group(row)]
         for passes, batch in sorted({(row["passes"], row["batch"]) for row in runs}):
             mine = [row for row in runs if (row["passes"], row["batch"]) == (passes, batch)]
-            names = {row["cell"].replace(f"-groups{_group(row)}", "") for row in mine}
+            names = {_NOTE.sub("", row["cell"]) for row in mine}
             whole = [rows[name] for name in sorted(names & rows.keys())]
-            sizes = sorted({_group(row) for row in mine})
-            groups = {size: [row for row in mine if _group(row) == size] for size in sizes}
-            for size, found in [(batch, whole), *sorted(groups.items(), reverse=True)]:
+            groups: dict[tuple[int, bool], list[Row]] = {}
+            for row in mine:
+                own = row["method"].get("normalizers") != "batch"
+                groups.setdefault((_group(row), own), []).append(row)
+            kinds = [((batch, True), whole), *sorted(groups.items(), reverse=True)]
+            for (size, own), found in kinds:
+                negatives = str(size - 1) if own else f"{size - 1}, normalizers of {batch - 1}"
                 columns = _compared(data, found, whole)
                 title = _title(data, passes)
                 state = _state(found)[:2]
-                body.append((title, str(batch), str(size - 1), _seeds(found), *columns, *state))
+                body.append((title, str(batch), negatives, _seeds(found), *columns, *state))
     return markdown(_NEGATIVES_HEADER, body)
+
+
+_NOTE = re.compile("-groups[0-9]+(-whole)?")
+"""What the names of runs in groups have, and those with the whole batch have not."""
 
 
 def _group(row: Row) -> int:

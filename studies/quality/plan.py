@@ -59,8 +59,8 @@ class Line:
             method's grid at seed 0, and its best point at other seeds; `memory`: steps of more
             pairs than the memory holds (64), by accumulation; `published`: a search over the
             settings of `neuclip` at seed 0, and its best at other seeds; `negatives`: steps of a
-            batch whose anchors have all of it as negatives, or groups of 64 alone; `suspects`: the
-            recipes with one change each.
+            batch whose anchors have all of it as negatives, groups of 64 alone, or such groups
+            with the normalizers of the batch; `suspects`: the recipes with one change each.
         data: name of the data set.
         batch: pairs in a step.
         methods: in order.
@@ -299,13 +299,16 @@ def _suspects(line: Line, rows: Rows) -> Iterator[Cell]:
 
 
 def _negatives(line: Line, rows: Rows) -> Iterator[Cell]:
-    """Runs with all negatives of the batch, and with those of a group of `FEWER`."""
+    """Runs with a whole batch, its groups of `FEWER`, and the groups with its normalizers."""
     for whole in _recipes(line, rows):
         settings = {"name": GROUPED, "group_size": FEWER}
         yield whole
-        yield replace(
-            whole, note=f"{whole.note}-groups{FEWER}", method={**whole.method, **settings}
-        )
+        for note, other in (("", {}), ("-whole", {"normalizers": "batch"})):
+            yield replace(
+                whole,
+                note=f"{whole.note}-groups{FEWER}{note}",
+                method={**whole.method, **settings, **other},
+            )
 
 
 _SECTIONS: Mapping[str, Callable[[Line, Rows], Iterator[Cell]]] = {

@@ -13,11 +13,13 @@ from neuclip.catalogue.method_info import RunFacts
 from neuclip.catalogue.registry import method_info, register
 from neuclip.method.losses.global_contrastive import GlobalContrastiveLoss, Objective
 from neuclip.method.losses.infonce import InfoNCELoss
+from neuclip.method.losses.pair_loss import anchors_of
 from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.minibatch import MinibatchNormalizer
 from neuclip.method.normalizers.pool import PoolNormalizer
 from neuclip.method.normalizers.prototype_network import NetworkOutput
 from neuclip.method.notation import Anchors, Normalizer, Pairs
+from neuclip.method.objective import log_plus
 from neuclip.parallel.collectives import layout_of
 from studies.quality.cell import BATCH
 from studies.shared.pool_variants import MakeLoss, register_pool_variant
@@ -217,6 +219,46 @@ class GroupedBatch(GlobalContrastiveLoss):
             yield Pairs(features, layout, ids, arithmetic=pairs.arithmetic)
 
 
+class WholeBatchNormalizer(MinibatchNormalizer):
+    """Normalizers of a whole batch, handed out to its groups in order."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__(epsilon)
+        self._parts: Iterator[Tensor] = iter(())
+
+    def know(self, log_inner: Tensor, size: int) -> None:
+        """Takes the estimates of the whole batch, for its groups of `size` pairs."""
+        self._parts = iter(log_plus(log_inner.detach(), self.epsilon).split(size, dim=-1))
+
+    def estimate(self, anchors: Anchors) -> Tensor:
+        """The estimates of the next group's anchors, as constants."""
+        return next(self._parts)
+
+    def predict(self, anchors: Anchors) -> Tensor:
+        """The anchors' own estimates: a group knows no other negatives."""
+        return super().estimate(anchors)
+
+
+class WholeNormalizers(GroupedBatch):
+    """Anchors have the negatives of their group, with the normalizers of the whole batch.
+
+        tau / 2 mean_i exp(-alpha_i) g^_i + ...,  g^_i over the group, alpha_i over the batch
+
+    So it has the gradient of few negatives with the normalizers of many, which no staleness
+    spoils: the most that a better normalizer alone can gain.
+    """
+
+    def __init__(
+        self, embed_dim: int, normalizer: WholeBatchNormalizer, objective: Objective, size: int
+    ) -> None:
+        super().__init__(embed_dim, normalizer, objective, size)
+        self._whole = normalizer
+
+    def pair_loss(self, pairs: Pairs, logit_scale: Tensor, logit_bias: Tensor | None) -> Tensor:
+        self._whole.know(anchors_of(pairs, logit_scale.detach()).log_inner, self.size)
+        return super().pair_loss(pairs, logit_scale, logit_bias)
+
+
 class GroupedPool(GroupedBatch):
     """The same with a pool, whose gamma takes as long as with the whole batch of 64."""
 
@@ -227,16 +269,20 @@ class GroupedPool(GroupedBatch):
 
 
 class GroupedSettings(RGCLBatchSettings):
-    """Those of `rgcl_batch`, and the size of the groups."""
+    """Those of `rgcl_batch`, the size of the groups, and what their normalizers are over."""
 
     name: Literal["rgcl_groups"] = "rgcl_groups"
     group_size: int = GROUP
+    normalizers: Literal["group", "batch"] = "group"
 
 
 def _grouped(settings: GroupedSettings, run: RunFacts) -> GroupedBatch:
+    objective, size = robust_objective(settings), settings.group_size
+    if settings.normalizers == "batch":
+        whole = WholeBatchNormalizer(settings.epsilon)
+        return WholeNormalizers(run.embed_dim, whole, objective, size)
     normalizer = MinibatchNormalizer(settings.epsilon)
-    objective = robust_objective(settings)
-    return GroupedBatch(run.embed_dim, normalizer, objective, settings.group_size)
+    return GroupedBatch(run.embed_dim, normalizer, objective, size)
 
 
 GROUPED = "rgcl_groups"

@@ -190,8 +190,10 @@ def test_a_longer_run_has_more_passes_and_the_same_rate():
 
 def test_negatives_compare_a_batch_with_groups_of_it():
     line = Line("negatives", "icons", 256, ("rgcl_batch",), (0,))
-    whole, groups = cells_of(line, {})
+    whole, groups, shared = cells_of(line, {})
     assert whole == cell(RECIPES["rgcl_batch"], "icons", batch=256)
     assert groups.method == {**whole.method, "name": "rgcl_groups", "group_size": 64}
     assert replace(groups, method=whole.method, note=whole.note) == whole
+    assert shared.method == {**groups.method, "normalizers": "batch"}
+    assert replace(shared, method=groups.method, note=groups.note) == groups
     assert part("negatives", "icons", {}).evaluated == []

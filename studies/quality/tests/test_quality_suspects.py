@@ -223,6 +223,7 @@ def test_negatives_have_a_table_of_their_own():
         ["64", "15", "1", "30.0", "-20.0", "30.0", "-20.0"],
         ["256", "255", "0", "-", "-", "-", "-"],
         ["256", "63", "1", "60.0", "-", "60.0", "-"],
+        ["256", "63, normalizers of 255", "1", "60.0", "-", "60.0", "-"],
     ]
     assert "### Negatives of an anchor at the same steps" in tables(rows, {})
 

@@ -142,6 +142,31 @@ def test_groups_are_batches_of_their_own():
     )
 
 
+def test_groups_with_the_normalizers_of_the_whole_batch():
+    """Against the formula, in float64."""
+    generator = torch.Generator().manual_seed(4)
+    features = normalize(torch.randn(2, 48, WIDTH, generator=generator).double(), dim=-1)
+    loss = create_loss("rgcl_groups", embed_dim=WIDTH, normalizers="batch", rho=2.0, epsilon=0.0)
+    assert loss.predict_log_normalizers(*features, SCALE).isfinite().all()  # takes no part
+    found = gradients(loss, features, torch.arange(48))
+
+    given = features.clone().requires_grad_()
+    scale = torch.tensor(SCALE, dtype=torch.float64, requires_grad=True)
+    same = torch.eye(48, dtype=torch.bool)
+    apart = torch.block_diag(*torch.ones(3, 16, 16)) == 0
+    terms = []
+    for side in (given[0] @ given[1].T, given[1] @ given[0].T):
+        logits = scale * (side - side.diagonal()[:, None])
+        alpha = logits.detach().masked_fill(same, -torch.inf).logsumexp(1) - math.log(47)
+        group = logits.masked_fill(same | apart, -torch.inf).logsumexp(1) - math.log(15)
+        terms.append((group - alpha).exp() + alpha - 1)
+    value = torch.stack(terms).mean() / scale + 2.0 / scale
+    value.backward()
+    torch.testing.assert_close(found[0], given.grad)
+    torch.testing.assert_close(found[1].double(), scale.grad, rtol=1e-5, atol=1e-7)
+    assert found[2] == pytest.approx(float(value.detach()), rel=1e-6)
+
+
 def test_a_pool_takes_the_groups_one_after_the_other():
     generator = torch.Generator().manual_seed(3)
     plain, grouped = made("neuclip_pool", rho=0.0), made("pool_groups", rho=0.0)
