@@ -107,11 +107,13 @@ ORDER = (
     ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=("balanced", "two-sided", "groups16", "names", "names-mask", *BOUNDS),
+        labels=(
+            "balanced", "two-sided", "union4-aligned", "groups16", "names", "names-mask", *BOUNDS,
+        ),
     ),
     Line(
         "suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=("groups16", "names"),
+        labels=("union4-aligned", "groups16", "names"),
     ),
     Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-{NAMED}", *BOUNDS)),
     Line("equal", "glyphs7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),

@@ -204,6 +204,10 @@ SUSPECTS = (
         "union of the batch and four before it, rho 2, which push the batch", "union4-two-sided",
         _rho(2.0), name="pool_two_sided", **FEW_BATCHES,
     ),
+    _suspect(
+        "union of the batch and four before it, rho 2, which move with the batch",
+        "union4-aligned", _rho(2.0), name="pool_aligned", **FEW_BATCHES,
+    ),
     # Mixing by each anchor's variance; embeddings by momentum towers.
     _suspect("gamma by each anchor's variance", "variance-gamma", name="pool_variance_gamma"),
     _suspect("momentum towers fill the pool", "momentum0.995", name="pool_momentum"),

@@ -150,6 +150,25 @@ class TwoSidedPool(PoolWithTerm):
         return scale * (pairs.features * centre).sum(-1).flip(0)
 
 
+class AlignedPool(BalancedPool):
+    """The pool moves with the batch: anchors see its embeddings with the mean of the batch's own.
+
+        w_k + mean of the batch - mean of the pool,  normalised, for images and texts apart
+
+    Else embeddings can leave those of the pool behind by moving all together, which lowers the loss
+    and tells no pair from another: the positive moves along.
+    """
+
+    def _read(self, batch: GlobalBatch) -> NetworkOutput:
+        slots = self.ring.slots
+        held = slots[:, : self.ring.filled]
+        kept = held.clone()
+        held += batch.candidates.mean(1, keepdim=True) - held.mean(1, keepdim=True)
+        output = super()._read(batch)
+        held.copy_(kept)
+        return output
+
+
 class VarianceGamma(PoolNormalizer):
     """Gamma by the variance of each anchor's batch estimate, between gamma and 1.
 
@@ -287,6 +306,7 @@ def _grouped(settings: GroupedSettings, run: RunFacts) -> GroupedBatch:
 
 GROUPED = "rgcl_groups"
 POOL_VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
+    "pool_aligned": (AlignedPool, GlobalContrastiveLoss),
     "pool_balanced": (BalancedPool, GlobalContrastiveLoss),
     "pool_constant_temperature": (PoolNormalizer, ConstantTemperature),
     "pool_groups": (PoolNormalizer, GroupedPool),

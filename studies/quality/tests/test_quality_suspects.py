@@ -130,7 +130,15 @@ def test_rhos_are_points_of_the_grid_and_train_once():
 
 def test_captions_of_the_concept_alone_follow_the_data():
     named = [suspect for suspect in SUSPECTS if suspect.label.startswith("names")]
-    on_glyphs = {"balanced", "two-sided", "groups16", "names", "names-mask", *BOUNDS}
+    on_glyphs = {
+        "balanced",
+        "two-sided",
+        "union4-aligned",
+        "groups16",
+        "names",
+        "names-mask",
+        *BOUNDS,
+    }
     mine = [suspect for suspect in SUSPECTS if suspect.label in on_glyphs]
     assert part("suspects", "glyphs", {}).cells == [suspect.cell("glyphs") for suspect in mine]
     for suspect, (data, key) in product(named, (("glyphs", "name"), ("emoji", "concept"))):
