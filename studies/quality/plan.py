@@ -40,6 +40,8 @@ SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
 BOUNDS = ("bound0.05", "bound0.07", "bound0.09")
 """Suspects with a lower bound of the temperature; 0.09 also starts there, above the usual 0.07."""
+QUEUES = ("union4-aligned", "union16-aligned")
+"""Suspects with a queue that moves with the batch."""
 SECTIONS = (
     "untuned", "longer", "augmented", "bounded", "equal", "tuned", "memory", "published",
     "negatives", "suspects",
@@ -107,13 +109,11 @@ ORDER = (
     ),
     Line(
         "suspects", "glyphs", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=(
-            "balanced", "two-sided", "union4-aligned", "groups16", "names", "names-mask", *BOUNDS,
-        ),
+        labels=("balanced", "two-sided", *QUEUES, "groups16", "names", "names-mask", *BOUNDS),
     ),
     Line(
         "suspects", "icons", 64, ("neuclip_pool", "rgcl_batch"), (0,),
-        labels=("union4-aligned", "groups16", "names"),
+        labels=(*QUEUES, "groups16", "names"),
     ),
     Line("suspects", "icons", 64, ("neuclip_pool",), (0,), labels=(f"{BOUNDED}-{NAMED}", *BOUNDS)),
     Line("equal", "glyphs7", 64, ("neuclip_pool", "rgcl_batch"), (0,)),

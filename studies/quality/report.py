@@ -21,10 +21,11 @@ from studies.quality.development_report import (
     recipes_table,
     suspects_table,
 )
+from studies.quality.drift import drift_table
 from studies.quality.figures import figures
 from studies.quality.plan import ACCUMULATED, CHOOSING_ONLY, ORDER, SECTIONS, Rows, part
 from studies.quality.recipes import METHODS, RECIPES
-from studies.quality.rows import CONCEPTS, DEVELOPMENT, TEST, results_file
+from studies.quality.rows import CONCEPTS, DEVELOPMENT, DRIFT, TEST, results_file
 from studies.quality.summary import BLOCK, summary
 from studies.shared.compare import Scores, difference, in_points
 from studies.shared.tables import markdown, number, percent, save_figure, write_between
@@ -43,6 +44,7 @@ SETTINGS = {
     "memory": "A memory of 64 pairs: steps of 64, 256 and 1,024 pairs",
     "published": "The published form after its search",
 }
+DRIFT_TITLE = "How far embeddings move in training, pairs of the development splits"
 CONCEPTS_TITLE = "The part of the softmax on pairs of the anchor's own concept or caption"
 RIVAL = "fastclip_v3"
 """What the published form is compared with."""
@@ -57,7 +59,8 @@ def report(args: argparse.Namespace) -> None:
     """
     rows = results_file(args.results / DEVELOPMENT).read()
     tested = results_file(args.results / TEST).read()
-    text = tables(rows, tested, results_file(args.results / CONCEPTS).read())
+    others = [results_file(args.results / name).read() for name in (CONCEPTS, DRIFT)]
+    text = tables(rows, tested, *others)
     if args.document is None:
         print(text)
     else:
@@ -69,13 +72,16 @@ def report(args: argparse.Namespace) -> None:
             save_figure(figure, args.figures / f"quality_{name}.svg", dates(rows))
 
 
-def tables(rows: Rows, tested: Rows, measured: Rows | None = None) -> str:
+def tables(
+    rows: Rows, tested: Rows, measured: Rows | None = None, moved: Rows | None = None
+) -> str:
     """All tables as markdown, with what is missing.
 
     Args:
         rows: the development rows by cell.
         tested: the test rows by cell.
         measured: the rows of the command `concepts` by cell.
+        moved: the rows of the command `drift` by cell.
     """
     if not rows:
         return NOTHING
@@ -90,6 +96,7 @@ def tables(rows: Rows, tested: Rows, measured: Rows | None = None) -> str:
         (NEGATIVES_TITLE, negatives_table(rows)),
         (SUSPECTS_TITLE, suspects_table(rows)),
         (CONCEPTS_TITLE, concepts_table(measured or {})),
+        (DRIFT_TITLE, drift_table(moved or {})),
     ):
         if table:
             parts.append(f"### {title}\n\n{table}")

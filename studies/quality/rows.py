@@ -11,7 +11,8 @@ from studies.shared.results_file import ResultsFile
 
 FORMAT = 3
 ENTRIES = (*TRAINING, "studies.quality.measure")
-DEVELOPMENT, TEST, CONCEPTS = "development.jsonl", "test.jsonl", "concepts.jsonl"
+DEVELOPMENT, TEST = "development.jsonl", "test.jsonl"
+CONCEPTS, DRIFT = "concepts.jsonl", "drift.jsonl"
 
 
 def present_code() -> str:

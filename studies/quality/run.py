@@ -63,6 +63,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     concepts.add_argument("--out", type=Path, required=True, help="folder of the results")
     concepts.add_argument("--match", nargs="+", metavar="GLOB", help="only cells with such a name")
     add_same_code(concepts)
+    drift = commands.add_parser("drift", help="how far embeddings move within some steps")
+    add_data_flags(drift)
+    drift.add_argument("--out", type=Path, required=True, help="folder of the results")
+    drift.add_argument("--match", nargs="+", metavar="GLOB", required=True, help="these cells")
+    drift.add_argument("--passes", type=int, default=2, help="passes until then (default: 2)")
+    add_same_code(drift)
     cell = commands.add_parser("cell", help="train one cell (used by `run`)")
     cell.add_argument("spec", type=Path)
     return parser.parse_args(words)
@@ -144,6 +150,13 @@ def show_concepts(args: argparse.Namespace) -> None:
     concepts(args, opened(args))
 
 
+def show_drift(args: argparse.Namespace) -> None:
+    """The command `drift`."""
+    from studies.quality.drift import drift
+
+    drift(args, opened(args))
+
+
 def show_report(args: argparse.Namespace) -> None:
     """The command `report`."""
     from studies.quality.report import report
@@ -193,6 +206,7 @@ def main(words: list[str] | None = None) -> int:
         "plan": partial(show_plan, args),
         "final": partial(evaluate, args),
         "concepts": partial(show_concepts, args),
+        "drift": partial(show_drift, args),
         "report": partial(show_report, args),
     }
     return exit_code(commands[args.command], stoppable=args.command == "run")

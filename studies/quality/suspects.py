@@ -133,10 +133,14 @@ def _passes(share: float) -> Callable[[DataSet], float]:
     return lambda data: share * data.passes
 
 
-FEW_BATCHES: Mapping[str, Value] = {
-    "pool_size": 4 * BATCH, "gradient": "union", "gamma": 0.2, "gamma_schedule": "final",
-}  # fmt: skip
-"""A queue of four batches: with the batch's own, an anchor has 319 negatives of equal weight."""
+def _queue(batches: int) -> Mapping[str, Value]:
+    """A union with a queue of some batches, whose embeddings weigh as much as the batch's own."""
+    return {
+        "pool_size": batches * BATCH, "gradient": "union", "gamma": 1 / (batches + 1),
+        "gamma_schedule": "final",
+    }  # fmt: skip
+
+
 AS_ON_GLYPHS = {"pool_size": 8192 / GLYPHS.about, "gradient_size": 2048 / GLYPHS.about}
 """The pool and the gradient's part of it, as shares of the glyphs, on which they were chosen."""
 
@@ -194,19 +198,29 @@ SUSPECTS = (
         temperature_min=0.07,
     ),
     _suspect(
-        "union of the batch and four before it, rho 2", "union4", _rho(2.0), **FEW_BATCHES,
+        "union of the batch and four before it, rho 2", "union4", _rho(2.0), **_queue(4),
     ),
     _suspect(
         "union of the batch and four before it, rho 2, positives constant in its gradient",
-        "union4-balanced", _rho(2.0), name="pool_balanced", **FEW_BATCHES,
+        "union4-balanced", _rho(2.0), name="pool_balanced", **_queue(4),
     ),
     _suspect(
         "union of the batch and four before it, rho 2, which push the batch", "union4-two-sided",
-        _rho(2.0), name="pool_two_sided", **FEW_BATCHES,
+        _rho(2.0), name="pool_two_sided", **_queue(4),
     ),
     _suspect(
         "union of the batch and four before it, rho 2, which move with the batch",
-        "union4-aligned", _rho(2.0), name="pool_aligned", **FEW_BATCHES,
+        "union4-aligned", _rho(2.0), name="pool_aligned", **_queue(4),
+    ),
+    _suspect(
+        "union of the batch and sixteen before it, rho 2, which move with the batch",
+        "union16-aligned", _rho(2.0), name="pool_aligned",
+        **_queue(16),
+    ),
+    _suspect(
+        "union of the batch and sixteen before it, rho 3.5, which move with the batch",
+        "union16-aligned", _rho(3.5), name="pool_aligned",
+        **_queue(16),
     ),
     # Mixing by each anchor's variance; embeddings by momentum towers.
     _suspect("gamma by each anchor's variance", "variance-gamma", name="pool_variance_gamma"),
