@@ -40,7 +40,7 @@ SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
 """The methods whose recipes have suspects."""
 BOUNDS = ("bound0.05", "bound0.07", "bound0.09")
 """Suspects with a lower bound of the temperature; 0.09 also starts there, above the usual 0.07."""
-QUEUES = ("union4-aligned", "union16-aligned")
+QUEUES = ("union4-aligned", "union4-aligned-two-sided", "union16-aligned")
 """Suspects with a queue that moves with the batch."""
 SECTIONS = (
     "untuned", "longer", "augmented", "bounded", "equal", "tuned", "memory", "published",

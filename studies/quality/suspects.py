@@ -213,6 +213,10 @@ SUSPECTS = (
         "union4-aligned", _rho(2.0), name="pool_aligned", **_queue(4),
     ),
     _suspect(
+        "union of the batch and four before it, rho 2, which move with the batch and push it",
+        "union4-aligned-two-sided", _rho(2.0), name="pool_aligned_two_sided", **_queue(4),
+    ),
+    _suspect(
         "union of the batch and sixteen before it, rho 2, which move with the batch",
         "union16-aligned", _rho(2.0), name="pool_aligned",
         **_queue(16),

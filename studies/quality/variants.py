@@ -134,12 +134,16 @@ class TwoSidedPool(PoolWithTerm):
             self.log_partition[:, rows] = own[:, first : first + rows.stop - rows.start]
         return found
 
+    def candidates(self, anchors: Anchors) -> Tensor:
+        """The embeddings that push, [2, slots, dim], texts first."""
+        return self.ring.slots
+
     def term(self, anchors: Anchors) -> Tensor:
         """e1_i . sum_k p2_ki e2_k / tau beside the text anchor i, and the same for the images."""
         pairs, scale = anchors.pairs, anchors.logit_scale.detach()
         newest = min(self.settings.gradient_size or self.ring.shard.size, self.ring.filled)
         rows = torch.cat([torch.arange(r.start, r.stop) for r in self.ring.newest(newest)])
-        others = self.ring.slots[:, rows]
+        others = self.candidates(anchors)[:, rows]
         with torch.no_grad():
             logits = scale * pairs.features @ others.mT - self.log_partition[:, None, rows]
             if pairs.sample_ids is not None:
@@ -150,7 +154,7 @@ class TwoSidedPool(PoolWithTerm):
         return scale * (pairs.features * centre).sum(-1).flip(0)
 
 
-class AlignedPool(BalancedPool):
+class MovingPool(PoolNormalizer):
     """The pool moves with the batch: anchors see its embeddings with the mean of the batch's own.
 
         w_k + mean of the batch - mean of the pool,  normalised, for images and texts apart
@@ -159,14 +163,35 @@ class AlignedPool(BalancedPool):
     and tells no pair from another: the positive moves along.
     """
 
-    def _read(self, batch: GlobalBatch) -> NetworkOutput:
+    def moved(self, candidates: Tensor) -> Tensor:
+        """All slots, moved; those that hold nothing yet are not looked at.
+
+        Args:
+            candidates: the embeddings of the batch, texts first: [2, batch, dim].
+        """
         slots = self.ring.slots
         held = slots[:, : self.ring.filled]
-        kept = held.clone()
-        held += batch.candidates.mean(1, keepdim=True) - held.mean(1, keepdim=True)
+        return slots + candidates.mean(1, keepdim=True) - held.mean(1, keepdim=True)
+
+    def _read(self, batch: GlobalBatch) -> NetworkOutput:
+        kept = self.ring.slots.clone()
+        self.ring.slots.copy_(self.moved(batch.candidates))
         output = super()._read(batch)
-        held.copy_(kept)
+        self.ring.slots.copy_(kept)
         return output
+
+
+class AlignedPool(MovingPool, BalancedPool):
+    """A pool that moves with the batch, with positives that are constants in its gradient."""
+
+
+class AlignedTwoSidedPool(MovingPool, TwoSidedPool):
+    """A pool that moves with the batch and pushes it."""
+
+    def candidates(self, anchors: Anchors) -> Tensor:
+        """The slots, moved."""
+        moved = self.moved(anchors.pairs.features.detach().flip(0))
+        return torch.nn.functional.normalize(moved, dim=-1)
 
 
 class VarianceGamma(PoolNormalizer):
@@ -307,6 +332,7 @@ def _grouped(settings: GroupedSettings, run: RunFacts) -> GroupedBatch:
 GROUPED = "rgcl_groups"
 POOL_VARIANTS: Mapping[str, tuple[type[PoolNormalizer], MakeLoss]] = {
     "pool_aligned": (AlignedPool, GlobalContrastiveLoss),
+    "pool_aligned_two_sided": (AlignedTwoSidedPool, GlobalContrastiveLoss),
     "pool_balanced": (BalancedPool, GlobalContrastiveLoss),
     "pool_constant_temperature": (PoolNormalizer, ConstantTemperature),
     "pool_groups": (PoolNormalizer, GroupedPool),
