@@ -2,7 +2,8 @@
 
 A queue holds embeddings of earlier steps. If all embeddings rotate together, pairs of today look as
 they did, and the queue does not. So the move of an embedding since an earlier step is measured as
-it is, and after the rotation that brings all of them nearest to their old places.
+it is, and after the rotation (or reflection) that brings all of them nearest to their old places.
+Where all embeddings are in one point, such a rotation always exists.
 
 The command trains a cell for its first passes, keeps a checkpoint of every few steps, and encodes
 the pairs of the development splits with the newest and with earlier ones.
@@ -92,7 +93,7 @@ def _others(anchors: Tensor, candidates: Tensor) -> float:
 
 
 def moves(cell: Cell, folder: DataFolder, passes: int) -> tuple[int, list[Move]]:
-    """Trains a cell for some passes; the step of its newest checkpoint, and the moves until then.
+    """Trains a cell for some passes; the step of its newest checkpoint, and the moves up to it.
 
     Args:
         cell: the run.

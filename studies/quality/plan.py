@@ -62,7 +62,7 @@ class Line:
             pairs than the memory holds (64), by accumulation; `published`: a search over the
             settings of `neuclip` at seed 0, and its best at other seeds; `negatives`: steps of a
             batch whose anchors have all of it as negatives, groups of 64 alone, or such groups
-            with the normalizers of the batch; `suspects`: the recipes with one change each.
+            with the normalizers of the batch; `suspects`: changed recipes.
         data: name of the data set.
         batch: pairs in a step.
         methods: in order.

@@ -1,4 +1,4 @@
-"""The suspects: one change each to a recipe, where a better normalizer may win or lose.
+"""The suspects: changed recipes, where a better normalizer may win or lose.
 
 `predictions.md` has what was expected of each, written before it ran. They choose on the
 development splits; no test split evaluates them.
@@ -198,31 +198,31 @@ SUSPECTS = (
         temperature_min=0.07,
     ),
     _suspect(
-        "union of the batch and four before it, rho 2", "union4", _rho(2.0), **_queue(4),
+        "union of the batch and a queue of four, rho 2", "union4", _rho(2.0), **_queue(4),
     ),
     _suspect(
-        "union of the batch and four before it, rho 2, positives constant in its gradient",
+        "union of the batch and a queue of four, rho 2; positives constant in the queue's part",
         "union4-balanced", _rho(2.0), name="pool_balanced", **_queue(4),
     ),
     _suspect(
-        "union of the batch and four before it, rho 2, which push the batch", "union4-two-sided",
-        _rho(2.0), name="pool_two_sided", **_queue(4),
+        "union of the batch and a queue of four, rho 2; the queue pushes the batch",
+        "union4-two-sided", _rho(2.0), name="pool_two_sided", **_queue(4),
     ),
     _suspect(
-        "union of the batch and four before it, rho 2, which move with the batch",
+        "union of the batch and a queue of four, rho 2; the queue moves along, positives constant",
         "union4-aligned", _rho(2.0), name="pool_aligned", **_queue(4),
     ),
     _suspect(
-        "union of the batch and four before it, rho 2, which move with the batch and push it",
+        "union of the batch and a queue of four, rho 2; the queue moves along and pushes it",
         "union4-aligned-two-sided", _rho(2.0), name="pool_aligned_two_sided", **_queue(4),
     ),
     _suspect(
-        "union of the batch and sixteen before it, rho 2, which move with the batch",
+        "union of the batch and a queue of sixteen, rho 2; it moves along, positives constant",
         "union16-aligned", _rho(2.0), name="pool_aligned",
         **_queue(16),
     ),
     _suspect(
-        "union of the batch and sixteen before it, rho 3.5, which move with the batch",
+        "union of the batch and a queue of sixteen, rho 3.5; it moves along, positives constant",
         "union16-aligned", _rho(3.5), name="pool_aligned",
         **_queue(16),
     ),

@@ -155,16 +155,16 @@ class TwoSidedPool(PoolWithTerm):
 
 
 class MovingPool(PoolNormalizer):
-    """The pool moves with the batch: anchors see its embeddings with the mean of the batch's own.
+    """The pool's embeddings are shifted so that their mean is the batch's, then normalised.
 
-        w_k + mean of the batch - mean of the pool,  normalised, for images and texts apart
+        w_k + mean of the batch - mean of the pool,  for images and texts apart
 
-    Else embeddings can leave those of the pool behind by moving all together, which lowers the loss
-    and tells no pair from another: the positive moves along.
+    Without this, all embeddings can rotate away from the pool together. That lowers the loss
+    without telling any pair from another: positives rotate along.
     """
 
     def moved(self, candidates: Tensor) -> Tensor:
-        """All slots, moved; those that hold nothing yet are not looked at.
+        """All slots, shifted and not yet normalised; empty ones are shifted, too, but never read.
 
         Args:
             candidates: the embeddings of the batch, texts first: [2, batch, dim].
@@ -182,11 +182,15 @@ class MovingPool(PoolNormalizer):
 
 
 class AlignedPool(MovingPool, BalancedPool):
-    """A pool that moves with the batch, with positives that are constants in its gradient."""
+    """A pool that moves with the batch; positives are constants in the gradient through it."""
 
 
 class AlignedTwoSidedPool(MovingPool, TwoSidedPool):
-    """A pool that moves with the batch and pushes it."""
+    """A pool that moves with the batch and pushes it.
+
+    Positives are not constants. Each slot keeps its log-partition from when it entered, against
+    the pool as shifted then.
+    """
 
     def candidates(self, anchors: Anchors) -> Tensor:
         """The slots, moved."""
@@ -288,8 +292,8 @@ class WholeNormalizers(GroupedBatch):
 
         tau / 2 mean_i exp(-alpha_i) g^_i + ...,  g^_i over the group, alpha_i over the batch
 
-    So it has the gradient of few negatives with the normalizers of many, which no staleness
-    spoils: the most that a better normalizer alone can gain.
+    So it has the gradient of few negatives with the normalizers of many, which are not stale: what
+    the normalizers of the larger batch alone gain.
     """
 
     def __init__(

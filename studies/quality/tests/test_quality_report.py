@@ -20,7 +20,7 @@ from studies.quality.figures import (
 from studies.quality.plan import Line, cells_of, part
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import NOTHING, RESULTS, WRITER, report, section_table, tables
-from studies.quality.rows import CONCEPTS, DEVELOPMENT, TEST, results_file
+from studies.quality.rows import CONCEPTS, DEVELOPMENT, DRIFT, TEST, results_file
 from studies.quality.summary import BLOCK, summary
 from studies.shared.compare import QUANTILES, difference
 from studies.shared.tables import between_markers
@@ -252,7 +252,7 @@ def test_nothing_is_reported_before_the_first_run():
 
 def test_the_page_shows_the_committed_results():
     page = RESULTS.parent / "README.md"
-    files = (DEVELOPMENT, TEST, CONCEPTS)
+    files = (DEVELOPMENT, TEST, CONCEPTS, DRIFT)
     text = tables(*(results_file(RESULTS / name).read() for name in files))
     content = page.read_text(encoding="utf-8")
     written = between_markers(content, text + "\n", page, WRITER, "the study")

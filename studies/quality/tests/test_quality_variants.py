@@ -183,7 +183,9 @@ def test_a_pool_takes_the_groups_one_after_the_other():
     assert grouped.normalizer.gamma.end == 4 * plain.normalizer.gamma.end
 
 
-def by_loops(kind: str, batches_seen: list[torch.Tensor], gamma: float) -> torch.Tensor:
+def by_loops(
+    kind: str, batches_seen: list[torch.Tensor], gamma: float, *, union: bool = False
+) -> torch.Tensor:
     """The gradient of the last batch of neighbouring pairs, in float64; rho and epsilon are 0.
 
     The pool holds all earlier batches; every batch has pairs of its own.
@@ -213,8 +215,9 @@ def by_loops(kind: str, batches_seen: list[torch.Tensor], gamma: float) -> torch
         fresh = sum(
             ((anchor @ others[j] - anchor @ partner) * SCALE).exp() for j in range(BATCH) if j != i
         ) / (BATCH - 1)
-        alpha = ((1 - gamma) * predicted.exp() + gamma * fresh.detach()).log()
-        total = total + ((-alpha).exp() * fresh + alpha - 1) / (2 * BATCH * SCALE)
+        alpha = ((1 - gamma) * predicted.exp() + gamma * (fresh if union else fresh.detach())).log()
+        term = alpha if union else (-alpha).exp() * fresh + alpha - 1
+        total = total + term / (2 * BATCH * SCALE)
     total.backward()
     return features.grad
 
@@ -241,14 +244,15 @@ def log_normalizers(kind: str, batches_seen: list[torch.Tensor], gamma: float):
     return found
 
 
+@pytest.mark.parametrize("gradient", ["full", "union"])
 @pytest.mark.parametrize(
     "kind",
     ["neuclip_pool", "pool_aligned", "pool_aligned_two_sided", "pool_balanced", "pool_two_sided"],
 )
-def test_the_gradient_through_the_pool_is_that_of_the_formula(kind):
-    found = last_step(kind, rho=0.0, gamma_schedule="final", epsilon=0.0)
-    expected = by_loops(kind, batches(4), 0.4)
+def test_the_gradient_through_the_pool_is_that_of_the_formula(kind, gradient):
+    settings = {"rho": 0.0, "gamma_schedule": "final", "epsilon": 0.0, "gradient": gradient}
+    found = last_step(kind, **settings)
+    expected = by_loops(kind, batches(4), 0.4, union=gradient == "union")
     torch.testing.assert_close(found[0].double(), expected, rtol=1e-4, atol=1e-6)
     if "aligned" not in kind:  # the others have the values of the pool
-        plain = last_step("neuclip_pool", rho=0.0, gamma_schedule="final")
-        assert found[2] == pytest.approx(plain[2])
+        assert found[2] == pytest.approx(last_step("neuclip_pool", **settings)[2])
