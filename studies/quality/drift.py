@@ -162,7 +162,10 @@ def drift(args: argparse.Namespace, folders: Mapping[str, DataFolder]) -> None:
     ]  # fmt: skip
     if not cells:
         raise UserError("no cell of these data has a name that --match asks for")
-    for cell in (cell for cell in cells if cell.name not in measured.read()):
+    for cell in cells:
+        if (row := measured.read().get(cell.name)) is not None:
+            say(f"{cell.name} was measured at step {row['step']} before: for others, another --out")
+            continue
         folder = folders[cell.data_set]
         step, found = moves(cell, folder, args.passes)
         row = {**asdict(cell), "cell": cell.name, "data": folder.digest, **facts()}

@@ -133,14 +133,20 @@ def _passes(share: float) -> Callable[[DataSet], float]:
     return lambda data: share * data.passes
 
 
-def _queue(batches: int) -> Mapping[str, Value]:
+def _union(
+    batches: int, change: str = "", label: str = "", rho: float = 2.0, **settings: Value
+) -> Suspect:
     """A union with a queue of some batches, whose embeddings weigh as much as the batch's own."""
-    return {
-        "pool_size": batches * BATCH, "gradient": "union", "gamma": 1 / (batches + 1),
-        "gamma_schedule": "final",
-    }  # fmt: skip
+    words = [f"union with a queue of {batches} batches, rho {rho:g}", change]
+    labels = [f"union{batches}", label]
+    return _suspect(
+        "; ".join(filter(None, words)), "-".join(filter(None, labels)),
+        _rho(rho), pool_size=batches * BATCH, gradient="union", gamma=1 / (batches + 1),
+        gamma_schedule="final", **settings,
+    )  # fmt: skip
 
 
+ALONG = "the queue moves along, positives constant in its part"
 AS_ON_GLYPHS = {"pool_size": 8192 / GLYPHS.about, "gradient_size": 2048 / GLYPHS.about}
 """The pool and the gradient's part of it, as shares of the glyphs, on which they were chosen."""
 
@@ -197,35 +203,16 @@ SUSPECTS = (
         "union, temperature of 0.07 or more", "bound0.07-union", gradient="union",
         temperature_min=0.07,
     ),
-    _suspect(
-        "union of the batch and a queue of four, rho 2", "union4", _rho(2.0), **_queue(4),
+    _union(4),
+    _union(4, "positives constant in the queue's part", "balanced", name="pool_balanced"),
+    _union(4, "the queue pushes the batch", "two-sided", name="pool_two_sided"),
+    _union(4, ALONG, "aligned", name="pool_aligned"),
+    _union(
+        4, "the queue moves along and pushes the batch", "aligned-two-sided",
+        name="pool_aligned_two_sided",
     ),
-    _suspect(
-        "union of the batch and a queue of four, rho 2; positives constant in the queue's part",
-        "union4-balanced", _rho(2.0), name="pool_balanced", **_queue(4),
-    ),
-    _suspect(
-        "union of the batch and a queue of four, rho 2; the queue pushes the batch",
-        "union4-two-sided", _rho(2.0), name="pool_two_sided", **_queue(4),
-    ),
-    _suspect(
-        "union of the batch and a queue of four, rho 2; the queue moves along, positives constant",
-        "union4-aligned", _rho(2.0), name="pool_aligned", **_queue(4),
-    ),
-    _suspect(
-        "union of the batch and a queue of four, rho 2; the queue moves along and pushes it",
-        "union4-aligned-two-sided", _rho(2.0), name="pool_aligned_two_sided", **_queue(4),
-    ),
-    _suspect(
-        "union of the batch and a queue of sixteen, rho 2; it moves along, positives constant",
-        "union16-aligned", _rho(2.0), name="pool_aligned",
-        **_queue(16),
-    ),
-    _suspect(
-        "union of the batch and a queue of sixteen, rho 3.5; it moves along, positives constant",
-        "union16-aligned", _rho(3.5), name="pool_aligned",
-        **_queue(16),
-    ),
+    _union(16, ALONG, "aligned", name="pool_aligned"),
+    _union(16, ALONG, "aligned", 3.5, name="pool_aligned"),
     # Mixing by each anchor's variance; embeddings by momentum towers.
     _suspect("gamma by each anchor's variance", "variance-gamma", name="pool_variance_gamma"),
     _suspect("momentum towers fill the pool", "momentum0.995", name="pool_momentum"),

@@ -56,6 +56,7 @@ def test_the_command_on_small_data(demo_dir, tmp_path, monkeypatch, capsys):
     assert f"1 pass of {name}: 5 steps" in capsys.readouterr().err
     for _ in range(2):  # nothing is measured twice
         assert run_module.main([*words, name]) == 0
+    assert f"{name} was measured at step 11 before" in capsys.readouterr().out
     (line,) = (tmp_path / DRIFT).read_text(encoding="utf-8").splitlines()
     row = json.loads(line)
     assert row["step"] == 11  # of the twelve, the last is an epoch's
