@@ -16,6 +16,7 @@ from neuclip.catalogue.cost import (
     FLOAT,
     Cost,
     Setup,
+    aligned_queue,
     groups,
     hard_negatives,
     learned_thresholds,
@@ -29,6 +30,7 @@ from neuclip.catalogue.cost import (
 from neuclip.catalogue.moco import MomentumContrastSettings
 from neuclip.catalogue.neuclip import MAX_POOL, POOL_BATCHES
 from neuclip.catalogue.registry import METHODS
+from neuclip.catalogue.rgcl_queue import RGCLQueueSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- tables: written by scripts/scaling_table.py -->\n", "<!-- /tables -->"
@@ -67,6 +69,12 @@ def default_queue(setup: Setup) -> Cost:
     return momentum_contrast(replace(setup, prototypes=size))
 
 
+def default_aligned_queue(setup: Setup) -> Cost:
+    """`rgcl_queue` at its default size."""
+    size = RGCLQueueSettings.size_for_batch(setup.batch)
+    return aligned_queue(replace(setup, prototypes=size))
+
+
 def towers(setup: Setup) -> Cost:
     """ViT-B/32 under DDP: forward and backward, gradients in float32."""
     return Cost(
@@ -77,6 +85,9 @@ def towers(setup: Setup) -> Cost:
 COSTS: dict[str, Callable[[Setup], Cost]] = {
     **{name: info.cost for name, info in METHODS.items() if info.cost is not None},
     "neuclip, full or union": lambda setup: softmax_loss(setup) + prototypes(setup, through=True),
+    "rgcl_queue, moments": lambda setup: (
+        aligned_queue(setup) + Cost(reduced=2 * setup.dim * FLOAT, messages=1)
+    ),
     "fastclip_v3, GloFND": lambda setup: (
         softmax_loss(setup) + table(setup, 2) + learned_thresholds(setup)
     ),
@@ -97,6 +108,7 @@ SHOWN = {
     "amorlip": COSTS["amorlip"],
     "infonce_queue": default_pool,
     "moco": default_queue,
+    "rgcl_queue": default_aligned_queue,
     "neuclip_pool": default_pool,
     "neuclip": COSTS["neuclip"],
     "neuclip, full or union": COSTS["neuclip, full or union"],

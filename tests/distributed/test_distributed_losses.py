@@ -67,6 +67,8 @@ TASKS = {name: task(name) for name in METHODS} | {
     "glofnd-table": task("isogclr", **GLOFND, glofnd_lr=0.6),
     "glofnd-pool": task("neuclip_pool", gradient_size=7, **GLOFND),
     "glofnd-queue": task("infonce_queue", queue_size=4, **GLOFND),
+    "queue-moments": task("infonce_queue", queue_alignment="moments", queue_positives="anchor"),
+    "glofnd-rgcl-queue": task("rgcl_queue", queue_size=5, **GLOFND),
     "amorlip-js": task("amorlip", amortization="js_div", fit_previous=False),
     "amorlip-kl": task("amorlip", amortization="kl_div_asym"),
 }
@@ -112,7 +114,16 @@ def test_several_ranks_equal_one_process(pool, case, size):
 
 
 @pytest.mark.parametrize(
-    "case", [*METHODS, "pool-newest", "scent-drrho", "glofnd-table", "glofnd-pool", "glofnd-queue"]
+    "case",
+    [
+        *METHODS,
+        "pool-newest",
+        "scent-drrho",
+        "glofnd-table",
+        "glofnd-pool",
+        "glofnd-queue",
+        "glofnd-rgcl-queue",
+    ],
 )
 def test_several_ranks_with_groups_weights_and_hard_negatives_equal_one_process(pool, case):
     """One process equals the double loops of tests/numerics/test_batch_options.py."""

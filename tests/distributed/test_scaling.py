@@ -28,6 +28,7 @@ CASES["fastclip_v3, GloFND"] = task("fastclip_v3", glofnd_alpha=0.2, glofnd_star
 CASES["neuclip_pool, GloFND"] = task(
     "neuclip_pool", pool_size=PROTOTYPES, glofnd_alpha=0.2, glofnd_start=1.0
 )
+CASES["rgcl_queue, moments"] = task("rgcl_queue", queue_size=PROTOTYPES, queue_alignment="moments")
 CASES |= {
     name: task(name, **memory) for name in METHODS if (memory := small_memory(name, PROTOTYPES))
 }

@@ -246,22 +246,86 @@ def pool_method(
     return step.mean(step.surrogate(inners, alpha, epsilon))
 
 
-def queue_method(step: Step, memory: Memory, size: int, warm_up: int) -> Tensor:
+@dataclass(frozen=True)
+class QueueForm:
+    """How a queue takes part: the settings queue_size, queue_alignment and queue_positives."""
+
+    size: int
+    alignment: str
+    positives: str
+
+
+def followed(step: Step, memory: Memory, alignment: str) -> list[Tensor]:
+    """The queue as a batch's anchors see it, [2, dim] each, texts first."""
+    held = [embeddings for embeddings, _, _ in memory.pool]
+    if alignment == "none" or not held:
+        return held
+    moved = [each.clone() for each in held]
+    for side in (0, 1):
+        for d in range(step.features.shape[-1]):
+            there = [float(step.features[1 - side, j, d].detach()) for j in range(len(step))]
+            here = [float(each[side, d]) for each in held]
+            wanted, found = sum(there) / len(there), sum(here) / len(here)
+            factor = 1.0
+            if alignment == "moments":
+                spread = sum((x - wanted) ** 2 for x in there) / len(there)
+                present = sum((x - found) ** 2 for x in here) / len(here)
+                factor = math.sqrt(spread / present)
+            for each, x in zip(moved, here, strict=True):
+                each[side, d] = wanted + factor * (x - found)
+    return [each / each.norm(dim=-1, keepdim=True) for each in moved]
+
+
+def queue_terms(
+    step: Step, memory: Memory, form: QueueForm, side: int, i: int
+) -> tuple[list[Tensor], int]:
+    """exp((e_i . q - s_ii) / tau) of the queue that is left to an anchor; what a mean is over."""
+    own, other = step.features[side, i], step.features[1 - side, i]
+    positive = own @ (other.detach() if form.positives == "anchor" else other)
+    found, left_out = [], 0
+    held = followed(step, memory, form.alignment)
+    for embeddings, (_, sample, groups) in zip(held, memory.pool, strict=True):
+        grouped = groups is not None and share_a_group(step.groups[i], groups)
+        if sample == step.ids[i] or grouped:
+            left_out += step.groups is not None
+        elif step.above(side, i, embeddings[side]):
+            left_out += 1
+        else:
+            found.append(torch.exp((embeddings[side] @ own - positive) * step.scale))
+    return found, len(held) - left_out
+
+
+def queue_method(step: Step, memory: Memory, form: QueueForm, warm_up: int) -> Tensor:
     """Cross-entropy over the batch and the queue; the batch then enters the queue."""
     terms: Values = [[], []]
     for side in (0, 1):
         for i in range(len(step)):
-            found = list(step.similarities(side, i))
-            for embeddings, sample, groups in memory.pool if memory.step >= warm_up else ():
-                own = sample == step.ids[i]
-                if own or (groups is not None and share_a_group(step.groups[i], groups)):
-                    continue
-                if step.above(side, i, embeddings[side]):
-                    continue
-                found.append(embeddings[side] @ step.features[side, i])
-            logits = torch.stack([step.positive(i), *found]) * step.scale
-            terms[side].append(torch.logsumexp(logits, 0) - logits[0])
-    remember(step, memory, size)
+            margins = step.similarities(side, i) - step.positive(i)
+            total = 1 + torch.exp(margins * step.scale).sum()
+            if memory.step >= warm_up:
+                total = total + sum(queue_terms(step, memory, form, side, i)[0])
+            terms[side].append(torch.log(total))
+    remember(step, memory, form.size)
+    return step.mean(terms)
+
+
+def mean_over_both(
+    step: Step, memory: Memory, form: QueueForm, epsilon: float, *, over_batch: bool = False
+) -> Tensor:
+    """Log(eps + g), g the mean over batch and queue; anchors need a negative in the batch.
+
+    Args:
+        over_batch: of n negatives in the batch, the sum counts n / (n + 1) times.
+    """
+    terms: Values = [[], []]
+    for side in (0, 1):
+        for i in range(len(step)):
+            margins = step.similarities(side, i) - step.positive(i)
+            n = len(margins)
+            total = torch.exp(margins * step.scale).sum() * (n / (n + 1) if over_batch else 1)
+            beside, count = queue_terms(step, memory, form, side, i)
+            total = (total + sum(beside)) / max(n + count, 1)
+            terms[side].append(torch.log(epsilon + total) if n else None)
     return step.mean(terms)
 
 
@@ -308,16 +372,19 @@ def learned_bounds(
     return bounds
 
 
-def queue_bounds(step: Step, memory: Memory, alpha: float) -> list[list[float]] | None:
+def queue_bounds(
+    step: Step, memory: Memory, alpha: float, alignment: str
+) -> list[list[float]] | None:
     """The similarity to the queue that floor(alpha n) of its n negatives exceed."""
     if not memory.pool:
         return None
     bounds: list[list[float]] = [[], []]
+    held = followed(step, memory, alignment)
     for side in (0, 1):
         for i, sample in enumerate(step.ids):
             found = [
                 float(embeddings[side] @ step.features[side, i].detach())
-                for embeddings, other, groups in memory.pool
+                for embeddings, (_, other, groups) in zip(held, memory.pool, strict=True)
                 if other != sample and (groups is None or not share_a_group(step.groups[i], groups))
             ]
             found.sort(reverse=True)

@@ -1,11 +1,13 @@
 """Groups, pair weights and hard negatives: every method against double loops, in float64."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 from naive_options import (
     Memory,
+    QueueForm,
     Step,
     Values,
     averages,
@@ -15,6 +17,7 @@ from naive_options import (
     learned_bounds,
     log_partitions,
     log_plus,
+    mean_over_both,
     moco_method,
     openclip,
     over_batch,
@@ -22,6 +25,7 @@ from naive_options import (
     predicted,
     queue_bounds,
     queue_method,
+    remember,
     scent_rate,
     siglip,
     table_method,
@@ -62,6 +66,14 @@ VARIANTS = {name: (name, {}) for name in METHODS} | {
     "queue_glofnd": ("infonce_queue", {"queue_size": 30, **GLOFND}),
     "pool_newest_glofnd": ("neuclip_pool", {"gradient_size": 3, **GLOFND}),
     "queue_at_once": ("infonce_queue", {"queue_warm_up": 0, "queue_size": 30}),
+    "queue_aligned": (
+        "infonce_queue",
+        {"queue_size": 30, "queue_alignment": "moments", "queue_positives": "anchor"},
+    ),
+    "rgcl_queue_none": ("rgcl_queue", {"queue_alignment": "none", "queue_positives": "pair"}),
+    "rgcl_queue_moments": ("rgcl_queue", {"queue_size": 30, "queue_alignment": "moments"}),
+    "rgcl_queue_drrho": ("rgcl_queue", {"objective_scale": "drrho"}),
+    "rgcl_queue_glofnd": ("rgcl_queue", {"queue_size": 30, **GLOFND}),
     "moco_partly_filled": ("moco", {"queue_size": 30}),
 }
 
@@ -134,7 +146,8 @@ class Reference:
         if "glofnd_lr" in self.settings:
             bounds = learned_bounds(step, self.memory, number, alpha, self.settings["glofnd_lr"])
         else:
-            bounds = queue_bounds(step, self.memory, alpha)
+            alignment = self.settings.get("queue_alignment", "none")
+            bounds = queue_bounds(step, self.memory, alpha, alignment)
         return dataclasses.replace(step, bounds=bounds)
 
     def __call__(self, step: Step) -> Tensor:
@@ -142,9 +155,7 @@ class Reference:
         if self.name in {"openclip", "siglip"}:
             return {"openclip": openclip, "siglip": siglip}[self.name](step)
         if self.name == "infonce_queue":
-            return queue_method(
-                step, self.memory, self.settings["queue_size"], self.settings["queue_warm_up"]
-            )
+            return queue_method(step, self.memory, self.queue, self.settings["queue_warm_up"])
         if self.name == "moco":
             keys = keys_for(self.loss, step.features)["key_features"]
             return moco_method(step, keys, self.memory, self.settings["queue_size"])
@@ -155,11 +166,30 @@ class Reference:
         tau = 1 / step.scale
         if self.name == "neuclip":
             return tau * self.neuclip(step) + RHO * tau
+        if self.name == "rgcl_queue":
+            return self.rgcl_queue(step)
         if self.name == "neuclip_pool":
             gamma = self.loss.normalizer.gamma.at(self.memory.step, -(-POOL // COUNT))
             newest = self.settings["gradient_size"] or POOL
             return tau * pool_method(step, self.memory, gamma, POOL, newest, EPSILON) + RHO * tau
         return self.table(step)
+
+    @property
+    def queue(self) -> QueueForm:
+        settings = self.settings
+        return QueueForm(
+            settings["queue_size"], settings["queue_alignment"], settings["queue_positives"]
+        )
+
+    def rgcl_queue(self, step: Step) -> Tensor:
+        drrho = self.settings.get("objective_scale") == "drrho"
+
+        def value(step: Step) -> Tensor:
+            return mean_over_both(step, self.memory, self.queue, EPSILON, over_batch=drrho)
+
+        mean = both_sides(value, step) if drrho else value(step)
+        remember(step, self.memory, self.queue.size)
+        return mean / step.scale + RHO / step.scale
 
     def rate(self):
         if self.name == "scent":
@@ -192,16 +222,10 @@ class Reference:
             alpha = log_plus(averages(step, fresh, memory, self.rate()), EPSILON)
             return step.mean(step.surrogate(inners, alpha, EPSILON))
 
-        twin = Memory(dict(self.memory.table), step=self.memory.step)
-        by_features = value(dataclasses.replace(step, scale=step.scale.detach()), twin)
-        fixed = dataclasses.replace(
-            step,
-            features=step.features.detach(),
-            hard=None if step.hard is None else step.hard.detach(),
+        twins = iter([Memory(dict(self.memory.table), step=self.memory.step), self.memory])
+        return both_sides(lambda step: value(step, next(twins)), step) / step.scale + (
+            RHO / step.scale
         )
-        by_scale = value(fixed, self.memory)
-        surrogate = 2 * by_features - by_features.detach() + by_scale - by_scale.detach()
-        return surrogate / step.scale + RHO / step.scale
 
     def individual(self, step: Step) -> Tensor:
         assert self.temperature is not None
@@ -246,6 +270,14 @@ class Reference:
         return 2 * step.mean(terms) / step.scale.detach() + 0.5 / step.scale
 
 
+def both_sides(value: Callable[[Step], Tensor], step: Step) -> Tensor:
+    """The value with twice its gradient by the embeddings, and once that by the scale."""
+    by_features = value(dataclasses.replace(step, scale=step.scale.detach()))
+    hard = None if step.hard is None else step.hard.detach()
+    by_scale = value(dataclasses.replace(step, features=step.features.detach(), hard=hard))
+    return 2 * by_features - by_features.detach() + by_scale - by_scale.detach()
+
+
 def settings_of(name: str, more: dict) -> dict:
     fields = METHODS[name].settings.model_fields
     wanted = {
@@ -255,6 +287,10 @@ def settings_of(name: str, more: dict) -> dict:
         "rate_offset": 1.5,
         **small_memory(name, POOL),
     }
+    if name in {"infonce_queue", "rgcl_queue"}:
+        defaults = METHODS[name].settings.model_fields
+        keys = ("queue_alignment", "queue_positives")
+        wanted |= {key: defaults[key].default for key in keys}
     if name in {"sogclr", "isogclr"}:
         wanted["gamma"] = 0.4
     if name == "neuclip_pool":
@@ -276,6 +312,7 @@ def watch_target(loss: PairLoss, reference: Reference) -> None:
 
 
 WITHOUT_GROUPS = ("openclip", "siglip", "isogclr", "fastclip_v3", "neuclip_pool", "infonce_queue")
+WITHOUT_GROUPS += ("rgcl_queue", "rgcl_queue_none", "rgcl_queue_moments", "queue_aligned")
 WITHOUT_GROUPS += ("moco", "moco_partly_filled")
 CASES = [
     (v, o)

@@ -19,6 +19,8 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("neuclip_pool", {"pool_size": 20}),
     ("neuclip_pool", {"pool_size": 20, "gradient": "union", "gradient_size": 9}),
     ("infonce_queue", {"queue_size": 20}),
+    ("infonce_queue", {"queue_size": 20, "queue_alignment": "moments"}),
+    ("rgcl_queue", {"queue_size": 20}),
     ("moco", {"queue_size": 20}),
     ("infonce_queue", {"glofnd_alpha": 0.3, "glofnd_start": 2.0}),
     ("fastclip_v3", {"glofnd_alpha": 0.3, "glofnd_start": 1.0, "glofnd_lr": 0.6}),

@@ -133,6 +133,11 @@ def pool(setup: Setup) -> Cost:
     return softmax_loss(setup) + read + Cost(gathered=setup.batch * INTEGER)
 
 
+def aligned_queue(setup: Setup) -> Cost:
+    """A pool of that size, whose mean over all ranks is summed in another message."""
+    return pool(setup) + Cost(reduced=2 * setup.dim * FLOAT, messages=1)
+
+
 def momentum_contrast(setup: Setup) -> Cost:
     """Keys and ids gathered once; three products of local anchors and all keys, for each side.
 

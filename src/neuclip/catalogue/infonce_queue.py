@@ -12,13 +12,22 @@ from neuclip.catalogue.method_settings import (
 )
 from neuclip.catalogue.neuclip import default_pool_size
 from neuclip.errors import UserError, quantity
-from neuclip.method.choices import BATCH_OPTIONS
+from neuclip.method.choices import BATCH_OPTIONS, QueueAlignment, QueuePositives
 
 if TYPE_CHECKING:
     from neuclip.method.losses.pair_loss import PairLoss
+    from neuclip.method.normalizers.embedding_queue import QueueForm
 
 WARM_UP = 1000
 """Steps of the published warm-up."""
+ALIGNMENT_TEXT = (
+    "how the queue follows the batch before it is read (XBN, arXiv 2303.17127): none; mean: it is "
+    "shifted so that its mean is the batch's; moments: its standard deviations are the batch's, too"
+)
+POSITIVES_TEXT = (
+    "what a positive pulls in the queue's part of the loss, where the queue pushes the anchor "
+    "alone: pair: both its embeddings; anchor: the anchor alone"
+)
 
 
 class QueueSettings(MethodSettings):
@@ -49,8 +58,33 @@ def with_queue_size(
     return settings.model_copy(update={"queue_size": size})
 
 
-class QueueInfoNCESettings(ThresholdSettings, QueueSettings, LearnedTemperatureSettings):
-    """InfoNCE over the batch and a queue of past embeddings."""
+class AlignedQueueSettings(QueueSettings):
+    """A queue of embeddings by the towers themselves, which may follow the batch."""
+
+    queue_alignment: QueueAlignment = setting(
+        "none",
+        ALIGNMENT_TEXT,
+    )
+    queue_positives: QueuePositives = setting(
+        "pair",
+        POSITIVES_TEXT,
+    )
+
+
+def queue_form(settings: AlignedQueueSettings) -> "QueueForm":
+    """The queue of the settings."""
+    from neuclip.method.normalizers.embedding_queue import QueueForm
+
+    return QueueForm(
+        settings.queue_size,
+        settings.size_for_batch,
+        settings.queue_alignment,
+        settings.queue_positives,
+    )
+
+
+class QueueInfoNCESettings(ThresholdSettings, AlignedQueueSettings, LearnedTemperatureSettings):
+    """InfoNCE over the batch and a queue of past embeddings; the defaults are the published."""
 
     name: Literal["infonce_queue"] = "infonce_queue"
     queue_warm_up: int | None = setting(
@@ -67,8 +101,7 @@ def _build(settings: QueueInfoNCESettings, run: RunFacts) -> "PairLoss":
 
     return QueueInfoNCELoss(
         run.embed_dim,
-        settings.queue_size,
-        settings.size_for_batch,
+        queue_form(settings),
         warm_up=_warm_up(settings, run),
         sharded=run.sharded,
     )
@@ -105,7 +138,7 @@ METHODS = (
              + the same for the texts, with images Q2
              Q: the newest m embeddings of earlier batches, as constants; an anchor's own pair and
              its groups have no part in its sum. In the first queue_warm_up steps Q fills and is
-             left out""",
+             left out; queue_alignment and queue_positives are those of rgcl_queue, off here""",
         paper="Wang et al., Cross-Batch Memory for Embedding Learning, CVPR 2020 "
         "(arXiv 1912.06798), with the loss of CLIP (arXiv 2103.00020)",
         cost=pool,

@@ -29,6 +29,7 @@ from neuclip.catalogue import (
     moco,
     neuclip,
     openclip,
+    rgcl_queue,
     scent,
     siglip,
     sogclr,
@@ -38,7 +39,18 @@ from neuclip.catalogue.method_settings import MethodSettings
 from neuclip.errors import UserError, nearest
 from neuclip.method.choices import BatchOption
 
-_FAMILIES = (openclip, infonce_queue, moco, siglip, fastclip, sogclr, scent, amorlip, neuclip)
+_FAMILIES = (
+    openclip,
+    infonce_queue,
+    moco,
+    siglip,
+    fastclip,
+    rgcl_queue,
+    sogclr,
+    scent,
+    amorlip,
+    neuclip,
+)
 
 DEFAULT_METHOD = "neuclip_pool"
 """What `neuclip train` trains where nothing chooses a method."""

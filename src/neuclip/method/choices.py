@@ -25,6 +25,12 @@ PredictionGradient = Literal["detached", "full", "union"]
 """The gradient through predicted log-normalizers: a constant; differentiated inside the conjugate;
 differentiated as the objective itself, in which prototypes are extra negatives."""
 
+QueueAlignment = Literal["none", "mean", "moments"]
+"""How a queue follows the batch: see `neuclip.method.normalizers.embedding_queue`."""
+
+QueuePositives = Literal["pair", "anchor"]
+"""What a positive pulls in a sum over a queue: both embeddings of its pair, or the anchor alone."""
+
 Mixing = Literal["gamma", "none"]
 """What a predicted log-normalizer is mixed with: the batch estimate by gamma, or nothing."""
 

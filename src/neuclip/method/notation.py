@@ -12,6 +12,7 @@ Image and text anchors are treated alike, so most tensors carry a leading axis `
 index 0 for image anchors (against texts), index 1 for text anchors (against images).
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -127,6 +128,13 @@ class Anchors:
     def known(self) -> Bool[Tensor, "2 local"] | None:
         """Which anchors have a negative; none: all, because none of them leaves out any."""
         return has_estimate(self.log_inner) if self.pairs.leaves_out else None
+
+    def log_sums(self) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "*sides local"]]:
+        """Log of the sum over the anchor's negatives in the batch, and how many they are."""
+        negatives, inner = self.negatives, self.log_inner
+        if not isinstance(negatives, Tensor):
+            return inner + math.log(negatives), inner.new_full(inner.shape, negatives)
+        return inner + negatives.clamp_min(1).log(), negatives
 
     def mean(self, values: Float[Tensor, "*rows 2 local"]) -> Float[Tensor, "*rows 2"]:
         """As `Pairs.mean`, over the anchors that have a negative."""

@@ -197,7 +197,10 @@ class QueueThresholds(FalseNegativeThresholds):
             ids = ids.to(queue.slots.device, non_blocking=True)
             ids = collectives.gather_constant(ids, pairs.layout)
         features = candidates.features.to(queue.slots.dtype)
-        similarity = torch.bmm(features, queue.slots.transpose(1, 2))
+        slots = queue.aligned(features.flip(0))
+        if slots is not queue.slots:
+            slots = nn.functional.normalize(slots, dim=-1)
+        similarity = torch.bmm(features, slots.transpose(1, 2))
         exact = torch.promote_types(features.dtype, torch.float32)
         kept = torch.full_like(features[0, :, 0], queue.filled, dtype=exact)
         if (excluded := queue.excluded(ids, candidates.groups)) is not None:

@@ -34,6 +34,8 @@ def in_full(name: str) -> dict[str, object]:
         known |= {"gamma_decay_epochs": 2.0, "pool_size": 128 * BATCH, "gradient_size": 32 * BATCH}
     if name == "infonce_queue":
         known |= {"queue_size": 128 * BATCH, "queue_warm_up": 1000}
+    if name == "rgcl_queue":
+        known |= {"queue_size": 4 * BATCH}
     if name == "moco":
         known |= {"queue_size": 128 * BATCH}
     return known

@@ -7,14 +7,14 @@
 N_i are the anchor's negatives in the global batch, hard negatives included, and Q_i the embeddings
 of the other side in the queue, without those of the anchor's own pair and of its groups. The queue
 holds constants, so it has a gradient through the anchor alone; the batch has the gradient of
-InfoNCE. The batch enters the queue after the loss is computed.
+InfoNCE. The batch enters the queue after the loss is computed. The queue may follow the batch, see
+`EmbeddingQueue`, and the s_ii beside it may move the anchor alone, see `attach_gradient`.
 
 In the first `warm_up` steps the queue fills and has no part in the loss: embeddings that still move
 fast describe the present towers badly (the paper warms up for 1,000 steps).
 """
 
-import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -23,9 +23,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from neuclip.method.losses.pair_loss import PairLoss, anchors_of
-from neuclip.method.normalizers.embedding_queue import EmbeddingQueue, follow_saved_size
+from neuclip.method.normalizers.embedding_queue import QueueForm, follow_saved_size
 from neuclip.method.normalizers.global_batch import GlobalBatch
-from neuclip.method.normalizers.prototype_network import attach_gradient
 from neuclip.method.normalizers.sharded_rows import gathered_rows
 from neuclip.method.notation import Anchors, Pairs
 from neuclip.method.objective import log_plus
@@ -36,8 +35,7 @@ class QueueInfoNCELoss(PairLoss):
 
     Args:
         embed_dim: width of the embeddings.
-        size: embeddings of each side in the queue, over all ranks; none: that of the first batch.
-        size_for_batch: the size for a global batch size, where none is given.
+        form: the queue.
         warm_up: training steps before the queue takes part.
         sharded: whether each rank keeps only its share of the queue.
     """
@@ -45,20 +43,14 @@ class QueueInfoNCELoss(PairLoss):
     epsilon = 1e-14
 
     def __init__(
-        self,
-        embed_dim: int,
-        size: int | None,
-        size_for_batch: Callable[[int], int],
-        *,
-        warm_up: int,
-        sharded: bool = True,
+        self, embed_dim: int, form: QueueForm, *, warm_up: int, sharded: bool = True
     ) -> None:
         super().__init__(embed_dim)
-        self.queue = EmbeddingQueue(size, embed_dim, setting="queue_size", sharded=sharded)
+        self.form = form
+        self.queue = form.queue(embed_dim, sharded=sharded)
         follow_saved_size(self, "queue")
         self.warm_up = warm_up
         self.step_count = 0
-        self._size_for_batch = size_for_batch
 
     def pair_loss(
         self,
@@ -68,12 +60,13 @@ class QueueInfoNCELoss(PairLoss):
     ) -> Float[Tensor, ""]:
         """This rank's part of the loss above."""
         anchors = anchors_of(pairs, logit_scale)
-        log_sum, _ = _batch_sums(anchors)
+        log_sum, _ = anchors.log_sums()
         with self.section("normalizer"):
             batch = self._global_batch(anchors)
-            self.queue.settle(self._size_for_batch(pairs.layout.total))
+            self.queue.settle(self.form.size_for_batch(pairs.layout.total))
             if self.step_count >= self.warm_up and self.queue.filled:
-                log_sum = torch.logaddexp(log_sum, self._queue_sums(anchors, batch)[0])
+                beside, _ = self.queue.log_sums(anchors, batch, self.form.positives)
+                log_sum = torch.logaddexp(log_sum, beside)
             self.queue.push_batch(batch)
             self.step_count += 1
         losses = pairs.mean(functional.softplus(log_sum))
@@ -89,27 +82,14 @@ class QueueInfoNCELoss(PairLoss):
     ) -> Float[Tensor, "2 local"]:
         """The estimate of log(eps + g) by the negatives of the batch and of the queue together."""
         anchors = anchors_of(pairs, logit_scale)
-        log_sum, count = _batch_sums(anchors)
+        log_sum, count = anchors.log_sums()
         if self.step_count >= self.warm_up and self.queue.filled:
-            beside, held = self._queue_sums(anchors, self._global_batch(anchors))
+            beside, held = self.queue.log_sums(anchors, self._global_batch(anchors))
             log_sum, count = torch.logaddexp(log_sum, beside), count + held
         return log_plus(log_sum - count.clamp_min(1).log(), self.epsilon)
 
     def _global_batch(self, anchors: Anchors) -> GlobalBatch:
         return GlobalBatch.of(anchors, self.queue.slots.dtype, with_sample_ids=True)
-
-    def _queue_sums(
-        self, anchors: Anchors, batch: GlobalBatch
-    ) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "2 local"]]:
-        """Log of the sum over Q_i of exp((e_i . q_k - s_ii) / tau), and the number of terms."""
-        output = self.queue.read(batch)
-        log_mean = attach_gradient(output, anchors, "full", self.queue.shard)
-        if isinstance(output.count, int):
-            count = log_mean.new_full(log_mean.shape, output.count)
-            return log_mean + math.log(output.count), count
-        count = output.count.expand(2, -1).to(log_mean.dtype)
-        count = anchors.pairs.layout.own(count)
-        return log_mean + count.clamp_min(1).log(), count
 
     @contextmanager
     def gathered(self) -> Generator[None]:
@@ -127,11 +107,3 @@ class QueueInfoNCELoss(PairLoss):
         """Restores the counters."""
         self.step_count = int(state["step_count"])
         self.queue.written = int(state["written"])
-
-
-def _batch_sums(anchors: Anchors) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "*sides local"]]:
-    """Log of the sum over N_i of exp((s_ij - s_ii) / tau), and the number of terms."""
-    negatives, inner = anchors.negatives, anchors.log_inner
-    if not isinstance(negatives, Tensor):
-        return inner + math.log(negatives), inner.new_full(inner.shape, negatives)
-    return inner + negatives.clamp_min(1).log(), negatives

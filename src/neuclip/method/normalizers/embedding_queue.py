@@ -4,24 +4,40 @@ An anchor reads the queue before its own batch enters it. It leaves out the embe
 pair from earlier steps, where sample ids are given, and those of its groups, where groups are
 given: neither are negatives.
 
+The queue may follow the batch, as in cross-batch normalization (XBN, arXiv 2303.17127), each side
+by itself, before it is normalised and read; what it keeps does not change:
+
+    mean     q_k + mean of the batch - mean of the queue
+    moments  the same, with (q_k - mean of the queue) times the quotient of the batch's standard
+             deviation and the queue's in each coordinate
+
+Otherwise a loss with a gradient through the queue falls where all embeddings turn away from it
+together, positives along with them, which tells no pair from another.
+
 The size may follow from the batch: then the first batch of training settles it, or a loaded state.
 """
 
 import functools
 import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from neuclip.method.choices import QueueAlignment, QueuePositives
 from neuclip.method.normalizers.embedding_ring import EmbeddingRing
 from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.prototype_network import (
     NetworkOutput,
+    attach_gradient,
     network_output,
 )
 from neuclip.method.normalizers.sharded_rows import RowShard
+from neuclip.method.notation import Anchors
 from neuclip.method.softmax.exclusion import same_group
 from neuclip.parallel import collectives
 from neuclip.parallel.collectives import Slice
@@ -37,13 +53,23 @@ class EmbeddingQueue(EmbeddingRing):
         dim: width of the embeddings.
         setting: the user's name of `size`, for messages.
         sharded: whether each rank keeps only its share of the embeddings.
+        alignment: how the queue follows the batch, see the module.
     """
 
-    def __init__(self, size: int | None, dim: int, *, setting: str, sharded: bool = True) -> None:
+    def __init__(
+        self,
+        size: int | None,
+        dim: int,
+        *,
+        setting: str,
+        sharded: bool = True,
+        alignment: QueueAlignment = "none",
+    ) -> None:
         super().__init__(_shard(size or 0, setting, sharded=sharded), dim, with_sample_ids=True)
         self.given = size
         self.setting = setting
         self.sharded = sharded
+        self.alignment: QueueAlignment = alignment
         self._warned = False
 
     def settle(self, size: int) -> None:
@@ -67,7 +93,46 @@ class EmbeddingQueue(EmbeddingRing):
         if batch.groups is not None and excluded is not None:
             remaining = (~excluded).sum(1).to(batch.features.dtype)
             count = self.shard.sum(remaining)
-        return network_output(self.slots, batch, self.shard, excluded=excluded, count=count)
+        slots = self.aligned(batch.candidates)
+        return network_output(slots, batch, self.shard, excluded=excluded, count=count)
+
+    def log_sums(
+        self, anchors: Anchors, batch: GlobalBatch, positives: QueuePositives = "pair"
+    ) -> tuple[Float[Tensor, "2 local"], Float[Tensor, "2 local"]]:
+        """Log of the sum over the queue of exp((e_i . q_k - s_ii) / tau), and the number of terms.
+
+        The sum has a gradient by this rank's anchors, and by s_ii as `attach_gradient` says.
+        """
+        output = self.read(batch)
+        log_mean = attach_gradient(output, anchors, "full", self.shard, positives=positives)
+        if isinstance(output.count, int):
+            count = log_mean.new_full(log_mean.shape, output.count)
+            return log_mean + math.log(output.count), count
+        count = output.count.expand(2, -1).to(log_mean.dtype)
+        count = anchors.pairs.layout.own(count)
+        return log_mean + count.clamp_min(1).log(), count
+
+    @torch.no_grad()
+    def aligned(self, candidates: Float[Tensor, "2 batch dim"]) -> Float[Tensor, "2 owned dim"]:
+        """This rank's slots as the anchors of a batch see them, not normalised if they moved.
+
+        Args:
+            candidates: embeddings of the batch of all ranks, texts first.
+        """
+        if self.alignment == "none":
+            return self.slots
+        there = candidates.mean(1, keepdim=True)
+        # Slots that have not been written are 0.
+        here = self.shard.sum(self.slots.sum(1, keepdim=True)) / self.filled
+        centred = self.slots - here
+        if self.alignment == "moments":
+            if (unwritten := self.unwritten()) is not None:
+                centred.masked_fill_(unwritten[:, None], 0)
+            variance = self.shard.sum(centred.square().sum(1, keepdim=True)) / self.filled
+            wanted = (candidates - there).square().mean(1, keepdim=True)
+            tiny = torch.finfo(variance.dtype).tiny
+            centred *= (wanted / variance.clamp_min(tiny)).sqrt()
+        return centred + there
 
     def excluded(
         self,
@@ -121,6 +186,34 @@ class EmbeddingQueue(EmbeddingRing):
                 self.shard.size,
             )
         self._warned = True
+
+
+@dataclass(frozen=True)
+class QueueForm:
+    """A queue of `--queue-size`, and how it takes part in a loss.
+
+    Attributes:
+        size: embeddings of each side, over all ranks; none: that of the first batch.
+        size_for_batch: the size for a global batch size, where none is given.
+        alignment: how the queue follows the batch.
+        positives: what the s_ii beside the queue moves.
+    """
+
+    size: int | None
+    size_for_batch: Callable[[int], int]
+    alignment: QueueAlignment = "none"
+    positives: QueuePositives = "pair"
+
+    def queue(self, dim: int, *, sharded: bool) -> EmbeddingQueue:
+        """The queue, empty.
+
+        Args:
+            dim: width of the embeddings.
+            sharded: whether each rank keeps only its share of the embeddings.
+        """
+        return EmbeddingQueue(
+            self.size, dim, setting="queue_size", sharded=sharded, alignment=self.alignment
+        )
 
 
 def _shard(size: int, setting: str, *, sharded: bool) -> RowShard:

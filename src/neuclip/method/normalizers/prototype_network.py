@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from neuclip.method.choices import PredictionGradient
+from neuclip.method.choices import PredictionGradient, QueuePositives
 from neuclip.method.normalizers.global_batch import GlobalBatch
 from neuclip.method.normalizers.sharded_rows import RowShard
 from neuclip.method.notation import NO_ESTIMATE, Anchors, has_estimate, known_mean
@@ -171,11 +171,16 @@ def attach_gradient(
     gradient: PredictionGradient,
     shard: RowShard,
     newest: list[slice] | None = None,
+    positives: QueuePositives = "pair",
 ) -> Float[Tensor, "2 local"]:
     """This rank's log-means, with their gradient by the anchors unless it is `detached`.
 
     d log_mean_i = d( scale * (e_i . v_i - s_ii) ) with v_i = sum_k p_ik w_k held constant, so
     adding that difference attaches the exact gradient, however the prototypes are sharded.
+
+    s_ii moves both embeddings of the pair, for either of them as the anchor, while prototypes push
+    the anchor alone: pulled twice and pushed once. With `anchor`, s_ii has a gradient by the anchor
+    alone, as the positives of MoCo have, which are constants as its negatives are.
 
     Args:
         output: the network's, for the anchors of all ranks.
@@ -185,13 +190,18 @@ def attach_gradient(
         newest: the prototypes that carry the gradient, this rank's rows; none: all do. Then v_i is
             the mean over those, and the value is not touched: stale embeddings still give a good
             value but poor gradient directions.
+        positives: what s_ii has a gradient by, both embeddings of the pair or the anchor.
     """
     value = anchors.pairs.layout.own(output.log_mean).to(anchors.pairs.features.dtype)
     if gradient == "detached":
         return value
     centre, weight = _centre(output, anchors, shard, newest)
-    centre = centre.to(anchors.pairs.features.dtype)
-    linear = anchors.logit_scale * ((anchors.pairs.features * centre).sum(-1) - anchors.positive)
+    features = anchors.pairs.features
+    centre = centre.to(features.dtype)
+    positive = anchors.positive
+    if positives == "anchor":
+        positive = (features * features.flip(0).detach()).sum(-1)
+    linear = anchors.logit_scale * ((features * centre).sum(-1) - positive)
     if weight is not None and anchors.pairs.leaves_out:
         linear = linear.masked_fill(weight == 0, 0)  # none of the newest was left to the anchor
     return value + (linear - linear.detach())
