@@ -31,17 +31,19 @@ from studies.quality.variants import GROUPED
 Rows = Mapping[str, Mapping[str, Any]]
 
 MAIN = ("neuclip_pool", "rgcl_batch", "fastclip_v3", "openclip")
-FIVE_SEEDS = (*MAIN, "neuclip")
+FIVE_SEEDS = (*MAIN, "neuclip", "rgcl_queue")
 """The methods that get five seeds; the others get two."""
 REST = tuple(method for method in METHODS if method not in MAIN)
 TWO_SEEDS = tuple(method for method in METHODS if method not in FIVE_SEEDS)
 ACCUMULATED = ("openclip", "fastclip_v3", "neuclip_pool")
-SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue")
+SUSPECTED = ("neuclip_pool", "openclip", "rgcl_batch", "infonce_queue", "rgcl_queue")
 """The methods whose recipes have suspects."""
 BOUNDS = ("bound0.05", "bound0.07", "bound0.09")
 """Suspects with a lower bound of the temperature; 0.09 also starts there, above the usual 0.07."""
 QUEUES = ("union4-aligned", "union4-aligned-two-sided", "union16-aligned")
 """Suspects with a queue that moves with the batch."""
+RIVALS = ("aligned", "queue4-aligned")
+"""Suspects of `infonce_queue` with such a queue."""
 SECTIONS = (
     "untuned", "longer", "augmented", "bounded", "equal", "tuned", "memory", "published",
     "negatives", "suspects",
@@ -129,6 +131,14 @@ ORDER = (
     Line("bounded", "icons", 64, ("fastclip_v3",), (0,)),
     Line("untuned", "glyphs", 64, ("infonce_queue", "moco"), (0,)),
     Line("untuned", "glyphs", 64, METHODS, (0,)),
+    Line("untuned", "glyphs", 64, ("rgcl_queue",), (0, 1, 2)),
+    Line("untuned", "icons", 64, ("rgcl_queue",), (0, 1, 2)),
+    Line("untuned", "emoji", 64, ("rgcl_queue",), (0, 1, 2)),
+    Line("longer", "emoji", 64, ("rgcl_queue",), (0, 1), longer=3),
+    Line("suspects", "glyphs", 64, ("infonce_queue",), (0,), labels=RIVALS),
+    Line("suspects", "emoji", 64, ("rgcl_queue",), (0,), longer=3),
+    Line("suspects", "glyphs", 64, ("rgcl_queue",), (0,)),
+    Line("untuned", "glyphs", 64, ("rgcl_batch", "neuclip_pool"), (1, 2)),
     Line("untuned", "emoji", 64, ("neuclip",), (1, 2)),
     Line("untuned", "icons", 64, MAIN, (1,)),
     Line("longer", "icons", 64, MAIN, (0,), longer=3),

@@ -70,6 +70,7 @@ class Suspect:
 
 POOL = RECIPES["neuclip_pool"]
 QUEUE = RECIPES["infonce_queue"]
+FOLLOWING = RECIPES["rgcl_queue"]
 SOFTER_BATCH = replace(RECIPES["rgcl_batch"], value=1.0)
 MASK: Section = {"false_negatives": "mask"}
 CONCEPTS: Section = {**MASK, "label_key": BARE_NAMES["data"]["caption_key"]}
@@ -146,6 +147,8 @@ def _union(
     )  # fmt: skip
 
 
+RIVAL: Mapping[str, Value] = {"queue_alignment": "mean", "queue_positives": "anchor"}
+"""What `rgcl_queue` has, for InfoNCE."""
 ALONG = "the queue moves along, positives constant in its part"
 AS_ON_GLYPHS = {"pool_size": 8192 / GLYPHS.about, "gradient_size": 2048 / GLYPHS.about}
 """The pool and the gradient's part of it, as shares of the glyphs, on which they were chosen."""
@@ -222,6 +225,15 @@ SUSPECTS = (
     # The queue of InfoNCE, whose recipe collapses (added after its first run).
     _suspect("queue of 8 batches", "queue8", QUEUE, queue_size=8 * BATCH),
     _suspect("queue after half of the run", "queue-half", QUEUE, queue_warm_up=_steps(0.5)),
+    _suspect(
+        "the queue follows the batch, positives pull the anchor alone in its part", "aligned",
+        QUEUE, **RIVAL,
+    ),
+    _suspect(
+        "the same, queue of 4 batches", "queue4-aligned", QUEUE, queue_size=4 * BATCH, **RIVAL
+    ),
+    _suspect("deviations follow the batch, too", "moments", FOLLOWING, queue_alignment="moments"),
+    _suspect("positives pull both embeddings", "pair", FOLLOWING, queue_positives="pair"),
     # The gradient through the pool.
     _suspect("positives constant in the pool's gradient", "balanced", name="pool_balanced"),
     _suspect("pool pushes the batch", "two-sided", name="pool_two_sided"),

@@ -76,7 +76,7 @@ def test_the_table_has_mean_spread_seeds_difference_and_floor():
     assert "| emoji | nearest training picture |  | 21.5 |  | - |  |" in text
     assert "A memory of 64 pairs" not in text  # none of its runs is evaluated
     assert "- untuned, emoji: 7 of " in text
-    assert "- tuned, icons: 0 of 60 runs trained, and what its search decides; 0 of 0" in text
+    assert "- tuned, icons: 0 of 66 runs trained, and what its search decides; 0 of 0" in text
 
 
 def test_a_difference_that_excludes_zero_is_bold():

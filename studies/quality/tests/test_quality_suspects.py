@@ -16,7 +16,7 @@ from studies.quality.development_report import (
     recipes_table,
     suspects_table,
 )
-from studies.quality.plan import BOUNDS, MAIN, ORDER, QUEUES, Line, cells_of, part, plan
+from studies.quality.plan import BOUNDS, MAIN, ORDER, QUEUES, RIVALS, Line, cells_of, part, plan
 from studies.quality.recipes import RECIPES, cell
 from studies.quality.report import tables
 from studies.quality.suspects import SUSPECTS
@@ -131,8 +131,10 @@ def test_rhos_are_points_of_the_grid_and_train_once():
 def test_captions_of_the_concept_alone_follow_the_data():
     named = [suspect for suspect in SUSPECTS if suspect.label.startswith("names")]
     on_glyphs = {"balanced", "two-sided", *QUEUES, "groups16", "names", "names-mask", *BOUNDS}
+    on_glyphs |= {*RIVALS, "moments", "pair"}
     mine = [suspect for suspect in SUSPECTS if suspect.label in on_glyphs]
-    assert part("suspects", "glyphs", {}).cells == [suspect.cell("glyphs") for suspect in mine]
+    cells = [suspect.cell("glyphs") for suspect in mine]
+    assert {each.name for each in part("suspects", "glyphs", {}).cells} == {c.name for c in cells}
     for suspect, (data, key) in product(named, (("glyphs", "name"), ("emoji", "concept"))):
         found = config(suspect.cell(data))
         assert (found.data.caption_key, found.evaluation.val_templates) == (key, "{c}")
