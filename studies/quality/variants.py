@@ -157,28 +157,13 @@ class TwoSidedPool(PoolWithTerm):
 class MovingPool(PoolNormalizer):
     """The pool's embeddings are shifted so that their mean is the batch's, then normalised.
 
-        w_k + mean of the batch - mean of the pool,  for images and texts apart
-
     Without this, all embeddings can rotate away from the pool together. That lowers the loss
     without telling any pair from another: positives rotate along.
     """
 
-    def moved(self, candidates: Tensor) -> Tensor:
-        """All slots, shifted and not yet normalised; empty ones are shifted, too, but never read.
-
-        Args:
-            candidates: the embeddings of the batch, texts first: [2, batch, dim].
-        """
-        slots = self.ring.slots
-        held = slots[:, : self.ring.filled]
-        return slots + candidates.mean(1, keepdim=True) - held.mean(1, keepdim=True)
-
-    def _read(self, batch: GlobalBatch) -> NetworkOutput:
-        kept = self.ring.slots.clone()
-        self.ring.slots.copy_(self.moved(batch.candidates))
-        output = super()._read(batch)
-        self.ring.slots.copy_(kept)
-        return output
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.ring.alignment = "mean"
 
 
 class AlignedPool(MovingPool, BalancedPool):
@@ -194,7 +179,7 @@ class AlignedTwoSidedPool(MovingPool, TwoSidedPool):
 
     def candidates(self, anchors: Anchors) -> Tensor:
         """The slots, moved."""
-        moved = self.moved(anchors.pairs.features.detach().flip(0))
+        moved = self.ring.aligned(anchors.pairs.features.detach().flip(0))
         return torch.nn.functional.normalize(moved, dim=-1)
 
 
