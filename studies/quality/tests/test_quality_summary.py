@@ -20,7 +20,8 @@ def test_a_line_per_split_with_the_mean_over_seeds():
     del tested[by_run["openclip", 1]]
     head, _, *lines = summary(rows_of(cells), tested).splitlines()
     assert head.split(" | ")[3:] == [
-        "`rgcl_queue`", "`neuclip_pool`", "`rgcl_batch`", "`fastclip_v3`", "`openclip`", "outlines |"
+        "`rgcl_queue`", "`neuclip_pool`", "`rgcl_batch`", "`fastclip_v3`", "`openclip`",
+        "outlines |",
     ]  # fmt: skip
     assert lines == [
         "| emoji, 8 passes | unseen vendor | 1 to 2 | - | 41.0 ± 1.4 | 40.0 | - | 40.0 | 21.5 |",
