@@ -197,9 +197,7 @@ class QueueThresholds(FalseNegativeThresholds):
             ids = ids.to(queue.slots.device, non_blocking=True)
             ids = collectives.gather_constant(ids, pairs.layout)
         features = candidates.features.to(queue.slots.dtype)
-        slots = queue.aligned(features.flip(0))
-        if slots is not queue.slots:
-            slots = nn.functional.normalize(slots, dim=-1)
+        slots = nn.functional.normalize(queue.aligned(features.flip(0)), dim=-1)
         similarity = torch.bmm(features, slots.transpose(1, 2))
         exact = torch.promote_types(features.dtype, torch.float32)
         kept = torch.full_like(features[0, :, 0], queue.filled, dtype=exact)
