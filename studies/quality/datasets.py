@@ -111,7 +111,11 @@ class DataFolder:
 
     @cached_property
     def digest(self) -> str:
-        """A digest of the description, which names every shard's content."""
+        """A digest of the description.
+
+        That of icons and emoji has a digest of every shard. That of the glyphs has the sizes of its
+        shards, and the accuracies without learning, which follow from the pictures.
+        """
         content = (self.path / self.data.description).read_bytes()
         return hashlib.sha256(content).hexdigest()[:12]
 
