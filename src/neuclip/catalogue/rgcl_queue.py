@@ -77,9 +77,7 @@ METHODS = (
              Q: the newest m embeddings of earlier batches, as constants, shifted so that their
              mean is the batch's; an anchor's own pair and its groups have no part in its sum.
              Beside Q the positive s_ii pulls the anchor alone""",
-        paper="this project; the objective RGCL-g of "
-        + PAPER
-        + " with cross-batch memory (Wang et "
+        paper=f"this project; the objective RGCL-g of {PAPER} with cross-batch memory (Wang et "
         "al., CVPR 2020, arXiv 1912.06798) whose mean follows the batch (Ajanthan et al., Adaptive "
         "Cross Batch Normalization for Metric Learning, arXiv 2303.17127) and positives as in MoCo "
         "(arXiv 1911.05722)",
