@@ -232,7 +232,7 @@ SUSPECTS = (
     _suspect(
         "the same, queue of 4 batches", "queue4-aligned", QUEUE, queue_size=4 * BATCH, **RIVAL
     ),
-    _suspect("rho 2", recipe=replace(FOLLOWING, value=2.0)),
+    _suspect("rho 3.5", recipe=replace(FOLLOWING, value=3.5)),
     _suspect("deviations follow the batch, too", "moments", FOLLOWING, queue_alignment="moments"),
     _suspect("positives pull both embeddings", "pair", FOLLOWING, queue_positives="pair"),
     # The gradient through the pool.
