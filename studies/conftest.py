@@ -2,6 +2,8 @@
 
 import pytest
 
+from neuclip.catalogue import registry
+
 
 @pytest.fixture(scope="session")
 def first_glyphs_dir(demo_dir, tmp_path_factory):
@@ -13,3 +15,12 @@ def first_glyphs_dir(demo_dir, tmp_path_factory):
     for split in ("unseen_face", "unseen_character"):
         (folder / split).symlink_to(demo_dir / f"{split}_test")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_catalogue():
+    """Variants that a test registers leave the catalogue of this process after it."""
+    before = dict(registry._table)
+    yield
+    registry._table.clear()
+    registry._table.update(before)

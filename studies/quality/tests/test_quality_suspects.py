@@ -22,7 +22,6 @@ from studies.quality.report import tables
 from studies.quality.suspects import SUSPECTS
 from studies.quality.variants import register_variants
 
-from neuclip.catalogue import registry
 from neuclip.config.resolve import resolve
 from neuclip.config.run_config import RunConfig
 from neuclip.config.validation import validate
@@ -34,11 +33,7 @@ EMOJI = Line("suspects", "emoji", 64, ("neuclip_pool",), (0,))
 
 @pytest.fixture
 def _registered():
-    before = dict(registry._table)
     register_variants()
-    yield
-    registry._table.clear()
-    registry._table.update(before)
 
 
 def config(found: Cell) -> RunConfig:

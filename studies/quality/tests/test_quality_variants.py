@@ -8,20 +8,14 @@ from studies.quality.suspects import SUSPECTS
 from studies.quality.variants import POOL_VARIANTS, VARIANTS, register_variants
 from torch.nn.functional import normalize
 
-from neuclip.catalogue import registry
 from neuclip.catalogue.create import create_loss
 
 SCALE, BATCH, WIDTH = 12.0, 8, 6
 
 
 @pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    """The catalogue of this process is as before after each test."""
-    before = dict(registry._table)
+def _registered():
     register_variants()
-    yield
-    registry._table.clear()
-    registry._table.update(before)
 
 
 def made(name: str, **settings):
