@@ -61,14 +61,8 @@ def with_queue_size(
 class AlignedQueueSettings(QueueSettings):
     """A queue of embeddings by the towers themselves, which may follow the batch."""
 
-    queue_alignment: QueueAlignment = setting(
-        "none",
-        ALIGNMENT_TEXT,
-    )
-    queue_positives: QueuePositives = setting(
-        "pair",
-        POSITIVES_TEXT,
-    )
+    queue_alignment: QueueAlignment = setting("none", ALIGNMENT_TEXT)
+    queue_positives: QueuePositives = setting("pair", POSITIVES_TEXT)
 
 
 def queue_form(settings: AlignedQueueSettings) -> "QueueForm":
